@@ -1,0 +1,248 @@
+"""Image data modules: decode, resize and crop in workers, whole batches at a time.
+
+Images are seen as timm's evaluation pipelines see them: decoded by Pillow, ``convert("RGB")``
+(grayscale and palette expanded, CMYK converted, alpha dropped, EXIF rotation not applied), resized
+and cropped by ``timm.data.create_transform``. They travel as uint8; the extractor normalizes them in
+float32, on the device.
+
+B batch, H height, W width.
+"""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from timm.data import create_transform
+from torch.utils.data import DataLoader, Dataset
+
+from lit_extract.data.plan import check_shard_rows, plan_batches
+from lit_extract.datasets import load_dataset, table
+from lit_extract.errors import InputError
+
+WHOLE_SUBSET = "all"
+WORKERS_AT_MOST = 16
+
+
+class ImageBatches(Dataset[dict[str, Any]]):
+    """A map-style dataset whose items are whole batches of a plan.
+
+    Lightning passes such a dataset through its predict loop untouched, where it would re-create a
+    batch sampler.
+
+    Args:
+        stimuli: The stimulus table.
+        batches: Global row indices of each batch.
+        preprocessing: timm's data config: ``input_size``, ``interpolation``, ``crop_pct``, ``crop_mode``.
+    """
+
+    def __init__(self, stimuli: pd.DataFrame, batches: list[range], preprocessing: dict[str, Any]) -> None:
+        # Arrays, not the table: touching a DataFrame's Python objects would copy its pages into every worker.
+        self.paths = np.array(stimuli["image"], dtype=np.str_)
+        self.rows = np.array(stimuli["image_row"], dtype=np.int64) if "image_row" in stimuli else None
+        self.batches = batches
+        self.size = tuple(preprocessing["input_size"])
+        shape_settings = {k: preprocessing[k] for k in ("input_size", "interpolation", "crop_pct", "crop_mode")}
+        self.transform = create_transform(**shape_settings, is_training=False, use_prefetcher=True)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """The batch: ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,) and ``errors``, why they are."""
+        index = self.batches[item]
+        images = np.zeros((len(index), *self.size), dtype=np.uint8)
+        bad = np.zeros(len(index), dtype=np.bool_)
+        errors: dict[int, str] = {}
+        for place, row in enumerate(index):
+            try:
+                images[place] = self.transform(self.open(row))
+            except Exception as error:  # Pillow raises almost anything on a broken file
+                bad[place] = True
+                errors[row] = f"{self.paths[row]}: {type(error).__name__}: {error}"
+        return {
+            "index": torch.tensor(index),
+            "image": torch.from_numpy(images),
+            "bad": torch.from_numpy(bad),
+            "errors": errors,
+        }
+
+    def open(self, row: int) -> Image.Image:
+        """The stimulus in a row, decoded, RGB."""
+        if self.rows is None:
+            with Image.open(self.paths[row]) as image:
+                return image.convert("RGB")
+        return Image.fromarray(_hdf5_images(str(self.paths[row]))[int(self.rows[row])])
+
+
+_open_hdf5: dict[tuple[int, str], Any] = {}
+
+
+def _hdf5_images(path: str) -> Any:
+    """NSD's image brick, opened once a process: HDF5 handles must not cross a fork."""
+    import h5py
+
+    from lit_extract.datasets.nsd import HDF5_DATASET
+
+    key = (os.getpid(), path)
+    if key not in _open_hdf5:
+        _open_hdf5[key] = h5py.File(path, "r")[HDF5_DATASET]
+    return _open_hdf5[key]
+
+
+class ImageDataModule(LightningDataModule):
+    """The images of one dataset, in whole batches, in the order of its stimulus table.
+
+    Args:
+        root: Folder of the dataset; default: the dataset's environment variable.
+        query: pandas query that chooses rows, such as "nsd_id < 1000"; needs a subset name of its own.
+        subset: Name of the chosen rows; names the output folder.
+        batch_size: Images a forward pass.
+        shard_rows: Images a shard, the unit of writing and resuming; a multiple of batch_size.
+            Default: about 128 MB of activations, at most 2,048 images.
+        num_workers: Processes that decode images; default: chosen for the machine.
+        on_bad_image: What an image that will not decode does: "stop" the run, or "skip", which
+            leaves its row NaN, lists it in the output and ends with exit code 3.
+        preprocessing: Size, crop and interpolation; linked from the model.
+    """
+
+    dataset_name = ""
+    # A rank may have nothing left to do when a run is resumed.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        root: str | None = None,
+        query: str | None = None,
+        subset: str = WHOLE_SUBSET,
+        batch_size: int = 64,
+        shard_rows: int | None = None,
+        num_workers: int | None = None,
+        on_bad_image: Literal["stop", "skip"] = "stop",
+        preprocessing: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if query is not None and subset == WHOLE_SUBSET:
+            raise InputError(
+                f"data.query: {query!r} chooses some of the rows, but data.subset is {subset!r}; "
+                "name the rows with --data.subset NAME, so that no one takes them for the whole dataset"
+            )
+        if not subset or Path(subset).name != subset:
+            raise InputError(f"data.subset: {subset!r} must be the name of one folder")
+        if num_workers is not None and num_workers < 0:
+            raise InputError(f"data.num_workers: {num_workers} must be 0 or more")
+        try:
+            check_shard_rows(batch_size, shard_rows)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        self.root, self.query, self.subset = root, query, subset
+        self.batch_size, self.shard_rows = batch_size, shard_rows
+        self.num_workers, self.on_bad_image = num_workers, on_bad_image
+        self.preprocessing = preprocessing
+        self.done_shards: Collection[int] = ()
+        self.stimuli: pd.DataFrame | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the stimulus table, once, and see that its images are there."""
+        if self.stimuli is None:
+            stimuli = load_dataset(self.dataset_name, self.root, self.query)
+            self.stimuli_hash = table.fingerprint(stimuli)
+            self.stimuli = stimuli
+
+    def provenance(self) -> dict[str, Any]:
+        """What about the data changes the numbers; :meth:`setup` must have run."""
+        assert self.stimuli is not None
+        return {
+            "dataset": self.dataset_name,
+            "subset": self.subset,
+            "query": self.query,
+            "n_stimuli": len(self.stimuli),
+            "stimuli_sha256": self.stimuli_hash,
+            "preprocessing": self.preprocessing,
+            "batch_size": self.batch_size,
+            "shard_rows": self.shard_rows,
+        }
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """This rank's batches of the shards that are not done."""
+        self.setup()
+        assert self.stimuli is not None
+        if self.preprocessing is None:
+            raise InputError(
+                "data.preprocessing: not set; pass the extractor's, as in DataModule(preprocessing=model.preprocessing)"
+            )
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        batches = plan_batches(
+            len(self.stimuli),
+            self.shard_rows or self.batch_size,
+            self.batch_size,
+            self.done_shards,
+            rank,
+            world_size,
+        )
+        self.planned_rows = sum(map(len, batches))
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        workers = self.num_workers if self.num_workers is not None else _choose_workers(on_gpu, world_size)
+        return DataLoader(
+            ImageBatches(self.stimuli, batches, self.preprocessing),
+            batch_size=None,
+            num_workers=min(workers, len(batches)),
+            pin_memory=on_gpu,
+            prefetch_factor=2 if workers and batches else None,
+        )
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Stop at a bad image, or say that it is skipped."""
+        errors: dict[int, str] = batch.pop("errors")
+        for row, reason in errors.items():
+            assert self.stimuli is not None
+            stimulus = self.stimuli["stimulus_id"][row]
+            if self.on_bad_image == "stop":
+                raise InputError(
+                    f"stimulus {stimulus} (row {row}) can't be decoded: {reason}; mend or replace the file and run the "
+                    "same command again, or pass --data.on_bad_image skip"
+                )
+            print(f"skipped: stimulus {stimulus} (row {row}) can't be decoded: {reason}", flush=True)
+        return batch
+
+
+def _choose_workers(on_gpu: bool, world_size: int) -> int:
+    """Decoding processes for one rank: the cores that are not needed to drive the model."""
+    cores = len(os.sched_getaffinity(0)) // world_size
+    return max(1, min(cores - 1, WORKERS_AT_MOST)) if on_gpu or cores > 1 else 0
+
+
+class NSDDataModule(ImageDataModule):
+    """Natural Scenes Dataset; root from NSD_DATASET. See ImageDataModule for the settings."""
+
+    dataset_name = "nsd"
+
+
+class BOLD5000DataModule(ImageDataModule):
+    """BOLD5000; root from BOLD_DATASET. See ImageDataModule for the settings."""
+
+    dataset_name = "bold5000"
+
+
+class THINGSDataModule(ImageDataModule):
+    """THINGS; root from THINGS_DATASET. See ImageDataModule for the settings."""
+
+    dataset_name = "things"
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Every image below a folder, by relative path. See ImageDataModule for the settings."""
+
+    dataset_name = "folder"
+
+
+class DemoDataModule(ImageDataModule):
+    """The photographs that ship with the package. See ImageDataModule for the settings."""
+
+    dataset_name = "demo"

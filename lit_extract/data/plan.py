@@ -1,0 +1,67 @@
+"""Which rows go together, and who computes them: pure functions of integers.
+
+Rows are cut into shards of a fixed number of rows, shards into batches that never cross a shard. A
+batch is made of the same rows whichever rank computes it and however often the run was
+interrupted, so its numbers are the same bits.
+"""
+
+from collections.abc import Collection
+
+SHARD_BYTES = 128 * 2**20
+# A small model's 128 MB would be 14,000 rows: too few shards to share among ranks, too much to lose.
+SHARD_ROWS_AT_MOST = 2048
+
+
+def default_shard_rows(batch_size: int, row_bytes: int) -> int:
+    """Rows a shard: about 128 MB of activations, at most 2,048 rows, a multiple of the batch size.
+
+    Args:
+        batch_size: Rows a batch.
+        row_bytes: Bytes of one row's activations, of all layers.
+    """
+    rows = min(SHARD_ROWS_AT_MOST, SHARD_BYTES // row_bytes)
+    return max(1, rows // batch_size) * batch_size
+
+
+def check_shard_rows(batch_size: int, shard_rows: int | None) -> None:
+    """Raise ValueError unless both are positive and shards hold whole batches."""
+    if batch_size < 1:
+        raise ValueError(f"data.batch_size: {batch_size} rows; must be 1 or more")
+    if shard_rows is not None and (shard_rows < 1 or shard_rows % batch_size):
+        raise ValueError(f"data.shard_rows: {shard_rows} rows; must be a multiple of data.batch_size ({batch_size})")
+
+
+def cut(start: int, stop: int, size: int) -> list[range]:
+    """Rows ``start`` to ``stop`` in runs of ``size``; the last may be shorter."""
+    return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def count_shards(n_rows: int, shard_rows: int) -> int:
+    """Shards that hold ``n_rows``."""
+    return -(-n_rows // shard_rows)
+
+
+def plan_batches(
+    n_rows: int,
+    shard_rows: int,
+    batch_size: int,
+    done: Collection[int] = (),
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[range]:
+    """The batches that one rank has left to do.
+
+    Args:
+        n_rows: Rows of the dataset.
+        shard_rows: Rows a shard.
+        batch_size: Rows a batch, at most; only the last batch of a shard has fewer.
+        done: Numbers of the shards that are finished.
+        rank: This process.
+        world_size: How many processes share the work: each takes every ``world_size``-th shard left.
+
+    Returns:
+        Global row indices of each batch, shard after shard.
+    """
+    shards = cut(0, n_rows, shard_rows)
+    left = [shard for number, shard in enumerate(shards) if number not in set(done)]
+    return [batch for shard in left[rank::world_size] for batch in cut(shard.start, shard.stop, batch_size)]

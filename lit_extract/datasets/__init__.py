@@ -1,0 +1,50 @@
+"""Stimulus tables: which images a dataset has, in which order, and under which ids. No torch here."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
+from lit_extract.errors import InputError
+
+DATASETS = {module.NAME: module for module in (nsd, bold5000, things, folder, demo)}
+
+
+def load_dataset(name: str, root: str | Path | None = None, query: str | None = None) -> pd.DataFrame:
+    """The stimulus table of a dataset.
+
+    Args:
+        name: ``nsd``, ``bold5000``, ``things``, ``folder`` or ``demo``.
+        root: The dataset's folder; default: the dataset's environment variable (``NSD_DATASET``,
+            ``BOLD_DATASET``, ``THINGS_DATASET``). ``demo`` needs none.
+        query: A :meth:`pandas.DataFrame.query` that chooses rows, such as ``"nsd_id < 1000"``.
+
+    Returns:
+        One row a stimulus, in dataset order: ``stimulus_id``, ``image`` (absolute path), then the
+        dataset's own columns. ``image_row`` is the row in an HDF5 file, where there is one. What
+        an id means is in ``.attrs["stimulus_id_meaning"]``.
+
+    Raises:
+        InputError: An unknown dataset; a missing root, index or column; a query that fails or
+            leaves no row.
+    """
+    if name not in DATASETS:
+        raise InputError(f"dataset: {name!r} is not one of {', '.join(DATASETS)}")
+    module = DATASETS[name]
+    loaded: pd.DataFrame
+    loaded, folder_used = module.load(root)
+    if query is not None:
+        loaded = _select(loaded, query)
+    loaded.attrs = {table.DATASET: name, table.ID_MEANING: module.ID_MEANING, table.ROOT: str(folder_used)}
+    return loaded
+
+
+def _select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
+    columns = ", ".join(loaded.columns)
+    try:
+        chosen = loaded.query(query)
+    except Exception as error:  # pandas raises whatever the expression raises
+        raise InputError(f"data.query: {query!r} fails: {error}; the columns are {columns}") from None
+    if not isinstance(chosen, pd.DataFrame) or chosen.empty:
+        raise InputError(f"data.query: {query!r} leaves none of {len(loaded)} rows; the columns are {columns}")
+    return chosen.reset_index(drop=True)

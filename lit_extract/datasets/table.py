@@ -1,0 +1,111 @@
+"""What every stimulus table shares: finding the root, reading the index, checking the rows."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lit_extract.errors import InputError, name_some
+
+# attrs of a table, which survive until the first merge; load_dataset sets them
+DATASET, ID_MEANING, ROOT = "dataset", "stimulus_id_meaning", "root"
+
+
+def find_root(dataset: str, root: str | Path | None, variable: str | None = None) -> Path:
+    """The dataset's folder: the argument (or config), else the environment variable, if it has one.
+
+    Raises:
+        InputError: Neither is given, or there is no such folder.
+    """
+    source = "data.root" if root is not None else f"the environment variable {variable}"
+    value = root if root is not None else os.environ.get(variable or "")
+    if not value:
+        hint = f" or set the environment variable {variable}" if variable else ""
+        raise InputError(f"data.root: where is {dataset}? Give --data.root DIR{hint}")
+    folder = Path(value).expanduser().absolute()
+    if not folder.is_dir():
+        raise InputError(f"{source}: {str(folder)!r} is not a folder; it should hold the {dataset} dataset")
+    return folder
+
+
+def read_index(dataset: str, root: Path, names: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """The first of ``names`` (CSV or Parquet, relative to ``root``) that exists, with its columns checked.
+
+    Raises:
+        InputError: No such file, an unreadable one, or a missing column.
+    """
+    path = next((root / name for name in names if (root / name).is_file()), None)
+    if path is None:
+        raise InputError(f"{dataset}: no index below {str(root)!r}; looked for {' and '.join(names)}")
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors, pyarrow's too
+        raise InputError(f"{dataset}: index {str(path)!r} can't be read: {error}") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError(
+            f"{dataset}: index {str(path)!r} lacks the column {name_some(missing)}; it has "
+            f"{', '.join(map(str, table.columns))}"
+        )
+    return table
+
+
+def with_stimuli(dataset: str, table: pd.DataFrame, ids: str, images: Sequence[str]) -> pd.DataFrame:
+    """Put ``stimulus_id`` (from the column ``ids``) and ``image`` (absolute paths) in front.
+
+    Raises:
+        InputError: An id is missing or occurs twice.
+    """
+    column = table[ids]
+    if column.isna().any():
+        rows = [str(row) for row in column.index[column.isna()]]
+        raise InputError(f"{dataset}: no {ids} in row {name_some(rows)}")
+    if column.duplicated().any():
+        twice = [str(value) for value in column[column.duplicated()].unique()]
+        raise InputError(f"{dataset}: {ids} must be unique; twice: {name_some(twice)}")
+    table = table.reset_index(drop=True)
+    table.insert(0, "stimulus_id", table[ids])
+    table.insert(1, "image", list(images))
+    return table
+
+
+def relative_images(root: Path, paths: "pd.Series[str]") -> list[str]:
+    """Absolute paths of images that the index gives relative to the root."""
+    return [str(root / str(path)) for path in paths]
+
+
+def image_sizes(table: pd.DataFrame) -> list[int]:
+    """Size in bytes of each row's image file.
+
+    Raises:
+        InputError: Images that are missing, the first few named, with the count.
+    """
+    known: dict[str, int] = {}
+    missing: list[str] = []
+    for path in dict.fromkeys(table["image"]):
+        try:
+            known[path] = Path(path).stat().st_size
+        except OSError:
+            missing.append(path)
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(known) + len(missing)} images are missing: {name_some(missing)}; "
+            "check data.root, or leave rows out with data.query"
+        )
+    return [known[path] for path in table["image"]]
+
+
+def fingerprint(table: pd.DataFrame) -> str:
+    """Hash of what the rows are: ids, image files relative to the root, rows in them, and sizes.
+
+    Two tables with the same fingerprint give the same features, wherever the dataset lies. File
+    contents are not read: 73,000 of them would take minutes.
+    """
+    root = table.attrs[ROOT]
+    rows = table["image_row"] if "image_row" in table else [-1] * len(table)
+    digest = hashlib.sha256()
+    for stimulus, path, row, size in zip(table["stimulus_id"], table["image"], rows, image_sizes(table), strict=True):
+        digest.update(f"{stimulus}\0{os.path.relpath(path, root)}\0{row}\0{size}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,177 @@
+"""From a complete store to features files: one streaming pass, memory of one shard.
+
+N stimuli, L layers, D hidden size.
+"""
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lit_extract.errors import InputError, name_some
+from lit_extract.features import read_metadata
+from lit_extract.lock import write_lock
+from lit_extract.store import BAD_INPUT, NOT_FINITE, Store
+
+FORMAT = 1
+
+
+def finalize(store: str | Path, keep_store: bool = False) -> list[Path]:
+    """Turn a complete store into its features files, one a pooling.
+
+    Args:
+        store: Folder of the store (``….zarr``).
+        keep_store: Leave the store in place.
+
+    Returns:
+        The features files.
+
+    Raises:
+        InputError: Not a store, rows are missing, another run is writing it, or the disk is full.
+    """
+    path = Path(store)
+    if not path.is_dir():
+        raise InputError(f"store: {str(path)!r} is not a folder")
+    with write_lock(path):
+        return finalize_locked(Store(path), keep_store)
+
+
+def finalize_locked(store: Store, keep_store: bool) -> list[Path]:
+    """:func:`finalize` for a caller that holds the store's lock."""
+    if missing := store.missing_rows():
+        rows = [f"{rows.start} to {rows.stop - 1}" for rows in missing]
+        raise InputError(
+            f"{str(store.path)!r} is not complete: {sum(map(len, missing))} of {store.n_stimuli} rows are missing: "
+            f"rows {name_some(rows)}; run the same predict command again to go on"
+        )
+    files = {pool: store.path.parent / name for pool, name in store.notes["files"].items()}
+    for pool, file in files.items():
+        if not is_finished(file, features_provenance(store.provenance, pool)):
+            _write_features(store, pool, file)
+    if not keep_store:
+        store.remove()
+    return list(files.values())
+
+
+def features_provenance(provenance: dict[str, Any], pool: str) -> dict[str, Any]:
+    """Provenance of one pooling's file."""
+    return {**provenance, "pool": pool}
+
+
+def is_finished(file: Path, provenance: dict[str, Any]) -> bool:
+    """Whether ``file`` is a features file of exactly this provenance."""
+    return file.exists() and read_metadata(file)["provenance"] == provenance
+
+
+def _write_features(store: Store, pool: str, file: Path) -> None:
+    """Write the file beside, verify it, rename it."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        _save_skeleton(store, pool, part)
+        checksum = _fill(part, (store.read_shard(pool, shard) for shard in range(store.n_shards)))
+        _verify(part, store, checksum)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(
+            f"can't write {str(file)!r}: {error}; nothing is lost: make room, then run "
+            f"lit-extract finalize {store.path}"
+        ) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    part.replace(file)
+
+
+def _save_skeleton(store: Store, pool: str, part: Path) -> None:
+    """A features file with a hole where the numbers go."""
+    status = store.status()
+    with FakeTensorMode():
+        feats = torch.empty(store.n_stimuli, len(store.layers), store.n_dim, dtype=torch.float32)
+    content = {
+        "feats": feats,
+        "num_params": store.notes["num_params"],
+        "layers": store.layers,
+        "stimulus_ids": store.stimulus_ids(),
+        "metadata": {
+            "format": FORMAT,
+            "provenance": features_provenance(store.provenance, pool),
+            "notes": {key: value for key, value in store.notes.items() if key != "files"},
+            "bad_input_rows": np.flatnonzero(status == BAD_INPUT).tolist(),
+            "not_finite_rows": np.flatnonzero(status == NOT_FINITE).tolist(),
+        },
+    }
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(content, part)
+
+
+def _fill(part: Path, shards: Iterable[NDArray[np.float32]]) -> int:
+    """Write the numbers into the hole; return their CRC-32.
+
+    A ``.pt`` is a zip archive of which the first tensor is the record ``data/0``. Its checksum, which
+    the skeleton leaves 0, is filled in too, so that ``python -m zipfile -t FILE`` finds damage years later.
+    """
+    with zipfile.ZipFile(part) as archive:
+        record = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+        directory = archive.start_dir
+    checksum = 0
+    with part.open("r+b") as file:
+        file.seek(record.header_offset)
+        header = file.read(_LOCAL_HEADER.size)
+        name_length, extra_length = _LOCAL_HEADER.unpack(header)[-2:]
+        start = record.header_offset + len(header) + name_length + extra_length
+        file.seek(start)
+        for shard in shards:
+            file.write(shard.data)
+            checksum = zlib.crc32(shard.data, checksum)
+        assert file.tell() == start + record.file_size, "the shards do not fill the tensor"
+        packed = struct.pack("<I", checksum)
+        assert file.read(4) == _DESCRIPTOR_MARK
+        file.seek(start + record.file_size + 4)
+        file.write(packed)
+        file.seek(_directory_entry(file, directory, record.filename) + _CRC_IN_DIRECTORY_ENTRY)
+        file.write(packed)
+        file.flush()
+        os.fsync(file.fileno())
+    return checksum
+
+
+# Layout of a zip archive: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7, 4.3.9 and 4.3.12
+_LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+_DIRECTORY_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
+_CRC_IN_DIRECTORY_ENTRY = 16
+_DESCRIPTOR_MARK = b"PK\x07\x08"
+
+
+def _directory_entry(file: BinaryIO, start: int, name: str) -> int:
+    """Where a record's entry in the central directory begins."""
+    while True:
+        file.seek(start)
+        fields = _DIRECTORY_ENTRY.unpack(file.read(_DIRECTORY_ENTRY.size))
+        name_length, extra_length, comment_length = fields[10:13]
+        if file.read(name_length).decode() == name:
+            return start
+        start += _DIRECTORY_ENTRY.size + name_length + extra_length + comment_length
+
+
+def _verify(part: Path, store: Store, checksum: int) -> None:
+    """Open the file as a reader would and compare what is in it with what went in."""
+    with zipfile.ZipFile(part) as archive:
+        record = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+        assert checksum == record.CRC, "the checksum is not where readers look for it"
+    content = torch.load(part, mmap=True, weights_only=True)
+    feats: NDArray[np.float32] = content["feats"].numpy()
+    assert feats.shape == (store.n_stimuli, len(store.layers), store.n_dim)
+    found = 0
+    for shard in range(store.n_shards):
+        rows = store.rows_of(shard)
+        found = zlib.crc32(feats[rows.start : rows.stop].data, found)
+    if found != checksum:
+        raise OSError(f"what was read back differs from what was written (CRC-32 {found:08x}, expected {checksum:08x})")

@@ -1,0 +1,241 @@
+"""One job: one model on one dataset, from settings to features files."""
+
+import platform
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from lit_extract import __version__
+from lit_extract.data import ImageDataModule
+from lit_extract.data.plan import default_shard_rows
+from lit_extract.datasets.table import ID_MEANING
+from lit_extract.errors import InputError
+from lit_extract.features import load_features, read_metadata
+from lit_extract.finalize import features_provenance, finalize_locked
+from lit_extract.lock import write_lock
+from lit_extract.modules.vision import VisionExtractor
+from lit_extract.progress import Progress
+from lit_extract.store import Store, StoreSpec, differing
+from lit_extract.writer import ActivationWriter
+
+# Their numbers are in the features: decoding, resizing, the model's code, the arithmetic.
+_NUMERICAL_PACKAGES = ("pillow", "timm", "torch", "torchvision")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a job left.
+
+    Args:
+        files: The features files, one a pooling; empty when it was not finalized.
+        store: The store, if it is still there.
+        bad_input_rows: Rows whose image could not be decoded: NaN.
+        not_finite_rows: Rows for which the model gave NaN or infinity.
+        was_done: The files were there already, with the same provenance.
+    """
+
+    files: list[Path]
+    store: Path | None
+    bad_input_rows: list[int]
+    not_finite_rows: list[int]
+    was_done: bool = False
+
+
+def extract(
+    model: VisionExtractor,
+    data: ImageDataModule,
+    trainer: Trainer,
+    output_dir: str = "features",
+    finalize: bool = True,
+    keep_store: bool = False,
+    overwrite: bool = False,
+) -> Extraction:
+    """Extract features, or go on where an earlier run with the same settings stopped.
+
+    Args:
+        model: The extractor.
+        data: The stimuli; its preprocessing is the model's.
+        trainer: Where and how to run.
+        output_dir: Folder of the features; files go to <dataset>/<subset>/ in it.
+        finalize: Turn the store into .pt files when all rows are done.
+        keep_store: Leave the store in place after that.
+        overwrite: Start anew: delete a store or features files that are there.
+
+    Returns:
+        The files, and the rows to beware of.
+
+    Raises:
+        InputError: Anything wrong with the settings, the dataset or the output folder.
+    """
+    data.setup()
+    job = Job(model, data, str(trainer.precision), Path(output_dir))
+    if not overwrite and job.is_done():
+        return job.report(was_done=True)
+    with job.lock():
+        if overwrite:
+            job.remove_output()
+        if overwrite or not job.is_complete():
+            job.predict(trainer)
+        if not _is_rank_zero() or not finalize:
+            return job.report()
+        finalize_locked(Store(job.store_path), keep_store)
+        return job.report()
+
+
+class Job:
+    """Names and provenance of one model on one dataset.
+
+    Args:
+        model: The extractor.
+        data: The stimuli, set up.
+        precision: The trainer's.
+        output_dir: Folder of all features.
+    """
+
+    def __init__(self, model: VisionExtractor, data: ImageDataModule, precision: str, output_dir: Path) -> None:
+        assert data.stimuli is not None, "data.setup() comes first"
+        if data.preprocessing is None:
+            data.preprocessing = model.preprocessing
+        if data.shard_rows is None:
+            data.shard_rows = default_shard_rows(data.batch_size, len(model.layers) * model.n_dim * 4)
+        self.model, self.data = model, data
+        self.stimulus_ids = data.stimuli["stimulus_id"].tolist()
+        self.id_meaning = data.stimuli.attrs[ID_MEANING]
+        self.provenance: dict[str, Any] = {
+            **model.provenance(),
+            **data.provenance(),
+            "precision": precision,
+            **{package: version(package) for package in _NUMERICAL_PACKAGES},
+        }
+        untrained = "-untrained" if model.untrained else ""
+        folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
+        stem = f"{safe_name(model.model_name)}_pool-"
+        self.files = {pool: folder / f"{stem}{pool}{untrained}.pt" for pool in model.pools}
+        self.store_path = folder / f"{stem}{'+'.join(model.pools)}{untrained}.zarr"
+
+    def is_done(self) -> bool:
+        """Whether all files are there with this provenance.
+
+        Raises:
+            InputError: One is there with another; its differing settings are named.
+        """
+        there = {pool: file for pool, file in self.files.items() if file.exists()}
+        for pool, file in there.items():
+            was = read_metadata(file)["provenance"]
+            if difference := differing(was, features_provenance(self.provenance, pool)):
+                raise InputError(
+                    f"{str(file)!r} was made with other settings: {difference}. Pass --overwrite to replace it, "
+                    "or choose another --output_dir"
+                )
+        return len(there) == len(self.files)
+
+    def is_complete(self) -> bool:
+        """Whether the store has all rows, so that only finalizing is left."""
+        if not self.store_path.exists():
+            return False
+        store = Store(self.store_path)
+        store.check_provenance(self.provenance)
+        return not store.missing_rows()
+
+    def open_store(self) -> Store:
+        """The store of this job, created unless it is there; says what is done."""
+        if not self.store_path.exists():
+            return Store.create(self.store_path, self._spec())
+        store = Store(self.store_path)
+        store.check_provenance(self.provenance)
+        done = len(store.done_shards())
+        print(
+            f"resuming {store.path}: {done} of {store.n_shards} shards done, {store.n_shards - done} left",
+            flush=True,
+        )
+        return store
+
+    def predict(self, trainer: Trainer) -> None:
+        """Compute what is missing."""
+        writer = ActivationWriter(self.open_store)
+        callbacks = [writer, Progress(writer)]
+        trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+        try:
+            with warnings.catch_warnings():
+                # Rows travel with their index, workers are chosen by us, and a rank may have nothing left to do.
+                for message in (
+                    "Couldn't infer the batch indices",
+                    ".*does not have many workers",
+                    ".*zero length",
+                    ".*zero across",
+                ):
+                    warnings.filterwarnings("ignore", message)
+                trainer.predict(self.model, datamodule=self.data, return_predictions=False)
+        finally:
+            for callback in callbacks:
+                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+
+    def remove_output(self) -> None:
+        """Delete this job's store and files."""
+        if not _is_rank_zero():
+            return
+        for file in self.files.values():
+            file.unlink(missing_ok=True)
+        if self.store_path.exists():
+            Store(self.store_path).remove()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Rank zero's right to write the output; the other ranks are part of its run."""
+        if not _is_rank_zero():
+            yield
+            return
+        with write_lock(self.store_path):
+            yield
+
+    def report(self, was_done: bool = False) -> Extraction:
+        """What is on disk now."""
+        files = [file for file in self.files.values() if file.exists()]
+        store = self.store_path if self.store_path.exists() else None
+        if source := next(iter(files), store):
+            metadata = load_features(source, None if files else self.model.pools[0]).metadata
+            return Extraction(files, store, metadata["bad_input_rows"], metadata["not_finite_rows"], was_done)
+        return Extraction(files, store, [], [], was_done)
+
+    def _spec(self) -> StoreSpec:
+        assert self.data.shard_rows is not None
+        notes = {
+            "files": {pool: file.name for pool, file in self.files.items()},
+            "num_params": self.model.num_params,
+            "stimulus_id_meaning": self.id_meaning,
+            "lit_extract": __version__,
+            "lightning": lightning.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return StoreSpec(
+            self.model.pools,
+            self.model.layers,
+            self.model.n_dim,
+            self.data.shard_rows,
+            self.stimulus_ids,
+            self.provenance,
+            notes,
+        )
+
+
+def safe_name(name: str) -> str:
+    """A model's name as part of a file name: ``/`` and all that is not plain written ``_``; never a path."""
+    return re.sub(r"^\.+|[^A-Za-z0-9._+=@-]", "_", name)
+
+
+def _is_rank_zero() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0

@@ -1,0 +1,51 @@
+"""One writer at a time."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lit_extract.errors import InputError
+
+
+@contextmanager
+def write_lock(target: Path) -> Iterator[None]:
+    """Hold the right to write ``target``; it ends with the process, however that ends.
+
+    A POSIX record lock, not the flock of the usual lock-file packages: that one is inherited by
+    data-loading workers, which outlive a killed parent by seconds and would keep the next run out.
+
+    Raises:
+        InputError: Another process holds it; the message says which.
+    """
+    path = target.with_name(f".{target.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown"
+            os.close(descriptor)
+            raise InputError(
+                f"{str(target)!r} is being written by another run ({holder}); wait for it, or stop it first"
+            ) from None
+        if _is_current(path, descriptor):
+            break
+        os.close(descriptor)  # its last holder has just removed the file
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _is_current(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,1 @@
+"""LightningModules, and the pure parts they are made of."""

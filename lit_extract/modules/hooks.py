@@ -1,0 +1,50 @@
+"""Forward hooks that come and go with one forward pass."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class _LastLayerReached(Exception):  # noqa: N818  (control flow, not an error)
+    """Ends the forward pass; only ever seen by :func:`capture`."""
+
+
+@contextmanager
+def capture(
+    layers: Mapping[str, nn.Module], pool: Callable[[Tensor], Tensor], last: str | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Collect ``pool(output)`` of named modules during the forward pass in the ``with`` block.
+
+    Pooling runs inside the hook, so that no more than one layer's tokens are held. Hooks leave with
+    the block, whatever happens in it.
+
+    Args:
+        layers: Module of each layer to capture, by the layer's name.
+        pool: From a layer's output, (B, T, D), to what is kept.
+        last: The layer after which the forward pass stops, leaving the ``with`` block; the layers
+            behind it, the final norm and the head are then never computed.
+
+    Yields:
+        A dict that fills up with the pooled outputs, by layer name.
+    """
+    pooled: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            pooled[name] = pool(hidden)
+            if name == last:
+                raise _LastLayerReached
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+    try:
+        yield pooled
+    except _LastLayerReached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,141 @@
+"""``lit-extract predict``: a LightningCLI that shows what concerns prediction, and nothing of training."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import lit_extract.data
+import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
+from lit_extract.errors import name_some
+from lit_extract.features import load_features
+from lit_extract.job import Extraction, extract
+
+EXIT_OK, EXIT_BAD_ROWS = 0, 3
+
+Precision = Literal["bf16-true", "bf16-mixed", "32-true"]
+
+
+def predict_trainer(
+    accelerator: str = "auto",
+    devices: int | str | list[int] = "auto",
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: Precision | None = None,
+    callbacks: list[Any] | None = None,
+) -> Trainer:
+    """A Trainer for prediction.
+
+    Args:
+        accelerator: "gpu", "cpu" or "auto".
+        devices: How many devices, which ones, or "auto" for all; several share the work (DDP).
+        num_nodes: Machines that share the work.
+        strategy: Lightning's strategy for several devices; "auto" is DDP.
+        precision: "bf16-true", "bf16-mixed" or "32-true"; default: bf16-true on a GPU and on a CPU with
+            AMX, 32-true elsewhere.
+        callbacks: Further Lightning callbacks.
+    """
+    return Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision or default_precision(accelerator),
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module's plan keeps two ranks out of one shard
+    )
+
+
+def default_precision(accelerator: str) -> Precision:
+    """bf16-true where the hardware multiplies bf16 matrices faster than float32 ones."""
+    import torch
+
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-true" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    cpuinfo = Path("/proc/cpuinfo")
+    has_amx = cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text(encoding="utf-8", errors="replace")
+    return "bf16-true" if has_amx else "32-true"
+
+
+class PredictCLI(LightningCLI):
+    """The predict command: model, data and trainer from YAML and options, then :func:`extract`."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=predict_trainer,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            run=False,
+            parser_kwargs={"prog": "lit-extract predict", "description": _DESCRIPTION},
+            args=args,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """No seed_everything: the one seed that matters is the untrained model's."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The settings of a job, and the preprocessing that the model hands to its data."""
+        parser.add_function_arguments(extract, skip={"model", "data", "trainer"})
+        parser.link_arguments("model.preprocessing", "data.init_args.preprocessing", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """As LightningCLI, which would warn about the arguments of the outer command."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _set_seed(self) -> None:
+        """No global seed."""
+
+    def run(self) -> Extraction:
+        """Extract with the parsed settings."""
+        names = ("output_dir", "finalize", "keep_store", "overwrite")
+        settings = {name: self.config_init[name] for name in names}
+        return extract(self.model, self.datamodule, self.trainer, **settings)
+
+
+_DESCRIPTION = """Extract features of a dataset with a model. Begin with a config and override what differs:
+
+  lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae
+
+Settings of the model and the data depend on their class: see --model.help VisionExtractor and
+--data.help NSDDataModule. A run that was interrupted goes on when the same command is given again.
+Exit code: 0 done, 2 something to mend, 3 done but with rows that are not finite."""
+
+
+def main(args: list[str]) -> int:
+    """Run ``lit-extract predict`` with the given arguments; return the exit code."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    cli = PredictCLI(args)
+    if cli.trainer.global_rank != 0:
+        cli.run()
+        return EXIT_OK
+    return _summarize(cli.run())
+
+
+def _summarize(extraction: Extraction) -> int:
+    for file in extraction.files:
+        features = load_features(file)
+        n, layers, dim = features.feats.shape
+        print(f"{'already done: ' if extraction.was_done else ''}{file}")
+        print(f"  {n} stimuli × {layers} layers × {dim} dimensions, {str(features.feats.dtype).removeprefix('torch.')}")
+        print(f"  layers {features.layers[0]} … {features.layers[-1]}")
+    if not extraction.files:
+        print(f"all rows are in {extraction.store}; lit-extract finalize {extraction.store} makes the features files")
+    for rows, what in (
+        (extraction.bad_input_rows, "could not be decoded and are NaN"),
+        (extraction.not_finite_rows, "have NaN or infinite activations"),
+    ):
+        if rows:
+            print(f"  beware: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
+    return EXIT_BAD_ROWS if extraction.bad_input_rows or extraction.not_finite_rows else EXIT_OK

@@ -1,0 +1,87 @@
+"""models.yml -> model entries."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_extract.errors import InputError, name_some
+
+KINDS = ("vision", "language")
+
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of models.yml.
+
+    Args:
+        name: What timm or the Hugging Face hub calls it; names the features file.
+        checkpoint: Local weights to load instead of the hub's.
+        revision: Branch, tag or commit on the hub.
+        options: Further arguments for the backbone's constructor.
+    """
+
+    name: str
+    checkpoint: str | None = None
+    revision: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def default_models_file() -> Path:
+    """``models.yml`` of the working directory, else the one shipped with the package."""
+    candidates = [Path("models.yml"), _PACKAGE / "models.yml", _PACKAGE.parent / "models.yml"]
+    return next((path for path in candidates if path.is_file()), candidates[-1])
+
+
+def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
+    """Read a models file.
+
+    Args:
+        path: The file; default :func:`default_models_file`.
+
+    Returns:
+        The entries of each kind, in the order of the file.
+
+    Raises:
+        InputError: The file is missing, is not YAML, or an entry is neither a name nor a mapping
+            with ``name``.
+    """
+    path = Path(path) if path is not None else default_models_file()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise InputError(f"models file {path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"models file {path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict) or not set(content) <= set(KINDS):
+        raise InputError(f"models file {path}: expected lists under {' and '.join(KINDS)}")
+    return {kind: [_entry(path, kind, raw) for raw in content.get(kind) or []] for kind in KINDS}
+
+
+def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEntry | None:
+    """The entry called ``name``, or None when the file does not list it."""
+    return next((entry for entry in read_models(path)[kind] if entry.name == name), None)
+
+
+def unknown_model(name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that nobody knows, with the closest names that exist."""
+    close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    hint = f"; did you mean {name_some(close)}?" if close else "; timm.list_models('vit*') lists what there is"
+    return InputError(f"model.name: no model is called {name!r}{hint}")
+
+
+def _entry(path: Path, kind: str, raw: Any) -> ModelEntry:
+    if isinstance(raw, str):
+        return ModelEntry(raw)
+    allowed = set(ModelEntry.__dataclass_fields__)
+    if isinstance(raw, dict) and isinstance(raw.get("name"), str) and set(raw) <= allowed:
+        return ModelEntry(**raw)
+    raise InputError(
+        f"models file {path}: {kind} entry {raw!r} must be a name or a mapping with name and any of "
+        f"{', '.join(sorted(allowed - {'name'}))}"
+    )

@@ -1,0 +1,85 @@
+"""``lit-extract show``: what a features file holds, in words and in one picture.
+
+N stimuli, D hidden size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_extract.errors import InputError
+from lit_extract.features import Features, load_features
+
+STIMULI_AT_MOST = 200
+
+
+def show(path: str, pool: str | None = None, picture: str | None = None) -> None:
+    """Print what ``path`` holds; draw ``picture`` when asked for."""
+    features = load_features(path, pool)
+    provenance = features.provenance
+    print(f"{path}")
+    print(f"  {len(features.stimulus_ids)} stimuli × {len(features.layers)} layers, pooling {provenance['pool']}")
+    print(f"  {features.n_done} rows done; layers {', '.join(features.layers)}")
+    for key, value in {**provenance, **features.metadata["notes"]}.items():
+        print(f"  {key}: {value}")
+    for key in ("bad_input_rows", "not_finite_rows"):
+        if rows := features.metadata[key]:
+            print(f"  {key}: {rows}")
+    if picture is not None:
+        draw(features, Path(picture))
+        print(f"  drawn: {picture}")
+
+
+def draw(features: Features, picture: Path) -> None:
+    """Draw the norm of each layer, and the dissimilarity of stimuli at an early, a middle and the last layer.
+
+    The dissimilarity is 1 - Pearson's r between the features of two stimuli, as in representational
+    similarity analysis (Kriegeskorte et al., 2008, doi:10.3389/neuro.06.004.2008). At most 200 stimuli,
+    evenly spaced, are drawn.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise InputError("picture: drawing needs matplotlib: pip install 'lit-extract[plot]'") from None
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    n = len(features.stimulus_ids)
+    rows = np.unique(np.linspace(0, n - 1, min(n, STIMULI_AT_MOST)).astype(int))
+    depth = len(features.layers)
+    norms = [np.linalg.norm(features.layer(k)[rows].numpy(), axis=1) for k in range(depth)]
+    drawn = sorted({0, depth // 2, depth - 1})
+    figure, axes = plt.subplots(1, 1 + len(drawn), figsize=(3.6 * (1 + len(drawn)), 3.6), layout="constrained")
+    axes = np.atleast_1d(axes)
+    low, middle, high = np.nanpercentile(np.array(norms), [5, 50, 95], axis=1)
+    axes[0].fill_between(range(depth), low, high, alpha=0.3, linewidth=0, label="5th to 95th percentile")
+    axes[0].plot(range(depth), middle, marker=".", label="median")
+    axes[0].set(xlabel="layer", ylabel="Euclidean norm of the features", ylim=(0, None))
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
+    axes[0].legend(frameon=False)
+    for axis, layer in zip(axes[1:], drawn, strict=True):
+        image = axis.imshow(dissimilarity(features.layer(layer)[rows].numpy()), cmap="viridis", vmin=0)
+        axis.set(title=features.layers[layer], xlabel="stimulus", ylabel="stimulus")
+        figure.colorbar(image, ax=axis, label="1 − Pearson's r", shrink=0.8)
+    figure.suptitle(_title(features))
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+
+
+def dissimilarity(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """1 - Pearson's r between the rows of (N, D), as (N, N)."""
+    correlation: NDArray[np.float64] = np.corrcoef(features.astype(np.float64))
+    return np.asarray(1 - correlation)
+
+
+def _title(features: Features) -> str:
+    provenance: dict[str, Any] = features.provenance
+    weights = ", random weights" if provenance["weights"] == "untrained" else ""
+    n = len(features.stimulus_ids)
+    return f"{provenance['model']}{weights} on {provenance['dataset']} ({n} stimuli), pooling {provenance['pool']}"

@@ -1,0 +1,239 @@
+"""The zarr store that a run streams into; the only file that imports zarr.
+
+A store is a zarr v3 group (``docs/store-format.md``): per pooling one float32 array (N, L, D) cut into
+shards of rows, with inner chunks of one layer; ``status`` (N,), written before its shard; and
+``stimulus_id`` (N,). A shard file is the commit mark of its rows: zarr writes it beside and renames
+it, so it is there complete or not at all.
+
+N stimuli, L layers, D hidden size, R rows a shard.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+from zarr.core.array_spec import ArrayConfigParams
+
+from lit_extract.data.plan import count_shards, cut
+from lit_extract.errors import InputError, name_some
+
+FORMAT = 1
+
+# status of a row
+MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
+
+STATUS, STIMULUS_ID = "status", "stimulus_id"
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What a store holds, fixed when it is created.
+
+    Args:
+        pools: Names of the poolings, an array each.
+        layers: Names of the layers, in the order of the arrays' second axis.
+        n_dim: Hidden size.
+        shard_rows: Rows a shard.
+        stimulus_ids: Id of each row, all int or all str.
+        provenance: What changes the numbers; must be equal when the store is opened again.
+        notes: What else is worth knowing: versions, device, meaning of the ids, parameters.
+    """
+
+    pools: Sequence[str]
+    layers: Sequence[str]
+    n_dim: int
+    shard_rows: int
+    stimulus_ids: Sequence[int] | Sequence[str]
+    provenance: Mapping[str, Any]
+    notes: Mapping[str, Any]
+
+
+class CorruptShardError(RuntimeError):
+    """A shard that fails its checksum; it has been set aside, so that the next run computes it again."""
+
+
+class Store:
+    """An open store.
+
+    Args:
+        path: Folder of the store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.group = zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r", zarr_format=3)
+            attributes: dict[str, Any] = dict(self.group.attrs)
+            if attributes["format"] != FORMAT:
+                raise InputError(f"store {str(path)!r} has format {attributes['format']}; this version reads {FORMAT}")
+        except (FileNotFoundError, KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"{str(path)!r} is not a lit-extract store: {error}") from None
+        self.pools: list[str] = attributes["pools"]
+        self.layers: list[str] = attributes["layers"]
+        self.provenance: dict[str, Any] = attributes["provenance"]
+        self.notes: dict[str, Any] = attributes["notes"]
+        self.shard_rows: int = attributes["shard_rows"]
+        shape: tuple[int, int, int] = self._array(self.pools[0]).shape
+        self.n_stimuli, _, self.n_dim = shape
+        self.n_shards = count_shards(self.n_stimuli, self.shard_rows)
+
+    @classmethod
+    def create(cls, path: Path, spec: StoreSpec) -> "Store":
+        """Create an empty store: built beside, then renamed."""
+        beside = path.with_name(path.name + ".part")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        n, layers, rows = len(spec.stimulus_ids), len(spec.layers), spec.shard_rows
+        group = zarr.create_group(
+            beside,
+            zarr_format=3,
+            attributes={
+                "format": FORMAT,
+                "pools": list(spec.pools),
+                "layers": list(spec.layers),
+                "shard_rows": rows,
+                "status": {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE},
+                "provenance": dict(spec.provenance),
+                "notes": dict(spec.notes),
+            },
+        )
+        # A chunk that equals the fill value would be left out, and a shard without chunks not written:
+        # it must be, since its file says that the rows are done.
+        always: ArrayConfigParams = {"write_empty_chunks": True}
+        for pool in spec.pools:
+            group.create_array(
+                pool,
+                shape=(n, layers, spec.n_dim),
+                dtype="float32",
+                shards=(rows, layers, spec.n_dim),
+                chunks=(rows, 1, spec.n_dim),
+                compressors=(Crc32cCodec(),),  # activations don't compress; flipped bits are found
+                fill_value=float("nan"),
+                dimension_names=("stimulus", "layer", "dim"),
+                config=always,
+            )
+        group.create_array(
+            STATUS,
+            shape=(n,),
+            dtype="uint8",
+            chunks=(rows,),
+            compressors=(Crc32cCodec(),),
+            fill_value=MISSING,
+            config=always,
+        )
+        group.create_array(STIMULUS_ID, data=np.asarray(spec.stimulus_ids), chunks=(n,), config=always)
+        beside.rename(path)
+        return cls(path)
+
+    def rows_of(self, shard: int) -> range:
+        """Global rows of a shard."""
+        return cut(0, self.n_stimuli, self.shard_rows)[shard]
+
+    def write_shard(self, shard: int, feats: Mapping[str, NDArray[np.float32]], status: NDArray[np.uint8]) -> int:
+        """Write the rows of a shard; with the last pooling's file it counts as done.
+
+        Args:
+            shard: Number of the shard.
+            feats: Per pooling (rows, L, D).
+            status: (rows,).
+
+        Returns:
+            Bytes written.
+        """
+        rows = self.rows_of(shard)
+        self._array(STATUS)[rows.start : rows.stop] = status
+        for pool in self.pools:
+            # A file left from before (truncated, say) would be read to be merged with the new rows.
+            self._shard_file(pool, shard).unlink(missing_ok=True)
+            self._array(pool)[rows.start : rows.stop] = feats[pool]
+        return sum(self._shard_file(pool, shard).stat().st_size for pool in self.pools)
+
+    def done_shards(self) -> set[int]:
+        """Shards whose files are all there, at their full size."""
+        return {shard for shard in range(self.n_shards) if self._is_done(shard)}
+
+    def missing_rows(self) -> list[range]:
+        """Rows of the shards that are not done."""
+        done = self.done_shards()
+        return [self.rows_of(shard) for shard in range(self.n_shards) if shard not in done]
+
+    def status(self) -> NDArray[np.uint8]:
+        """Status of every row (N,); MISSING where its shard is not done."""
+        status: NDArray[np.uint8] = np.asarray(self._array(STATUS)[:])
+        for rows in self.missing_rows():
+            status[rows.start : rows.stop] = MISSING
+        return status
+
+    def stimulus_ids(self) -> list[int] | list[str]:
+        """Id of each row."""
+        ids: list[int] | list[str] = np.asarray(self._array(STIMULUS_ID)[:]).tolist()
+        return ids
+
+    def read_shard(self, pool: str, shard: int) -> NDArray[np.float32]:
+        """The rows of a shard (rows, L, D).
+
+        Raises:
+            CorruptShardError: A checksum differs; the shard no longer counts as done.
+        """
+        rows = self.rows_of(shard)
+        try:
+            return np.asarray(self._array(pool)[rows.start : rows.stop])
+        except (ValueError, OSError, IndexError) as error:
+            file = self._shard_file(pool, shard)
+            file.replace(file.with_name(file.name + ".corrupt"))
+            raise CorruptShardError(
+                f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({error}); they were "
+                "set aside: run the same predict command again to compute them anew"
+            ) from None
+
+    def read_layer(self, pool: str, layer: int) -> NDArray[np.float32]:
+        """One layer of all rows (N, D), NaN where rows are missing; the other layers are not read."""
+        return np.asarray(self._array(pool)[:, layer])
+
+    def check_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Raise InputError naming each setting in which the store differs from ``provenance``."""
+        if difference := differing(self.provenance, provenance):
+            raise InputError(
+                f"{str(self.path)!r} was begun with other settings: {difference}. Run with the same settings to go "
+                "on, pass --overwrite to start anew, or choose another --output_dir"
+            )
+
+    def remove(self) -> None:
+        """Delete the store: renamed first, so that no half of it is ever taken for a store."""
+        aside = self.path.with_name(self.path.name + ".part")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.path.rename(aside)
+        shutil.rmtree(aside)
+
+    def _array(self, name: str) -> Any:
+        return self.group[name]
+
+    def _shard_file(self, pool: str, shard: int) -> Path:
+        return self.path / pool / "c" / str(shard) / "0" / "0"
+
+    def _shard_bytes(self) -> int:
+        """Size of a shard file: chunks with checksums, then the index (offset and length of each) with its own."""
+        layers = len(self.layers)
+        return layers * (self.shard_rows * self.n_dim * 4 + 4) + layers * 16 + 4
+
+    def _is_done(self, shard: int) -> bool:
+        expected = self._shard_bytes()
+        try:
+            return all(self._shard_file(pool, shard).stat().st_size == expected for pool in self.pools)
+        except FileNotFoundError:
+            return False
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The settings that differ, each with both values; empty when none does."""
+    old, new = (json.loads(json.dumps(settings)) for settings in (old, new))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return name_some([f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys], limit=20)
