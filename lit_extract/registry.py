@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lit_extract.errors import InputError, name_some
+from lit_extract.errors import InputError, name_some, one_line
 
 KINDS = ("vision", "language")
 
@@ -57,7 +57,7 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
     except FileNotFoundError:
         raise InputError(f"models file {path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"models file {path}: not valid YAML: {error}") from None
+        raise InputError(f"models file {path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict) or not set(content) <= set(KINDS):
         raise InputError(f"models file {path}: expected lists under {' and '.join(KINDS)}")
     return {kind: [_entry(path, kind, raw) for raw in content.get(kind) or []] for kind in KINDS}

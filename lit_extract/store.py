@@ -23,7 +23,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.array_spec import ArrayConfigParams
 
 from lit_extract.data.plan import count_shards, cut
-from lit_extract.errors import InputError, name_some
+from lit_extract.errors import InputError, name_some, one_line
 
 FORMAT = 1
 
@@ -75,7 +75,7 @@ class Store:
             if attributes["format"] != FORMAT:
                 raise InputError(f"store {str(path)!r} has format {attributes['format']}; this version reads {FORMAT}")
         except (FileNotFoundError, KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"{str(path)!r} is not a lit-extract store: {error}") from None
+            raise InputError(f"{str(path)!r} is not a lit-extract store: {one_line(error)}") from None
         self.pools: list[str] = attributes["pools"]
         self.layers: list[str] = attributes["layers"]
         self.provenance: dict[str, Any] = attributes["provenance"]

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_extract.data.plan import check_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, one_line
 
 WHOLE_SUBSET = "all"
 WORKERS_AT_MOST = 16
@@ -64,7 +64,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
                 images[place] = self.transform(self.open(row))
             except Exception as error:  # Pillow raises almost anything on a broken file
                 bad[place] = True
-                errors[row] = f"{self.paths[row]}: {type(error).__name__}: {error}"
+                errors[row] = f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
         return {
             "index": torch.tensor(index),
             "image": torch.from_numpy(images),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, one_line
 
 DATASETS = {module.NAME: module for module in (nsd, bold5000, things, folder, demo)}
 
@@ -44,7 +44,7 @@ def _select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
     try:
         chosen = loaded.query(query)
     except Exception as error:  # pandas raises whatever the expression raises
-        raise InputError(f"data.query: {query!r} fails: {error}; the columns are {columns}") from None
+        raise InputError(f"data.query: {query!r} fails: {one_line(error)}; the columns are {columns}") from None
     if not isinstance(chosen, pd.DataFrame) or chosen.empty:
         raise InputError(f"data.query: {query!r} leaves none of {len(loaded)} rows; the columns are {columns}")
     return chosen.reset_index(drop=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.datasets import table
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, one_line
 
 NAME = "nsd"
 ROOT_VARIABLE = "NSD_DATASET"
@@ -45,7 +45,7 @@ def _count_rows(path: Path) -> int:
         with h5py.File(path, "r") as file:
             shape, dtype = file[HDF5_DATASET].shape, file[HDF5_DATASET].dtype
     except (OSError, KeyError) as error:
-        raise InputError(f"{NAME}: {str(path)!r} has no readable dataset {HDF5_DATASET}: {error}") from None
+        raise InputError(f"{NAME}: {str(path)!r} has no readable dataset {HDF5_DATASET}: {one_line(error)}") from None
     if len(shape) != 4 or shape[3] != 3 or dtype != "uint8":
         raise InputError(
             f"{NAME}: {HDF5_DATASET} in {str(path)!r} has shape {shape} of {dtype}; expected images × height "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lit_extract.errors import InputError, name_some
+from lit_extract.errors import InputError, name_some, one_line
 
 # attrs of a table, which survive until the first merge; load_dataset sets them
 DATASET, ID_MEANING, ROOT = "dataset", "stimulus_id_meaning", "root"
@@ -42,7 +42,7 @@ def read_index(dataset: str, root: Path, names: Sequence[str], columns: Sequence
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors, pyarrow's too
-        raise InputError(f"{dataset}: index {str(path)!r} can't be read: {error}") from None
+        raise InputError(f"{dataset}: index {str(path)!r} can't be read: {one_line(error)}") from None
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise InputError(

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from lit_extract.errors import InputError, name_some
+from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_tokens
 from lit_extract.registry import find_model, read_models, unknown_model
@@ -220,9 +220,8 @@ class VisionExtractor(LightningModule):
                 skeleton = timm.create_model(self.model_name, pretrained=False, **self.options)
         except (RuntimeError, ValueError, TypeError) as error:
             if ":" in self.model_name or _is_timm_name(self.model_name):
-                raise InputError(
-                    f"model.name, model.options: timm can't build {self.model_name!r} with {self.options}: {error}"
-                ) from None
+                what = f"{self.model_name!r} with {self.options}"
+                raise InputError(f"model.name, model.options: timm can't build {what}: {one_line(error)}") from None
             known = [entry.name for entry in read_models(models)["vision"]] + timm.list_models(pretrained=True)
             raise unknown_model(self.model_name, dict.fromkeys(known)) from None
         return skeleton.eval()
@@ -239,9 +238,9 @@ class VisionExtractor(LightningModule):
         except Exception as error:  # network, hub, disk and format errors of several libraries
             if self.checkpoint:
                 raise InputError(
-                    f"model.checkpoint: {self.checkpoint!r} does not fit {self.model_name!r}: {error}"
+                    f"model.checkpoint: {self.checkpoint!r} does not fit {self.model_name!r}: {one_line(error)}"
                 ) from error
-            raise InputError(self._no_weights(f"{type(error).__name__}: {error}")) from error
+            raise InputError(self._no_weights(f"{type(error).__name__}: {one_line(error)}")) from error
 
     def _no_weights(self, reason: str) -> str:
         return (

@@ -1,0 +1,278 @@
+"""Features against independent oracles: torchvision's feature extractor (FX) and timm's own intermediates.
+
+B batch, L layers, T tokens, D hidden size.
+"""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from lit_extract.errors import InputError
+from lit_extract.modules.vision import VisionExtractor, select_blocks
+
+TINY = "test_vit.r160_in1k"
+
+# (B, 3, H, W) uint8 at the model's own size; two images are enough to see a mix-up
+FX_MODELS = [
+    "vit_tiny_patch16_224.augreg_in21k",
+    "vit_small_patch14_reg4_dinov2.lvd142m",
+    "vit_base_patch16_clip_224.laion2b",
+]
+INTERMEDIATES_MODELS = [
+    TINY,
+    "vit_small_patch14_reg4_dinov2.lvd142m",
+    "deit_tiny_distilled_patch16_224.fb_in1k",
+    "beit_base_patch16_224.in22k_ft_in22k",
+    "eva02_tiny_patch14_224.mim_in22k",
+    "vit_base_patch16_siglip_224.webli",
+    "vit_base_patch16_224.mae",
+]
+
+
+def images_for(extractor, n=2):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (n, *extractor.preprocessing["input_size"]), dtype=torch.uint8, generator=generator)
+
+
+def extractor_of(name, **settings):
+    extractor = VisionExtractor(name, **{"untrained": True, **settings}).eval()
+    extractor.configure_model()
+    return extractor
+
+
+@torch.no_grad()
+def features(extractor, images):
+    batch = {"index": torch.arange(len(images)), "image": images, "bad": torch.zeros(len(images), dtype=torch.bool)}
+    return extractor.predict_step(batch)["feats"]
+
+
+def reference_model(name, seed=0, **options):
+    """The same random model, made without the code under test."""
+    torch.manual_seed(seed)
+    return timm.create_model(name, **options).eval()
+
+
+def reference_input(name, images):
+    """Pixels normalized as timm's pipeline does, written out."""
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return (images / 255 - mean) / std
+
+
+@pytest.mark.parametrize("name", FX_MODELS)
+@torch.no_grad()
+def test_class_token_equals_torchvision_feature_extractor(name):
+    extractor = extractor_of(name, pool="cls")
+    images = images_for(extractor)
+    nodes = [f"blocks.{k}.add_1" for k in range(len(extractor.layers))]
+    oracle = create_feature_extractor(reference_model(name), nodes)(reference_input(name, images))
+    expected = torch.stack([oracle[node][:, 0] for node in nodes], dim=1)  # (B, L, D)
+    actual = features(extractor, images)["cls"]
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", INTERMEDIATES_MODELS)
+@torch.no_grad()
+def test_averages_equal_timm_intermediates(name):
+    extractor = extractor_of(name, pool=["avg", "avg_all"])
+    images = images_for(extractor)
+    oracle = reference_model(name).forward_intermediates(
+        reference_input(name, images), norm=False, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+    )
+    # a layer is (patches, prefix), or patches alone when the model has no prefix tokens
+    layers = [layer if isinstance(layer, tuple) else (layer, layer[:, :0]) for layer in oracle]
+    patches = torch.stack([p for p, _ in layers], dim=1)  # (B, L, T, D)
+    tokens = [torch.cat([prefix, p], dim=1) for p, prefix in layers]
+    expected = {"avg": patches.mean(2), "avg_all": torch.stack([t.mean(1) for t in tokens], dim=1)}
+    torch.testing.assert_close(features(extractor, images), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_last_block_is_not_normed():
+    extractor = extractor_of(TINY)
+    images = images_for(extractor)
+    model = reference_model(TINY)
+    final = model.forward_features(reference_input(TINY, images))[:, 0]
+    raw = features(extractor, images)["cls"][:, -1]
+    assert not torch.allclose(raw, final, atol=1e-2)
+    torch.testing.assert_close(model.norm(raw), final, rtol=1e-5, atol=1e-5)
+
+
+def test_golden_value():
+    """Guards the oracles themselves: random weights of seed 0 and a black image give these numbers."""
+    extractor = extractor_of(TINY)
+    black = torch.zeros(1, 3, 160, 160, dtype=torch.uint8)
+    value = features(extractor, black)["cls"][0, [0, 5], 0]
+    torch.testing.assert_close(value, torch.tensor(GOLDEN), rtol=1e-4, atol=1e-5)
+
+
+GOLDEN = [-0.0276768, -0.0468678]
+
+
+def test_selected_layers_are_those_of_all_layers_in_the_order_asked_for():
+    images = images_for(extractor_of(TINY))
+    every = features(extractor_of(TINY), images)["cls"]
+    some = extractor_of(TINY, layers=[4, 0, -3])
+    assert some.layers == ["blocks.4", "blocks.0", "blocks.3"]
+    assert some.stop_after == "blocks.4"
+    torch.testing.assert_close(features(some, images)["cls"], every[:, [4, 0, 3]], rtol=0, atol=0)
+
+
+def test_blocks_behind_the_last_wanted_one_are_not_run():
+    extractor = extractor_of(TINY, layers=[1])
+    ran = []
+    for k, block in enumerate(extractor.backbone.blocks):
+        block.register_forward_pre_hook(lambda *_, k=k: ran.append(k))
+    features(extractor, images_for(extractor))
+    assert ran == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [("blocks", [0, 1, 2, 3]), ([0], [0]), ([-1, 0], [3, 0]), ([3, 1, -2], [3, 1, 2])],
+)
+def test_select_blocks(layers, expected):
+    assert select_blocks(layers, 4) == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([4], r"4 out of range; the model has 4 blocks, -4 to 3"),
+        ([-5, 9], r"-5, 9 out of range"),
+        ([1, -3], "none twice"),
+        ([], "at least one"),
+    ],
+)
+def test_select_blocks_refuses(layers, message):
+    with pytest.raises(InputError, match=message):
+        select_blocks(layers, 4)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224.webli", "cait_xxs24_224.fb_dist_in1k"])
+def test_models_without_a_class_token_in_their_blocks_refuse_cls(name):
+    with pytest.raises(InputError, match=r"no class token.*allowed: avg, avg_all"):
+        VisionExtractor(name, untrained=True, pool="cls")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("swin_tiny_patch4_window7_224", "no sequence of blocks"),
+        ("resnet18", "no sequence of blocks"),
+        ("hiera_tiny_224", "not of one width"),
+        ("vit_tiny_patch16_224.augreg_in21", "did you mean vit_tiny_patch16_224.augreg_in21k"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_before_weights_are_loaded(name, message):
+    with pytest.raises(InputError, match=message):
+        VisionExtractor(name, pool="avg")
+
+
+def test_same_seed_same_weights_whatever_the_default_dtype():
+    images = images_for(extractor_of(TINY))
+    expected = features(extractor_of(TINY, seed=3), images)["cls"]
+    torch.manual_seed(99)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        again = extractor_of(TINY, seed=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(features(again, images)["cls"], expected, rtol=0, atol=0)
+    assert not torch.allclose(features(extractor_of(TINY, seed=4), images)["cls"], expected)
+
+
+def test_building_an_untrained_model_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    extractor_of(TINY)
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_checkpoint_is_what_runs(tmp_path, suffix):
+    model = reference_model(TINY, seed=11)
+    file = tmp_path / f"weights.{suffix}"
+    state = model.state_dict()
+    save_file(state, file) if suffix == "safetensors" else torch.save({"state_dict": state}, file)
+    extractor = extractor_of(TINY, untrained=False, checkpoint=str(file))
+    images = images_for(extractor)
+    expected = features(extractor_of(TINY, seed=11), images)["cls"]
+    torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
+
+
+def test_checkpoint_that_lacks_a_weight_is_refused(tmp_path):
+    state = reference_model(TINY).state_dict()
+    del state["blocks.3.attn.qkv.weight"]
+    save_file(state, tmp_path / "partial.safetensors")
+    extractor = VisionExtractor(TINY, checkpoint=str(tmp_path / "partial.safetensors"))
+    with pytest.raises(InputError, match=r"does not fit .*blocks\.3\.attn\.qkv"):
+        extractor.configure_model()
+
+
+def test_a_model_at_another_image_size_gets_images_of_that_size():
+    extractor = extractor_of("vit_small_patch14_dinov2.lvd142m", options={"img_size": 224}, pool="avg")
+    assert extractor.preprocessing["input_size"] == [3, 224, 224]
+    assert features(extractor, images_for(extractor, 1))["avg"].shape == (1, 12, 384)
+
+
+def test_num_params_counts_the_head():
+    expected = sum(parameter.numel() for parameter in timm.create_model(TINY).parameters())
+    assert VisionExtractor(TINY, untrained=True).num_params == expected
+
+
+def test_bad_rows_are_nan_and_the_others_are_not_touched():
+    extractor = extractor_of(TINY)
+    images = images_for(extractor, 3)
+    good = features(extractor, images)["cls"]
+    batch = {"index": torch.arange(3), "image": images, "bad": torch.tensor([False, True, False])}
+    with torch.no_grad():
+        feats = extractor.predict_step(batch)["feats"]["cls"]
+    assert feats[1].isnan().all()
+    torch.testing.assert_close(feats[[0, 2]], good[[0, 2]], rtol=0, atol=0)
+
+
+def test_out_of_memory_splits_the_batch_and_warns_once(monkeypatch):
+    extractor = extractor_of(TINY)
+    images = images_for(extractor, 7)
+    expected = features(extractor, images)["cls"]
+    whole = extractor.features
+    sizes = []
+
+    def two_at_most(part):
+        sizes.append(len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError
+        return whole(part)
+
+    monkeypatch.setattr(extractor, "features", two_at_most)
+    with pytest.warns(UserWarning, match="7 images do not fit") as caught:
+        actual = features(extractor, images)["cls"]
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    sizes.clear()
+    features(extractor, images)
+    assert sizes == [2, 2, 2, 1]  # remembered
+    assert len(caught) == 1
+
+
+def test_out_of_memory_with_one_image_is_an_error(monkeypatch):
+    extractor = extractor_of(TINY)
+
+    def never(part):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(extractor, "features", never)
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="do not fit"):
+        features(extractor, images_for(extractor))
+
+
+def test_features_do_not_depend_on_the_batch():
+    extractor = extractor_of("vit_tiny_patch16_224.augreg_in21k")
+    images = images_for(extractor, 5)
+    together = features(extractor, images)["cls"]
+    alone = torch.cat([features(extractor, image[None])["cls"] for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
