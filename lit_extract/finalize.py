@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,10 +75,13 @@ def is_finished(file: Path, provenance: dict[str, Any]) -> bool:
 def _write_features(store: Store, pool: str, file: Path) -> None:
     """Write the file beside, verify it, rename it."""
     part = file.with_name(f".{file.name}.part")
+    shape = store.n_stimuli, len(store.layers), store.n_dim
+    shards = (store.read_shard(pool, shard) for shard in range(store.n_shards))
+    tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(store)}
     try:
-        _save_skeleton(store, pool, part)
-        checksum = _fill(part, (store.read_shard(pool, shard) for shard in range(store.n_shards)))
-        _verify(part, store, checksum)
+        _save_skeleton(_content(store, pool), tensors, part)
+        checksums = [_fill(part, f"/data/{place}", numbers.chunks) for place, numbers in enumerate(tensors.values())]
+        _verify(part, dict(zip(tensors, checksums, strict=True)))
     except OSError as error:
         part.unlink(missing_ok=True)
         raise InputError(
@@ -90,13 +94,19 @@ def _write_features(store: Store, pool: str, file: Path) -> None:
     part.replace(file)
 
 
-def _save_skeleton(store: Store, pool: str, part: Path) -> None:
-    """A features file with a hole where the numbers go."""
+@dataclass(frozen=True)
+class _Numbers:
+    """A tensor to be, whose numbers come in chunks, in order."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: Iterable[NDArray[Any]]
+
+
+def _content(store: Store, pool: str) -> dict[str, Any]:
+    """All of a features file but its tensors."""
     status = store.status()
-    with FakeTensorMode():
-        feats = torch.empty(store.n_stimuli, len(store.layers), store.n_dim, dtype=torch.float32)
-    content = {
-        "feats": feats,
+    content: dict[str, Any] = {
         "num_params": store.notes["num_params"],
         "layers": store.layers,
         "stimulus_ids": store.stimulus_ids(),
@@ -108,18 +118,45 @@ def _save_skeleton(store: Store, pool: str, part: Path) -> None:
             "not_finite_rows": np.flatnonzero(status == NOT_FINITE).tolist(),
         },
     }
+    for name in _MEANS:
+        if name in store.extras:
+            content[name] = float(np.nanmean(store.extra(name)))
+    return content
+
+
+# Per-row values of language models: their mean under the name, the rows under row_<name>.
+_MEANS = ("loss", "bpb")
+
+
+def _extra_tensors(store: Store) -> dict[str, _Numbers]:
+    tensors = {}
+    if "n_tokens" in store.extras:
+        lengths = store.extra("n_tokens")
+        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.uint8)
+        tensors["mask"] = _Numbers(mask.shape, torch.uint8, [mask])
+    for name in _MEANS:
+        if name in store.extras:
+            values = store.extra(name)
+            tensors[f"row_{name}"] = _Numbers(values.shape, torch.float32, [values])
+    return tensors
+
+
+def _save_skeleton(content: dict[str, Any], tensors: dict[str, _Numbers], part: Path) -> None:
+    """A features file with holes where the numbers go; the first tensor is its first record, and so on."""
+    with FakeTensorMode():
+        holes = {name: torch.empty(numbers.shape, dtype=numbers.dtype) for name, numbers in tensors.items()}
     with torch.serialization.skip_data(materialize_fake_tensors=True):
-        torch.save(content, part)
+        torch.save({**holes, **content}, part)
 
 
-def _fill(part: Path, shards: Iterable[NDArray[np.float32]]) -> int:
-    """Write the numbers into the hole; return their CRC-32.
+def _fill(part: Path, ending: str, chunks: Iterable[NDArray[Any]]) -> int:
+    """Write numbers into the hole of a record; return their CRC-32.
 
-    A ``.pt`` is a zip archive of which the first tensor is the record ``data/0``. Its checksum, which
-    the skeleton leaves 0, is filled in too, so that ``python -m zipfile -t FILE`` finds damage years later.
+    A ``.pt`` is a zip archive. A record's checksum, which the skeleton leaves 0, is filled in too, so
+    that ``python -m zipfile -t FILE`` finds damage years later.
     """
     with zipfile.ZipFile(part) as archive:
-        record = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+        record = next(info for info in archive.infolist() if info.filename.endswith(ending))
         directory = archive.start_dir
     checksum = 0
     with part.open("r+b") as file:
@@ -128,10 +165,11 @@ def _fill(part: Path, shards: Iterable[NDArray[np.float32]]) -> int:
         name_length, extra_length = _LOCAL_HEADER.unpack(header)[-2:]
         start = record.header_offset + len(header) + name_length + extra_length
         file.seek(start)
-        for shard in shards:
-            file.write(shard.data)
-            checksum = zlib.crc32(shard.data, checksum)
-        assert file.tell() == start + record.file_size, "the shards do not fill the tensor"
+        for chunk in chunks:
+            contiguous = np.ascontiguousarray(chunk)
+            file.write(contiguous.data)
+            checksum = zlib.crc32(contiguous.data, checksum)
+        assert file.tell() == start + record.file_size, "the numbers do not fill the tensor"
         packed = struct.pack("<I", checksum)
         assert file.read(4) == _DESCRIPTOR_MARK
         file.seek(start + record.file_size + 4)
@@ -161,17 +199,16 @@ def _directory_entry(file: BinaryIO, start: int, name: str) -> int:
         start += _DIRECTORY_ENTRY.size + name_length + extra_length + comment_length
 
 
-def _verify(part: Path, store: Store, checksum: int) -> None:
+def _verify(part: Path, checksums: dict[str, int]) -> None:
     """Open the file as a reader would and compare what is in it with what went in."""
-    with zipfile.ZipFile(part) as archive:
-        record = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
-        assert checksum == record.CRC, "the checksum is not where readers look for it"
     content = torch.load(part, mmap=True, weights_only=True)
-    feats: NDArray[np.float32] = content["feats"].numpy()
-    assert feats.shape == (store.n_stimuli, len(store.layers), store.n_dim)
-    found = 0
-    for shard in range(store.n_shards):
-        rows = store.rows_of(shard)
-        found = zlib.crc32(feats[rows.start : rows.stop].data, found)
-    if found != checksum:
-        raise OSError(f"what was read back differs from what was written (CRC-32 {found:08x}, expected {checksum:08x})")
+    for name, expected in checksums.items():
+        tensor: NDArray[Any] = content[name].numpy()
+        found = 0
+        for first in range(0, len(tensor), _VERIFIED_ROWS):
+            found = zlib.crc32(tensor[first : first + _VERIFIED_ROWS].data, found)
+        if found != expected:
+            raise OSError(f"{name} read back differs from what was written (CRC-32 {found:08x}, not {expected:08x})")
+
+
+_VERIFIED_ROWS = 1024

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,16 @@ from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_extract import __version__
-from lit_extract.data import ImageDataModule
-from lit_extract.data.plan import default_shard_rows
+from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.table import ID_MEANING
 from lit_extract.errors import InputError
 from lit_extract.features import load_features, read_metadata
 from lit_extract.finalize import features_provenance, finalize_locked
 from lit_extract.lock import write_lock
-from lit_extract.modules.vision import VisionExtractor
+from lit_extract.modules.base import Extractor
 from lit_extract.progress import Progress
 from lit_extract.store import Store, StoreSpec, differing
 from lit_extract.writer import ActivationWriter
-
-# Their numbers are in the features: decoding, resizing, the model's code, the arithmetic.
-_NUMERICAL_PACKAGES = ("pillow", "timm", "torch", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -53,8 +48,8 @@ class Extraction:
 
 
 def extract(
-    model: VisionExtractor,
-    data: ImageDataModule,
+    model: Extractor,
+    data: StimulusDataModule,
     trainer: Trainer,
     output_dir: str = "features",
     finalize: bool = True,
@@ -78,7 +73,9 @@ def extract(
     Raises:
         InputError: Anything wrong with the settings, the dataset or the output folder.
     """
-    data.setup()
+    if data.preprocessing is None:
+        data.preprocessing = model.preprocessing
+    data.setup("predict")
     job = Job(model, data, str(trainer.precision), Path(output_dir))
     if not overwrite and job.is_done():
         return job.report(was_done=True)
@@ -103,12 +100,10 @@ class Job:
         output_dir: Folder of all features.
     """
 
-    def __init__(self, model: VisionExtractor, data: ImageDataModule, precision: str, output_dir: Path) -> None:
+    def __init__(self, model: Extractor, data: StimulusDataModule, precision: str, output_dir: Path) -> None:
         assert data.stimuli is not None, "data.setup() comes first"
-        if data.preprocessing is None:
-            data.preprocessing = model.preprocessing
         if data.shard_rows is None:
-            data.shard_rows = default_shard_rows(data.batch_size, len(model.layers) * model.n_dim * 4)
+            data.shard_rows = data.default_shard_rows(len(model.layers) * model.n_dim * 4)
         self.model, self.data = model, data
         self.stimulus_ids = data.stimuli["stimulus_id"].tolist()
         self.id_meaning = data.stimuli.attrs[ID_MEANING]
@@ -116,13 +111,14 @@ class Job:
             **model.provenance(),
             **data.provenance(),
             "precision": precision,
-            **{package: version(package) for package in _NUMERICAL_PACKAGES},
+            "torch": str(torch.__version__),
         }
         untrained = "-untrained" if model.untrained else ""
         folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
         stem = f"{safe_name(model.model_name)}_pool-"
-        self.files = {pool: folder / f"{stem}{pool}{untrained}.pt" for pool in model.pools}
-        self.store_path = folder / f"{stem}{'+'.join(model.pools)}{untrained}.zarr"
+        ending = f"{data.file_suffix}{untrained}"
+        self.files = {pool: folder / f"{stem}{pool}{ending}.pt" for pool in model.pools}
+        self.store_path = folder / f"{stem}{'+'.join(model.pools)}{ending}.zarr"
 
     def is_done(self) -> bool:
         """Whether all files are there with this provenance.
@@ -174,6 +170,7 @@ class Job:
                     ".*does not have many workers",
                     ".*zero length",
                     ".*zero across",
+                    ".*treespec, LeafSpec",
                 ):
                     warnings.filterwarnings("ignore", message)
                 trainer.predict(self.model, datamodule=self.data, return_predictions=False)
@@ -229,6 +226,7 @@ class Job:
             self.stimulus_ids,
             self.provenance,
             notes,
+            self.model.extras,
         )
 
 

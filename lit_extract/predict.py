@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_extract.data
+import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
 from lit_extract.errors import name_some
 from lit_extract.features import load_features

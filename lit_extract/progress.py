@@ -22,15 +22,17 @@ class Progress(Callback):
     def __init__(self, writer: ActivationWriter) -> None:
         self.writer = writer
         self.bar: tqdm[Any] | None = None
+        self.done = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what this rank has to do."""
+        self.unit = trainer.datamodule.unit  # type: ignore[attr-defined]
         self.total = trainer.datamodule.planned_rows  # type: ignore[attr-defined]
         self.done, self.started, self.last_line = 0, time.monotonic(), time.monotonic()
         whose = f" (rank 0 of {trainer.world_size})" if trainer.world_size > 1 else ""
         self.what = f"{pl_module.model_name}{whose}"
         if trainer.is_global_zero and sys.stderr.isatty():
-            self.bar = tqdm(total=self.total, desc=self.what, unit="img", dynamic_ncols=True, smoothing=0.1)
+            self.bar = tqdm(total=self.total, desc=self.what, unit=f" {self.unit}", dynamic_ncols=True, smoothing=0.1)
 
     def on_predict_batch_end(
         self,
@@ -51,11 +53,11 @@ class Progress(Callback):
             self.last_line = time.monotonic()
             self._print_line()
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how it went."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say how it went, when all is written."""
         if self.bar is not None:
             self.bar.close()
-        elif trainer.is_global_zero:
+        elif trainer.is_global_zero and self.done:
             self._print_line()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -66,11 +68,8 @@ class Progress(Callback):
     def _print_line(self) -> None:
         rate = self.done / max(time.monotonic() - self.started, 1e-9)
         left = tqdm.format_interval((self.total - self.done) / rate)
-        written = _bytes(self.writer.bytes_written)
-        print(
-            f"{self.what}: {self.done} of {self.total} images, {rate:.1f} images/s, {left} left, {written} written",
-            flush=True,
-        )
+        done = f"{self.done} of {self.total} {self.unit}, {rate:.1f} {self.unit}/s"
+        print(f"{self.what}: {done}, {left} left, {_bytes(self.writer.bytes_written)} written", flush=True)
 
 
 def _bytes(number: float) -> str:

@@ -54,11 +54,15 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
     path = Path(path) if path is not None else default_models_file()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise InputError(f"models file {path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"models file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"models file {path}: not valid YAML: {one_line(error)}") from None
-    if not isinstance(content, dict) or not set(content) <= set(KINDS):
+    if (
+        not isinstance(content, dict)
+        or not set(content) <= set(KINDS)
+        or not all(isinstance(entries, list | None) for entries in content.values())
+    ):
         raise InputError(f"models file {path}: expected lists under {' and '.join(KINDS)}")
     return {kind: [_entry(path, kind, raw) for raw in content.get(kind) or []] for kind in KINDS}
 
@@ -78,10 +82,14 @@ def unknown_model(name: str, known: Iterable[str]) -> InputError:
 def _entry(path: Path, kind: str, raw: Any) -> ModelEntry:
     if isinstance(raw, str):
         return ModelEntry(raw)
-    allowed = set(ModelEntry.__dataclass_fields__)
-    if isinstance(raw, dict) and isinstance(raw.get("name"), str) and set(raw) <= allowed:
+    types = {"name": str, "checkpoint": str, "revision": str, "options": dict}
+    if (
+        isinstance(raw, dict)
+        and "name" in raw
+        and all(key in types and isinstance(value, types[key]) for key, value in raw.items())
+    ):
         return ModelEntry(**raw)
     raise InputError(
         f"models file {path}: {kind} entry {raw!r} must be a name or a mapping with name and any of "
-        f"{', '.join(sorted(allowed - {'name'}))}"
+        "checkpoint, revision (both text) and options (a mapping)"
     )

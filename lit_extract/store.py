@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class StoreSpec:
         stimulus_ids: Id of each row, all int or all str.
         provenance: What changes the numbers; must be equal when the store is opened again.
         notes: What else is worth knowing: versions, device, meaning of the ids, parameters.
+        extras: Names of further values of a row, with their dtype; an array (N,) each.
     """
 
     pools: Sequence[str]
@@ -54,9 +55,15 @@ class StoreSpec:
     stimulus_ids: Sequence[int] | Sequence[str]
     provenance: Mapping[str, Any]
     notes: Mapping[str, Any]
+    extras: Mapping[str, str] = field(default_factory=dict)
 
 
-class CorruptShardError(RuntimeError):
+# A chunk that equals the fill value would be left out, and a shard without chunks not written: it must
+# be, since its file, at its full size, says that the rows are done.
+_ALWAYS_WRITE: ArrayConfigParams = {"write_empty_chunks": True}
+
+
+class CorruptShardError(InputError):
     """A shard that fails its checksum; it has been set aside, so that the next run computes it again."""
 
 
@@ -72,11 +79,13 @@ class Store:
         try:
             self.group = zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r", zarr_format=3)
             attributes: dict[str, Any] = dict(self.group.attrs)
-            if attributes["format"] != FORMAT:
-                raise InputError(f"store {str(path)!r} has format {attributes['format']}; this version reads {FORMAT}")
-        except (FileNotFoundError, KeyError, json.JSONDecodeError) as error:
+            found = attributes["format"]
+        except (OSError, KeyError, ValueError, TypeError) as error:  # zarr raises all of these on what is no group
             raise InputError(f"{str(path)!r} is not a lit-extract store: {one_line(error)}") from None
+        if found != FORMAT:
+            raise InputError(f"store {str(path)!r} has format {found}; this version reads {FORMAT}")
         self.pools: list[str] = attributes["pools"]
+        self.extras: list[str] = attributes["extras"]
         self.layers: list[str] = attributes["layers"]
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.notes: dict[str, Any] = attributes["notes"]
@@ -98,6 +107,7 @@ class Store:
             attributes={
                 "format": FORMAT,
                 "pools": list(spec.pools),
+                "extras": list(spec.extras),
                 "layers": list(spec.layers),
                 "shard_rows": rows,
                 "status": {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE},
@@ -105,9 +115,6 @@ class Store:
                 "notes": dict(spec.notes),
             },
         )
-        # A chunk that equals the fill value would be left out, and a shard without chunks not written:
-        # it must be, since its file says that the rows are done.
-        always: ArrayConfigParams = {"write_empty_chunks": True}
         for pool in spec.pools:
             group.create_array(
                 pool,
@@ -118,18 +125,22 @@ class Store:
                 compressors=(Crc32cCodec(),),  # activations don't compress; flipped bits are found
                 fill_value=float("nan"),
                 dimension_names=("stimulus", "layer", "dim"),
-                config=always,
+                config=_ALWAYS_WRITE,
             )
-        group.create_array(
-            STATUS,
-            shape=(n,),
-            dtype="uint8",
-            chunks=(rows,),
-            compressors=(Crc32cCodec(),),
-            fill_value=MISSING,
-            config=always,
-        )
-        group.create_array(STIMULUS_ID, data=np.asarray(spec.stimulus_ids), chunks=(n,), config=always)
+        for name, dtype in {STATUS: "uint8", **spec.extras}.items():
+            group.create_array(
+                name,
+                shape=(n,),
+                dtype=dtype,
+                chunks=(rows,),
+                compressors=(Crc32cCodec(),),
+                fill_value=MISSING,
+                dimension_names=("stimulus",),
+                config=_ALWAYS_WRITE,
+            )
+        ids = spec.stimulus_ids
+        kind = "int64" if all(isinstance(i, int) for i in ids) else "str"  # numpy's own text is not in zarr's standard
+        group.create_array(STIMULUS_ID, shape=(n,), dtype=kind, chunks=(n,), config=_ALWAYS_WRITE)[:] = np.asarray(ids)
         beside.rename(path)
         return cls(path)
 
@@ -137,19 +148,27 @@ class Store:
         """Global rows of a shard."""
         return cut(0, self.n_stimuli, self.shard_rows)[shard]
 
-    def write_shard(self, shard: int, feats: Mapping[str, NDArray[np.float32]], status: NDArray[np.uint8]) -> int:
+    def write_shard(
+        self,
+        shard: int,
+        feats: Mapping[str, NDArray[np.float32]],
+        status: NDArray[np.uint8],
+        extras: Mapping[str, NDArray[Any]] | None = None,
+    ) -> int:
         """Write the rows of a shard; with the last pooling's file it counts as done.
 
         Args:
             shard: Number of the shard.
             feats: Per pooling (rows, L, D).
             status: (rows,).
+            extras: (rows,) each.
 
         Returns:
             Bytes written.
         """
         rows = self.rows_of(shard)
-        self._array(STATUS)[rows.start : rows.stop] = status
+        for name, values in {STATUS: status, **(extras or {})}.items():
+            self._array(name)[rows.start : rows.stop] = values
         for pool in self.pools:
             # A file left from before (truncated, say) would be read to be merged with the new rows.
             self._shard_file(pool, shard).unlink(missing_ok=True)
@@ -172,6 +191,10 @@ class Store:
             status[rows.start : rows.stop] = MISSING
         return status
 
+    def extra(self, name: str) -> NDArray[Any]:
+        """A further value of every row (N,)."""
+        return np.asarray(self._array(name)[:])
+
     def stimulus_ids(self) -> list[int] | list[str]:
         """Id of each row."""
         ids: list[int] | list[str] = np.asarray(self._array(STIMULUS_ID)[:]).tolist()
@@ -190,7 +213,7 @@ class Store:
             file = self._shard_file(pool, shard)
             file.replace(file.with_name(file.name + ".corrupt"))
             raise CorruptShardError(
-                f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({error}); they were "
+                f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); they were "
                 "set aside: run the same predict command again to compute them anew"
             ) from None
 
@@ -214,7 +237,8 @@ class Store:
         shutil.rmtree(aside)
 
     def _array(self, name: str) -> Any:
-        return self.group[name]
+        array: Any = self.group[name]
+        return array.with_config(_ALWAYS_WRITE)  # zarr does not keep it with the array
 
     def _shard_file(self, pool: str, shard: int) -> Path:
         return self.path / pool / "c" / str(shard) / "0" / "0"

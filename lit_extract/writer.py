@@ -4,6 +4,7 @@ B batch, L layers, D hidden size.
 """
 
 import queue
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ class _ShardBuffer:
         self.rows = store.rows_of(shard)
         shape = (len(self.rows), len(store.layers), store.n_dim)
         self.feats = {pool: np.empty(shape, dtype=np.float32) for pool in store.pools}
+        self.extras: dict[str, NDArray[Any]] = {}
+        self.names = store.extras
         self.status = np.full(len(self.rows), MISSING, dtype=np.uint8)
 
     def put(self, prediction: dict[str, Any]) -> None:
@@ -34,6 +37,9 @@ class _ShardBuffer:
         assert (self.status[places] == MISSING).all(), "a row came twice"
         for pool, feats in prediction["feats"].items():
             self.feats[pool][places] = feats.numpy()
+        for name in self.names:
+            values = prediction[name].numpy()
+            self.extras.setdefault(name, np.zeros(len(self.rows), dtype=values.dtype))[places] = values
         self.status[places] = np.where(prediction["bad"].numpy(), BAD_INPUT, OK)
 
     def is_full(self) -> bool:
@@ -104,6 +110,8 @@ class ActivationWriter(BasePredictionWriter):
         if buffer.is_full():
             self._hand_over(self._buffers.pop(shard))
         self._raise_failure()
+        if trainer.received_sigterm:  # pre-empted; Lightning takes note, but its predict loop would go on
+            raise SystemExit(128 + signal.SIGTERM)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait until all is on disk, on all ranks."""
@@ -135,7 +143,7 @@ class ActivationWriter(BasePredictionWriter):
         try:
             while (buffer := self._full.get()) is not None:
                 buffer.mark_not_finite()
-                self.bytes_written += self.store.write_shard(buffer.shard, buffer.feats, buffer.status)
+                self.bytes_written += self.store.write_shard(buffer.shard, buffer.feats, buffer.status, buffer.extras)
         except BaseException as error:  # handed to the main thread
             self._failure = error
 

@@ -1,5 +1,6 @@
 """LightningDataModules: one a dataset, thin, on a shared base."""
 
+from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import (
     BOLD5000DataModule,
     DemoDataModule,
@@ -11,6 +12,7 @@ from lit_extract.data.images import (
 
 __all__ = [
     "BOLD5000DataModule",
+    "CaptionDataModule",
     "DemoDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",

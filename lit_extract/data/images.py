@@ -9,31 +9,26 @@ B batch, H height, W width.
 """
 
 import os
-from collections.abc import Collection
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from timm.data import create_transform
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from lit_extract.data.plan import check_shard_rows, plan_batches
+from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
+from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
 from lit_extract.errors import InputError, one_line
 
-WHOLE_SUBSET = "all"
 WORKERS_AT_MOST = 16
 
 
 class ImageBatches(Dataset[dict[str, Any]]):
-    """A map-style dataset whose items are whole batches of a plan.
-
-    Lightning passes such a dataset through its predict loop untouched, where it would re-create a
-    batch sampler.
+    """A dataset whose items are the batches of a plan.
 
     Args:
         stimuli: The stimulus table.
@@ -95,7 +90,7 @@ def _hdf5_images(path: str) -> Any:
     return _open_hdf5[key]
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(StimulusDataModule):
     """The images of one dataset, in whole batches, in the order of its stimulus table.
 
     Args:
@@ -111,9 +106,7 @@ class ImageDataModule(LightningDataModule):
         preprocessing: Size, crop and interpolation; linked from the model.
     """
 
-    dataset_name = ""
-    # A rank may have nothing left to do when a run is resumed.
-    allow_zero_length_dataloader_with_multiple_devices = True
+    unit = "images"
 
     def __init__(
         self,
@@ -126,26 +119,12 @@ class ImageDataModule(LightningDataModule):
         on_bad_image: Literal["stop", "skip"] = "stop",
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        if query is not None and subset == WHOLE_SUBSET:
-            raise InputError(
-                f"data.query: {query!r} chooses some of the rows, but data.subset is {subset!r}; "
-                "name the rows with --data.subset NAME, so that no one takes them for the whole dataset"
-            )
-        if not subset or Path(subset).name != subset:
-            raise InputError(f"data.subset: {subset!r} must be the name of one folder")
-        if num_workers is not None and num_workers < 0:
-            raise InputError(f"data.num_workers: {num_workers} must be 0 or more")
+        super().__init__(query, subset, shard_rows, num_workers, preprocessing)
         try:
             check_shard_rows(batch_size, shard_rows)
         except ValueError as error:
             raise InputError(str(error)) from None
-        self.root, self.query, self.subset = root, query, subset
-        self.batch_size, self.shard_rows = batch_size, shard_rows
-        self.num_workers, self.on_bad_image = num_workers, on_bad_image
-        self.preprocessing = preprocessing
-        self.done_shards: Collection[int] = ()
-        self.stimuli: pd.DataFrame | None = None
+        self.root, self.batch_size, self.on_bad_image = root, batch_size, on_bad_image
 
     def setup(self, stage: str | None = None) -> None:
         """Load the stimulus table, once, and see that its images are there."""
@@ -153,6 +132,10 @@ class ImageDataModule(LightningDataModule):
             stimuli = load_dataset(self.dataset_name, self.root, self.query)
             self.stimuli_hash = table.fingerprint(stimuli)
             self.stimuli = stimuli
+
+    def default_shard_rows(self, row_bytes: int) -> int:
+        """Whole batches of about 128 MB."""
+        return default_shard_rows(self.batch_size, row_bytes)
 
     def provenance(self) -> dict[str, Any]:
         """What about the data changes the numbers; :meth:`setup` must have run."""
@@ -166,36 +149,25 @@ class ImageDataModule(LightningDataModule):
             "preprocessing": self.preprocessing,
             "batch_size": self.batch_size,
             "shard_rows": self.shard_rows,
+            **{package: version(package) for package in ("pillow", "timm", "torchvision")},
         }
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """This rank's batches of the shards that are not done."""
-        self.setup()
+    def plan(self, rank: int, world_size: int) -> list[range]:
+        """Consecutive rows, a batch size at a time."""
         assert self.stimuli is not None
-        if self.preprocessing is None:
-            raise InputError(
-                "data.preprocessing: not set; pass the extractor's, as in DataModule(preprocessing=model.preprocessing)"
-            )
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        batches = plan_batches(
-            len(self.stimuli),
-            self.shard_rows or self.batch_size,
-            self.batch_size,
-            self.done_shards,
-            rank,
-            world_size,
-        )
-        self.planned_rows = sum(map(len, batches))
-        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        workers = self.num_workers if self.num_workers is not None else _choose_workers(on_gpu, world_size)
-        return DataLoader(
-            ImageBatches(self.stimuli, batches, self.preprocessing),
-            batch_size=None,
-            num_workers=min(workers, len(batches)),
-            pin_memory=on_gpu,
-            prefetch_factor=2 if workers and batches else None,
-        )
+        shard_rows = self.shard_rows or self.batch_size
+        return plan_batches(len(self.stimuli), shard_rows, self.batch_size, self.done_shards, rank, world_size)
+
+    def batches_of(self, plan: list[range]) -> ImageBatches:
+        """Images decoded, resized and cropped."""
+        assert self.stimuli is not None
+        assert self.preprocessing is not None
+        return ImageBatches(self.stimuli, plan, self.preprocessing)
+
+    def workers(self, on_gpu: bool, world_size: int) -> int:
+        """Decoding processes: one a core; on a CPU the model sleeps while they have work."""
+        cores = len(os.sched_getaffinity(0)) // world_size
+        return max(1, min(cores, WORKERS_AT_MOST))
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Stop at a bad image, or say that it is skipped."""
@@ -210,12 +182,6 @@ class ImageDataModule(LightningDataModule):
                 )
             print(f"skipped: stimulus {stimulus} (row {row}) can't be decoded: {reason}", flush=True)
         return batch
-
-
-def _choose_workers(on_gpu: bool, world_size: int) -> int:
-    """Decoding processes for one rank: the cores that are not needed to drive the model."""
-    cores = len(os.sched_getaffinity(0)) // world_size
-    return max(1, min(cores - 1, WORKERS_AT_MOST)) if on_gpu or cores > 1 else 0
 
 
 class NSDDataModule(ImageDataModule):

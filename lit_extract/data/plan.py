@@ -5,7 +5,7 @@ batch is made of the same rows whichever rank computes it and however often the 
 interrupted, so its numbers are the same bits.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 SHARD_BYTES = 128 * 2**20
 # A small model's 128 MB would be 14,000 rows: too few shards to share among ranks, too much to lose.
@@ -62,6 +62,44 @@ def plan_batches(
     Returns:
         Global row indices of each batch, shard after shard.
     """
-    shards = cut(0, n_rows, shard_rows)
-    left = [shard for number, shard in enumerate(shards) if number not in set(done)]
-    return [batch for shard in left[rank::world_size] for batch in cut(shard.start, shard.stop, batch_size)]
+    shards = shards_left(n_rows, shard_rows, done, rank, world_size)
+    return [batch for shard in shards for batch in cut(shard.start, shard.stop, batch_size)]
+
+
+def plan_token_batches(
+    lengths: Sequence[int],
+    shard_rows: int,
+    token_budget: int,
+    done: Collection[int] = (),
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[list[int]]:
+    """As :func:`plan_batches`, for rows of different length: by length within a shard, so that padding stays small.
+
+    Args:
+        lengths: Tokens of each row.
+        shard_rows: Rows a shard.
+        token_budget: Tokens a batch at most, padding included; a single row may have more.
+        done: Numbers of the shards that are finished.
+        rank: This process.
+        world_size: How many processes share the work.
+
+    Returns:
+        Global row indices of each batch, the longest rows of a shard first: when they do not fit the
+        device's memory, it shows at once.
+    """
+    batches: list[list[int]] = []
+    for shard in shards_left(len(lengths), shard_rows, done, rank, world_size):
+        longest_first = sorted(shard, key=lambda row: -lengths[row])
+        while longest_first:
+            rows = max(1, token_budget // lengths[longest_first[0]])
+            batches.append(longest_first[:rows])
+            longest_first = longest_first[rows:]
+    return batches
+
+
+def shards_left(n_rows: int, shard_rows: int, done: Collection[int], rank: int, world_size: int) -> list[range]:
+    """Rows of the shards that one rank has left to do: every ``world_size``-th of those not done."""
+    finished = set(done)
+    left = [rows for number, rows in enumerate(cut(0, n_rows, shard_rows)) if number not in finished]
+    return left[rank::world_size]

@@ -5,7 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
-from lit_extract.errors import InputError, one_line
+from lit_extract.datasets.captions import load_captions
+from lit_extract.errors import InputError
+
+__all__ = ["DATASETS", "load_captions", "load_dataset"]
 
 DATASETS = {module.NAME: module for module in (nsd, bold5000, things, folder, demo)}
 
@@ -34,17 +37,6 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
     loaded: pd.DataFrame
     loaded, folder_used = module.load(root)
     if query is not None:
-        loaded = _select(loaded, query)
+        loaded = table.select(loaded, query)
     loaded.attrs = {table.DATASET: name, table.ID_MEANING: module.ID_MEANING, table.ROOT: str(folder_used)}
     return loaded
-
-
-def _select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
-    columns = ", ".join(loaded.columns)
-    try:
-        chosen = loaded.query(query)
-    except Exception as error:  # pandas raises whatever the expression raises
-        raise InputError(f"data.query: {query!r} fails: {one_line(error)}; the columns are {columns}") from None
-    if not isinstance(chosen, pd.DataFrame) or chosen.empty:
-        raise InputError(f"data.query: {query!r} leaves none of {len(loaded)} rows; the columns are {columns}")
-    return chosen.reset_index(drop=True)

@@ -9,6 +9,9 @@ import pandas as pd
 
 from lit_extract.errors import InputError, name_some, one_line
 
+# columns that with_stimuli and nsd.py add
+RESERVED = ("stimulus_id", "image", "image_row")
+
 # attrs of a table, which survive until the first merge; load_dataset sets them
 DATASET, ID_MEANING, ROOT = "dataset", "stimulus_id_meaning", "root"
 
@@ -34,7 +37,7 @@ def read_index(dataset: str, root: Path, names: Sequence[str], columns: Sequence
     """The first of ``names`` (CSV or Parquet, relative to ``root``) that exists, with its columns checked.
 
     Raises:
-        InputError: No such file, an unreadable one, or a missing column.
+        InputError: No such file, an unreadable or empty one, a missing column, or one with a name of ours.
     """
     path = next((root / name for name in names if (root / name).is_file()), None)
     if path is None:
@@ -49,6 +52,12 @@ def read_index(dataset: str, root: Path, names: Sequence[str], columns: Sequence
             f"{dataset}: index {str(path)!r} lacks the column {name_some(missing)}; it has "
             f"{', '.join(map(str, table.columns))}"
         )
+    if taken := [column for column in RESERVED if column in table.columns]:
+        raise InputError(
+            f"{dataset}: index {str(path)!r} has a column {name_some(taken)}, a name that is used here; rename it"
+        )
+    if table.empty:
+        raise InputError(f"{dataset}: index {str(path)!r} has no rows")
     return table
 
 
@@ -109,3 +118,23 @@ def fingerprint(table: pd.DataFrame) -> str:
     for stimulus, path, row, size in zip(table["stimulus_id"], table["image"], rows, image_sizes(table), strict=True):
         digest.update(f"{stimulus}\0{os.path.relpath(path, root)}\0{row}\0{size}\n".encode())
     return digest.hexdigest()
+
+
+def select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
+    """The rows that a pandas query chooses.
+
+    Raises:
+        InputError: The query fails, is not a condition, or leaves no row.
+    """
+    columns = ", ".join(loaded.columns)
+    try:
+        mask = loaded.eval(query)
+    except Exception as error:  # pandas raises whatever the expression raises
+        raise InputError(f"data.query: {query!r} fails: {one_line(error)}; the columns are {columns}") from None
+    if not isinstance(mask, pd.Series) or not pd.api.types.is_bool_dtype(mask):
+        # DataFrame.query would take numbers for labels, and repeat rows
+        raise InputError(f"data.query: {query!r} is not true or false for each row; the columns are {columns}")
+    chosen = loaded[mask]
+    if chosen.empty:
+        raise InputError(f"data.query: {query!r} leaves none of {len(loaded)} rows; the columns are {columns}")
+    return chosen.reset_index(drop=True)

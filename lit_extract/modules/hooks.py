@@ -13,7 +13,10 @@ class _LastLayerReached(Exception):  # noqa: N818  (control flow, not an error)
 
 @contextmanager
 def capture(
-    layers: Mapping[str, nn.Module], pool: Callable[[Tensor], Tensor], last: str | None = None
+    layers: Mapping[str, nn.Module],
+    pool: Callable[[Tensor], Tensor],
+    last: str | None = None,
+    entrances: Mapping[str, nn.Module] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Collect ``pool(output)`` of named modules during the forward pass in the ``with`` block.
 
@@ -25,6 +28,8 @@ def capture(
         pool: From a layer's output, (B, T, D), to what is kept.
         last: The layer after which the forward pass stops, leaving the ``with`` block; the layers
             behind it, the final norm and the head are then never computed.
+        entrances: Modules of which the input is captured instead, as the embeddings before the first
+            block.
 
     Yields:
         A dict that fills up with the pooled outputs, by layer name.
@@ -40,7 +45,15 @@ def capture(
 
         return hook
 
+    def keep_input(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            pooled[name] = pool(args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
     handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+    for name, module in (entrances or {}).items():
+        handles.append(module.register_forward_pre_hook(keep_input(name), with_kwargs=True))
     try:
         yield pooled
     except _LastLayerReached:

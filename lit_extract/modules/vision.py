@@ -3,25 +3,26 @@
 B batch, L layers, T tokens, D hidden size, P poolings, H height, W width.
 """
 
-import hashlib
 import warnings
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
-from lightning.pytorch import LightningModule
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.modules.base import Extractor
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_tokens
-from lit_extract.registry import find_model, read_models, unknown_model
+from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_image
+from lit_extract.modules.selection import check_pools, select_blocks
+from lit_extract.modules.weights import on_cpu_in_float32
+from lit_extract.registry import read_models, unknown_model
 
 
-class VisionExtractor(LightningModule):
+class VisionExtractor(Extractor):
     """Pooled activations of a vision model's blocks.
 
     The constructor reads the model's configuration only; weights are loaded in
@@ -42,6 +43,7 @@ class VisionExtractor(LightningModule):
     """
 
     kind = "vision"
+    inputs = ("image",)
 
     def __init__(
         self,
@@ -55,12 +57,7 @@ class VisionExtractor(LightningModule):
         layers: Literal["blocks"] | list[int] = "blocks",
         models: str | None = None,
     ) -> None:
-        super().__init__()
-        entry = find_model("vision", name, models)
-        if entry is not None:
-            checkpoint = checkpoint or (None if untrained else entry.checkpoint)
-            revision = revision or (None if untrained else entry.revision)
-            options = {**entry.options, **(options or {})}
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
         if untrained and (checkpoint or revision):
             setting = "checkpoint" if checkpoint else "revision"
             raise InputError(
@@ -70,73 +67,41 @@ class VisionExtractor(LightningModule):
             raise InputError(
                 f"model.checkpoint ({checkpoint!r}) and model.revision ({revision!r}): give one of the two"
             )
-        if checkpoint and not Path(checkpoint).is_file():
-            raise InputError(f"model.checkpoint: {checkpoint!r} is not a file")
-        self.model_name, self.untrained, self.seed = name, untrained, seed
-        self.checkpoint, self.revision, self.options = checkpoint, revision, options or {}
-
+        if self.checkpoint and not untrained and not Path(self.checkpoint).is_file():
+            raise InputError(f"model.checkpoint: {self.checkpoint!r} is not a file")
         skeleton = self._create_skeleton(models)
         self.preprocessing = _preprocessing(skeleton, self.options)
         n_tokens, self.n_dim = _block_shape(name, skeleton, self.preprocessing["input_size"])
         self.n_prefix, has_class_token = _prefix_tokens(skeleton, n_tokens)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
-        self.hub_id = skeleton.pretrained_cfg.get("hf_hub_id")
-        self.layers = [f"blocks.{k}" for k in select_blocks(layers, len(skeleton.blocks))]
-        self.pools = _check_pools(name, pool, has_class_token)
+        self.hub_id = str(skeleton.pretrained_cfg.get("hf_hub_id"))
+        chosen = select_blocks(layers, len(skeleton.blocks))
+        self.layers = [f"blocks.{k}" for k in chosen]
+        self.stop_after = f"blocks.{max(chosen)}"
+        allowed = [p for p in VISION_POOLINGS if p != "cls" or has_class_token]
+        self.pools = check_pools(pool, VISION_POOLINGS, allowed, f"{name!r} has no class token")
         self.backbone: nn.Module | None = None
-        self._largest_batch: int | None = None
         self._scale: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def stop_after(self) -> str:
-        """The wanted layer that comes last in the network; nothing behind it is computed."""
-        return max(self.layers, key=lambda layer: int(layer.split(".")[1]))
 
     def configure_model(self) -> None:
         """Build the backbone and load its weights, once, in float32; Lightning moves and casts it."""
         if self.backbone is not None:
             return
-        # Lightning's contexts would draw the random weights on the device and in bf16: other numbers.
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        try:
-            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                backbone: nn.Module = self._create_backbone()
-                self.backbone = backbone.eval().requires_grad_(False)
-        finally:
-            torch.set_default_dtype(default)
+        with on_cpu_in_float32(self.seed):
+            backbone: nn.Module = self._create_backbone()
+        self.backbone = backbone.eval().requires_grad_(False)
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> dict[str, Any]:
-        """Pooled activations of a batch.
-
-        Args:
-            batch: ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,).
-            batch_idx: Not used; the index travels in the batch.
-
-        Returns:
-            ``index`` (B,), ``feats`` with a float32 (B, L, D) on the host for each pooling, and ``bad`` (B,).
-        """
-        feats = self.split_on_oom(batch["image"])  # (P, B, L, D)
-        feats = feats.cpu()
-        feats[:, batch["bad"].cpu()] = torch.nan
-        return {
-            "index": batch["index"].cpu(),
-            "feats": dict(zip(self.pools, feats, strict=True)),
-            "bad": batch["bad"].cpu(),
-        }
-
-    def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) uint8 to pooled activations (P, B, L, D) float32, on the device."""
+    def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) uint8 to pooled activations (B, P, L, D) float32, on the device."""
         assert self.backbone is not None, "configure_model() loads the backbone"
         modules = {layer: self.backbone.get_submodule(layer) for layer in self.layers}
         with capture(modules, self.pool_layer, last=self.stop_after) as pooled:
-            self.backbone(self.normalize(images))
-        return torch.stack([pooled[layer] for layer in self.layers], dim=2)
+            self.backbone(self.normalize(inputs["image"]))
+        return {"feats": torch.stack([pooled[layer] for layer in self.layers], dim=2)}
 
     def pool_layer(self, hidden: Tensor) -> Tensor:
-        """A layer's tokens (B, T, D) to all wanted poolings of them (P, B, D)."""
-        return torch.stack([pool_tokens(hidden, pooling, self.n_prefix) for pooling in self.pools])
+        """A layer's tokens (B, T, D) to all wanted poolings of them (B, P, D)."""
+        return torch.stack([pool_image(hidden, pooling, self.n_prefix) for pooling in self.pools], dim=1)
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 pixels to the backbone's input: float32 arithmetic first, then its dtype."""
@@ -151,66 +116,14 @@ class VisionExtractor(LightningModule):
         dtype = next(self.backbone.parameters()).dtype
         return images.float().div_(255).sub_(mean).div_(std).to(dtype)
 
-    def split_on_oom(self, images: Tensor) -> Tensor:
-        """:meth:`features`, in halves when the device is out of memory; what fitted is remembered."""
-        limit = self._largest_batch or len(images)
-        try:
-            parts = [self.features(part) for part in torch.split(images, limit)]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        except torch.OutOfMemoryError:
-            if limit == 1:
-                raise
-        # Outside the except block: the exception would keep the activations of the failed pass alive.
-        if images.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if self._largest_batch is None:
-            warnings.warn(
-                f"{limit} images do not fit the device's memory; going on with smaller batches "
-                "(a smaller data.batch_size avoids this)",
-                stacklevel=2,
-            )
-        self._largest_batch = -(-min(limit, len(images)) // 2)
-        return self.split_on_oom(images)
+    def local_checkpoint(self) -> str | None:
+        """The checkpoint is always a local file."""
+        return self.checkpoint
 
-    def provenance(self) -> dict[str, Any]:
-        """What about the model changes the numbers."""
-        return {
-            "model": self.model_name,
-            "options": self.options,
-            "layers": self.layers,
-            **self.weights_provenance(),
-        }
-
-    def weights_provenance(self) -> dict[str, Any]:
-        """Which weights: the seed, the checkpoint's hash, or the hub's repository and commit."""
-        if self.untrained:
-            return {"weights": "untrained", "seed": self.seed}
-        if self.checkpoint:
-            return {"weights": "checkpoint", "checkpoint_sha256": _file_sha256(self.checkpoint)}
-        return {"weights": f"hub:{self.hub_id}", "revision": self.commit}
-
-    @cached_property
-    def commit(self) -> str:
-        """The commit on the hub that the weights come from: asked of the hub, else of the local cache."""
-        from huggingface_hub import HfApi, constants, try_to_load_from_cache
-
-        try:
-            return str(HfApi().model_info(str(self.hub_id), revision=self.revision, timeout=10).sha)
-        except Exception:  # offline, gated, absent: loading the weights will say which
-            for filename in (
-                "model.safetensors",
-                "open_clip_model.safetensors",
-                "pytorch_model.bin",
-                "open_clip_pytorch_model.bin",
-            ):
-                cached = try_to_load_from_cache(str(self.hub_id), filename, revision=self.revision)
-                if isinstance(cached, str):
-                    return Path(cached).parent.name
-            if constants.HF_HUB_OFFLINE:
-                raise InputError(
-                    self._no_weights("HF_HUB_OFFLINE is set and the weights are not in the cache")
-                ) from None
-            return self.revision or "main"
+    def weights_source(self) -> tuple[str, Sequence[str]]:
+        """Timm's repository on the hub."""
+        names = ("model", "open_clip_model", "pytorch_model", "open_clip_pytorch_model")
+        return self.hub_id, [f"{name}{suffix}" for name in names for suffix in (".safetensors", ".bin")]
 
     def _create_skeleton(self, models: str | None) -> Any:
         """The model without memory behind its weights, for its shape."""
@@ -252,41 +165,6 @@ class VisionExtractor(LightningModule):
 def _is_timm_name(name: str) -> bool:
     architecture, _, tag = name.partition(".")
     return timm.is_model(architecture) and (not tag or timm.is_model_pretrained(name))
-
-
-def select_blocks(layers: Literal["blocks"] | list[int], n_blocks: int) -> list[int]:
-    """Indices of the wanted blocks, from 0 to ``n_blocks`` - 1, in the order asked for.
-
-    Args:
-        layers: "blocks" for all, or indices; -1 is the last block.
-        n_blocks: How many the model has.
-
-    Raises:
-        InputError: An index out of range, the same block twice, or none.
-    """
-    if layers == "blocks":
-        return list(range(n_blocks))
-    if outside := [k for k in layers if not -n_blocks <= k < n_blocks]:
-        raise InputError(
-            f"model.layers: {name_some([str(k) for k in outside])} out of range; the model has {n_blocks} blocks, "
-            f"{-n_blocks} to {n_blocks - 1}"
-        )
-    chosen = [k % n_blocks for k in layers]
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError(f"model.layers: {layers} must name at least one block, and none twice")
-    return chosen
-
-
-def _check_pools(name: str, pool: VisionPooling | list[VisionPooling], has_class_token: bool) -> list[VisionPooling]:
-    pools: list[VisionPooling] = [pool] if isinstance(pool, str) else list(pool)
-    allowed = [p for p in VISION_POOLINGS if p != "cls" or has_class_token]
-    if not pools or len(set(pools)) < len(pools) or not set(pools) <= set(VISION_POOLINGS):
-        raise InputError(f"model.pool: {pool!r} must be one or more of {', '.join(allowed)}, none twice")
-    if not set(pools) <= set(allowed):
-        raise InputError(
-            f"model.pool: {name!r} has no class token, so it can't give 'cls'; allowed: {', '.join(allowed)}"
-        )
-    return pools
 
 
 def _preprocessing(skeleton: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
@@ -337,8 +215,3 @@ def _prefix_tokens(skeleton: nn.Module, n_tokens: int) -> tuple[int, bool]:
     n_prefix = declared if n_patches is None else n_tokens - n_patches
     assert n_prefix in (0, declared), f"{n_tokens} tokens, {n_patches} patches, {declared} prefix tokens"
     return n_prefix, n_prefix > 0 and getattr(skeleton, "cls_token", None) is not None
-
-
-def _file_sha256(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from lit_extract.errors import InputError
-from lit_extract.modules.vision import VisionExtractor, select_blocks
+from lit_extract.modules.selection import select_blocks
+from lit_extract.modules.vision import VisionExtractor
 
 TINY = "test_vit.r160_in1k"
 
@@ -240,17 +241,17 @@ def test_out_of_memory_splits_the_batch_and_warns_once(monkeypatch):
     extractor = extractor_of(TINY)
     images = images_for(extractor, 7)
     expected = features(extractor, images)["cls"]
-    whole = extractor.features
+    whole = extractor.activations
     sizes = []
 
-    def two_at_most(part):
-        sizes.append(len(part))
-        if len(part) > 2:
+    def two_at_most(inputs):
+        sizes.append(len(inputs["image"]))
+        if len(inputs["image"]) > 2:
             raise torch.OutOfMemoryError
-        return whole(part)
+        return whole(inputs)
 
-    monkeypatch.setattr(extractor, "features", two_at_most)
-    with pytest.warns(UserWarning, match="7 images do not fit") as caught:
+    monkeypatch.setattr(extractor, "activations", two_at_most)
+    with pytest.warns(UserWarning, match="7 rows do not fit") as caught:
         actual = features(extractor, images)["cls"]
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     sizes.clear()
@@ -265,7 +266,7 @@ def test_out_of_memory_with_one_image_is_an_error(monkeypatch):
     def never(part):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(extractor, "features", never)
+    monkeypatch.setattr(extractor, "activations", never)
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="do not fit"):
         features(extractor, images_for(extractor))
 

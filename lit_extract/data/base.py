@@ -1,0 +1,103 @@
+"""What all data modules share: the plan, and a DataLoader whose items are whole batches."""
+
+from abc import abstractmethod
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from lit_extract.errors import InputError
+
+WHOLE_SUBSET = "all"
+
+Batch = dict[str, Any]
+
+
+class StimulusDataModule(LightningDataModule):
+    """The stimuli of one dataset, in whole batches of a plan that this module owns.
+
+    Args:
+        query: pandas query that chooses rows; needs a subset name of its own.
+        subset: Name of the chosen rows; names the output folder.
+        shard_rows: Rows a shard.
+        num_workers: Processes that prepare batches; default: chosen for the machine.
+        preprocessing: What the backbone expects of its input; linked from the model.
+    """
+
+    unit = "stimuli"
+    dataset_name: str
+
+    def __init__(
+        self,
+        query: str | None,
+        subset: str,
+        shard_rows: int | None,
+        num_workers: int | None,
+        preprocessing: dict[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        # A rank may have nothing left to do when a run is resumed. Lightning's constructor sets it to False.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        if query is not None and subset == WHOLE_SUBSET:
+            raise InputError(
+                f"data.query: {query!r} chooses some of the rows, but data.subset is {subset!r}; "
+                "name the rows with --data.subset NAME, so that no one takes them for the whole dataset"
+            )
+        if not subset or subset.startswith(".") or Path(subset).name != subset:
+            raise InputError(f"data.subset: {subset!r} must be the name of one folder")
+        if num_workers is not None and num_workers < 0:
+            raise InputError(f"data.num_workers: {num_workers} must be 0 or more")
+        self.query, self.subset = query, subset
+        self.shard_rows, self.num_workers = shard_rows, num_workers
+        self.preprocessing = preprocessing
+        self.done_shards: Collection[int] = ()
+        self.planned_rows = 0
+        self.stimuli: pd.DataFrame | None = None
+
+    @property
+    def file_suffix(self) -> str:
+        """What the data adds to the name of a features file."""
+        return ""
+
+    @abstractmethod
+    def default_shard_rows(self, row_bytes: int) -> int:
+        """Rows a shard, when not given: from the bytes of one row's activations."""
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What about the data changes the numbers; ``setup`` must have run."""
+
+    @abstractmethod
+    def plan(self, rank: int, world_size: int) -> list[Any]:
+        """Global row indices of each batch that this rank has left to do."""
+
+    @abstractmethod
+    def batches_of(self, plan: list[Any]) -> Dataset[Batch]:
+        """A dataset whose items are the batches of a plan.
+
+        Lightning passes such a dataset through its predict loop untouched, where it would re-create a
+        batch sampler.
+        """
+
+    @abstractmethod
+    def workers(self, on_gpu: bool, world_size: int) -> int:
+        """Processes that prepare batches, when not given."""
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """This rank's batches of the shards that are not done."""
+        if self.preprocessing is None:
+            raise InputError(
+                "data.preprocessing: not set; pass the extractor's, as in DataModule(preprocessing=model.preprocessing)"
+            )
+        self.setup("predict")
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        plan = self.plan(rank, world_size)
+        self.planned_rows = sum(map(len, plan))
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        workers = self.num_workers if self.num_workers is not None else self.workers(on_gpu, world_size)
+        workers = min(workers, len(plan))
+        return DataLoader(self.batches_of(plan), batch_size=None, num_workers=workers, pin_memory=on_gpu)

@@ -1,0 +1,135 @@
+"""What all extractors share: settings from models.yml, weights, and a batch that may not fit.
+
+B batch, L layers, D hidden size, P poolings.
+"""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lit_extract.modules.weights import default_float32, hub_commit, path_sha256
+from lit_extract.registry import find_model
+
+
+class Extractor(LightningModule):
+    """A backbone, hooks on its layers, and pooling.
+
+    Constructors read configurations only and refuse wrong settings; weights are loaded in
+    ``configure_model``, when a run begins. The arguments are those of every extractor.
+
+    Args:
+        name: The model; names the features file.
+        untrained: Random weights instead of trained ones.
+        seed: Seed of the random weights.
+        checkpoint: Where the weights are, when not on the hub under the name.
+        revision: Branch, tag or commit on the hub.
+        options: Further arguments for the backbone's constructor.
+        models: The models.yml in which settings of a name are looked up.
+    """
+
+    kind: ClassVar[str]
+    inputs: ClassVar[Sequence[str]]  # keys of a batch that the backbone needs
+    extras: Mapping[str, str] = MappingProxyType({})  # per-row outputs besides the features, with their dtype
+
+    # set by the constructors of the subclasses
+    layers: list[str]
+    pools: Sequence[str]
+    n_dim: int
+    num_params: int
+    preprocessing: dict[str, Any]
+
+    def __init__(
+        self,
+        name: str,
+        untrained: bool,
+        seed: int,
+        checkpoint: str | None,
+        revision: str | None,
+        options: dict[str, Any] | None,
+        models: str | None,
+    ) -> None:
+        super().__init__()
+        entry = find_model(self.kind, name, models)
+        self.model_name, self.untrained, self.seed = name, untrained, seed
+        self.checkpoint = checkpoint or (entry.checkpoint if entry else None)
+        self.revision = revision or (entry.revision if entry else None)
+        self.options: dict[str, Any] = {**(entry.options if entry else {}), **(options or {})}
+        self._largest_batch: int | None = None
+
+    @abstractmethod
+    def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs of B rows to ``feats`` (B, P, L, D) float32 and the extras (B,), on the device."""
+
+    @abstractmethod
+    def weights_source(self) -> tuple[str, Sequence[str]]:
+        """Repository on the hub, and files of which its cache has one."""
+
+    @abstractmethod
+    def local_checkpoint(self) -> str | None:
+        """File or folder of local weights, if that is where they come from."""
+
+    @cached_property
+    def commit(self) -> str:
+        """The commit on the hub that the weights come from."""
+        repository, files = self.weights_source()
+        return hub_commit(repository, self.revision, files)
+
+    def provenance(self) -> dict[str, Any]:
+        """What about the model changes the numbers."""
+        known = {"model": self.model_name, "options": self.options, "layers": self.layers}
+        if self.untrained:
+            return {**known, "weights": "untrained", "seed": self.seed}
+        if local := self.local_checkpoint():
+            return {**known, "weights": "checkpoint", "checkpoint_sha256": path_sha256(local)}
+        return {**known, "weights": f"hub:{self.weights_source()[0]}", "revision": self.commit}
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> dict[str, Any]:
+        """Pooled activations of a batch.
+
+        Args:
+            batch: ``index`` (B,), ``bad`` (B,), and the ``inputs`` of this extractor.
+            batch_idx: Not used; the index travels in the batch.
+
+        Returns:
+            On the host: ``index`` (B,), ``feats`` with a float32 (B, L, D) for each pooling, ``bad`` (B,) and
+            the extras (B,).
+        """
+        with default_float32():  # backbones make tensors of the default type, which bf16-true sets to bf16
+            outputs = self.split_on_oom({name: batch[name] for name in self.inputs})
+        outputs = {name: output.cpu() for name, output in outputs.items()}
+        feats, bad = outputs.pop("feats"), batch["bad"].cpu()
+        feats[bad] = torch.nan
+        by_pool = {pool: feats[:, place] for place, pool in enumerate(self.pools)}
+        return {"index": batch["index"].cpu(), "feats": by_pool, "bad": bad, **outputs}
+
+    def split_on_oom(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """:meth:`activations`, in parts when the device is out of memory; what fitted is remembered."""
+        rows = len(inputs[self.inputs[0]])
+        limit = self._largest_batch or rows
+        try:
+            parts = [
+                self.activations({name: tensor[first : first + limit] for name, tensor in inputs.items()})
+                for first in range(0, rows, limit)
+            ]
+            return parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+        except torch.OutOfMemoryError:
+            if limit == 1:
+                raise
+        # Outside the except block: the exception would keep the activations of the failed pass alive.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if self._largest_batch is None:
+            warnings.warn(
+                f"{limit} rows do not fit the device's memory; going on with smaller batches "
+                "(a smaller batch size avoids this)",
+                stacklevel=2,
+            )
+        self._largest_batch = -(-min(limit, rows) // 2)
+        return self.split_on_oom(inputs)

@@ -1,0 +1,309 @@
+"""Language extractor: any Hugging Face causal language model.
+
+B batch, L layers, T tokens, D hidden size, P poolings, V vocabulary.
+"""
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lit_extract.errors import InputError, one_line
+from lit_extract.modules.base import Extractor
+from lit_extract.modules.hooks import capture
+from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, pool_text
+from lit_extract.modules.selection import check_pools, select_blocks
+from lit_extract.modules.weights import on_cpu_in_float32
+
+_TOKENIZER_OPTIONS = ("trust_remote_code", "revision", "gguf_file", "subfolder")
+
+LOGITS_BYTES = 256 * 2**20
+
+
+class LanguageExtractor(Extractor):
+    """Pooled activations of a causal language model's blocks.
+
+    The constructor reads the model's configuration only; weights are loaded in
+    :meth:`configure_model`, straight to the device and in the run's precision.
+
+    Args:
+        name: The model on the Hugging Face hub, such as "bigscience/bloomz-560m", or a local folder of
+            the same format.
+        untrained: Random weights (the architecture's own initialisation) instead of trained ones.
+        seed: Seed of the random weights.
+        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called
+            name; for an untrained model, its configuration and tokenizer.
+        revision: Branch, tag or commit on the hub.
+        options: Further arguments for from_pretrained of the configuration, the weights and the
+            tokenizer, such as {gguf_file: model.gguf}.
+        pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file.
+        layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings,
+            then blocks, of which the last is behind the final norm), or the indices of some blocks;
+            negative ones count from the end.
+        exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models.
+        loss: Also compute each caption's loss and bits per byte, which needs the head.
+        tokenizer: "huggingface", or "sentencepiece" to read tokenizer.model with sentencepiece itself.
+        trust_remote_code: Run code that comes with the model.
+        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
+            the one shipped.
+    """
+
+    kind = "language"
+    inputs = ("input_ids", "attention_mask", "n_bytes")
+
+    def __init__(
+        self,
+        name: str,
+        untrained: bool = False,
+        seed: int = 0,
+        checkpoint: str | None = None,
+        revision: str | None = None,
+        options: dict[str, Any] | None = None,
+        pool: LanguagePooling | list[LanguagePooling] = "avg",
+        layers: Literal["blocks", "hidden_states"] | list[int] = "blocks",
+        exclude_bos: bool = False,
+        loss: bool = False,
+        tokenizer: str | None = None,
+        trust_remote_code: bool = False,
+        models: str | None = None,
+    ) -> None:
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
+        self.source = self.checkpoint or name
+        self.exclude_bos, self.loss = exclude_bos, loss
+        backend = tokenizer or self.options.pop("tokenizer", "huggingface")
+        self._from = {"trust_remote_code": trust_remote_code, **self.options}
+        if not Path(self.source).exists() and self.revision:
+            self._from["revision"] = self.revision
+        self.pools = check_pools(pool, LANGUAGE_POOLINGS, LANGUAGE_POOLINGS, "")
+        self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
+        self.config = self._load_config()
+        if (
+            getattr(self.config, "attn_logit_softcapping", None) is not None
+            and "attn_implementation" not in self.options
+        ):
+            # transformers' default attention leaves Gemma-2's soft cap out without a word
+            self.options["attn_implementation"] = "eager"
+        skeleton = self._create_skeleton()
+        blocks = find_blocks(skeleton, self.config.num_hidden_layers)
+        self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
+        self.n_dim = int(self.config.hidden_size)
+        self.layers, self._hooked, self._stop_after = _choose_layers(layers, len(blocks))
+        if "norm" in self.layers and _output_width(skeleton) != self.n_dim:
+            raise InputError(
+                f"model.layers: the last hidden state of {name!r} has {_output_width(skeleton)} dimensions, its blocks "
+                f"have {self.n_dim}; use layers: blocks"
+            )
+        self.preprocessing = {
+            "tokenizer": backend,
+            "source": self.source,
+            "options": {key: self._from[key] for key in _TOKENIZER_OPTIONS if key in self._from},
+            "context": getattr(self.config, "max_position_embeddings", None),
+            "exclude_bos": exclude_bos,
+        }
+        self._model: list[Any] = []
+
+    def provenance(self) -> dict[str, Any]:
+        """What about the model changes the numbers."""
+        own = {"source": self.source, "exclude_bos": self.exclude_bos, "loss": self.loss}
+        if self.local_checkpoint():
+            del own["source"]  # the same weights elsewhere are the same weights
+        if self.untrained:
+            own["config_sha256"] = _config_sha256(self.config)
+        return {**super().provenance(), **own, "tokenizer": self.preprocessing["tokenizer"]}
+
+    def configure_model(self) -> None:
+        """Load the weights, once, onto the device and in the run's precision.
+
+        Lightning, which would cast rotary frequencies to bf16 with all else, does not see the model.
+        """
+        if self._model:
+            return
+        trainer = self._trainer
+        device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
+        dtype = torch.bfloat16 if trainer is not None and trainer.precision == "bf16-true" else torch.float32
+        model = self._random_model(device, dtype) if self.untrained else self._trained_model(device, dtype)
+        model.eval().requires_grad_(False)
+        self._model.append(model)
+
+    @property
+    def model(self) -> Any:
+        """The causal language model, with its head."""
+        assert self._model, "configure_model() loads the model"
+        return self._model[0]
+
+    def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tokens (B, T), padded on the right, to pooled activations (B, P, L, D) float32, and the extras (B,)."""
+        mask = inputs["attention_mask"].bool()
+        base = self.model.base_model
+        blocks = find_blocks(base, self.config.num_hidden_layers)
+        pooled_tokens = mask.clone()
+        pooled_tokens[:, 0] &= not self.exclude_bos
+
+        def pool(hidden: Tensor) -> Tensor:
+            return torch.stack([pool_text(hidden, pooling, pooled_tokens) for pooling in self.pools], dim=1)
+
+        needs_end = self.loss or "norm" in self.layers
+        output = None
+        with capture(
+            {f"blocks.{k}": blocks[k] for k in self._hooked},
+            pool,
+            last=None if needs_end else self._stop_after,
+            entrances={"embeddings": blocks[0]} if "embeddings" in self.layers else None,
+        ) as pooled:
+            # No attention mask: padding is on the right, where a causal model never looks, and without
+            # one the fast attention kernels can run.
+            output = base(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+        if "norm" in self.layers:
+            assert output is not None
+            pooled["norm"] = pool(output)
+        outputs = {
+            "feats": torch.stack([pooled[layer] for layer in self.layers], dim=2),
+            "n_tokens": mask.sum(dim=1),
+        }
+        if self.loss:
+            assert output is not None
+            outputs |= self._losses(output, inputs["input_ids"], mask, inputs["n_bytes"])
+        return outputs
+
+    def local_checkpoint(self) -> str | None:
+        """The folder, when the weights are local."""
+        return self.source if Path(self.source).exists() else None
+
+    def weights_source(self) -> tuple[str, Sequence[str]]:
+        """The repository on the hub."""
+        return self.source, ["config.json"]
+
+    def _losses(self, hidden: Tensor, input_ids: Tensor, mask: Tensor, n_bytes: Tensor) -> dict[str, Tensor]:
+        """Loss (nats a predicted token) and bits per byte of each row (B,), from the last hidden state (B, T, D).
+
+        A few tokens' logits at a time: (B, T, V) is never held. The first token is not predicted; a row of
+        one token has no loss: NaN.
+        """
+        predicted = mask[:, 1:]
+        before = hidden[:, :-1][predicted]  # (predicted tokens, D)
+        targets = input_ids[:, 1:][predicted]
+        chunk = max(1, LOGITS_BYTES // (4 * self.config.vocab_size))
+        losses = [
+            functional.cross_entropy(self._logits(states).float(), target, reduction="none")
+            for states, target in zip(torch.split(before, chunk), torch.split(targets, chunk), strict=True)
+        ]
+        total = torch.zeros(len(mask), device=hidden.device)
+        rows = predicted.nonzero()[:, 0]
+        total.index_add_(0, rows, torch.cat(losses) if losses else total[:0])
+        count = predicted.sum(dim=1)
+        return {"loss": total / count, "bpb": torch.where(count > 0, total / math.log(2) / n_bytes, torch.nan)}
+
+    def _logits(self, states: Tensor) -> Tensor:
+        logits: Tensor = self.model.get_output_embeddings()(states)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _load_config(self) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(self.source, **self._from)
+        except Exception as error:  # of the hub, the network, the disk and the format
+            raise self._unavailable(error) from error
+        for unsupported in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
+            if self.loss and getattr(config, unsupported, None) not in (None, 1, 1.0):
+                raise InputError(
+                    f"model.loss: {self.model_name!r} scales its logits ({unsupported}), which is not supported"
+                )
+        return config
+
+    def _create_skeleton(self) -> Any:
+        """The model without memory behind its weights, for its shape."""
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(self.config, trust_remote_code=self._from["trust_remote_code"])
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"model.name: transformers knows no causal language model for {self.model_name!r}: {one_line(error)}"
+            ) from None
+
+    def _random_model(self, device: torch.device, dtype: torch.dtype) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        attention = {k: v for k, v in self.options.items() if k == "attn_implementation"}
+        with on_cpu_in_float32(self.seed):
+            model = AutoModelForCausalLM.from_config(
+                self.config, trust_remote_code=self._from["trust_remote_code"], dtype=torch.float32, **attention
+            )
+        for parameter in model.parameters():  # not buffers: rotary frequencies stay float32
+            parameter.data = parameter.data.to(device, dtype)
+        return model.to(device)
+
+    def _trained_model(self, device: torch.device, dtype: torch.dtype) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        settings = {**self._from, **self.options}
+        if not self.local_checkpoint():
+            settings["revision"] = self.commit
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    self.source, dtype=dtype, device_map={"": device}, output_loading_info=True, **settings
+                )
+        except Exception as error:  # of the hub, the network, the disk and the format
+            raise self._unavailable(error) from error
+        if missing := info.get("missing_keys"):
+            raise InputError(
+                f"model.checkpoint: {self.source!r} lacks the weights {one_line(ValueError(sorted(missing)))}"
+            )
+        return model
+
+    def _unavailable(self, error: Exception) -> InputError:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        text = str(error).lower()
+        if "gated" in text or "403" in text or "401" in text:
+            what = f"accept its conditions on the hub's page of {self.source!r} and log in with hf auth login"
+        elif Path(self.source).exists():
+            what = "a local folder needs config.json, the weights and the tokenizer in Transformers format"
+        else:
+            what = "check the name; without a network, give --model.checkpoint FOLDER"
+        return InputError(f"model.name: {self.model_name!r} can't be loaded from {self.source!r}: {what} ({reason})")
+
+
+def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
+    """The list of transformer blocks: the first module list that is as long as the configuration says.
+
+    Raises:
+        InputError: There is none.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
+            return module
+    raise InputError(f"model.name: {type(model).__name__} has no list of {n_blocks} blocks")
+
+
+def _choose_layers(
+    layers: Literal["blocks", "hidden_states"] | list[int], n_blocks: int
+) -> tuple[list[str], list[int], str]:
+    """Names of the wanted layers, the blocks to hook, and the block after which nothing is wanted."""
+    if layers == "hidden_states":
+        hooked = list(range(n_blocks - 1))
+        return ["embeddings", *(f"blocks.{k}" for k in hooked), "norm"], hooked, ""
+    chosen = select_blocks(layers, n_blocks)
+    return [f"blocks.{k}" for k in chosen], chosen, f"blocks.{max(chosen)}"
+
+
+def _config_sha256(config: Any) -> str:
+    """Hash of an architecture, without what does not shape the model."""
+    known = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype")}
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _output_width(skeleton: Any) -> int:
+    """Width of the last hidden state, which is what the head takes."""
+    return int(skeleton.get_output_embeddings().in_features)

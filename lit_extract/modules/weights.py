@@ -1,0 +1,78 @@
+"""Which weights a model has: hashes of local files, commits on the hub."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from lit_extract.errors import InputError
+
+# What is in a local model folder besides these (logs, optimizer states) does not change the numbers.
+_MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".json", ".model", ".txt", ".py")
+
+
+def path_sha256(path: str | Path) -> str:
+    """Hash of a weights file, or of all model files in a folder."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in _MODEL_FILES):
+        digest.update(f"{part.relative_to(path).as_posix()} {path_sha256(part)}\n".encode())
+    return digest.hexdigest()
+
+
+def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> str:
+    """The commit a revision stands for: asked of the hub, else of the local cache.
+
+    Args:
+        repository: On the hub.
+        revision: Branch, tag or commit; default: the main branch.
+        files: Files of which one is in the cache, when the repository is.
+
+    Returns:
+        The commit; the revision itself when neither knows, as loading the weights will then tell why.
+
+    Raises:
+        InputError: Offline mode is on and the repository is not in the cache.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            return str(HfApi().model_info(repository, revision=revision, timeout=10).sha)
+        except Exception:  # no network, gated, absent: the cache may still have it
+            pass
+    for name in files:
+        cached = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"model.name: HF_HUB_OFFLINE is set and {repository!r} is not in the hub's cache")
+    return revision or "main"
+
+
+@contextmanager
+def default_float32() -> Iterator[None]:
+    """New tensors are float32, also where Lightning's precision says otherwise."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@contextmanager
+def on_cpu_in_float32(seed: int) -> Iterator[None]:
+    """Build a model here and its random weights depend on the seed alone.
+
+    Lightning's contexts around ``configure_model`` would draw them on the device and in bf16: other
+    numbers. The global generator is left as it was.
+    """
+    with default_float32(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
