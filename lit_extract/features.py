@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lit_extract.errors import InputError
 
+_KEYS = {"feats", "num_params", "layers", "stimulus_ids", "metadata"}
+
 
 @dataclass(frozen=True)
 class Features:
@@ -28,6 +30,9 @@ class Features:
             could not be read: NaN) and ``not_finite_rows`` (the model gave NaN or infinity).
         n_done: Rows that are computed; fewer than N in the store of an unfinished run, where the others
             are NaN.
+        extras: What else a finished file holds: of language models the attention ``mask`` (N, T) and, when
+            asked for, ``loss`` (nats a token) and ``bpb`` (bits a byte), means over stimuli, with
+            ``row_loss`` and ``row_bpb`` (N,).
     """
 
     path: Path
@@ -37,6 +42,7 @@ class Features:
     metadata: dict[str, Any] = field(repr=False)
     n_done: int
     _read: Callable[[int | None], Tensor] = field(repr=False)
+    extras: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def feats(self) -> Tensor:
@@ -88,9 +94,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _open(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-        if {"feats", "num_params", "layers", "stimulus_ids", "metadata"} <= set(content) and "provenance" in content[
-            "metadata"
-        ]:
+        if set(content) >= _KEYS and "provenance" in content["metadata"]:
             return content
         reason = f"it holds {sorted(map(str, content))}"
     except FileNotFoundError:
@@ -114,6 +118,7 @@ def _from_file(path: Path, pool: str | None) -> Features:
         content["metadata"],
         len(feats),
         lambda layer: feats if layer is None else feats[:, layer],
+        {name: value for name, value in content.items() if name not in _KEYS},
     )
 
 

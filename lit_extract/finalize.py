@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
 from lit_extract.lock import write_lock
-from lit_extract.store import BAD_INPUT, NOT_FINITE, Store
+from lit_extract.store import BAD_INPUT, NOT_FINITE, Store, differing
 
 FORMAT = 1
 
@@ -54,9 +54,9 @@ def finalize_locked(store: Store, keep_store: bool) -> list[Path]:
             f"rows {name_some(rows)}; run the same predict command again to go on"
         )
     files = {pool: store.path.parent / name for pool, name in store.notes["files"].items()}
-    for pool, file in files.items():
-        if not is_finished(file, features_provenance(store.provenance, pool)):
-            _write_features(store, pool, file)
+    left = [pool for pool, file in files.items() if not is_finished(file, features_provenance(store.provenance, pool))]
+    for pool in left:
+        _write_features(store, pool, files[pool])
     if not keep_store:
         store.remove()
     return list(files.values())
@@ -68,8 +68,19 @@ def features_provenance(provenance: dict[str, Any], pool: str) -> dict[str, Any]
 
 
 def is_finished(file: Path, provenance: dict[str, Any]) -> bool:
-    """Whether ``file`` is a features file of exactly this provenance."""
-    return file.exists() and read_metadata(file)["provenance"] == provenance
+    """Whether ``file`` is there, with exactly this provenance.
+
+    Raises:
+        InputError: It is there with another; the differing settings are named.
+    """
+    if not file.exists():
+        return False
+    if difference := differing(read_metadata(file)["provenance"], provenance):
+        raise InputError(
+            f"{str(file)!r} was made with other settings: {difference}. Pass --overwrite to predict to replace it, or "
+            "choose another --output_dir"
+        )
+    return True
 
 
 def _write_features(store: Store, pool: str, file: Path) -> None:

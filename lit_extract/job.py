@@ -13,18 +13,17 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Trainer
-from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_extract import __version__
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.table import ID_MEANING
-from lit_extract.errors import InputError
-from lit_extract.features import load_features, read_metadata
-from lit_extract.finalize import features_provenance, finalize_locked
+from lit_extract.features import load_features
+from lit_extract.finalize import features_provenance, finalize_locked, is_finished
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
 from lit_extract.progress import Progress
-from lit_extract.store import Store, StoreSpec, differing
+from lit_extract.ranks import is_rank_zero
+from lit_extract.store import Store, StoreSpec, remains, remove_store
 from lit_extract.writer import ActivationWriter
 
 
@@ -78,13 +77,15 @@ def extract(
     data.setup("predict")
     job = Job(model, data, str(trainer.precision), Path(output_dir))
     if not overwrite and job.is_done():
+        if not keep_store:
+            job.remove_leftovers()
         return job.report(was_done=True)
     with job.lock():
         if overwrite:
             job.remove_output()
         if overwrite or not job.is_complete():
             job.predict(trainer)
-        if not _is_rank_zero() or not finalize:
+        if not is_rank_zero() or not finalize:
             return job.report()
         finalize_locked(Store(job.store_path), keep_store)
         return job.report()
@@ -126,15 +127,10 @@ class Job:
         Raises:
             InputError: One is there with another; its differing settings are named.
         """
-        there = {pool: file for pool, file in self.files.items() if file.exists()}
-        for pool, file in there.items():
-            was = read_metadata(file)["provenance"]
-            if difference := differing(was, features_provenance(self.provenance, pool)):
-                raise InputError(
-                    f"{str(file)!r} was made with other settings: {difference}. Pass --overwrite to replace it, "
-                    "or choose another --output_dir"
-                )
-        return len(there) == len(self.files)
+        finished = {
+            pool: is_finished(file, features_provenance(self.provenance, pool)) for pool, file in self.files.items()
+        }
+        return all(finished.values())
 
     def is_complete(self) -> bool:
         """Whether the store has all rows, so that only finalizing is left."""
@@ -180,17 +176,23 @@ class Job:
 
     def remove_output(self) -> None:
         """Delete this job's store and files."""
-        if not _is_rank_zero():
+        if not is_rank_zero():
             return
         for file in self.files.values():
             file.unlink(missing_ok=True)
         if self.store_path.exists():
             Store(self.store_path).remove()
 
+    def remove_leftovers(self) -> None:
+        """Delete the store of a run that was killed after its files were complete, or while it removed it."""
+        if is_rank_zero() and remains(self.store_path):
+            with self.lock():
+                remove_store(self.store_path)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Rank zero's right to write the output; the other ranks are part of its run."""
-        if not _is_rank_zero():
+        if not is_rank_zero():
             yield
             return
         with write_lock(self.store_path):
@@ -233,7 +235,3 @@ class Job:
 def safe_name(name: str) -> str:
     """A model's name as part of a file name: ``/`` and all that is not plain written ``_``; never a path."""
     return re.sub(r"^\.+|[^A-Za-z0-9._+=@-]", "_", name)
-
-
-def _is_rank_zero() -> bool:
-    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0

@@ -4,15 +4,17 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from transformers.utils.logging import disable_progress_bar
 
-import lit_extract.data
 import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
+from lit_extract.data.base import StimulusDataModule
 from lit_extract.errors import name_some
 from lit_extract.features import load_features
 from lit_extract.job import Extraction, extract
+from lit_extract.modules.base import Extractor
 
 EXIT_OK, EXIT_BAD_ROWS = 0, 3
 
@@ -69,8 +71,8 @@ class PredictCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
-            model_class=LightningModule,
-            datamodule_class=LightningDataModule,
+            model_class=Extractor,
+            datamodule_class=StimulusDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_class=predict_trainer,
@@ -87,7 +89,15 @@ class PredictCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The settings of a job, and the preprocessing that the model hands to its data."""
-        parser.add_function_arguments(extract, skip={"model", "data", "trainer"})
+        parser.add_function_arguments(extract, skip={"model", "data", "trainer", "overwrite"})
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Start anew: delete a store or features files that are there.",
+        )
         parser.link_arguments("model.preprocessing", "data.init_args.preprocessing", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -105,18 +115,17 @@ class PredictCLI(LightningCLI):
 
 
 _DESCRIPTION = """Extract features of a dataset with a model. Begin with a config and override what differs:
-
-  lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae
-
-Settings of the model and the data depend on their class: see --model.help VisionExtractor and
---data.help NSDDataModule. A run that was interrupted goes on when the same command is given again.
-Exit code: 0 done, 2 something to mend, 3 done but with rows that are not finite."""
+'lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae'. The settings of
+the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor) and
+--data.help NSDDataModule (or CaptionDataModule, …) show them. A run that was interrupted goes on when the same
+command is given again. Exit code: 0 done, 2 something to mend, 3 done but some rows are not finite."""
 
 
 def main(args: list[str]) -> int:
     """Run ``lit-extract predict`` with the given arguments; return the exit code."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    disable_progress_bar()  # of loading weights; the run has its own
     cli = PredictCLI(args)
     if cli.trainer.global_rank != 0:
         cli.run()

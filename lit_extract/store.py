@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.core.array_spec import ArrayConfigParams
 
-from lit_extract.data.plan import count_shards, cut
+from lit_extract.data.plan import count_shards
 from lit_extract.errors import InputError, name_some, one_line
 
 FORMAT = 1
@@ -97,7 +97,7 @@ class Store:
     @classmethod
     def create(cls, path: Path, spec: StoreSpec) -> "Store":
         """Create an empty store: built beside, then renamed."""
-        beside = path.with_name(path.name + ".part")
+        beside = _aside(path)
         shutil.rmtree(beside, ignore_errors=True)
         beside.parent.mkdir(parents=True, exist_ok=True)
         n, layers, rows = len(spec.stimulus_ids), len(spec.layers), spec.shard_rows
@@ -146,7 +146,7 @@ class Store:
 
     def rows_of(self, shard: int) -> range:
         """Global rows of a shard."""
-        return cut(0, self.n_stimuli, self.shard_rows)[shard]
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.n_stimuli))
 
     def write_shard(
         self,
@@ -213,13 +213,27 @@ class Store:
             file = self._shard_file(pool, shard)
             file.replace(file.with_name(file.name + ".corrupt"))
             raise CorruptShardError(
-                f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); they were "
-                "set aside: run the same predict command again to compute them anew"
+                f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); "
+                "they were set aside: run the same predict command again to compute them anew"
             ) from None
 
     def read_layer(self, pool: str, layer: int) -> NDArray[np.float32]:
-        """One layer of all rows (N, D), NaN where rows are missing; the other layers are not read."""
-        return np.asarray(self._array(pool)[:, layer])
+        """One layer of all rows (N, D), NaN where rows are missing; the other layers are not read.
+
+        Raises:
+            InputError: A checksum differs.
+        """
+        array = self._array(pool)
+        feats = np.full((self.n_stimuli, self.n_dim), np.nan, dtype=np.float32)
+        for rows in map(self.rows_of, self.done_shards()):
+            try:
+                feats[rows.start : rows.stop] = array[rows.start : rows.stop, layer]
+            except (ValueError, OSError, IndexError) as error:
+                raise InputError(
+                    f"{self.layers[layer]} of rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} is damaged on "
+                    f"disk ({one_line(error)}); lit-extract finalize sets such rows aside, to be computed anew"
+                ) from None
+        return feats
 
     def check_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Raise InputError naming each setting in which the store differs from ``provenance``."""
@@ -230,11 +244,8 @@ class Store:
             )
 
     def remove(self) -> None:
-        """Delete the store: renamed first, so that no half of it is ever taken for a store."""
-        aside = self.path.with_name(self.path.name + ".part")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.path.rename(aside)
-        shutil.rmtree(aside)
+        """Delete the store."""
+        remove_store(self.path)
 
     def _array(self, name: str) -> Any:
         array: Any = self.group[name]
@@ -254,6 +265,24 @@ class Store:
             return all(self._shard_file(pool, shard).stat().st_size == expected for pool in self.pools)
         except FileNotFoundError:
             return False
+
+
+def _aside(path: Path) -> Path:
+    """What a store is called while it is made or removed."""
+    return path.with_name(path.name + ".part")
+
+
+def remains(path: Path) -> bool:
+    """Whether there is a store, or some of one that was being made or removed."""
+    return path.exists() or _aside(path).exists()
+
+
+def remove_store(path: Path) -> None:
+    """Delete a store, or what is left of it: renamed first, so that no half of it is ever taken for a store."""
+    shutil.rmtree(_aside(path), ignore_errors=True)
+    if path.exists():
+        path.rename(_aside(path))
+        shutil.rmtree(_aside(path))
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

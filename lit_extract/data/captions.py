@@ -17,6 +17,7 @@ from lit_extract.data.plan import default_shard_rows, plan_token_batches
 from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets.captions import ID_COLUMNS, load_captions
 from lit_extract.errors import InputError, name_some
+from lit_extract.ranks import say
 
 
 class TokenBatches(Dataset[Batch]):
@@ -122,7 +123,7 @@ class CaptionDataModule(StimulusDataModule):
             shown = " ".join(
                 f"{token}|{piece}" for token, piece in zip(caption, tokenizer.token_texts(caption), strict=True)
             )
-            print(f"{text!r} has {len(caption)} tokens: {shown}", flush=True)
+            say(f"{text!r} has {len(caption)} tokens: {shown}")
         captions = self._fit(captions, settings["context"], stimuli["stimulus_id"].tolist())
         if settings["exclude_bos"]:
             _check_bos(captions, tokenizer.bos_id)
@@ -136,7 +137,7 @@ class CaptionDataModule(StimulusDataModule):
 
     def default_shard_rows(self, row_bytes: int) -> int:
         """Captions of about 128 MB."""
-        return default_shard_rows(1, row_bytes)
+        return default_shard_rows(len(self.lengths), 1, row_bytes)
 
     def provenance(self) -> dict[str, Any]:
         """What about the captions changes the numbers; :meth:`setup` must have run.
@@ -191,7 +192,7 @@ class CaptionDataModule(StimulusDataModule):
                 f"data.captions: longer than the model's context of {context} tokens: {named}; shorten them, "
                 "leave them out with data.query, or pass --data.truncate true"
             )
-        print(f"truncated to {context} tokens: {named}", flush=True)
+        say(f"truncated to {context} tokens: {named}")
         return [caption[:context] for caption in captions]
 
 

@@ -135,7 +135,8 @@ class ImageDataModule(StimulusDataModule):
 
     def default_shard_rows(self, row_bytes: int) -> int:
         """Whole batches of about 128 MB."""
-        return default_shard_rows(self.batch_size, row_bytes)
+        assert self.stimuli is not None
+        return default_shard_rows(len(self.stimuli), self.batch_size, row_bytes)
 
     def provenance(self) -> dict[str, Any]:
         """What about the data changes the numbers; :meth:`setup` must have run."""

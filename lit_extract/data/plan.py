@@ -12,15 +12,16 @@ SHARD_BYTES = 128 * 2**20
 SHARD_ROWS_AT_MOST = 2048
 
 
-def default_shard_rows(batch_size: int, row_bytes: int) -> int:
+def default_shard_rows(n_rows: int, batch_size: int, row_bytes: int) -> int:
     """Rows a shard: about 128 MB of activations, at most 2,048 rows, a multiple of the batch size.
 
     Args:
+        n_rows: Rows of the dataset; a shard is no larger than it must be for them.
         batch_size: Rows a batch.
         row_bytes: Bytes of one row's activations, of all layers.
     """
     rows = min(SHARD_ROWS_AT_MOST, SHARD_BYTES // row_bytes)
-    return max(1, rows // batch_size) * batch_size
+    return max(1, min(rows // batch_size, -(-n_rows // batch_size))) * batch_size
 
 
 def check_shard_rows(batch_size: int, shard_rows: int | None) -> None:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 300
-WORDS = ["a", "man", "woman", "dog", "cat", "sits", "stands", "on", "near", "the", "red", "blue", "car", "street", "tree", "with", "and", "two", "people", "riding"]
+WORDS = "a man woman dog cat sits stands on near the red blue car street tree with and two people riding".split()
 
 _SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 _GATED = {**_SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 128}

@@ -1,0 +1,76 @@
+"""Pooling against plain numpy in float64.
+
+B batch, T tokens, D hidden size.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from lit_extract.modules.pooling import pool_image, pool_text
+
+
+def random_tokens(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.mark.parametrize("n_prefix", [0, 1, 2, 5])
+def test_image_poolings_equal_numpy(n_prefix):
+    hidden = random_tokens(3, 9, 4)
+    tokens = hidden.numpy().astype(np.float64)
+    expected = {
+        "cls": tokens[:, 0],
+        "avg": tokens[:, n_prefix:].sum(axis=1) / (9 - n_prefix),
+        "avg_all": tokens.sum(axis=1) / 9,
+    }
+    for pooling, values in expected.items():
+        np.testing.assert_allclose(pool_image(hidden, pooling, n_prefix).numpy(), values, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "avg_all"])
+def test_bf16_tokens_are_averaged_in_float32(pooling):
+    hidden = 100 + random_tokens(2, 1025, 8)  # far from zero, where bf16 steps are 0.5
+    hidden = hidden.to(torch.bfloat16)
+    exact = hidden.double().numpy()[:, 0 if pooling == "avg_all" else 1 :].mean(axis=1)
+    pooled = pool_image(hidden, pooling, 1)
+    assert pooled.dtype == torch.float32
+    assert np.abs(pooled.numpy() - exact).max() < 1e-4
+    in_bf16 = hidden[:, 0 if pooling == "avg_all" else 1 :].mean(dim=1).float().numpy()
+    assert np.abs(in_bf16 - exact).max() > 1e-2, "else this test shows nothing"
+
+
+def test_bf16_class_token_is_not_changed():
+    hidden = random_tokens(2, 5, 8, dtype=torch.bfloat16)
+    pooled = pool_image(hidden, "cls", 1)
+    assert pooled.dtype == torch.float32
+    assert pooled.tolist() == hidden[:, 0].tolist()
+
+
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "pool"), [("avg", lambda real: real.mean(axis=0)), ("last", lambda real: real[-1])]
+)
+def test_text_poolings_equal_numpy_over_the_tokens_of_the_mask(pooling, pool):
+    hidden = random_tokens(4, 5, 3)
+    expected = [pool(tokens[row].astype(np.float64)) for tokens, row in zip(hidden.numpy(), MASK.numpy(), strict=True)]
+    np.testing.assert_allclose(pool_text(hidden, pooling, MASK).numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "last"])
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+def test_what_stands_in_the_padding_does_not_matter(pooling, garbage):
+    hidden = random_tokens(4, 5, 3)
+    spoilt = hidden.masked_fill(~MASK[:, :, None], garbage)
+    assert torch.equal(pool_text(spoilt, pooling, MASK), pool_text(hidden, pooling, MASK))
+
+
+def test_bf16_text_is_averaged_in_float32():
+    hidden = (100 + random_tokens(2, 1000, 8)).to(torch.bfloat16)
+    mask = torch.ones(2, 1000, dtype=torch.bool)
+    mask[1, 700:] = False
+    exact = np.stack([hidden[0].double().numpy().mean(axis=0), hidden[1, :700].double().numpy().mean(axis=0)])
+    pooled = pool_text(hidden, "avg", mask)
+    assert pooled.dtype == torch.float32
+    assert np.abs(pooled.numpy() - exact).max() < 1e-4
