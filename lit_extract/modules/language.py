@@ -79,8 +79,8 @@ class LanguageExtractor(Extractor):
         self.exclude_bos, self.loss = exclude_bos, loss
         backend = tokenizer or self.options.pop("tokenizer", "huggingface")
         self._from = {"trust_remote_code": trust_remote_code, **self.options}
-        if not Path(self.source).exists() and self.revision:
-            self._from["revision"] = self.revision
+        if not self.local_checkpoint():
+            self._from["revision"] = self.commit
         self.pools = check_pools(pool, LANGUAGE_POOLINGS, LANGUAGE_POOLINGS, "")
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
         self.config = self._load_config()
@@ -247,8 +247,6 @@ class LanguageExtractor(Extractor):
         from transformers import AutoModelForCausalLM
 
         settings = {**self._from, **self.options}
-        if not self.local_checkpoint():
-            settings["revision"] = self.commit
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -264,14 +262,11 @@ class LanguageExtractor(Extractor):
         return model
 
     def _unavailable(self, error: Exception) -> InputError:
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        text = str(error).lower()
-        if "gated" in text or "403" in text or "401" in text:
-            what = f"accept its conditions on the hub's page of {self.source!r} and log in with hf auth login"
-        elif Path(self.source).exists():
+        if self.local_checkpoint():
             what = "a local folder needs config.json, the weights and the tokenizer in Transformers format"
         else:
-            what = "check the name; without a network, give --model.checkpoint FOLDER"
+            what = "of a gated model, accept the conditions on its page and log in with hf auth login"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         return InputError(f"model.name: {self.model_name!r} can't be loaded from {self.source!r}: {what} ({reason})")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, one_line
 
 # What is in a local model folder besides these (logs, optimizer states) does not change the numbers.
 _MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".json", ".model", ".txt", ".py")
@@ -34,25 +34,28 @@ def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> s
         files: Files of which one is in the cache, when the repository is.
 
     Returns:
-        The commit; the revision itself when neither knows, as loading the weights will then tell why.
+        The commit.
 
     Raises:
-        InputError: Offline mode is on and the repository is not in the cache.
+        InputError: Neither knows.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
+    reason = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
         try:
             return str(HfApi().model_info(repository, revision=revision, timeout=10).sha)
-        except Exception:  # no network, gated, absent: the cache may still have it
-            pass
+        except Exception as error:  # no network, gated, absent: the cache may still have it
+            reason = f"{type(error).__name__}: {one_line(error)}"
     for name in files:
         cached = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent.name
-    if constants.HF_HUB_OFFLINE:
-        raise InputError(f"model.name: HF_HUB_OFFLINE is set and {repository!r} is not in the hub's cache")
-    return revision or "main"
+    raise InputError(
+        f"model.name: {repository!r} (revision {revision or 'main'}) can't be had from the hub and is not in its "
+        "cache; check the name; without a network, give --model.checkpoint; of a gated model, accept the conditions on its "
+        f"page and log in with hf auth login ({reason})"
+    )
 
 
 @contextmanager

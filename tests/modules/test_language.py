@@ -4,6 +4,7 @@ B batch, L layers, T tokens, D hidden size.
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,3 +193,33 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lacks the weights .*layers\.1\.mlp\.up_proj"):
         extractor_of(tmp_path)
+
+
+def test_llama_2_is_loaded_from_the_transformers_repository_under_the_name_users_know(llama, monkeypatch):
+    """The hub is the edge: what is asked of it is noted, and a local folder answers."""
+    asked = []
+
+    def info(_, repository, **__):
+        asked.append(repository)
+        return SimpleNamespace(sha="0123abc")
+
+    def download(repository, filename, revision=None, **_):
+        asked.append((repository, revision))
+        return str(llama / filename)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", info)
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", download)
+    extractor = LanguageExtractor("meta-llama/Llama-2-7b")
+    assert set(asked) == {"meta-llama/Llama-2-7b-hf", ("meta-llama/Llama-2-7b-hf", "0123abc")}
+    assert extractor.provenance()["model"] == "meta-llama/Llama-2-7b"
+    assert extractor.provenance()["revision"] == "0123abc"
+
+
+def test_sharded_weights_are_loaded_whole(tmp_path, captions):
+    model = save_model(tmp_path / "one", "llama")
+    model.save_pretrained(tmp_path / "many", max_shard_size="20KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "many" / name).write_bytes((tmp_path / "one" / name).read_bytes())
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+    one, many = (features(extractor_of(tmp_path / name), captions)["avg"] for name in ("one", "many"))
+    torch.testing.assert_close(one, many, rtol=0, atol=0)

@@ -3,6 +3,8 @@
 B batch, L layers, T tokens, D hidden size.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -277,3 +279,33 @@ def test_features_do_not_depend_on_the_batch():
     together = features(extractor, images)["cls"]
     alone = torch.cat([features(extractor, image[None])["cls"] for image in images])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_hub_weights_are_those_of_the_recorded_commit(tmp_path, monkeypatch):
+    """The hub is the edge: what is asked of it is noted, and a local file answers."""
+    file = tmp_path / "model.safetensors"
+    save_file(reference_model(TINY, seed=7).state_dict(), file)
+    asked = []
+
+    def download(repo_id, filename, revision=None, **_):
+        asked.append((repo_id, filename, revision))
+        return str(file)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **k: SimpleNamespace(sha=f"of-{k['revision']}"))
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    extractor = extractor_of(TINY, untrained=False, revision="v2")
+    assert extractor.provenance()["weights"] == "hub:timm/test_vit.r160_in1k"
+    assert extractor.provenance()["revision"] == "of-v2"
+    assert asked == [("timm/test_vit.r160_in1k", "model.safetensors", "of-v2")]
+    images = images_for(extractor)
+    expected = features(extractor_of(TINY, seed=7), images)["cls"]
+    torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
+
+
+def test_weights_that_are_nowhere_are_an_error_before_anything_is_written(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    with pytest.raises(InputError, match=r"can't be had from the hub.*model\.checkpoint.*no route to the hub"):
+        VisionExtractor(TINY).provenance()
