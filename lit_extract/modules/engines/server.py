@@ -3,7 +3,7 @@
 import asyncio
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from lit_extract.data.sources import ImageSource
@@ -49,8 +49,7 @@ class ServerEngine:
 
     async def _greet(self) -> None:
         async with self._client() as client:
-            served = await self._patiently(client.models.list, patience=SECONDS_TO_GREET)
-        names = [model.id for model in served.data]
+            names = await self._patiently(lambda: _served(client), SECONDS_TO_GREET)
         if names and self.request.model not in names:
             raise InputError(
                 f"model.name: the server at {self.base_url!r} has no {self.request.model!r}; it has {name_some(names)}"
@@ -77,15 +76,14 @@ class ServerEngine:
         from openai import APIStatusError
 
         choices = list(self.request.choices)
-        structured = {"extra_body": {"structured_outputs": {"choice": choices}}} if choices else {}
+        arguments = {
+            "model": self.request.model,
+            "messages": self.request.messages(image),
+            "extra_body": {"structured_outputs": {"choice": choices}} if choices else None,
+            **self.request.sampling,
+        }
         try:
-            completion = await self._patiently(
-                client.chat.completions.create,
-                model=self.request.model,
-                messages=self.request.messages(image),
-                **self.request.sampling,
-                **structured,
-            )
+            completion = await self._patiently(lambda: client.chat.completions.create(**arguments), self.patience)
         except APIStatusError as error:  # of this image: too large for the context, say
             return Reply("", f"the server answers {error.status_code}: {one_line(error)}")
         if not completion.choices:
@@ -93,7 +91,7 @@ class ServerEngine:
         choice = completion.choices[0]
         return Reply(choice.message.content or "", None, choice.finish_reason == "length")
 
-    async def _patiently(self, call: Any, patience: float | None = None, **arguments: Any) -> Any:
+    async def _patiently(self, call: Callable[[], Awaitable[Any]], patience: float) -> Any:
         """Call; again, with growing pauses, while the server is away or has too much to do.
 
         Raises:
@@ -103,15 +101,18 @@ class ServerEngine:
         from openai import APIConnectionError, APIStatusError
         from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-        patience = self.patience if patience is None else patience
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_away),
             wait=wait_random_exponential(multiplier=0.5, max=SECONDS_BETWEEN_TRIES),
             stop=stop_after_delay(patience),
             reraise=True,
         )
+
+        async def attempt() -> Any:
+            return await call()
+
         try:
-            return await retrying(call, **arguments)
+            return await retrying(attempt)
         except APIConnectionError as error:
             raise InputError(
                 f"model.base_url: nobody answers at {self.base_url!r} ({one_line(error)}), for {patience:g} s now; "
@@ -131,6 +132,11 @@ class ServerEngine:
         # Local servers want no key, but the client insists on one.
         key = os.environ.get("OPENAI_API_KEY") or "none"
         return AsyncOpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=0)
+
+
+async def _served(client: Any) -> list[str]:
+    """Names of the models that a server has."""
+    return [model.id async for model in client.models.list()]
 
 
 def _is_away(error: BaseException) -> bool:
