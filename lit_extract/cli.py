@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_extract import __version__
 from lit_extract.errors import InputError
@@ -139,6 +140,14 @@ def _run(args: list[str]) -> int:
         summary = (command.__doc__ or "").partition("\n")[0]
         subparser = ArgumentParser(description=summary)
         subparser.add_function_arguments(command, as_positional=True)
+        _allow_bare_flags(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)
     config = parser.parse_args(args)
     return commands[config.command](**config[config.command]) or EXIT_OK
+
+
+def _allow_bare_flags(parser: Any) -> None:
+    """``--accept`` for ``--accept true``."""
+    for action in parser._actions:
+        if action.option_strings and action.default is False:
+            action.nargs, action.const = "?", True

@@ -22,7 +22,10 @@ SEPARATOR = "; "  # between the flags of a row
 _ABBREVIATIONS = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|No|vs|etc|approx|e\.g|i\.e|a\.m|p\.m|ft|in|Jr|Sr|[A-Z])\.(?=\s)", re.IGNORECASE
 )
-_SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?:\s+(?=\S)|$)")
+# Before a small letter only behind a small word of some length, as an abbreviation would stand there.
+_SENTENCE_END = re.compile(
+    r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])|(?<=[a-z]{4})[.!?…]+[\"'”’)\]]*\s+(?=[a-z])|[。！？]+"
+)
 _ENDS_WELL = re.compile(r"[.!?。！？][\"'”’)\]]*$")
 _ENDS_BADLY = re.compile(
     r"(?:[,;:(–—-]|…|\.\.\.|\b(?:a|an|the|and|or|of|with|in|on|at|to|for|from|by|as|into|his|her|its|their|is|are))$",

@@ -21,6 +21,9 @@ LANGUAGES = (
     "russian",
 )
 SHORT = 4  # words; a text of fewer, in Latin letters, is left alone: "a cat" is no evidence
+# Words that none of the others has: foreign names and dishes weigh much in a short text.
+ENGLISH_WORDS = frozenset("the with and at his are while from two standing sitting wearing".split())
+ENGLISH_WORDS_AMONG = 8  # one in so many is enough
 LEAST_ENGLISH = 0.15  # share of the evidence; less is flagged
 
 
@@ -58,7 +61,8 @@ class Language:
             return True
         if sum(map(_is_latin, letters)) < len(letters) / 2:
             return False
-        if len(text.split()) < SHORT:
+        words = text.lower().split()
+        if len(words) < SHORT or sum(word in ENGLISH_WORDS for word in words) * ENGLISH_WORDS_AMONG >= len(words):
             return True
         return bool(self._detector.compute_language_confidence(text, self._english) >= LEAST_ENGLISH)
 

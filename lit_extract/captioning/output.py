@@ -43,7 +43,7 @@ def write_captions(captions: pd.DataFrame, path: Path, before: Callable[[Path], 
         write_beside(path, lambda file: captions.to_parquet(file, index=False), before)
         return
     safe = captions.copy()
-    for column in safe.columns.intersection([*COLUMNS, "original"]):
+    for column in safe.columns.intersection([*COLUMNS, "captions", "original"]):
         safe[column] = [_not_a_formula(text) for text in safe[column]]
     write_beside(path, lambda file: safe.to_csv(file, index=False, encoding="utf-8-sig", lineterminator="\n"), before)
 
