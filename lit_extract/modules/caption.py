@@ -31,7 +31,7 @@ class Captioner(Predictor):
         base_url: Where a server with OpenAI's API answers, such as http://localhost:8000/v1; a key, if
             it wants one, is taken from the environment variable OPENAI_API_KEY.
         temperature: 0 for the likeliest reply; higher ones sample.
-        seed: Of sampling.
+        seed: Of sampling; with it and the stimulus, each reply has its own.
         max_tokens: Tokens of a reply at most; labels are given as many as they need.
         max_image_size: Pixels of an image's longer side at most, larger ones are reduced; default: as they are.
         attempts: How often an image that fails is tried before its error is recorded.
@@ -99,7 +99,9 @@ class Captioner(Predictor):
             "prompt": self.prompt.name,
             "prompt_text": self.prompt.text,
             "choices": list(self.prompt.choices),
-            **self.request.sampling,
+            "temperature": self.request.temperature,
+            "seed": self.request.seed,
+            "max_tokens": self.request.max_tokens,
         }
 
     def configure_model(self) -> None:

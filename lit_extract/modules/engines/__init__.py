@@ -1,7 +1,8 @@
 """What answers: vLLM in this process, or a server. Both are asked about a shard of images at once."""
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from lit_extract.data.sources import ImageSource
@@ -30,7 +31,7 @@ class Request:
         text: The prompt.
         choices: Labels of which the reply is one; empty for free text.
         temperature: 0 for the likeliest reply.
-        seed: Of the sampling.
+        seed: Of the sampling, with the stimulus.
         max_tokens: Tokens of a reply at most.
         max_image_size: Pixels of an image's longer side at most.
     """
@@ -42,11 +43,11 @@ class Request:
     seed: int = 0
     max_tokens: int = 128
     max_image_size: int | None = None
-    sampling: dict[str, Any] = field(init=False)
 
-    def __post_init__(self) -> None:
-        sampling = {"temperature": self.temperature, "seed": self.seed, "max_tokens": self.max_tokens}
-        object.__setattr__(self, "sampling", sampling)
+    def sampling(self, source: ImageSource) -> dict[str, Any]:
+        """How one reply is sampled: with a seed of its own, as one for all would have all roll the same dice."""
+        seed = (self.seed + zlib.crc32(str(source.stimulus).encode())) % 2**31
+        return {"temperature": self.temperature, "seed": seed, "max_tokens": self.max_tokens}
 
     def messages(self, image: str) -> list[dict[str, Any]]:
         """The chat about one image, a data URL: the image, then the prompt."""

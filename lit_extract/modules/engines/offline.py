@@ -84,7 +84,7 @@ class OfflineEngine:
     def ask(self, sources: Sequence[ImageSource]) -> list[Reply]:
         """The replies about some images: those that can be read, all at once."""
         images = self._encode(sources)
-        readable = [image for image in images if isinstance(image, str)]
+        readable = [(source, image) for source, image in zip(sources, images, strict=True) if isinstance(image, str)]
         replies = iter(self._chat(readable))
         return [next(replies) if isinstance(image, str) else image for image in images]
 
@@ -92,15 +92,16 @@ class OfflineEngine:
         with ThreadPoolExecutor() as pool:
             return list(pool.map(lambda source: encode_or_say(source, self.request.max_image_size), sources))
 
-    def _chat(self, images: Sequence[str]) -> list[Reply]:
+    def _chat(self, images: Sequence[tuple[ImageSource, str]]) -> list[Reply]:
         """One call for all; one each when vLLM refuses the call because of some, which are then known."""
         if not images:
             return []
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        messages = [self.request.messages(image) for image in images]
+        messages = [self.request.messages(image) for _, image in images]
+        params = [self._sampling_params(source) for source, _ in images]
         try:
-            outputs = self._llm.chat(messages, self._sampling_params(), use_tqdm=False)
+            outputs = self._llm.chat(messages, params, use_tqdm=False)
         except EngineDeadError:
             raise
         except Exception as error:  # an image that is too large for the context, say
@@ -110,12 +111,12 @@ class OfflineEngine:
         completions = [output.outputs[0] for output in outputs]
         return [Reply(completion.text, None, completion.finish_reason == "length") for completion in completions]
 
-    def _sampling_params(self) -> Any:
+    def _sampling_params(self, source: ImageSource) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
         structured = StructuredOutputsParams(choice=list(self.request.choices)) if self.request.choices else None
-        return SamplingParams(**self.request.sampling, structured_outputs=structured)
+        return SamplingParams(**self.request.sampling(source), structured_outputs=structured)
 
     def _is_mistral(self) -> bool:
         """Whether the weights are in Mistral's own format."""

@@ -70,9 +70,9 @@ class ServerEngine:
             image = await asyncio.to_thread(encode_or_say, source, self.request.max_image_size)
             if not isinstance(image, str):
                 return image
-            return await self._complete(client, image)
+            return await self._complete(client, source, image)
 
-    async def _complete(self, client: Any, image: str) -> Reply:
+    async def _complete(self, client: Any, source: ImageSource, image: str) -> Reply:
         from openai import APIStatusError
 
         choices = list(self.request.choices)
@@ -80,7 +80,7 @@ class ServerEngine:
             "model": self.request.model,
             "messages": self.request.messages(image),
             "extra_body": {"structured_outputs": {"choice": choices}} if choices else None,
-            **self.request.sampling,
+            **self.request.sampling(source),
         }
         try:
             completion = await self._patiently(lambda: client.chat.completions.create(**arguments), self.patience)

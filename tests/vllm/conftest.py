@@ -1,0 +1,156 @@
+"""Runs of the command line with the real engine, on a tiny Pixtral; only where vLLM is installed (make test-vllm)."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("vllm") is None:
+    collect_ignore_glob = ["*"]
+
+REPOSITORY = Path(__file__).parents[2]
+DEMO_IMAGES = REPOSITORY / "lit_extract" / "demo_images"
+SHARD_ROWS, N_SHARDS = 4, 6
+# float32: two replies that are almost as likely do not change places with the batch they are in.
+ENGINE_OPTIONS = "{enforce_eager: true, dtype: float32}"
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+SECONDS_TO_SERVE = 240
+
+
+class Run:
+    """A command under way, leader of a process group of its own, with what it prints in a file."""
+
+    def __init__(self, log, *command):
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=REPOSITORY,
+                env={**os.environ, **ENVIRONMENT},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self):
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def wait(self):
+        return self.process.wait(timeout=400)
+
+    def kill(self):
+        """To the command and its descendants, at once."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait_until(self, condition, seconds=300):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"it ended too early:\n{self.output}"
+            assert time.monotonic() < end, f"it takes too long:\n{self.output}"
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def tiny_pixtral(tmp_path_factory):
+    from tiny_pixtral import make
+
+    return make(tmp_path_factory.mktemp("model") / "tiny-pixtral")
+
+
+@pytest.fixture
+def predict(tmp_path, tiny_pixtral):
+    """A context manager that runs ``lit-extract predict`` on the demo photographs; whatever happens, nothing is left."""
+
+    @contextmanager
+    def run(output, *options, engine=("--model.engine_options", ENGINE_OPTIONS)):
+        log = tmp_path / f"{time.monotonic_ns()}.log"
+        command = (sys.executable, "-m", "lit_extract", "predict", "--config", "configs/demo/captions.yaml")
+        settings = ("--model.name", tiny_pixtral, "--data.shard_rows", SHARD_ROWS, "--output", output)
+        process = Run(log, *command, *settings, *engine, *options)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+    return run
+
+
+@pytest.fixture
+def complete(predict):
+    """Runs ``lit-extract predict`` to its end, and returns what it printed."""
+
+    def run(output, *options, code=0, **arguments):
+        with predict(output, *options, **arguments) as process:
+            assert process.wait() == code, process.output
+            return process.output
+
+    return run
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A copy of the demo photographs, to be damaged."""
+    return Path(shutil.copytree(DEMO_IMAGES, tmp_path / "photographs"))
+
+
+def parts(output):
+    """The parts that are on disk, and what identifies each: written again it would be another."""
+    files = output.with_name(f"{output.name}.parts").glob("[0-9]*.jsonl")
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+
+
+class Server:
+    """``vllm serve`` on this machine."""
+
+    def __init__(self, model, folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.model, self.folder = model, folder
+        self.base_url = f"http://127.0.0.1:{self.port}/v1"
+        self.engine = ("--model.engine", "server", "--model.base_url", self.base_url)
+        self.run = None
+
+    def start(self):
+        mistral = [
+            part for name in ("tokenizer-mode", "config-format", "load-format") for part in (f"--{name}", "mistral")
+        ]
+        settings = ("--host", "127.0.0.1", "--port", self.port, "--max-model-len", 8192, "--dtype", "float32")
+        command = (Path(sys.executable).with_name("vllm"), "serve", self.model, *mistral, *settings, "--enforce-eager")
+        self.run = Run(self.folder / f"serve-{time.monotonic_ns()}.log", *command, "--no-enable-prefix-caching")
+        self.run.wait_until(self.answers, SECONDS_TO_SERVE)
+
+    def answers(self):
+        try:
+            with urllib.request.urlopen(f"{self.base_url}/models", timeout=5) as response:
+                return response.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self):
+        if self.run is not None:
+            self.run.kill()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, tiny_pixtral):
+    served = Server(tiny_pixtral, tmp_path_factory.mktemp("server"))
+    try:
+        served.start()
+        yield served
+    finally:
+        served.kill()
