@@ -73,7 +73,7 @@ def tiny_pixtral(tmp_path_factory):
 
 @pytest.fixture
 def predict(tmp_path, tiny_pixtral):
-    """A context manager that runs ``lit-extract predict`` on the demo photographs; whatever happens, nothing is left."""
+    """A context manager that runs ``lit-extract predict`` on the demo photographs, and leaves no process behind."""
 
     @contextmanager
     def run(output, *options, engine=("--model.engine_options", ENGINE_OPTIONS)):
