@@ -24,7 +24,7 @@ _ABBREVIATIONS = re.compile(
 )
 # Before a small letter only behind a small word of some length, as an abbreviation would stand there.
 _SENTENCE_END = re.compile(
-    r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])|(?<=[a-z]{4})[.!?…]+[\"'”’)\]]*\s+(?=[a-z])|[。！？]+"
+    r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])|(?<=[a-z]{4})[.!?][\"'”’)\]]*\s+(?=[a-z])|[。！？]+"
 )
 _ENDS_WELL = re.compile(r"[.!?。！？][\"'”’)\]]*$")
 _ENDS_BADLY = re.compile(

@@ -10,7 +10,7 @@ from lit_extract.modules.engines import Reply
 from lit_extract.modules.engines.offline import encode_or_say
 
 
-class Died(Exception):
+class DiedError(Exception):
     """The run ends here, as if it were killed."""
 
 
@@ -34,7 +34,7 @@ class FakeEngine:
     def ask(self, sources):
         cls = type(self)
         if cls.dies_after is not None and len(cls.asked) >= cls.dies_after:
-            raise Died
+            raise DiedError
         cls.asked.append([source.stimulus for source in sources])
         return [self._reply(source) for source in sources]
 

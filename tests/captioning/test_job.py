@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import DiedError
 from PIL import Image
 
 from lit_extract.modules.engines import Reply
@@ -42,7 +43,7 @@ def test_interrupted_and_resumed_asks_nothing_twice(caption, engine, tmp_path):
     reference, *_ = caption(output=tmp_path / "reference.csv")
     engine.asked.clear()
     engine.dies_after = 2
-    with pytest.raises(Exception, match="^$"):
+    with pytest.raises(DiedError):
         caption()
     engine.dies_after = None
     output, code, printed, _ = caption()
@@ -54,7 +55,7 @@ def test_interrupted_and_resumed_asks_nothing_twice(caption, engine, tmp_path):
 
 def test_other_settings_are_refused_and_named(caption, engine):
     engine.dies_after = 1
-    with pytest.raises(Exception, match="^$"):
+    with pytest.raises(DiedError):
         caption()
     engine.dies_after = None
     _, code, _, error = caption("--model.temperature", "0.5", "--model.prompt", "What is to be seen?")
@@ -117,7 +118,7 @@ def test_broken_and_missing_images(caption, images, engine):
 
 def test_an_image_that_changed_after_it_was_captioned_is_named(caption, images, engine):
     engine.dies_after = 1
-    with pytest.raises(Exception, match="^$"):
+    with pytest.raises(DiedError):
         caption()
     engine.dies_after = None
     Image.effect_noise((80, 60), 50).save(images / "02.png")

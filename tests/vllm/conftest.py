@@ -126,12 +126,12 @@ class Server:
         self.run = None
 
     def start(self):
-        mistral = [
-            part for name in ("tokenizer-mode", "config-format", "load-format") for part in (f"--{name}", "mistral")
-        ]
-        settings = ("--host", "127.0.0.1", "--port", self.port, "--max-model-len", 8192, "--dtype", "float32")
-        command = (Path(sys.executable).with_name("vllm"), "serve", self.model, *mistral, *settings, "--enforce-eager")
-        self.run = Run(self.folder / f"serve-{time.monotonic_ns()}.log", *command, "--no-enable-prefix-caching")
+        formats = ("--tokenizer-mode", "--config-format", "--load-format")
+        mistral = [part for name in formats for part in (name, "mistral")]
+        options = ("--max-model-len", 8192, "--dtype", "float32", "--enforce-eager", "--no-enable-prefix-caching")
+        where = ("--host", "127.0.0.1", "--port", self.port)
+        command = (sys.executable, Path(__file__).with_name("vllm_command.py"), "serve", self.model)
+        self.run = Run(self.folder / f"serve-{time.monotonic_ns()}.log", *command, *mistral, *options, *where)
         self.run.wait_until(self.answers, SECONDS_TO_SERVE)
 
     def answers(self):
