@@ -53,8 +53,8 @@ def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> s
             return Path(cached).parent.name
     raise InputError(
         f"model.name: {repository!r} (revision {revision or 'main'}) can't be had from the hub and is not in its "
-        "cache; check the name; without a network, give --model.checkpoint; of a gated model, accept the conditions on its "
-        f"page and log in with hf auth login ({reason})"
+        "cache; check the name; without a network, give --model.checkpoint; of a gated model, accept the conditions "
+        f"on its page and log in with hf auth login ({reason})"
     )
 
 
