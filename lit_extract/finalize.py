@@ -3,6 +3,7 @@
 N stimuli, L layers, D hidden size.
 """
 
+import hashlib
 import os
 import struct
 import zipfile
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
 from lit_extract.lock import write_lock
-from lit_extract.store import BAD_INPUT, NOT_FINITE, Store, differing
+from lit_extract.store import BAD_INPUT, N_BYTES, NOT_FINITE, Store, differing
 
 FORMAT = 1
 
@@ -65,6 +66,11 @@ def finalize_locked(store: Store, keep_store: bool) -> list[Path]:
 def features_provenance(provenance: dict[str, Any], pool: str) -> dict[str, Any]:
     """Provenance of one pooling's file."""
     return {**provenance, "pool": pool}
+
+
+def inputs_sha256(n_bytes: NDArray[np.int64]) -> str:
+    """Hash of the size of each row's input: it changes when images are encoded anew, say."""
+    return hashlib.sha256(n_bytes.astype("<i8").tobytes()).hexdigest()
 
 
 def is_finished(file: Path, provenance: dict[str, Any]) -> bool:
@@ -125,6 +131,7 @@ def _content(store: Store, pool: str) -> dict[str, Any]:
             "format": FORMAT,
             "provenance": features_provenance(store.provenance, pool),
             "notes": {key: value for key, value in store.notes.items() if key != "files"},
+            "n_bytes_sha256": inputs_sha256(store.extra(N_BYTES)) if N_BYTES in store.extras else None,
             "bad_input_rows": np.flatnonzero(status == BAD_INPUT).tolist(),
             "not_finite_rows": np.flatnonzero(status == NOT_FINITE).tolist(),
         },

@@ -31,6 +31,7 @@ FORMAT = 1
 MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
 
 STATUS, STIMULUS_ID = "status", "stimulus_id"
+N_BYTES = "n_bytes"  # the extra that says how large each row's input was when it was read
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,30 @@ class Store:
                 f"{str(self.path)!r} was begun with other settings: {difference}. Run with the same settings to go "
                 "on, pass --overwrite to start anew, or choose another --output_dir"
             )
+
+    def check_inputs(self, n_bytes: NDArray[np.int64]) -> None:
+        """See that the inputs of the rows that are done are those of today.
+
+        A shard with bad inputs that have been mended since is set aside, to be computed anew.
+
+        Args:
+            n_bytes: (N,) size of each row's input now.
+
+        Raises:
+            InputError: An input was good and has another size now.
+        """
+        status = self.status()
+        differ = (status != MISSING) & (self.extra(N_BYTES) != n_bytes)
+        if (changed := np.flatnonzero(differ & (status != BAD_INPUT))).size:
+            ids = self.stimulus_ids()
+            raise InputError(
+                f"stimuli have changed since {str(self.path)!r} was begun, whose features are of their files as they "
+                f"were: {name_some([str(ids[row]) for row in changed])}. Restore the files, or pass "
+                "--overwrite to start anew"
+            )
+        for shard in {int(row) // self.shard_rows for row in np.flatnonzero(differ)}:
+            for pool in self.pools:
+                self._shard_file(pool, shard).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the store."""

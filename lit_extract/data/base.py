@@ -5,8 +5,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from lit_extract.errors import InputError
@@ -56,6 +58,7 @@ class StimulusDataModule(LightningDataModule):
         self.done_shards: Collection[int] = ()
         self.planned_rows = 0
         self.stimuli: pd.DataFrame | None = None
+        self.n_bytes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each row's input, once it is set up
 
     @property
     def file_suffix(self) -> str:

@@ -132,7 +132,7 @@ class CaptionDataModule(StimulusDataModule):
         self._tokens = np.fromiter(
             (token for caption in captions for token in caption), np.int32, int(self._starts[-1])
         )
-        self._n_bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        self.n_bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
         self.stimuli = stimuli
 
     def default_shard_rows(self, row_bytes: int) -> int:
@@ -167,7 +167,7 @@ class CaptionDataModule(StimulusDataModule):
 
     def batches_of(self, plan: list[list[int]]) -> TokenBatches:
         """Tokens padded on the right."""
-        return TokenBatches(self._tokens, self._starts, self._n_bytes, plan)
+        return TokenBatches(self._tokens, self._starts, self.n_bytes, plan)
 
     def workers(self, on_gpu: bool, world_size: int) -> int:
         """None: a batch is put together in less time than it takes to hand it over."""

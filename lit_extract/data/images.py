@@ -130,6 +130,7 @@ class ImageDataModule(StimulusDataModule):
         """Load the stimulus table, once, and see that its images are there."""
         if self.stimuli is None:
             stimuli = load_dataset(self.dataset_name, self.root, self.query)
+            self.n_bytes = np.array(table.image_sizes(stimuli), dtype=np.int64)
             self.stimuli_hash = table.fingerprint(stimuli)
             self.stimuli = stimuli
 
