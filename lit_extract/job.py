@@ -19,10 +19,11 @@ from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.table import ID_MEANING
 from lit_extract.errors import InputError
 from lit_extract.features import load_features, read_metadata
-from lit_extract.finalize import features_provenance, finalize_locked, inputs_sha256, is_finished
+from lit_extract.finalize import finalize_locked, is_finished
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
 from lit_extract.progress import Progress
+from lit_extract.provenance import features_provenance, inputs_sha256
 from lit_extract.ranks import is_rank_zero, say
 from lit_extract.store import N_BYTES, Store, StoreSpec, remains, remove_store
 from lit_extract.writer import ActivationWriter
@@ -109,8 +110,7 @@ class Job:
 
     def __init__(self, model: Extractor, data: StimulusDataModule, precision: str, output_dir: Path) -> None:
         assert data.stimuli is not None, "data.setup() comes first"
-        if data.shard_rows is None:
-            data.shard_rows = data.default_shard_rows(len(model.layers) * model.n_dim * 4)
+        data.cut_shards(row_bytes=len(model.layers) * model.n_dim * 4)
         self.model, self.data = model, data
         self.stimulus_ids = data.stimuli["stimulus_id"].tolist()
         self.id_meaning = data.stimuli.attrs[ID_MEANING]
@@ -199,8 +199,10 @@ class Job:
 
     def remove_leftovers(self) -> None:
         """Delete the store of a run that was killed after its files were complete, or while it removed it."""
-        if is_rank_zero() and remains(self.store_path):
-            with self.lock():
+        if not is_rank_zero() or not remains(self.store_path):
+            return
+        with self.lock():
+            if not self.store_path.exists() or not Store(self.store_path).is_kept:
                 remove_store(self.store_path)
 
     @contextmanager
@@ -222,7 +224,6 @@ class Job:
         return Extraction(files, store, [], [], was_done)
 
     def _spec(self) -> StoreSpec:
-        assert self.data.shard_rows is not None
         notes = {
             "files": {pool: file.name for pool, file in self.files.items()},
             "num_params": self.model.num_params,
@@ -238,7 +239,7 @@ class Job:
             self.model.pools,
             self.model.layers,
             self.model.n_dim,
-            self.data.shard_rows,
+            self.data.rows_a_shard,
             self.stimulus_ids,
             self.provenance,
             notes,

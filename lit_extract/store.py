@@ -8,7 +8,6 @@ it, so it is there complete or not at all.
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from zarr.core.array_spec import ArrayConfigParams
 
 from lit_extract.data.plan import count_shards
 from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.provenance import differing
 
 FORMAT = 1
 
@@ -90,6 +90,7 @@ class Store:
         self.layers: list[str] = attributes["layers"]
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.notes: dict[str, Any] = attributes["notes"]
+        self.is_kept: bool = attributes.get("kept", False)
         self.shard_rows: int = attributes["shard_rows"]
         shape: tuple[int, int, int] = self._array(self.pools[0]).shape
         self.n_stimuli, _, self.n_dim = shape
@@ -268,6 +269,10 @@ class Store:
             for pool in self.pools:
                 self._shard_file(pool, shard).unlink(missing_ok=True)
 
+    def keep(self) -> None:
+        """Note that the store was kept on purpose, so that no later run takes it for a leftover."""
+        self.group.attrs["kept"] = True
+
     def remove(self) -> None:
         """Delete the store."""
         remove_store(self.path)
@@ -308,10 +313,3 @@ def remove_store(path: Path) -> None:
     if path.exists():
         path.rename(_aside(path))
         shutil.rmtree(_aside(path))
-
-
-def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The settings that differ, each with both values; empty when none does."""
-    old, new = (json.loads(json.dumps(settings)) for settings in (old, new))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return name_some([f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys], limit=20)

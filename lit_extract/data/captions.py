@@ -124,6 +124,8 @@ class CaptionDataModule(StimulusDataModule):
                 f"{token}|{piece}" for token, piece in zip(caption, tokenizer.token_texts(caption), strict=True)
             )
             say(f"{text!r} has {len(caption)} tokens: {shown}")
+        if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
+            raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
         captions = self._fit(captions, settings["context"], stimuli["stimulus_id"].tolist())
         if settings["exclude_bos"]:
             _check_bos(captions, tokenizer.bos_id)
@@ -156,13 +158,13 @@ class CaptionDataModule(StimulusDataModule):
             "tokens_sha256": identity.hexdigest(),
             "truncate": self.truncate,
             "token_budget": self.token_budget,
-            "shard_rows": self.shard_rows,
+            "shard_rows": self.rows_a_shard,
             **{package: version(package) for package in ("transformers",)},
         }
 
     def plan(self, rank: int, world_size: int) -> list[list[int]]:
         """Captions of like length together."""
-        shard_rows = self.shard_rows or len(self.lengths)
+        shard_rows = self.rows_a_shard or self.shard_rows or len(self.lengths)
         return plan_token_batches(self.lengths, shard_rows, self.token_budget, self.done_shards, rank, world_size)
 
     def batches_of(self, plan: list[list[int]]) -> TokenBatches:
