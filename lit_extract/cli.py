@@ -1,12 +1,13 @@
 """The command line. Nothing heavy is imported before the command that needs it."""
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_extract import __version__
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, wrong_setting
 
 EXIT_OK, EXIT_INPUT_ERROR, EXIT_BAD_ROWS = 0, 2, 3
 
@@ -121,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run_predict(args[1:])
         return _run(args)
-    except InputError as error:
-        print(f"lit-extract: error: {error}", file=sys.stderr)
+    except (InputError, ArgumentError) as error:
+        print(f"lit-extract: error: {wrong_setting(error)}", file=sys.stderr)
         return EXIT_INPUT_ERROR
 
 
@@ -133,12 +134,14 @@ def _run(args: list[str]) -> int:
         prog="lit-extract",
         description="Activations of every transformer block of vision and language models, for brain datasets.",
         version=__version__,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     subcommands = parser.add_subcommands(required=True, dest="command")
     commands = {command.__name__.replace("_", "-"): command for command in COMMANDS}
     for name, command in commands.items():
         summary = (command.__doc__ or "").partition("\n")[0]
-        subparser = ArgumentParser(description=summary)
+        subparser = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
         subparser.add_function_arguments(command, as_positional=True)
         _allow_bare_flags(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)

@@ -1,5 +1,8 @@
 """The one exception that speaks to the user."""
 
+import re
+from argparse import ArgumentError
+
 
 class InputError(ValueError):
     """Something the user can mend: the setting, its value, and what is allowed.
@@ -19,3 +22,22 @@ def one_line(error: BaseException, limit: int = 400) -> str:
     """Another library's error, fit to stand inside a message of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def wrong_setting(error: BaseException) -> InputError | None:
+    """What is wrong with a command line, out of what jsonargparse raises: a list of all that it tried.
+
+    That is our own error, when a class refused its settings; else the innermost reason, behind the names of
+    the settings that lead to it. None when neither is there: then it is a defect of ours.
+    """
+    names: list[str] = []
+    reason: BaseException | None = error
+    while reason is not None:
+        if isinstance(reason, InputError):
+            return reason
+        if (key := re.match(r'Parser key "(.+?)":', str(reason))) and key[1] not in names:
+            names.append(key[1])
+        innermost, reason = reason, reason.__cause__ or reason.__context__
+    if not isinstance(error, ArgumentError):
+        return None
+    return InputError(f"{'.'.join(names)}{': ' if names else ''}{one_line(innermost)}")

@@ -3,24 +3,23 @@
 N stimuli, L layers, D hidden size.
 """
 
-import os
-import struct
-import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lit_extract.archive import fill_record
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
 from lit_extract.lock import write_lock
-from lit_extract.store import BAD_INPUT, NOT_FINITE, Store, differing
+from lit_extract.provenance import differing, features_provenance, inputs_sha256
+from lit_extract.store import BAD_INPUT, N_BYTES, NOT_FINITE, Store
 
 FORMAT = 1
 
@@ -57,14 +56,11 @@ def finalize_locked(store: Store, keep_store: bool) -> list[Path]:
     left = [pool for pool, file in files.items() if not is_finished(file, features_provenance(store.provenance, pool))]
     for pool in left:
         _write_features(store, pool, files[pool])
-    if not keep_store:
+    if keep_store:
+        store.keep()
+    else:
         store.remove()
     return list(files.values())
-
-
-def features_provenance(provenance: dict[str, Any], pool: str) -> dict[str, Any]:
-    """Provenance of one pooling's file."""
-    return {**provenance, "pool": pool}
 
 
 def is_finished(file: Path, provenance: dict[str, Any]) -> bool:
@@ -91,7 +87,9 @@ def _write_features(store: Store, pool: str, file: Path) -> None:
     tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(store)}
     try:
         _save_skeleton(_content(store, pool), tensors, part)
-        checksums = [_fill(part, f"/data/{place}", numbers.chunks) for place, numbers in enumerate(tensors.values())]
+        checksums = [
+            fill_record(part, f"/data/{place}", numbers.chunks) for place, numbers in enumerate(tensors.values())
+        ]
         _verify(part, dict(zip(tensors, checksums, strict=True)))
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -125,6 +123,7 @@ def _content(store: Store, pool: str) -> dict[str, Any]:
             "format": FORMAT,
             "provenance": features_provenance(store.provenance, pool),
             "notes": {key: value for key, value in store.notes.items() if key != "files"},
+            "n_bytes_sha256": inputs_sha256(store.extra(N_BYTES)) if N_BYTES in store.extras else None,
             "bad_input_rows": np.flatnonzero(status == BAD_INPUT).tolist(),
             "not_finite_rows": np.flatnonzero(status == NOT_FINITE).tolist(),
         },
@@ -158,56 +157,6 @@ def _save_skeleton(content: dict[str, Any], tensors: dict[str, _Numbers], part: 
         holes = {name: torch.empty(numbers.shape, dtype=numbers.dtype) for name, numbers in tensors.items()}
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({**holes, **content}, part)
-
-
-def _fill(part: Path, ending: str, chunks: Iterable[NDArray[Any]]) -> int:
-    """Write numbers into the hole of a record; return their CRC-32.
-
-    A ``.pt`` is a zip archive. A record's checksum, which the skeleton leaves 0, is filled in too, so
-    that ``python -m zipfile -t FILE`` finds damage years later.
-    """
-    with zipfile.ZipFile(part) as archive:
-        record = next(info for info in archive.infolist() if info.filename.endswith(ending))
-        directory = archive.start_dir
-    checksum = 0
-    with part.open("r+b") as file:
-        file.seek(record.header_offset)
-        header = file.read(_LOCAL_HEADER.size)
-        name_length, extra_length = _LOCAL_HEADER.unpack(header)[-2:]
-        start = record.header_offset + len(header) + name_length + extra_length
-        file.seek(start)
-        for chunk in chunks:
-            contiguous = np.ascontiguousarray(chunk)
-            file.write(contiguous.data)
-            checksum = zlib.crc32(contiguous.data, checksum)
-        assert file.tell() == start + record.file_size, "the numbers do not fill the tensor"
-        packed = struct.pack("<I", checksum)
-        assert file.read(4) == _DESCRIPTOR_MARK
-        file.seek(start + record.file_size + 4)
-        file.write(packed)
-        file.seek(_directory_entry(file, directory, record.filename) + _CRC_IN_DIRECTORY_ENTRY)
-        file.write(packed)
-        file.flush()
-        os.fsync(file.fileno())
-    return checksum
-
-
-# Layout of a zip archive: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7, 4.3.9 and 4.3.12
-_LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
-_DIRECTORY_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
-_CRC_IN_DIRECTORY_ENTRY = 16
-_DESCRIPTOR_MARK = b"PK\x07\x08"
-
-
-def _directory_entry(file: BinaryIO, start: int, name: str) -> int:
-    """Where a record's entry in the central directory begins."""
-    while True:
-        file.seek(start)
-        fields = _DIRECTORY_ENTRY.unpack(file.read(_DIRECTORY_ENTRY.size))
-        name_length, extra_length, comment_length = fields[10:13]
-        if file.read(name_length).decode() == name:
-            return start
-        start += _DIRECTORY_ENTRY.size + name_length + extra_length + comment_length
 
 
 def _verify(part: Path, checksums: dict[str, int]) -> None:

@@ -17,13 +17,15 @@ from lightning.pytorch import Trainer
 from lit_extract import __version__
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.table import ID_MEANING
-from lit_extract.features import load_features
-from lit_extract.finalize import features_provenance, finalize_locked, is_finished
+from lit_extract.errors import InputError
+from lit_extract.features import load_features, read_metadata
+from lit_extract.finalize import finalize_locked, is_finished
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
 from lit_extract.progress import Progress
-from lit_extract.ranks import is_rank_zero
-from lit_extract.store import Store, StoreSpec, remains, remove_store
+from lit_extract.provenance import features_provenance, inputs_sha256
+from lit_extract.ranks import is_rank_zero, say
+from lit_extract.store import N_BYTES, Store, StoreSpec, remains, remove_store
 from lit_extract.writer import ActivationWriter
 
 
@@ -74,6 +76,11 @@ def extract(
     """
     if data.preprocessing is None:
         data.preprocessing = model.preprocessing
+    elif data.preprocessing != model.preprocessing:
+        raise InputError(
+            f"data.preprocessing: {data.preprocessing} is not that of {model.model_name!r}, which is "
+            f"{model.preprocessing}; make a data module for each model"
+        )
     data.setup("predict")
     job = Job(model, data, str(trainer.precision), Path(output_dir))
     if not overwrite and job.is_done():
@@ -103,8 +110,7 @@ class Job:
 
     def __init__(self, model: Extractor, data: StimulusDataModule, precision: str, output_dir: Path) -> None:
         assert data.stimuli is not None, "data.setup() comes first"
-        if data.shard_rows is None:
-            data.shard_rows = data.default_shard_rows(len(model.layers) * model.n_dim * 4)
+        data.cut_shards(row_bytes=len(model.layers) * model.n_dim * 4)
         self.model, self.data = model, data
         self.stimulus_ids = data.stimuli["stimulus_id"].tolist()
         self.id_meaning = data.stimuli.attrs[ID_MEANING]
@@ -130,27 +136,36 @@ class Job:
         finished = {
             pool: is_finished(file, features_provenance(self.provenance, pool)) for pool, file in self.files.items()
         }
+        for file in self.files.values():
+            if file.exists() and read_metadata(file)["n_bytes_sha256"] != inputs_sha256(self.data.n_bytes):
+                raise InputError(
+                    f"stimuli have changed since {str(file)!r} was made: some of their files have another size. "
+                    "Restore them, or pass --overwrite to extract anew"
+                )
         return all(finished.values())
 
     def is_complete(self) -> bool:
         """Whether the store has all rows, so that only finalizing is left."""
         if not self.store_path.exists():
             return False
-        store = Store(self.store_path)
-        store.check_provenance(self.provenance)
-        return not store.missing_rows()
+        return not self._resume().missing_rows()
 
     def open_store(self) -> Store:
         """The store of this job, created unless it is there; says what is done."""
         if not self.store_path.exists():
-            return Store.create(self.store_path, self._spec())
+            try:
+                return Store.create(self.store_path, self._spec())
+            except OSError as error:
+                raise InputError(f"can't write {str(self.store_path)!r}: {error}") from error
+        store = self._resume()
+        done = len(store.done_shards())
+        say(f"resuming {store.path}: {done} of {store.n_shards} shards done, {store.n_shards - done} left")
+        return store
+
+    def _resume(self) -> Store:
         store = Store(self.store_path)
         store.check_provenance(self.provenance)
-        done = len(store.done_shards())
-        print(
-            f"resuming {store.path}: {done} of {store.n_shards} shards done, {store.n_shards - done} left",
-            flush=True,
-        )
+        store.check_inputs(self.data.n_bytes)
         return store
 
     def predict(self, trainer: Trainer) -> None:
@@ -180,13 +195,14 @@ class Job:
             return
         for file in self.files.values():
             file.unlink(missing_ok=True)
-        if self.store_path.exists():
-            Store(self.store_path).remove()
+        remove_store(self.store_path)
 
     def remove_leftovers(self) -> None:
         """Delete the store of a run that was killed after its files were complete, or while it removed it."""
-        if is_rank_zero() and remains(self.store_path):
-            with self.lock():
+        if not is_rank_zero() or not remains(self.store_path):
+            return
+        with self.lock():
+            if not self.store_path.exists() or not Store(self.store_path).is_kept:
                 remove_store(self.store_path)
 
     @contextmanager
@@ -208,7 +224,6 @@ class Job:
         return Extraction(files, store, [], [], was_done)
 
     def _spec(self) -> StoreSpec:
-        assert self.data.shard_rows is not None
         notes = {
             "files": {pool: file.name for pool, file in self.files.items()},
             "num_params": self.model.num_params,
@@ -224,11 +239,11 @@ class Job:
             self.model.pools,
             self.model.layers,
             self.model.n_dim,
-            self.data.shard_rows,
+            self.data.rows_a_shard,
             self.stimulus_ids,
             self.provenance,
             notes,
-            self.model.extras,
+            {**self.model.extras, N_BYTES: "int64"},
         )
 
 

@@ -18,12 +18,15 @@ def write_lock(target: Path) -> Iterator[None]:
     data-loading workers, which outlive a killed parent by seconds and would keep the next run out.
 
     Raises:
-        InputError: Another process holds it; the message says which.
+        InputError: Another process holds it, the message says which; or there is no writing there.
     """
     path = target.with_name(f".{target.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise InputError(f"can't write {str(target)!r}: {error}") from None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

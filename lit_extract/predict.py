@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
 from lit_extract.captioning.job import Captions, caption
 from lit_extract.data.base import StimulusDataModule
-from lit_extract.errors import InputError, name_some
+from lit_extract.errors import InputError, name_some, wrong_setting
 from lit_extract.features import load_features
 from lit_extract.job import Extraction, extract
 from lit_extract.modules.base import Predictor
@@ -84,7 +85,12 @@ class PredictCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             run=False,
-            parser_kwargs={"prog": "lit-extract predict", "description": _DESCRIPTION},
+            parser_kwargs={
+                "prog": "lit-extract predict",
+                "description": _DESCRIPTION,
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
             args=args,
         )
 
@@ -145,7 +151,12 @@ def main(args: list[str]) -> int:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # of loading weights; the run has its own
-    cli = PredictCLI(args)
+    try:
+        cli = PredictCLI(args)
+    except (ArgumentError, ValueError) as error:
+        if (wrong := wrong_setting(error)) is None:
+            raise
+        raise wrong from None
     if cli.trainer.global_rank != 0:
         cli.run()
         return EXIT_OK

@@ -40,7 +40,7 @@ def draw(features: Features, picture: Path) -> None:
     evenly spaced, are drawn.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: matplotlib is not installed or can't write such a file, or none of these stimuli is done.
     """
     try:
         import matplotlib as mpl
@@ -48,11 +48,16 @@ def draw(features: Features, picture: Path) -> None:
         raise InputError("picture: drawing needs matplotlib: pip install 'lit-extract[plot]'") from None
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.backend_bases import FigureCanvasBase
 
+    if picture.suffix[1:].lower() not in (known := FigureCanvasBase.get_supported_filetypes()):
+        raise InputError(f"picture: {str(picture)!r} must end in one of .{', .'.join(sorted(known))}")
     n = len(features.stimulus_ids)
     rows = np.unique(np.linspace(0, n - 1, min(n, STIMULI_AT_MOST)).astype(int))
     depth = len(features.layers)
     norms = [np.linalg.norm(features.layer(k)[rows].numpy(), axis=1) for k in range(depth)]
+    if not np.isfinite(norms).any():
+        raise InputError("picture: there is nothing to draw, as none of the stimuli has finite features yet")
     drawn = sorted({0, depth // 2, depth - 1})
     figure, axes = plt.subplots(1, 1 + len(drawn), figsize=(3.6 * (1 + len(drawn)), 3.6), layout="constrained")
     axes = np.atleast_1d(axes)
@@ -75,7 +80,7 @@ def draw(features: Features, picture: Path) -> None:
 def dissimilarity(features: NDArray[np.float32]) -> NDArray[np.float64]:
     """1 - Pearson's r between the rows of (N, D), as (N, N)."""
     correlation: NDArray[np.float64] = np.corrcoef(features.astype(np.float64))
-    return np.asarray(1 - correlation)
+    return np.atleast_2d(1 - correlation)
 
 
 def _title(features: Features) -> str:

@@ -8,7 +8,6 @@ it, so it is there complete or not at all.
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from zarr.core.array_spec import ArrayConfigParams
 
 from lit_extract.data.plan import count_shards
 from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.provenance import differing
 
 FORMAT = 1
 
@@ -31,6 +31,7 @@ FORMAT = 1
 MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
 
 STATUS, STIMULUS_ID = "status", "stimulus_id"
+N_BYTES = "n_bytes"  # the extra that says how large each row's input was when it was read
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Store:
         self.layers: list[str] = attributes["layers"]
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.notes: dict[str, Any] = attributes["notes"]
+        self.is_kept: bool = attributes.get("kept", False)
         self.shard_rows: int = attributes["shard_rows"]
         shape: tuple[int, int, int] = self._array(self.pools[0]).shape
         self.n_stimuli, _, self.n_dim = shape
@@ -243,6 +245,34 @@ class Store:
                 "on, pass --overwrite to start anew, or choose another --output_dir"
             )
 
+    def check_inputs(self, n_bytes: NDArray[np.int64]) -> None:
+        """See that the inputs of the rows that are done are those of today.
+
+        A shard with bad inputs that have been mended since is set aside, to be computed anew.
+
+        Args:
+            n_bytes: (N,) size of each row's input now.
+
+        Raises:
+            InputError: An input was good and has another size now.
+        """
+        status = self.status()
+        differ = (status != MISSING) & (self.extra(N_BYTES) != n_bytes)
+        if (changed := np.flatnonzero(differ & (status != BAD_INPUT))).size:
+            ids = self.stimulus_ids()
+            raise InputError(
+                f"stimuli have changed since {str(self.path)!r} was begun, whose features are of their files as they "
+                f"were: {name_some([str(ids[row]) for row in changed])}. Restore the files, or pass "
+                "--overwrite to start anew"
+            )
+        for shard in {int(row) // self.shard_rows for row in np.flatnonzero(differ)}:
+            for pool in self.pools:
+                self._shard_file(pool, shard).unlink(missing_ok=True)
+
+    def keep(self) -> None:
+        """Note that the store was kept on purpose, so that no later run takes it for a leftover."""
+        self.group.attrs["kept"] = True
+
     def remove(self) -> None:
         """Delete the store."""
         remove_store(self.path)
@@ -283,10 +313,3 @@ def remove_store(path: Path) -> None:
     if path.exists():
         path.rename(_aside(path))
         shutil.rmtree(_aside(path))
-
-
-def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The settings that differ, each with both values; empty when none does."""
-    old, new = (json.loads(json.dumps(settings)) for settings in (old, new))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return name_some([f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys], limit=20)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
 from lit_extract.errors import InputError
-from lit_extract.store import BAD_INPUT, MISSING, NOT_FINITE, OK, Store
+from lit_extract.store import BAD_INPUT, MISSING, N_BYTES, NOT_FINITE, OK, Store
 
 
 class _ShardBuffer:
@@ -28,7 +28,7 @@ class _ShardBuffer:
         shape = (len(self.rows), len(store.layers), store.n_dim)
         self.feats = {pool: np.empty(shape, dtype=np.float32) for pool in store.pools}
         self.extras: dict[str, NDArray[Any]] = {}
-        self.names = store.extras
+        self.names = [name for name in store.extras if name != N_BYTES]
         self.status = np.full(len(self.rows), MISSING, dtype=np.uint8)
 
     def put(self, prediction: dict[str, Any]) -> None:
@@ -87,6 +87,7 @@ class ActivationWriter(BasePredictionWriter):
         assert opened is not None
         path, done = opened
         self.store = Store(path)
+        self.n_bytes = trainer.datamodule.n_bytes  # type: ignore[attr-defined]
         trainer.datamodule.done_shards = done  # type: ignore[attr-defined]
         self._thread = threading.Thread(target=self._write, name="lit-extract writer", daemon=True)
         self._thread.start()
@@ -143,7 +144,8 @@ class ActivationWriter(BasePredictionWriter):
         try:
             while (buffer := self._full.get()) is not None:
                 buffer.mark_not_finite()
-                self.bytes_written += self.store.write_shard(buffer.shard, buffer.feats, buffer.status, buffer.extras)
+                extras = {**buffer.extras, N_BYTES: self.n_bytes[buffer.rows.start : buffer.rows.stop]}
+                self.bytes_written += self.store.write_shard(buffer.shard, buffer.feats, buffer.status, extras)
         except BaseException as error:  # handed to the main thread
             self._failure = error
 

@@ -121,7 +121,7 @@ class CaptionJob:
 
     def _predict(self, trainer: Trainer) -> None:
         assert self.data.shard_rows is not None
-        writer = CaptionWriter(self.parts, self.data.shard_rows, self.data.image_bytes)
+        writer = CaptionWriter(self.parts, self.data.shard_rows, self.data.n_bytes.tolist())
         callbacks = [writer, Progress(writer)]
         trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
         try:
@@ -154,11 +154,11 @@ class CaptionJob:
 
     def _check_images(self, records: dict[int, Record]) -> None:
         """An image that changed after it was captioned would have the caption of another."""
-        sizes = self.data.image_bytes
+        sizes = self.data.n_bytes.tolist()
         changed = [
             str(record["stimulus_id"])
             for row, record in records.items()
-            if is_done(record) and sizes[row] is not None and sizes[row] != record["image_bytes"]
+            if is_done(record) and sizes[row] != record["n_bytes"]
         ]
         if changed:
             raise InputError(

@@ -1,6 +1,6 @@
 """Finished captions on disk, shard by shard: one JSON-lines file a shard, written beside and renamed.
 
-A record is a row: ``index``, ``stimulus_id``, ``caption``, ``status`` and ``image_bytes``. The provenance lies in a
+A record is a row: ``index``, ``stimulus_id``, ``caption``, ``status`` and ``n_bytes``. The provenance lies in a
 JSON beside the future output, which stays there when the parts are gone.
 """
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from lit_extract.captioning.output import FAILED, beside, write_beside, write_captions
 from lit_extract.errors import InputError, one_line
-from lit_extract.store import differing
+from lit_extract.provenance import differing
 
 Record = dict[str, Any]
 

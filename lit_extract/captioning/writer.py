@@ -20,12 +20,12 @@ class CaptionWriter(BasePredictionWriter):
     Args:
         parts: Where they go.
         shard_rows: Rows a shard.
-        image_bytes: Bytes of each row's image file.
+        n_bytes: Bytes of each row's image file.
     """
 
-    def __init__(self, parts: Parts, shard_rows: int, image_bytes: Sequence[int | None]) -> None:
+    def __init__(self, parts: Parts, shard_rows: int, n_bytes: Sequence[int]) -> None:
         super().__init__(write_interval="batch")
-        self.parts, self.shard_rows, self.image_bytes = parts, shard_rows, image_bytes
+        self.parts, self.shard_rows, self.n_bytes = parts, shard_rows, n_bytes
         self.bytes_written = 0
 
     def write_on_batch_end(
@@ -41,7 +41,7 @@ class CaptionWriter(BasePredictionWriter):
         """Put the replies about a shard on disk."""
         rows = prediction["index"].tolist()
         records = [
-            _record(row, source, reply, self.image_bytes[row])
+            _record(row, source, reply, self.n_bytes[row])
             for row, source, reply in zip(rows, batch["sources"], prediction["replies"], strict=True)
         ]
         shard = rows[0] // self.shard_rows
@@ -57,12 +57,12 @@ class CaptionWriter(BasePredictionWriter):
             raise SystemExit(128 + signal.SIGTERM)
 
 
-def _record(row: int, source: ImageSource, reply: Reply, image_bytes: int | None) -> Record:
+def _record(row: int, source: ImageSource, reply: Reply, n_bytes: int) -> Record:
     status = f"{FAILED}: {reply.error}" if reply.error is not None else CUT_OFF if reply.cut_off else OK
     return {
         "index": row,
         "stimulus_id": source.stimulus,
         "caption": reply.text,
         "status": status,
-        "image_bytes": image_bytes,
+        "n_bytes": n_bytes,
     }

@@ -5,8 +5,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from lit_extract.errors import InputError
@@ -55,12 +57,18 @@ class StimulusDataModule(LightningDataModule):
         self.preprocessing = preprocessing
         self.done_shards: Collection[int] = ()
         self.planned_rows = 0
+        self.rows_a_shard = 0  # as given, or as cut_shards() chooses for a model
         self.stimuli: pd.DataFrame | None = None
+        self.n_bytes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each row's input, once it is set up
 
     @property
     def file_suffix(self) -> str:
         """What the data adds to the name of a features file."""
         return ""
+
+    def cut_shards(self, row_bytes: int) -> None:
+        """Fix the rows a shard: as given, else for a model with activations of ``row_bytes`` a row."""
+        self.rows_a_shard = self.shard_rows or self.default_shard_rows(row_bytes)
 
     @abstractmethod
     def default_shard_rows(self, row_bytes: int) -> int:

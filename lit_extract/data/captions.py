@@ -124,6 +124,8 @@ class CaptionDataModule(StimulusDataModule):
                 f"{token}|{piece}" for token, piece in zip(caption, tokenizer.token_texts(caption), strict=True)
             )
             say(f"{text!r} has {len(caption)} tokens: {shown}")
+        if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
+            raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
         captions = self._fit(captions, settings["context"], stimuli["stimulus_id"].tolist())
         if settings["exclude_bos"]:
             _check_bos(captions, tokenizer.bos_id)
@@ -132,7 +134,7 @@ class CaptionDataModule(StimulusDataModule):
         self._tokens = np.fromiter(
             (token for caption in captions for token in caption), np.int32, int(self._starts[-1])
         )
-        self._n_bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        self.n_bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
         self.stimuli = stimuli
 
     def default_shard_rows(self, row_bytes: int) -> int:
@@ -156,18 +158,18 @@ class CaptionDataModule(StimulusDataModule):
             "tokens_sha256": identity.hexdigest(),
             "truncate": self.truncate,
             "token_budget": self.token_budget,
-            "shard_rows": self.shard_rows,
+            "shard_rows": self.rows_a_shard,
             **{package: version(package) for package in ("transformers",)},
         }
 
     def plan(self, rank: int, world_size: int) -> list[list[int]]:
         """Captions of like length together."""
-        shard_rows = self.shard_rows or len(self.lengths)
+        shard_rows = self.rows_a_shard or self.shard_rows or len(self.lengths)
         return plan_token_batches(self.lengths, shard_rows, self.token_budget, self.done_shards, rank, world_size)
 
     def batches_of(self, plan: list[list[int]]) -> TokenBatches:
         """Tokens padded on the right."""
-        return TokenBatches(self._tokens, self._starts, self._n_bytes, plan)
+        return TokenBatches(self._tokens, self._starts, self.n_bytes, plan)
 
     def workers(self, on_gpu: bool, world_size: int) -> int:
         """None: a batch is put together in less time than it takes to hand it over."""

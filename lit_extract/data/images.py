@@ -8,6 +8,7 @@ float32, on the device.
 B batch, H height, W width.
 """
 
+import errno
 import os
 from importlib.metadata import version
 from typing import Any, Literal
@@ -58,6 +59,8 @@ class ImageBatches(Dataset[dict[str, Any]]):
             try:
                 images[place] = self.transform(self.open(row))
             except Exception as error:  # Pillow raises almost anything on a broken file
+                if _is_of_the_machine(error):
+                    raise
                 bad[place] = True
                 errors[row] = f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
         return {
@@ -78,6 +81,13 @@ def open_image(path: str, image_row: int | None = None) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     return Image.fromarray(_hdf5_images(path)[image_row])
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether an error says nothing about the image: a disk that does not answer, no memory, a peer that is gone."""
+    if isinstance(error, OSError):
+        return error.errno not in (None, errno.ENOENT)  # Pillow's own have no number
+    return isinstance(error, MemoryError | RuntimeError)
 
 
 _open_hdf5: dict[tuple[int, str], Any] = {}
@@ -135,6 +145,7 @@ class ImageDataModule(StimulusDataModule):
         """Load the stimulus table, once, and see that its images are there."""
         if self.stimuli is None:
             stimuli = load_dataset(self.dataset_name, self.root, self.query)
+            self.n_bytes = np.array(table.image_sizes(stimuli), dtype=np.int64)
             self.stimuli_hash = table.fingerprint(stimuli)
             self.stimuli = stimuli
 
@@ -154,14 +165,14 @@ class ImageDataModule(StimulusDataModule):
             "stimuli_sha256": self.stimuli_hash,
             "preprocessing": self.preprocessing,
             "batch_size": self.batch_size,
-            "shard_rows": self.shard_rows,
+            "shard_rows": self.rows_a_shard,
             **{package: version(package) for package in ("pillow", "timm", "torchvision")},
         }
 
     def plan(self, rank: int, world_size: int) -> list[range]:
         """Consecutive rows, a batch size at a time."""
         assert self.stimuli is not None
-        shard_rows = self.shard_rows or self.batch_size
+        shard_rows = self.rows_a_shard or self.shard_rows or self.batch_size
         return plan_batches(len(self.stimuli), shard_rows, self.batch_size, self.done_shards, rank, world_size)
 
     def batches_of(self, plan: list[range]) -> ImageBatches:

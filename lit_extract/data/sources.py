@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -19,6 +20,8 @@ from lit_extract.ranks import say
 
 # Enough to keep vLLM's batches full; few enough to have in memory at once, and to ask again after a kill.
 SHARD_ROWS = 256
+
+MISSING = -1  # size of an image file that is not there
 
 
 class ImageSource(NamedTuple):
@@ -102,9 +105,8 @@ class ImageSourceDataModule(StimulusDataModule):
         ids = stimuli["stimulus_id"].tolist()
         rows = stimuli["image_row"].tolist() if "image_row" in stimuli else [None] * len(stimuli)
         self.sources = [ImageSource(*source) for source in zip(ids, stimuli["image"], rows, strict=True)]
-        self.image_bytes = _sizes(self.sources)
-        # Without sizes: an image that was mended may be captioned in a run that is resumed.
-        self.stimuli_hash = table.fingerprint(stimuli, with_sizes=False)
+        self.n_bytes = np.array(_sizes(self.sources), dtype=np.int64)
+        self.stimuli_hash = table.fingerprint(stimuli)
         self.stimuli = stimuli
 
     def default_shard_rows(self, row_bytes: int) -> int:
@@ -141,19 +143,19 @@ class ImageSourceDataModule(StimulusDataModule):
         return 0
 
 
-def _sizes(sources: list[ImageSource]) -> list[int | None]:
-    """Bytes of each image file, None where there is none.
+def _sizes(sources: list[ImageSource]) -> list[int]:
+    """Bytes of each image file, -1 where there is none.
 
     Raises:
         InputError: None of them is there.
     """
-    known: dict[str, int | None] = {}
+    known: dict[str, int] = {}
     for path in dict.fromkeys(source.path for source in sources):
         try:
             known[path] = Path(path).stat().st_size
         except OSError:
-            known[path] = None
-    missing = [path for path, size in known.items() if size is None]
+            known[path] = MISSING
+    missing = [path for path, size in known.items() if size == MISSING]
     if len(missing) == len(known):
         raise InputError(f"all {len(known)} images are missing: {name_some(missing)}; check data.root")
     if missing:

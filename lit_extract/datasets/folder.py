@@ -15,7 +15,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 
 def load(root: str | Path | None = None) -> tuple[pd.DataFrame, Path]:
     """The table and the folder. Names that begin with a dot (``._photo.jpg`` of macOS) are left out."""
-    base = table.find_root("the folder of images", root)
+    base = table.find_root(NAME, root)
     paths = sorted(_images_below(base))
     if not paths:
         raise InputError(f"data.root: no image below {str(base)!r}; looked for {', '.join(SUFFIXES)}")

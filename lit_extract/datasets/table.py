@@ -106,18 +106,13 @@ def image_sizes(table: pd.DataFrame) -> list[int]:
     return [known[path] for path in table["image"]]
 
 
-def fingerprint(table: pd.DataFrame, with_sizes: bool = True) -> str:
-    """Hash of what the rows are: ids, image files relative to the root, rows in them, and sizes.
-
-    Two tables with the same fingerprint give the same features, wherever the dataset lies. File
-    contents are not read: 73,000 of them would take minutes. Without sizes, files need not be there.
-    """
+def fingerprint(table: pd.DataFrame) -> str:
+    """Hash of what the rows are: ids, image files relative to the root, and rows in them; wherever the dataset lies."""
     root = table.attrs[ROOT]
     rows = table["image_row"] if "image_row" in table else [-1] * len(table)
     digest = hashlib.sha256()
-    sizes = image_sizes(table) if with_sizes else [-1] * len(table)
-    for stimulus, path, row, size in zip(table["stimulus_id"], table["image"], rows, sizes, strict=True):
-        digest.update(f"{stimulus}\0{os.path.relpath(path, root)}\0{row}\0{size}\n".encode())
+    for stimulus, path, row in zip(table["stimulus_id"], table["image"], rows, strict=True):
+        digest.update(f"{stimulus}\0{os.path.relpath(path, root)}\0{row}\n".encode())
     return digest.hexdigest()
 
 

@@ -3,8 +3,6 @@
 B batch, L layers, T tokens, D hidden size, P poolings, V vocabulary.
 """
 
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from lit_extract.modules.base import Extractor
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, pool_text
 from lit_extract.modules.selection import check_pools, select_blocks
-from lit_extract.modules.weights import on_cpu_in_float32
+from lit_extract.modules.weights import config_sha256, on_cpu_in_float32
 
 _TOKENIZER_OPTIONS = ("trust_remote_code", "revision", "gguf_file", "subfolder")
 
@@ -115,7 +113,7 @@ class LanguageExtractor(Extractor):
         if self.local_checkpoint():
             del own["source"]  # the same weights elsewhere are the same weights
         if self.untrained:
-            own["config_sha256"] = _config_sha256(self.config)
+            own["config_sha256"] = config_sha256(self.config)
         return {**super().provenance(), **own, "tokenizer": self.preprocessing["tokenizer"]}
 
     def configure_model(self) -> None:
@@ -291,12 +289,6 @@ def _choose_layers(
         return ["embeddings", *(f"blocks.{k}" for k in hooked), "norm"], hooked, ""
     chosen = select_blocks(layers, n_blocks)
     return [f"blocks.{k}" for k in chosen], chosen, f"blocks.{max(chosen)}"
-
-
-def _config_sha256(config: Any) -> str:
-    """Hash of an architecture, without what does not shape the model."""
-    known = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype")}
-    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _output_width(skeleton: Any) -> int:

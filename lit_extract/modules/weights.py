@@ -1,9 +1,11 @@
 """Which weights a model has: hashes of local files, commits on the hub."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +25,12 @@ def path_sha256(path: str | Path) -> str:
     for part in sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in _MODEL_FILES):
         digest.update(f"{part.relative_to(path).as_posix()} {path_sha256(part)}\n".encode())
     return digest.hexdigest()
+
+
+def config_sha256(config: Any) -> str:
+    """Hash of an architecture, without what does not shape the model."""
+    known = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype")}
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> str:
@@ -53,8 +61,8 @@ def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> s
             return Path(cached).parent.name
     raise InputError(
         f"model.name: {repository!r} (revision {revision or 'main'}) can't be had from the hub and is not in its "
-        "cache; check the name; without a network, give --model.checkpoint; of a gated model, accept the conditions on its "
-        f"page and log in with hf auth login ({reason})"
+        "cache; check the name; without a network, give --model.checkpoint; of a gated model, accept the conditions "
+        f"on its page and log in with hf auth login ({reason})"
     )
 
 

@@ -72,6 +72,14 @@ def test_of_a_tuple_the_first_is_the_hidden_state():
     assert pooled["a"].tolist() == [1, 1]
 
 
+def test_what_goes_into_an_entrance_is_captured_beside_the_outputs(network):
+    with capture({"out": network[1]}, torch.clone, last="out", entrances={"in": network[0]}) as pooled:
+        assert n_hooks(network) == 2
+        network(torch.full((2,), 7.0))
+    assert {name: values.tolist() for name, values in pooled.items()} == {"in": [7, 7], "out": [9, 9]}
+    assert n_hooks(network) == 0
+
+
 def test_each_capture_starts_empty(network):
     for start in (0.0, 5.0):
         with capture({"a": network[0]}, torch.clone, last="a") as pooled:

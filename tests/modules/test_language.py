@@ -195,24 +195,19 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path):
         extractor_of(tmp_path)
 
 
-def test_llama_2_is_loaded_from_the_transformers_repository_under_the_name_users_know(llama, monkeypatch):
-    """The hub is the edge: what is asked of it is noted, and a local folder answers."""
-    asked = []
-
-    def info(_, repository, **__):
-        asked.append(repository)
-        return SimpleNamespace(sha="0123abc")
-
-    def download(repository, filename, revision=None, **_):
-        asked.append((repository, revision))
-        return str(llama / filename)
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", info)
-    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", download)
-    extractor = LanguageExtractor("meta-llama/Llama-2-7b")
-    assert set(asked) == {"meta-llama/Llama-2-7b-hf", ("meta-llama/Llama-2-7b-hf", "0123abc")}
+def test_llama_2_is_loaded_from_the_transformers_repository_under_the_name_users_know(llama, tmp_path, monkeypatch):
+    """A real cache of the hub with one repository in it; only the question for the commit is answered here."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--meta-llama--Llama-2-7b-hf" / "snapshots" / commit
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(llama)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(sha=commit))
+    extractor = extractor_of("meta-llama/Llama-2-7b")
     assert extractor.provenance()["model"] == "meta-llama/Llama-2-7b"
-    assert extractor.provenance()["revision"] == "0123abc"
+    assert extractor.provenance()["weights"] == "hub:meta-llama/Llama-2-7b-hf"
+    assert extractor.provenance()["revision"] == commit
+    assert extractor.num_params == extractor_of(llama).num_params
 
 
 def test_sharded_weights_are_loaded_whole(tmp_path, captions):

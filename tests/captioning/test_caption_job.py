@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import DiedError
+from fake_engine import DiedError
 from PIL import Image
 
 from lit_extract.modules.engines import Reply

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import DEMO_IMAGES, N_SHARDS, parts
+from running import DEMO_IMAGES, N_SHARDS, parts
 
 from lit_extract.captioning.prompts import read_prompts
 

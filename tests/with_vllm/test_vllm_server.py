@@ -4,7 +4,7 @@ import time
 
 import pandas as pd
 import pytest
-from conftest import N_SHARDS, parts
+from running import N_SHARDS, parts
 
 from lit_extract.captioning.prompts import read_prompts
 

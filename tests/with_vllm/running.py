@@ -1,8 +1,6 @@
-"""Runs of the command line with the real engine, on a tiny Pixtral; only where vLLM is installed (make test-vllm)."""
+"""Commands and servers in processes of their own."""
 
-import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,13 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
-
-if importlib.util.find_spec("vllm") is None:
-    collect_ignore_glob = ["*"]
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO_IMAGES = REPOSITORY / "lit_extract" / "demo_images"
@@ -64,49 +56,6 @@ class Run:
             time.sleep(0.02)
 
 
-@pytest.fixture(scope="session")
-def tiny_pixtral(tmp_path_factory):
-    from tiny_pixtral import make
-
-    return make(tmp_path_factory.mktemp("model") / "tiny-pixtral")
-
-
-@pytest.fixture
-def predict(tmp_path, tiny_pixtral):
-    """A context manager that runs ``lit-extract predict`` on the demo photographs, and leaves no process behind."""
-
-    @contextmanager
-    def run(output, *options, engine=("--model.engine_options", ENGINE_OPTIONS)):
-        log = tmp_path / f"{time.monotonic_ns()}.log"
-        command = (sys.executable, "-m", "lit_extract", "predict", "--config", "configs/demo/captions.yaml")
-        settings = ("--model.name", tiny_pixtral, "--data.shard_rows", SHARD_ROWS, "--output", output)
-        process = Run(log, *command, *settings, *engine, *options)
-        try:
-            yield process
-        finally:
-            process.kill()
-
-    return run
-
-
-@pytest.fixture
-def complete(predict):
-    """Runs ``lit-extract predict`` to its end, and returns what it printed."""
-
-    def run(output, *options, code=0, **arguments):
-        with predict(output, *options, **arguments) as process:
-            assert process.wait() == code, process.output
-            return process.output
-
-    return run
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    """A copy of the demo photographs, to be damaged."""
-    return Path(shutil.copytree(DEMO_IMAGES, tmp_path / "photographs"))
-
-
 def parts(output):
     """The parts that are on disk, and what identifies each: written again it would be another."""
     files = output.with_name(f"{output.name}.parts").glob("[0-9]*.jsonl")
@@ -144,13 +93,3 @@ class Server:
     def kill(self):
         if self.run is not None:
             self.run.kill()
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory, tiny_pixtral):
-    served = Server(tiny_pixtral, tmp_path_factory.mktemp("server"))
-    try:
-        served.start()
-        yield served
-    finally:
-        served.kill()

@@ -1,0 +1,28 @@
+"""What determines the numbers, and how two such records differ."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_extract.errors import name_some
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The settings that differ, each with both values; empty when none does."""
+    old, new = (json.loads(json.dumps(settings)) for settings in (old, new))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return name_some([f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys], limit=20)
+
+
+def features_provenance(provenance: dict[str, Any], pool: str) -> dict[str, Any]:
+    """Provenance of one pooling's file."""
+    return {**provenance, "pool": pool}
+
+
+def inputs_sha256(n_bytes: NDArray[np.int64]) -> str:
+    """Hash of the size of each row's input: it changes when images are encoded anew, say."""
+    return hashlib.sha256(n_bytes.astype("<i8").tobytes()).hexdigest()

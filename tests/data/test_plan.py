@@ -1,0 +1,116 @@
+"""The plan: literal tables, then every rule by brute force over small numbers."""
+
+from itertools import chain, combinations, product
+
+import pytest
+
+from lit_extract.data.plan import check_shard_rows, count_shards, cut, default_shard_rows, plan_batches
+
+MB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "size", "expected"),
+    [
+        (0, 0, 4, []),
+        (0, 4, 4, [range(0, 4)]),
+        (0, 5, 4, [range(0, 4), range(4, 5)]),
+        (4, 10, 3, [range(4, 7), range(7, 10)]),
+        (3, 4, 100, [range(3, 4)]),
+    ],
+)
+def test_cut(start, stop, size, expected):
+    assert cut(start, stop, size) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]),
+        ({"done": {1}}, [(0, 2), (2, 4), (8, 10), (10, 11)]),
+        ({"rank": 0, "world_size": 2}, [(0, 2), (2, 4), (8, 10), (10, 11)]),
+        ({"rank": 1, "world_size": 2}, [(4, 6), (6, 8)]),
+        # the shards that are left are shared, not all of them: no rank idles while another has two
+        ({"done": [0], "rank": 0, "world_size": 2}, [(4, 6), (6, 8)]),
+        ({"done": [0], "rank": 1, "world_size": 2}, [(8, 10), (10, 11)]),
+        ({"done": {0, 1, 2}}, []),
+        ({"rank": 3, "world_size": 4}, []),
+    ],
+)
+def test_plan_of_eleven_rows_in_shards_of_four_and_batches_of_two(settings, expected):
+    batches = plan_batches(11, shard_rows=4, batch_size=2, **settings)
+    assert batches == [range(*batch) for batch in expected]
+
+
+def test_last_batch_of_a_shard_is_short_when_the_dataset_ends():
+    assert plan_batches(10, shard_rows=9, batch_size=3) == [range(0, 3), range(3, 6), range(6, 9), range(9, 10)]
+
+
+def test_every_rule_by_brute_force():
+    for n_rows, batch_size, batches_per_shard in product(range(10), (1, 2, 3), (1, 2)):
+        shard_rows = batch_size * batches_per_shard
+        n_shards = count_shards(n_rows, shard_rows)
+        undisturbed = plan_batches(n_rows, shard_rows, batch_size)
+        all_done_sets = chain.from_iterable(combinations(range(n_shards), k) for k in range(n_shards + 1))
+        for done, world_size in product(all_done_sets, (1, 2, 3)):
+            shares = [
+                plan_batches(n_rows, shard_rows, batch_size, done, rank, world_size) for rank in range(world_size)
+            ]
+            batches = [batch for share in shares for batch in share]
+            rows = sorted(row for batch in batches for row in batch)
+            assert rows == [row for row in range(n_rows) if row // shard_rows not in done], "each row once, none done"
+            assert set(batches) <= set(undisturbed), "whoever computes a batch, it has the same rows"
+            assert all(batch[0] // shard_rows == batch[-1] // shard_rows for batch in batches), "one shard a batch"
+            owners = [{batch[0] // shard_rows for batch in share} for share in shares]
+            assert sum(map(len, owners)) == len(set().union(*owners)), "one rank a shard"
+            assert max(map(len, owners)) - min(map(len, owners)) <= 1, "an even share"
+            assert all(share == sorted(share, key=lambda batch: batch.start) for share in shares), "shard after shard"
+
+
+@pytest.mark.parametrize(("n_rows", "shard_rows", "expected"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (8, 4, 2)])
+def test_count_shards(n_rows, shard_rows, expected):
+    assert count_shards(n_rows, shard_rows) == expected == len(cut(0, n_rows, shard_rows))
+
+
+NSD = 73_000
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size", "row_bytes", "expected"),
+    [
+        (NSD, 64, 12 * 192 * 4, 2048),  # vit_tiny: 128 MB would be 14,563 rows
+        (NSD, 64, 40 * 1536 * 4, 512),  # vit_giant: 546 rows are 128 MB
+        (NSD, 100, 12 * 192 * 4, 2000),  # whole batches only
+        (NSD, 4096, 12 * 192 * 4, 4096),  # one batch at least
+        (NSD, 8, 200 * MB, 8),
+        (NSD, 1, 128 * MB, 1),
+        (NSD, 1, 64 * MB, 2),
+        (24, 64, 12 * 192 * 4, 64),  # no larger than the dataset needs, in whole batches
+        (24, 10, 12 * 192 * 4, 30),
+        (64, 64, 12 * 192 * 4, 64),
+        (65, 64, 12 * 192 * 4, 128),
+    ],
+)
+def test_default_shard_rows(n_rows, batch_size, row_bytes, expected):
+    assert default_shard_rows(n_rows, batch_size, row_bytes) == expected
+
+
+@pytest.mark.parametrize(("batch_size", "shard_rows"), [(4, None), (4, 4), (4, 12), (1, 1)])
+def test_shards_of_whole_batches_are_accepted(batch_size, shard_rows):
+    check_shard_rows(batch_size, shard_rows)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shard_rows", "message"),
+    [
+        (0, None, "data.batch_size: 0 rows; must be 1 or more"),
+        (-3, 3, "data.batch_size: -3 rows"),
+        (4, 6, r"data.shard_rows: 6 rows; must be a multiple of data.batch_size \(4\)"),
+        (4, 2, "data.shard_rows: 2 rows"),
+        (4, 0, "data.shard_rows: 0 rows"),
+        (4, -4, "data.shard_rows: -4 rows"),
+    ],
+)
+def test_shards_that_cut_batches_are_refused(batch_size, shard_rows, message):
+    with pytest.raises(ValueError, match=message):
+        check_shard_rows(batch_size, shard_rows)

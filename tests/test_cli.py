@@ -1,0 +1,184 @@
+"""The command line: what is wrong is said in one line with exit code 2, before anything heavy happens."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from lit_extract import __version__
+
+REPOSITORY = Path(__file__).parents[1]
+DEMO = ("predict", "--config", REPOSITORY / "configs" / "demo" / "vision.yaml")
+TINY = (*DEMO, "--model.name", "test_vit.r160_in1k", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
+UNTRAINED = (*TINY, "--model.untrained", "true")
+
+
+@pytest.fixture
+def refusal(cli, tmp_path, monkeypatch):
+    """A function that runs a command line which must be refused; it returns the one line."""
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+
+    def run(*arguments):
+        code, _, err = cli(*arguments)
+        assert code == 2
+        assert err.startswith("lit-extract: error: ")
+        assert err.count("\n") == 1, "one line, no traceback"
+        assert not (tmp_path / "features").exists()
+        return err
+
+    yield run
+    assert set(tmp_path.iterdir()) >= before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((*UNTRAINED, "--data", "FolderDataModule"), ["FolderDataModule"]),
+        ((*UNTRAINED, "--data", "ImageFolderDataModule"), ["--data.root"]),
+        ((*UNTRAINED, "--data.root", "nowhere"), ["data.root", "nowhere"]),
+        ((*UNTRAINED, "--data.query", "demo_id < 3"), ["data.query", "data.subset"]),
+        ((*UNTRAINED, "--data.query", "id < 3", "--data.subset", "x"), ["data.query: 'id < 3' fails", "demo_id"]),
+        ((*UNTRAINED, "--data.subset", "../x"), ["data.subset: '../x'"]),
+        ((*UNTRAINED, "--data.batch_size", "many"), ["data.batch_size", "int", "many"]),
+        ((*UNTRAINED, "--data.batch_size", "0"), ["data.batch_size: 0"]),
+        ((*UNTRAINED, "--data.shard_rows", "5"), ["data.shard_rows: 5", "data.batch_size"]),
+        ((*UNTRAINED, "--data.on_bad_image", "ignore"), ["data.on_bad_image", "stop", "skip", "ignore"]),
+        (
+            (*DEMO, "--model.name", "vit_tiny_patch16_225"),
+            ["'vit_tiny_patch16_225'", "vit_tiny_patch16_224.augreg_in21k"],
+        ),
+        (
+            (*DEMO, "--model.name", "vit_base_patch16_siglip_224.webli"),
+            ["model.pool", "no class token", "avg, avg_all"],
+        ),
+        ((*DEMO, "--model.name", "resnet18.a1_in1k"), ["'resnet18.a1_in1k' has no sequence of blocks"]),
+        ((*UNTRAINED, "--model.pool", "max"), ["model.pool", "cls", "avg_all", "max"]),
+        ((*UNTRAINED, "--model.layers", "[0, 6]"), ["model.layers: 6 out of range", "6 blocks, -6 to 5"]),
+        ((*UNTRAINED, "--model.layers", "[5, -1]"), ["model.layers: [5, -1]", "none twice"]),
+        ((*UNTRAINED, "--model.checkpoint", "x.pth"), ["model.untrained", "model.checkpoint", "x.pth"]),
+        ((*TINY, "--model.checkpoint", "x.pth"), ["model.checkpoint: 'x.pth' is not a file"]),
+        ((*UNTRAINED, "--model.models", "no.yml"), ["models file no.yml"]),
+        ((*UNTRAINED, "--model.weights", "x"), ["model", "weights"]),
+        ((*UNTRAINED, "--trainer.max_epochs", "3"), ["unrecognized arguments: --trainer.max_epochs 3"]),
+        ((*UNTRAINED, "--trainer.precision", "16"), ["trainer.precision", "bf16-true", "16"]),
+        ((*UNTRAINED, "--nonsense"), ["unrecognized arguments: --nonsense"]),
+        (("predict",), ["required", "data", "model"]),
+        (("predict", "--config", "no.yaml"), ["config", "no.yaml"]),
+        (("finalize",), ["store"]),
+        (("finalize", "no.zarr"), ["'no.zarr' is not a folder"]),
+        (("finalize", "no.zarr", "--keep"), ["unrecognized arguments: --keep"]),
+        (("show", "no.pt"), ["no file 'no.pt'"]),
+        (("extract",), ["command", "predict"]),
+        ((), ["command", "predict"]),
+    ],
+    ids=lambda value: " ".join(map(str, value[-2:])) if isinstance(value, tuple) else "",
+)
+def test_what_is_wrong_is_said_in_one_line(refusal, arguments, named):
+    line = refusal(*arguments)
+    assert [text for text in named if text not in line] == []
+
+
+def test_a_config_that_is_not_yaml_is_refused(refusal, tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: [1")
+    assert "while parsing" in refusal("predict", "--config", "bad.yaml")
+
+
+def test_a_missing_dataset_names_its_variable(refusal, monkeypatch):
+    monkeypatch.delenv("NSD_DATASET", raising=False)
+    assert "NSD_DATASET" in refusal(*UNTRAINED, "--data", "NSDDataModule")
+
+
+def test_an_output_folder_that_is_a_file_is_refused(refusal, tmp_path):
+    (tmp_path / "taken").write_text("")
+    assert "taken" in refusal(*UNTRAINED, "--output_dir", tmp_path / "taken")
+
+
+def test_weights_of_another_model_are_refused(refusal, tmp_path):
+    torch.save(timm.create_model("test_vit2.r160_in1k").state_dict(), tmp_path / "other.pth")
+    line = refusal(*TINY, "--model.checkpoint", "other.pth", "--output_dir", tmp_path / "out")
+    assert "model.checkpoint: 'other.pth' does not fit 'test_vit.r160_in1k'" in line
+
+
+def test_weights_that_can_not_be_downloaded_are_refused(refusal, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    line = refusal(*TINY, "--output_dir", tmp_path / "out")
+    for text in ("timm/test_vit.r160_in1k", "HF_HUB_OFFLINE is set", "checkpoint"):
+        assert text in line
+
+
+def test_a_defect_of_ours_keeps_its_traceback(cli, monkeypatch):
+    def defect(*arguments, **settings):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("lit_extract.modules.vision.select_blocks", defect)
+    with pytest.raises(ValueError, match="a defect"):
+        cli(*UNTRAINED)
+
+
+def help_of(cli, capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        cli(*arguments)
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_of_predict_is_about_prediction(cli, capsys):
+    text = help_of(cli, capsys, "predict", "--help")
+    for setting in ("--output_dir", "--overwrite", "--trainer.devices", "--model", "--data", "--config"):
+        assert setting in text, setting
+    for setting in ("max_epochs", "gradient_clip_val", "ckpt_path", "seed_everything", "optimizer", "lr_scheduler"):
+        assert setting not in text, setting
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (("--model.help", "VisionExtractor"), ["untrained", "checkpoint", "pool", "layers"]),
+        (("--data.help", "NSDDataModule"), ["root", "query", "subset", "batch_size", "on_bad_image"]),
+    ],
+)
+def test_help_of_classes_has_their_settings(cli, capsys, arguments, settings):
+    text = help_of(cli, capsys, "predict", *arguments)
+    assert all(setting in text for setting in settings)
+
+
+def test_help_and_version_are_light():
+    script = """
+import sys
+from lit_extract.cli import main
+for arguments in (["--help"], ["--version"], ["finalize", "--help"]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code
+heavy = {"torch", "lightning", "numpy", "pandas", "zarr"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert __version__ in run.stdout
+    for command in ("predict", "finalize", "show"):
+        assert command in run.stdout
+
+
+def test_show_and_finalize(cli, make_store):
+    store, _ = make_store()
+    code, out, err = cli("finalize", store.path, "--keep_store", "true")
+    assert (code, out, err) == (0, f"{store.path.parent / 'm_pool-cls.pt'}\n", "")
+    assert store.path.is_dir()
+    code, out, err = cli("show", store.path.parent / "m_pool-cls.pt")
+    assert (code, err) == (0, "")
+    assert "10 stimuli × 3 layers, pooling cls" in out
+
+
+def test_a_damaged_store_is_said_in_one_line(refusal, make_store):
+    store, _ = make_store()
+    shard = store.path / "cls" / "c" / "1" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1
+    shard.write_bytes(content)
+    assert "rows 4 to 7" in refusal("finalize", store.path)

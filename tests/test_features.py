@@ -1,0 +1,172 @@
+"""Reading features back, and refusing what is something else, without running it."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lit_extract.errors import InputError
+from lit_extract.features import load_features
+from lit_extract.finalize import finalize
+
+
+@pytest.fixture(params=["pt", "store"])
+def saved(request, make_store):
+    """The same features as a .pt and as a store: path and numbers."""
+    store, feats = make_store(ids=[f"image_{k}.jpg" for k in range(10)])
+    path = store.path if request.param == "store" else finalize(store.path)[0]
+    return path, feats["cls"]
+
+
+def test_numbers_names_and_ids(saved):
+    path, feats = saved
+    features = load_features(path)
+    np.testing.assert_array_equal(features.feats.numpy(), feats, strict=True)
+    assert features.layers == ["blocks.0", "blocks.1", "blocks.2"]
+    assert features.stimulus_ids == [f"image_{k}.jpg" for k in range(10)]
+    assert features.num_params == 123
+    assert features.n_done == 10
+    assert features.provenance == {"model": "m", "dataset": "demo", "weights": "untrained", "seed": 0, "pool": "cls"}
+    assert features.metadata["bad_input_rows"] == features.metadata["not_finite_rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "index"),
+    [("blocks.0", 0), ("blocks.2", 2), (0, 0), (2, 2), (-1, 2), (-3, 0)],
+)
+def test_one_layer_by_name_or_index(saved, layer, index):
+    path, feats = saved
+    np.testing.assert_array_equal(load_features(path).layer(layer).numpy(), feats[:, index], strict=True)
+
+
+@pytest.mark.parametrize("layer", ["blocks.3", "norm", "", 3, -4])
+def test_unknown_layer_names_those_there(saved, layer):
+    with pytest.raises(InputError) as error:
+        load_features(saved[0]).layer(layer)
+    assert repr(layer) in str(error.value)
+    assert "blocks.0, blocks.1, blocks.2" in str(error.value)
+
+
+def test_another_pooling_than_the_one_there_is_refused(saved):
+    assert load_features(saved[0], pool="cls").n_done == 10
+    with pytest.raises(InputError, match=r"pool: .*cls.*"):
+        load_features(saved[0], pool="avg")
+
+
+def test_of_several_poolings_one_must_be_chosen(make_store):
+    store, feats = make_store(pools=("cls", "avg"))
+    np.testing.assert_array_equal(load_features(store.path, "avg").feats.numpy(), feats["avg"])
+    with pytest.raises(InputError, match="pool: None must be one of cls, avg"):
+        load_features(store.path)
+
+
+def test_a_file_is_mapped_not_read(make_store):
+    store, _ = make_store()
+    (file,) = finalize(store.path)
+    features = load_features(file)
+    assert features.feats.shape == (10, 3, 4)
+    assert str(file) in Path("/proc/self/maps").read_text()
+
+
+def test_an_unfinished_store_has_nan_where_rows_are_missing(make_store):
+    store, feats = make_store(n=10, shard_rows=4, shards=[2, 0])
+    features = load_features(store.path)
+    assert features.n_done == 6
+    expected = feats["cls"].copy()
+    expected[4:8] = np.nan
+    np.testing.assert_array_equal(features.feats.numpy(), expected, strict=True)
+    np.testing.assert_array_equal(features.layer("blocks.1").numpy(), expected[:, 1], strict=True)
+
+
+def test_a_truncated_shard_is_missing_rows_not_an_error(make_store):
+    store, feats = make_store(n=10, shard_rows=4)
+    shard = store.path / "cls" / "c" / "1" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    features = load_features(store.path)
+    assert features.n_done == 6
+    expected = feats["cls"].copy()
+    expected[4:8] = np.nan
+    np.testing.assert_array_equal(features.layer(0).numpy(), expected[:, 0])
+
+
+def test_a_damaged_layer_is_an_error_that_says_where_and_the_others_are_read(make_store):
+    store, feats = make_store(n=10, shard_rows=4)
+    shard = store.path / "cls" / "c" / "1" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1  # the first layer comes first
+    shard.write_bytes(content)
+    features = load_features(store.path)
+    np.testing.assert_array_equal(features.layer(1).numpy(), feats["cls"][:, 1])
+    with pytest.raises(InputError, match=r"m_pool-cls\.zarr.*damaged"):
+        features.layer(0)
+
+
+class Malicious:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, save):
+    trace, path = tmp_path / "trace", tmp_path / "x.pt"
+    keys = ("feats", "num_params", "layers", "stimulus_ids", "metadata")
+    save(dict.fromkeys(keys, Malicious(trace)), path)
+    with pytest.raises(InputError, match=r"x\.pt' is not a features file"):
+        load_features(path)
+    assert not trace.exists()
+
+
+KEYS = {"feats": torch.zeros(2, 1, 1), "num_params": 1, "layers": ["a"], "stimulus_ids": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"weight": torch.zeros(3)},  # a checkpoint
+        {"feats": torch.zeros(2, 1, 1), "num_params": 1},  # made by the scripts that were before
+        {**KEYS, "metadata": {}},
+        {**KEYS, "metadata": None},
+        torch.zeros(3),
+        [1, 2],
+        7,
+        None,
+    ],
+    ids=lambda content: str(content)[:30],
+)
+def test_a_pt_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "x.pt"
+    torch.save(content, path)
+    with pytest.raises(InputError, match=r"x\.pt' is not a features file"):
+        load_features(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100), bytes(range(256)) * 40])
+def test_bytes_of_something_else_are_refused(tmp_path, content):
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.pt' is not a features file"):
+        load_features(path)
+
+
+def test_a_truncated_file_is_refused(make_store):
+    store, _ = make_store()
+    (file,) = finalize(store.path)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="is not a features file"):
+        load_features(file)
+
+
+def test_a_path_to_nothing_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no file .*nowhere\.pt'"):
+        load_features(tmp_path / "nowhere.pt")
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not a lit-extract store"):
+        load_features(tmp_path)
