@@ -78,12 +78,14 @@ def main():
 
 
 _TEXT = """
-`make bench-vllm` on {machine}. Captions a second of {tokens} tokens at most, of the photographs that ship here; one
-engine, medians of {rounds} rounds, ratios taken round by round.
+`make bench-vllm` on {machine}. Captions a second, of the photographs
+that ship here, {tokens} tokens at most; one engine in bf16, medians of {rounds} rounds, ratios taken round by round.
 
 | model | {names} | gain | same caption |
 | --- | --- | --- | --- | --- |
 {rows}
+
+*Same caption*: in bf16 a number depends on its batch in the last bits, and the replies of a random model are near ties.
 """
 
 if __name__ == "__main__":
