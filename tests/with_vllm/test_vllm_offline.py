@@ -1,13 +1,14 @@
 """The engine in this process: real vLLM, a tiny Pixtral with random weights, the demo photographs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from running import DEMO_IMAGES, N_SHARDS, parts
+from running import DEMO_IMAGES, ENVIRONMENT, N_SHARDS, parts
 
 from lit_extract.captioning.prompts import read_prompts
 
@@ -36,7 +37,9 @@ def test_captions_are_what_vllm_replies_about_each_image_alone(expected, tiny_pi
     prompt = read_prompts()["caption"].text
     images = [str(DEMO_IMAGES / path) for path in captions["path"]]
     command = [sys.executable, str(Path(__file__).with_name("one_by_one.py")), str(tiny_pixtral), prompt, *images]
-    alone = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    alone = json.loads(done.stdout.splitlines()[-1])
     assert captions["caption"].tolist() == [text.strip() for text in alone]
 
 
