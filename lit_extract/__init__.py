@@ -13,10 +13,13 @@ _HOMES = {
     "load_dataset": "lit_extract.datasets",
     "load_features": "lit_extract.features",
     "extract": "lit_extract.job",
+    "caption": "lit_extract.captioning.job",
     "load_captions": "lit_extract.datasets",
     "VisionExtractor": "lit_extract.modules.vision",
     "LanguageExtractor": "lit_extract.modules.language",
+    "Captioner": "lit_extract.modules.caption",
     "CaptionDataModule": "lit_extract.data",
+    "ImageSourceDataModule": "lit_extract.data",
     "NSDDataModule": "lit_extract.data",
     "BOLD5000DataModule": "lit_extract.data",
     "THINGSDataModule": "lit_extract.data",
@@ -27,16 +30,19 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from lit_extract.captioning.job import caption as caption
     from lit_extract.data import BOLD5000DataModule as BOLD5000DataModule
     from lit_extract.data import CaptionDataModule as CaptionDataModule
     from lit_extract.data import DemoDataModule as DemoDataModule
     from lit_extract.data import ImageFolderDataModule as ImageFolderDataModule
+    from lit_extract.data import ImageSourceDataModule as ImageSourceDataModule
     from lit_extract.data import NSDDataModule as NSDDataModule
     from lit_extract.data import THINGSDataModule as THINGSDataModule
     from lit_extract.datasets import load_captions as load_captions
     from lit_extract.datasets import load_dataset as load_dataset
     from lit_extract.features import load_features as load_features
     from lit_extract.job import extract as extract
+    from lit_extract.modules.caption import Captioner as Captioner
     from lit_extract.modules.language import LanguageExtractor as LanguageExtractor
     from lit_extract.modules.vision import VisionExtractor as VisionExtractor
 

@@ -3,11 +3,13 @@
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from lit_extract import __version__
 from lit_extract.errors import InputError, wrong_setting
 
-EXIT_OK, EXIT_INPUT_ERROR = 0, 2
+EXIT_OK, EXIT_INPUT_ERROR, EXIT_BAD_ROWS = 0, 2, 3
 
 
 def predict() -> None:
@@ -42,7 +44,73 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
     return EXIT_OK
 
 
-COMMANDS: tuple[Callable[..., int | None], ...] = (predict, finalize, show)
+def check(
+    file: str,
+    accept: bool = False,
+    original: str | None = None,
+    name: str | None = None,
+    dataset: str | None = None,
+    derivatives: str = "derivatives/captions",
+    choices: list[str] | None = None,
+    sentences: int | None = None,
+    languages: list[str] | None = None,
+    prompts: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Flag captions that a person should look at; put reviewed ones in their place.
+
+    Writes all rows to <file>-review.csv, with a column flag. Edit its column caption, then give it with --accept.
+    Exit code: 0 nothing is flagged, 2 something to mend, 3 some captions are flagged.
+
+    Args:
+        file: Captions, CSV or Parquet; with --accept, the edited file.
+        accept: Put the edited captions in derivatives; rows that were lost or reordered are refused.
+        original: The captions before they were edited; default: what a review file was made of.
+        name: What accepted captions are called; default: from the model and the prompt, such as pixtral.
+        dataset: What accepted captions are of; default: what the file says.
+        derivatives: Folder of reviewed captions.
+        choices: Labels of which each caption is one; default: those of its prompt.
+        sentences: Sentences that a caption of no known prompt may have, 0 for any number; default: 1.
+        languages: Languages that captions may be in by mistake; [] to leave languages alone.
+        prompts: YAML with prompts besides those that ship here.
+        overwrite: Replace a review file, or accepted captions, that are there.
+    """
+    from lit_extract.captioning import review
+
+    path = Path(file)
+    if accept:
+        source = Path(original) if original else None
+        accepted, edited = review.accept(path, Path(derivatives), source, name, dataset, overwrite)
+        print(f"{accepted}\n  {edited} captions differ from the column original")
+        return EXIT_OK
+    rules = review.make_rules(choices, sentences, languages)
+    reviewed, counts, n_flagged, n_rows = review.review(path, rules, prompts, overwrite)
+    print("\n".join([*review.describe(counts, n_rows, n_flagged), str(reviewed)]))
+    return EXIT_BAD_ROWS if n_flagged else EXIT_OK
+
+
+def coco_captions(
+    stim_info: str,
+    annotations: list[str],
+    output: str = "derivatives/captions/nsd-captions-coco.csv",
+    overwrite: bool = False,
+) -> int:
+    """Build nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.
+
+    Args:
+        stim_info: NSD's nsd_stim_info_merged.csv.
+        annotations: COCO's files, '[captions_train2017.json, captions_val2017.json]'.
+        output: The CSV or Parquet to make.
+        overwrite: Replace a file that is there.
+    """
+    from lit_extract.captioning.coco import coco_captions as run
+
+    table = run(Path(stim_info), [Path(file) for file in annotations], Path(output), overwrite)
+    print(f"{output}\n  {len(table)} images")
+    return EXIT_OK
+
+
+COMMANDS: tuple[Callable[..., int | None], ...] = (predict, finalize, show, check, coco_captions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,11 +138,19 @@ def _run(args: list[str]) -> int:
         allow_abbrev=False,
     )
     subcommands = parser.add_subcommands(required=True, dest="command")
-    commands = {command.__name__: command for command in COMMANDS}
+    commands = {command.__name__.replace("_", "-"): command for command in COMMANDS}
     for name, command in commands.items():
         summary = (command.__doc__ or "").partition("\n")[0]
         subparser = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
         subparser.add_function_arguments(command, as_positional=True)
+        _allow_bare_flags(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)
     config = parser.parse_args(args)
     return commands[config.command](**config[config.command]) or EXIT_OK
+
+
+def _allow_bare_flags(parser: Any) -> None:
+    """``--accept`` for ``--accept true``."""
+    for action in parser._actions:
+        if action.option_strings and action.default is False:
+            action.nargs, action.const = "?", True

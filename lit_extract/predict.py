@@ -1,5 +1,6 @@
 """``lit-extract predict``: a LightningCLI that shows what concerns prediction, and nothing of training."""
 
+import inspect
 import logging
 from argparse import ArgumentError
 from pathlib import Path
@@ -11,13 +12,16 @@ from transformers.utils.logging import disable_progress_bar
 
 import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
+from lit_extract.captioning.job import Captions, caption
 from lit_extract.data.base import StimulusDataModule
-from lit_extract.errors import name_some, wrong_setting
+from lit_extract.errors import InputError, name_some, wrong_setting
 from lit_extract.features import load_features
 from lit_extract.job import Extraction, extract
-from lit_extract.modules.base import Extractor
+from lit_extract.modules.base import Predictor
+from lit_extract.modules.caption import Captioner
 
 EXIT_OK, EXIT_BAD_ROWS = 0, 3
+FAILURES_SHOWN = 10
 
 Precision = Literal["bf16-true", "bf16-mixed", "32-true"]
 
@@ -68,11 +72,11 @@ def default_precision(accelerator: str) -> Precision:
 
 
 class PredictCLI(LightningCLI):
-    """The predict command: model, data and trainer from YAML and options, then :func:`extract`."""
+    """The predict command: model, data and trainer from YAML and options, then :func:`extract` or :func:`caption`."""
 
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
-            model_class=Extractor,
+            model_class=Predictor,
             datamodule_class=StimulusDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -96,6 +100,7 @@ class PredictCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The settings of a job, and the preprocessing that the model hands to its data."""
         parser.add_function_arguments(extract, skip={"model", "data", "trainer", "overwrite"})
+        parser.add_argument("--output", type=str | None, help="Captions only: the CSV or Parquet to make.")
         parser.add_argument(
             "--overwrite",
             type=bool,
@@ -113,18 +118,32 @@ class PredictCLI(LightningCLI):
     def _set_seed(self) -> None:
         """No global seed."""
 
-    def run(self) -> Extraction:
-        """Extract with the parsed settings."""
-        names = ("output_dir", "finalize", "keep_store", "overwrite")
-        settings = {name: self.config_init[name] for name in names}
-        return extract(self.model, self.datamodule, self.trainer, **settings)
+    def run(self) -> Extraction | Captions:
+        """Extract or caption with the parsed settings."""
+        config = self.config_init
+        features = {name: config[name] for name in ("output_dir", "finalize", "keep_store")}
+        if isinstance(self.model, Captioner):
+            given = {name: value != _DEFAULTS[name] for name, value in features.items()}
+            _refuse_settings(given, "features", "captions")
+            return caption(self.model, self.datamodule, self.trainer, config["output"], config["overwrite"])
+        _refuse_settings({"output": config["output"] is not None}, "captions", "features (see --output_dir)")
+        return extract(self.model, self.datamodule, self.trainer, **features, overwrite=config["overwrite"])
 
 
-_DESCRIPTION = """Extract features of a dataset with a model. Begin with a config and override what differs:
-'lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae'. The settings of
-the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor) and
---data.help NSDDataModule (or CaptionDataModule, …) show them. A run that was interrupted goes on when the same
-command is given again. Exit code: 0 done, 2 something to mend, 3 done but some rows are not finite."""
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(extract).parameters.items()}
+
+
+def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
+    if wrong := [f"--{name}" for name, is_given in given.items() if is_given]:
+        raise InputError(f"{', '.join(wrong)}: for {theirs} only; this model makes {ours}")
+
+
+_DESCRIPTION = """Extract features of a dataset with a model, or caption its images. Begin with a config and override
+what differs: 'lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae'. The
+settings of the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor,
+Captioner) and --data.help NSDDataModule (or CaptionDataModule, ImageSourceDataModule, …) show them. A run that was
+interrupted goes on when the same command is given again. Exit code: 0 done, 2 something to mend, 3 done but some rows
+are not finite, or have no caption."""
 
 
 def main(args: list[str]) -> int:
@@ -144,7 +163,23 @@ def main(args: list[str]) -> int:
     return _summarize(cli.run())
 
 
-def _summarize(extraction: Extraction) -> int:
+def _summarize(done: Extraction | Captions) -> int:
+    return _summarize_captions(done) if isinstance(done, Captions) else _summarize_features(done)
+
+
+def _summarize_captions(captions: Captions) -> int:
+    print(f"{'already done: ' if captions.was_done else ''}{captions.file}")
+    print(f"  {captions.n_rows - len(captions.failed)} of {captions.n_rows} images have a caption")
+    if captions.cut_off:
+        print(f"  beware: {captions.cut_off} captions are cut off, as they are longer than --model.max_tokens")
+    if captions.failed:
+        print(f"  beware: {len(captions.failed)} images failed; the same command tries them again:")
+    for stimulus, reason in list(captions.failed.items())[:FAILURES_SHOWN]:
+        print(f"    {stimulus}: {reason}")
+    return EXIT_BAD_ROWS if captions.failed else EXIT_OK
+
+
+def _summarize_features(extraction: Extraction) -> int:
     for file in extraction.files:
         features = load_features(file)
         n, layers, dim = features.feats.shape

@@ -2,14 +2,18 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from lit_extract.writer import ActivationWriter
-
 SECONDS_BETWEEN_LINES = 30.0
+
+
+class Writer(Protocol):
+    """What progress asks a writer."""
+
+    bytes_written: int
 
 
 class Progress(Callback):
@@ -19,7 +23,7 @@ class Progress(Callback):
         writer: Knows how much is written.
     """
 
-    def __init__(self, writer: ActivationWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self.writer = writer
         self.bar: tqdm[Any] | None = None
         self.done = 0

@@ -9,6 +9,7 @@ from lit_extract.data.images import (
     NSDDataModule,
     THINGSDataModule,
 )
+from lit_extract.data.sources import ImageSourceDataModule
 
 __all__ = [
     "BOLD5000DataModule",
@@ -16,6 +17,7 @@ __all__ = [
     "DemoDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "ImageSourceDataModule",
     "NSDDataModule",
     "THINGSDataModule",
 ]

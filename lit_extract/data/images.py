@@ -79,10 +79,15 @@ class ImageBatches(Dataset[dict[str, Any]]):
 
     def open(self, row: int) -> Image.Image:
         """The stimulus in a row, decoded, RGB."""
-        if self.rows is None:
-            with Image.open(self.paths[row]) as image:
-                return image.convert("RGB")
-        return Image.fromarray(_hdf5_images(str(self.paths[row]))[int(self.rows[row])])
+        return open_image(str(self.paths[row]), None if self.rows is None else int(self.rows[row]))
+
+
+def open_image(path: str, image_row: int | None = None) -> Image.Image:
+    """An image file, or a row of NSD's HDF5 file, decoded, RGB."""
+    if image_row is None:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    return Image.fromarray(_hdf5_images(path)[image_row])
 
 
 def _is_of_the_machine(error: Exception) -> bool:

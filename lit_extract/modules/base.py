@@ -18,7 +18,13 @@ from lit_extract.modules.weights import default_float32, hub_commit, path_sha256
 from lit_extract.registry import find_model
 
 
-class Extractor(LightningModule):
+class Predictor(LightningModule):
+    """What ``lit-extract predict`` runs: it tells its data what it expects of them."""
+
+    preprocessing: dict[str, Any]
+
+
+class Extractor(Predictor):
     """A backbone, hooks on its layers, and pooling.
 
     Constructors read configurations only and refuse wrong settings; weights are loaded in
@@ -44,7 +50,6 @@ class Extractor(LightningModule):
     pools: Sequence[str]
     n_dim: int
     num_params: int
-    preprocessing: dict[str, Any]
 
     def __init__(
         self,

@@ -1,0 +1,86 @@
+"""NSD's images are crops of COCO's, whose captions people wrote: from COCO's annotations to one file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lit_extract.captioning.output import check_output, write_captions
+from lit_extract.datasets.captions import SEPARATOR
+from lit_extract.errors import InputError, name_some, one_line
+
+COLUMNS = ("cocoId", "cocoSplit", "nsdId")
+
+
+def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, overwrite: bool = False) -> pd.DataFrame:
+    """Build ``nsd-captions-coco.csv``.
+
+    Args:
+        stim_info: NSD's ``nsd_stim_info_merged.csv``, with the columns cocoId, cocoSplit and nsdId.
+        annotations: COCO's ``captions_train2017.json`` and ``captions_val2017.json``.
+        output: The CSV or Parquet to make.
+        overwrite: Replace a file that is there.
+
+    Returns:
+        One row an image of NSD, by ``nsd_id`` (counted from 0): ``coco_id``, ``coco_split``, ``caption``, the first in
+        COCO's order, and ``captions``, all of them separated by ";", with a comma for each ";" inside one.
+
+    Raises:
+        InputError: Files that are missing or not as they should be, or images without a caption.
+    """
+    path = check_output(str(output))
+    if path.exists() and not overwrite:
+        raise InputError(f"output: {str(path)!r} is there already; pass --overwrite to replace it")
+    images = _read_images(stim_info)
+    captions = read_annotations(annotations)
+    if missing := [str(coco_id) for coco_id in images["coco_id"] if coco_id not in captions]:
+        raise InputError(
+            f"annotations: no caption of the COCO images {name_some(missing)}, which NSD has; give both "
+            "captions_train2017.json and captions_val2017.json"
+        )
+    of_image = [captions[coco_id] for coco_id in images["coco_id"]]
+    images["caption"] = [texts[0] for texts in of_image]
+    images["captions"] = [SEPARATOR.join(text.replace(SEPARATOR, ",") for text in texts) for texts in of_image]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_captions(images, path)
+    return images
+
+
+def read_annotations(files: Sequence[Path]) -> dict[int, list[str]]:
+    """The captions of each COCO image, in COCO's order, without line ends and blanks around them.
+
+    Raises:
+        InputError: A file is missing, or has no captions.
+    """
+    captions: dict[int, list[str]] = {}
+    for file in files:
+        try:
+            entries = json.loads(file.read_text(encoding="utf-8"))["annotations"]
+            texts = [(int(entry["image_id"]), " ".join(entry["caption"].split())) for entry in entries]
+        except OSError as error:
+            raise InputError(f"annotations: {str(file)!r} can't be read: {one_line(error)}") from None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"annotations: {str(file)!r} is not a file of COCO's captions "
+                f"({type(error).__name__}: {one_line(error)})"
+            ) from None
+        for image, text in texts:
+            if text:
+                captions.setdefault(image, []).append(text)
+    return captions
+
+
+def _read_images(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"stim_info: {str(path)!r} can't be read: {one_line(error)}") from None
+    if missing := [column for column in COLUMNS if column not in table.columns]:
+        columns = ", ".join(map(str, table.columns))
+        raise InputError(f"stim_info: {str(path)!r} lacks the column {name_some(missing)}; it has {columns}")
+    images = table[["nsdId", "cocoId", "cocoSplit"]].sort_values("nsdId", ignore_index=True)
+    images.columns = pd.Index(["nsd_id", "coco_id", "coco_split"])
+    if images.empty or images["nsd_id"].tolist() != list(range(len(images))):
+        raise InputError(f"stim_info: nsdId in {str(path)!r} must count from 0, each number once")
+    return images

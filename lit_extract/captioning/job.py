@@ -1,0 +1,184 @@
+"""One captioning job: one model and one prompt on one dataset, from settings to one file."""
+
+import platform
+import warnings
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import lightning
+from lightning.pytorch import Trainer
+
+from lit_extract import __version__
+from lit_extract.captioning.output import COLUMNS, CUT_OFF, FAILED, OK, check_output
+from lit_extract.captioning.parts import Parts, Record, is_done, read_sidecar
+from lit_extract.captioning.writer import CaptionWriter
+from lit_extract.data.sources import ImageSourceDataModule
+from lit_extract.datasets.table import ID_MEANING, RESERVED
+from lit_extract.errors import InputError, name_some
+from lit_extract.lock import write_lock
+from lit_extract.modules.caption import Captioner
+from lit_extract.progress import Progress
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What a job left.
+
+    Args:
+        file: The caption file.
+        n_rows: Its rows.
+        failed: Why an image has no caption, by stimulus.
+        cut_off: How many captions were longer than max_tokens.
+        was_done: The file was there already, with the same provenance.
+    """
+
+    file: Path
+    n_rows: int
+    failed: dict[str, str]
+    cut_off: int
+    was_done: bool = False
+
+
+def caption(
+    model: Captioner,
+    data: ImageSourceDataModule,
+    trainer: Trainer,
+    output: str | None,
+    overwrite: bool = False,
+) -> Captions:
+    """Caption images, or go on where an earlier run with the same settings stopped; images that failed are tried again.
+
+    Args:
+        model: The captioner.
+        data: The images; its preprocessing is the model's.
+        trainer: One process; vLLM itself takes several GPUs.
+        output: The CSV or Parquet to make.
+        overwrite: Start anew: delete what an earlier run left.
+
+    Returns:
+        The file, and what to beware of.
+
+    Raises:
+        InputError: Anything wrong with the settings, the dataset or the output, or an engine that does not answer.
+    """
+    path = check_output(output)
+    if not isinstance(data, ImageSourceDataModule):
+        raise InputError(f"data: {type(data).__name__} has no images to caption; use ImageSourceDataModule")
+    if trainer.world_size > 1:
+        raise InputError(
+            f"trainer.devices: {trainer.world_size} processes; captioning is one process, --trainer.devices 1: "
+            "vLLM takes several GPUs with --model.engine_options '{tensor_parallel_size: 2}', or behind a server"
+        )
+    if data.preprocessing is None:
+        data.preprocessing = model.preprocessing
+    data.setup("predict")
+    job = CaptionJob(model, data, path)
+    with write_lock(path):
+        if overwrite:
+            job.parts.remove()
+        return job.run(trainer)
+
+
+class CaptionJob:
+    """Provenance and rows of one job.
+
+    Args:
+        model: The captioner.
+        data: The images, set up.
+        path: The output.
+    """
+
+    def __init__(self, model: Captioner, data: ImageSourceDataModule, path: Path) -> None:
+        assert data.stimuli is not None, "data.setup() comes first"
+        assert data.shard_rows is not None
+        self.model, self.data, self.parts = model, data, Parts(path)
+        self.table = data.stimuli.drop(columns=list(RESERVED), errors="ignore")
+        if taken := [column for column in COLUMNS if column in self.table.columns]:
+            raise InputError(
+                f"data.dataset: {data.dataset_name} has a column {name_some(taken)}, a name that the "
+                "output uses; rename it"
+            )
+        self.provenance = {**model.provenance(), **data.provenance()}
+
+    def run(self, trainer: Trainer) -> Captions:
+        """Ask about what is left, and write the file."""
+        begun = self.parts.check_provenance(self.provenance)
+        if begun and self.parts.is_finished():
+            self.parts.remove_folder()  # what a killed run may have left of it
+            cut_off = read_sidecar(self.parts.output).get("cut_off", 0)
+            return Captions(self.parts.output, len(self.table), {}, cut_off, was_done=True)
+        if not begun or not self.parts.folder.exists():
+            self.parts.begin(self.provenance, self._notes())
+        self.parts.check_untouched()
+        records = self.parts.records()
+        self._check_images(records)
+        self.data.done_rows = {row for row, record in records.items() if is_done(record)}
+        if len(self.data.done_rows) < len(self.table):
+            self._say_what_is_left(records)
+            self._predict(trainer)
+        return self._finish()
+
+    def _predict(self, trainer: Trainer) -> None:
+        assert self.data.shard_rows is not None
+        writer = CaptionWriter(self.parts, self.data.shard_rows, self.data.n_bytes.tolist())
+        callbacks = [writer, Progress(writer)]
+        trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+        try:
+            with warnings.catch_warnings():
+                for message in ("Couldn't infer the batch indices", ".*does not have many workers", ".*LeafSpec"):
+                    warnings.filterwarnings("ignore", message)
+                trainer.predict(self.model, datamodule=self.data, return_predictions=False)
+        finally:
+            for callback in callbacks:
+                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+
+    def _finish(self) -> Captions:
+        """The file, from all records; parts stay while some failed, for the next run."""
+        records = self.parts.records()
+        rows = [records[row] for row in range(len(self.table))]
+        assert [row["stimulus_id"] for row in rows] == [source.stimulus for source in self.data.sources]
+        table = self.table.assign(
+            caption=[row["caption"] for row in rows], model=self.model.model_name, prompt=self.model.prompt.name
+        )
+        if any(row["status"] != OK for row in rows):
+            table["status"] = [row["status"] for row in rows]
+        failed = {
+            str(row["stimulus_id"]): row["status"].removeprefix(f"{FAILED}: ") for row in rows if not is_done(row)
+        }
+        cut_off = sum(row["status"] == CUT_OFF for row in rows)
+        self.parts.publish(table, failed=len(failed), cut_off=cut_off)
+        if not failed:
+            self.parts.remove_folder()
+        return Captions(self.parts.output, len(rows), failed, cut_off)
+
+    def _check_images(self, records: dict[int, Record]) -> None:
+        """An image that changed after it was captioned would have the caption of another."""
+        sizes = self.data.n_bytes.tolist()
+        changed = [
+            str(record["stimulus_id"])
+            for row, record in records.items()
+            if is_done(record) and sizes[row] != record["n_bytes"]
+        ]
+        if changed:
+            raise InputError(
+                f"the images of {name_some(changed)} changed since they were captioned; pass --overwrite to start "
+                "anew, or choose another --output"
+            )
+
+    def _say_what_is_left(self, records: dict[int, Record]) -> None:
+        if records:
+            done, failed = len(self.data.done_rows), len(records) - len(self.data.done_rows)
+            again = f", {failed} of them again because they failed" if failed else ""
+            left = len(self.table) - done
+            print(f"resuming {self.parts.output}: {done} images done, {left} left{again}", flush=True)
+
+    def _notes(self) -> dict[str, str]:
+        assert self.data.stimuli is not None
+        return {
+            "stimulus_id_meaning": self.data.stimuli.attrs[ID_MEANING],
+            "lit_extract": __version__,
+            "lightning": lightning.__version__,
+            "python": platform.python_version(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }

@@ -1,0 +1,95 @@
+"""The caption file: CSV or Parquet by its suffix, whole or not at all.
+
+CSV is UTF-8 with a byte order mark: without one, spreadsheets take other scripts for Latin letters; pandas and
+this package read over it. Text of the model that a spreadsheet would take for a formula (it begins with ``=``,
+``+``, ``-`` or ``@``) has a blank in front; :func:`read_captions` and ``load_captions`` take it away again.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lit_extract.errors import InputError, one_line
+
+SUFFIXES = (".csv", ".parquet")
+COLUMNS = ("caption", "model", "prompt", "status")
+OK, CUT_OFF, FAILED = "ok", "cut off", "failed"
+
+_FORMULA = ("=", "+", "-", "@")
+
+
+def check_output(output: str | None) -> Path:
+    """The path of an output file.
+
+    Raises:
+        InputError: None is given, or it is neither CSV nor Parquet.
+    """
+    if output is None:
+        raise InputError("output: where should the captions go? Give --output FILE.csv or FILE.parquet")
+    path = Path(output).expanduser().absolute()
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"output: {output!r} must end in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise InputError(f"output: {output!r} is a folder")
+    return path
+
+
+def write_captions(captions: pd.DataFrame, path: Path, before: Callable[[Path], Any] | None = None) -> None:
+    """Write a table of captions, beside and renamed; ``before`` sees the file that will be."""
+    if path.suffix == ".parquet":
+        write_beside(path, lambda file: captions.to_parquet(file, index=False), before)
+        return
+    safe = captions.copy()
+    for column in safe.columns.intersection([*COLUMNS, "captions", "original"]):
+        safe[column] = [_not_a_formula(text) for text in safe[column]]
+    write_beside(path, lambda file: safe.to_csv(file, index=False, encoding="utf-8-sig", lineterminator="\n"), before)
+
+
+def read_captions(path: Path) -> pd.DataFrame:
+    """A table of captions, all values as text, empty ones as "".
+
+    Raises:
+        InputError: It is missing, can't be read, or has no column caption.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{str(path)!r} must end in {' or '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path).astype("string").fillna("").astype(object)
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"no file {str(path)!r}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{str(path)!r} is not UTF-8 (byte {error.start}): save it as CSV UTF-8") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{str(path)!r} can't be read: {one_line(error)}") from None
+    if "caption" not in table.columns:
+        columns = ", ".join(map(str, table.columns))
+        hint = "; save it with commas" if len(table.columns) == 1 and ";" in columns else ""
+        raise InputError(f"{str(path)!r} has no column caption; it has {columns}{hint}")
+    table["caption"] = table["caption"].str.strip()
+    return table
+
+
+def write_beside(path: Path, write: Callable[[Path], Any], before: Callable[[Path], Any] | None = None) -> None:
+    """Have a file written beside and renamed, so that it is there whole or not at all."""
+    partial = beside(path)
+    write(partial)
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    if before is not None:
+        before(partial)
+    partial.replace(path)
+
+
+def beside(path: Path) -> Path:
+    """Name of a file or folder that is being made, or removed."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def _not_a_formula(text: Any) -> Any:
+    return f" {text}" if isinstance(text, str) and text.startswith(_FORMULA) else text

@@ -1,0 +1,105 @@
+"""Prompts: by name from ``prompts.yml`` and the user's own file of the same form, or any text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_extract.errors import InputError, one_line
+
+DEFAULT_PROMPTS = Path(__file__).parents[1] / "prompts.yml"
+KEYS = ("text", "choices", "sentences")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked about each image.
+
+    Args:
+        name: Its name, or the text itself when it has none; the column ``prompt`` of the output.
+        text: What is asked.
+        choices: The labels of which the reply is one; empty for free text.
+        sentences: How many sentences are asked for, if that is known.
+    """
+
+    name: str
+    text: str
+    choices: tuple[str, ...] = ()
+    sentences: int | None = None
+
+    @property
+    def longest_choice(self) -> int:
+        """UTF-8 bytes of the longest label: no tokenizer makes more tokens of it."""
+        return max((len(choice.encode()) for choice in self.choices), default=0)
+
+
+def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | None = None) -> Prompt:
+    """The prompt of a name, or with a text.
+
+    Args:
+        prompt: A name in ``file`` or in the prompts that ship here; else a text, which has several words.
+        choices: Labels of which the reply is one, instead of those of a named prompt.
+        file: YAML with further prompts.
+
+    Raises:
+        InputError: An empty text, one word that is no name, labels that are empty or occur twice, or a
+            file that is not as it should be.
+    """
+    known = read_prompts(file)
+    if prompt in known:
+        found = known[prompt]
+    elif len(prompt.split()) > 1:
+        found = Prompt(prompt, prompt)
+    else:
+        raise InputError(
+            f"model.prompt: {prompt!r} is not one of {', '.join(known)}; to ask something else, give a text of "
+            "several words, or add a prompt of that name to a file and give it with --model.prompts FILE"
+        )
+    if choices is None:
+        return found
+    _check_choices("model.choices", list(choices))
+    return Prompt(found.name, found.text, tuple(choices), None)
+
+
+def read_prompts(file: str | None = None) -> dict[str, Prompt]:
+    """All prompts by name: those that ship here, and those of ``file``, which come first.
+
+    Raises:
+        InputError: The file is missing, or not as it should be.
+    """
+    known = _read(DEFAULT_PROMPTS)
+    return known if file is None else {**known, **_read(Path(file))}
+
+
+def _read(path: Path) -> dict[str, Prompt]:
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"model.prompts: {str(path)!r} can't be read: {one_line(error)}") from None
+    if not isinstance(entries, dict):
+        raise InputError(f"model.prompts: {str(path)!r} must map names to prompts, as in {DEFAULT_PROMPTS}")
+    return {str(name): _prompt(f"model.prompts: {str(path)!r}: {name}", str(name), entries[name]) for name in entries}
+
+
+def _prompt(where: str, name: str, entry: Any) -> Prompt:
+    if isinstance(entry, str):
+        entry = {"text": entry}
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
+        raise InputError(f"{where} has no text")
+    if unknown := [str(key) for key in entry if key not in KEYS]:
+        raise InputError(f"{where} has {', '.join(unknown)}; allowed are {', '.join(KEYS)}")
+    choices, sentences = entry.get("choices"), entry.get("sentences")
+    if choices is not None:
+        _check_choices(f"{where}: choices", choices)
+    if sentences is not None and (not isinstance(sentences, int) or sentences < 1):
+        raise InputError(f"{where}: sentences {sentences!r} must be a number, 1 or more")
+    return Prompt(name, entry["text"].strip(), tuple(choices or ()), sentences)
+
+
+def _check_choices(where: str, choices: Any) -> None:
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise InputError(f"{where}: {choices!r} must be a list of words; in YAML, put yes, no and numbers in quotes")
+    if len(set(choices)) < 2 or len(set(choices)) < len(choices) or any(c != c.strip() or not c for c in choices):
+        raise InputError(f"{where}: {choices!r} must be two or more different labels, without blanks around them")

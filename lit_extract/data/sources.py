@@ -1,0 +1,163 @@
+"""Image sources: where the pixels of a stimulus are, not the pixels; they are read when a request is made of them."""
+
+import base64
+import io
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
+from lit_extract.data.images import open_image
+from lit_extract.data.plan import cut
+from lit_extract.datasets import load_dataset, table
+from lit_extract.errors import InputError, name_some
+from lit_extract.ranks import say
+
+# Enough to keep vLLM's batches full; few enough to have in memory at once, and to ask again after a kill.
+SHARD_ROWS = 256
+
+MISSING = -1  # size of an image file that is not there
+
+
+class ImageSource(NamedTuple):
+    """One stimulus.
+
+    Args:
+        stimulus: Its id.
+        path: The image file, or the HDF5 file it is in.
+        image_row: Its row in the HDF5 file.
+    """
+
+    stimulus: Any
+    path: str
+    image_row: int | None = None
+
+
+def encode(source: ImageSource, max_size: int | None = None) -> str:
+    """The stimulus as a PNG in a data URL: the same pixels for every engine, whatever the file's format.
+
+    Decoded as for vision features: RGB, transparency dropped, EXIF rotation not applied.
+
+    Args:
+        source: The stimulus.
+        max_size: Pixels of the longer side at most; larger images are reduced.
+    """
+    image = open_image(source.path, source.image_row)
+    if max_size is not None:
+        image.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)  # small hardly matters, on its way to a process beside this one
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class SourceBatches(Dataset[Batch]):
+    """A dataset whose items are the shards of a plan: ``index`` (B,) and ``sources``, B of them."""
+
+    def __init__(self, sources: list[ImageSource], batches: list[list[int]]) -> None:
+        self.sources, self.batches = sources, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, item: int) -> Batch:
+        rows = self.batches[item]
+        return {"index": torch.tensor(rows), "sources": [self.sources[row] for row in rows]}
+
+
+class ImageSourceDataModule(StimulusDataModule):
+    """The images of a dataset for captioning, a shard of requests at a time.
+
+    Args:
+        dataset: "nsd", "bold5000", "things", "folder" or "demo".
+        root: Folder of the dataset; default: the dataset's environment variable.
+        query: pandas query that chooses rows, such as "nsd_id < 1000".
+        shard_rows: Images that are sent together, and the unit of writing and resuming.
+        preprocessing: Largest size of an image; linked from the model.
+    """
+
+    unit = "images"
+
+    def __init__(
+        self,
+        dataset: Literal["nsd", "bold5000", "things", "folder", "demo"],
+        root: str | None = None,
+        query: str | None = None,
+        shard_rows: int = SHARD_ROWS,
+        preprocessing: dict[str, Any] | None = None,
+    ) -> None:
+        # The output is a file that the user names: a query needs no name of its own.
+        super().__init__(None, WHOLE_SUBSET, shard_rows, 0, preprocessing)
+        if shard_rows < 1:
+            raise InputError(f"data.shard_rows: {shard_rows} images; must be 1 or more")
+        self.dataset_name, self.root, self.query = dataset, root, query
+        self.done_rows: set[int] = set()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the stimulus table, once, and see which images are there."""
+        if self.stimuli is not None:
+            return
+        stimuli = load_dataset(self.dataset_name, self.root, self.query)
+        ids = stimuli["stimulus_id"].tolist()
+        rows = stimuli["image_row"].tolist() if "image_row" in stimuli else [None] * len(stimuli)
+        self.sources = [ImageSource(*source) for source in zip(ids, stimuli["image"], rows, strict=True)]
+        self.n_bytes = np.array(_sizes(self.sources), dtype=np.int64)
+        self.stimuli_hash = table.fingerprint(stimuli)
+        self.stimuli = stimuli
+
+    def default_shard_rows(self, row_bytes: int) -> int:
+        """Not asked for: the constructor has a default."""
+        return SHARD_ROWS
+
+    def provenance(self) -> dict[str, Any]:
+        """What about the images changes the captions; :meth:`setup` must have run."""
+        assert self.stimuli is not None
+        assert self.preprocessing is not None
+        return {
+            "dataset": self.dataset_name,
+            "query": self.query,
+            "n_stimuli": len(self.stimuli),
+            "stimuli_sha256": self.stimuli_hash,
+            **self.preprocessing,
+            "shard_rows": self.shard_rows,
+            "pillow": version("pillow"),
+        }
+
+    def plan(self, rank: int, world_size: int) -> list[list[int]]:
+        """What is left of each shard."""
+        assert self.shard_rows is not None
+        shards = cut(0, len(self.sources), self.shard_rows)
+        left = [[row for row in shard if row not in self.done_rows] for shard in shards]
+        return [rows for rows in left if rows][rank::world_size]
+
+    def batches_of(self, plan: list[list[int]]) -> SourceBatches:
+        """Sources, not pixels."""
+        return SourceBatches(self.sources, plan)
+
+    def workers(self, on_gpu: bool, world_size: int) -> int:
+        """None: there is nothing to decode."""
+        return 0
+
+
+def _sizes(sources: list[ImageSource]) -> list[int]:
+    """Bytes of each image file, -1 where there is none.
+
+    Raises:
+        InputError: None of them is there.
+    """
+    known: dict[str, int] = {}
+    for path in dict.fromkeys(source.path for source in sources):
+        try:
+            known[path] = Path(path).stat().st_size
+        except OSError:
+            known[path] = MISSING
+    missing = [path for path, size in known.items() if size == MISSING]
+    if len(missing) == len(known):
+        raise InputError(f"all {len(known)} images are missing: {name_some(missing)}; check data.root")
+    if missing:
+        say(f"beware: {len(missing)} of {len(known)} images are missing and will fail: {name_some(missing)}")
+    return [known[source.path] for source in sources]

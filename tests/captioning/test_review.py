@@ -1,0 +1,152 @@
+"""``lit-extract check``, from flags to accepted captions."""
+
+import pandas as pd
+import pytest
+
+from lit_extract.datasets import load_captions
+
+CAPTIONS = [
+    "A dog runs on a beach.",
+    "A cat. It sleeps.",
+    "=1+1 dogs sit on a beach.",
+    "Ein Hund läuft mit einem Ball am Strand.",
+    'A sign reads "Go, now".',
+]
+
+
+@pytest.fixture
+def captions(tmp_path):
+    from lit_extract.captioning.output import write_captions
+
+    path = tmp_path / "nsd_captions.csv"
+    table = pd.DataFrame({"nsd_id": range(5), "caption": CAPTIONS, "model": "mistralai/Pixtral-12B-2409"})
+    write_captions(table.assign(prompt="caption"), path)
+    return path
+
+
+@pytest.fixture
+def accept(run, tmp_path):
+    def accept(file, *options):
+        return run("check", file, "--accept", "--derivatives", tmp_path / "derivatives", *options)
+
+    return accept
+
+
+def edited(captions, change, name="nsd_captions-review.csv"):
+    """The review file, read and written by pandas, with a change."""
+    review = captions.with_name("nsd_captions-review.csv")
+    table = pd.read_csv(review, keep_default_na=False)
+    path = captions.with_name(name)
+    change(table).to_csv(path, index=False)
+    return path
+
+
+def test_flags_counts_and_exit_code(run, captions):
+    code, printed, _ = run("check", captions)
+    review = captions.with_name("nsd_captions-review.csv")
+    assert code == 3
+    assert printed == (
+        f"2 of 5 captions should be looked at\n        1 several sentences\n        1 not English\n{review}\n"
+    )
+    table = pd.read_csv(review, keep_default_na=False)
+    assert table.columns.tolist() == ["nsd_id", "caption", "original", "model", "prompt", "flag"]
+    assert table["flag"].tolist() == ["", "several sentences", "", "not English", ""]
+
+
+def test_nothing_to_look_at(run, captions):
+    code, printed, _ = run("check", captions, "--sentences", "0", "--languages", "[]")
+    assert code == 3, "the prompt asks for one sentence, whatever is said of others"
+    pd.read_csv(captions).iloc[[0, 4]].to_csv(captions, index=False)
+    code, printed, _ = run("check", captions, "--overwrite")
+    assert (code, printed.splitlines()[0]) == (0, "0 of 2 captions should be looked at")
+
+
+def test_choices_given(run, captions):
+    code, printed, _ = run("check", captions, "--choices", "[dog, cat]")
+    assert code == 3
+    assert "5 label outside the set" in printed
+
+
+def test_a_review_that_may_hold_edits_is_kept(run, captions):
+    run("check", captions)
+    code, _, error = run("check", captions)
+    assert code == 2
+    assert "may hold edits" in error
+
+
+def test_edits_come_back_with_the_original_beside_them(run, accept, captions, tmp_path):
+    run("check", captions)
+
+    def change(table):
+        table.loc[1, "caption"] = "A cat sleeps, it seems."
+        table.loc[3, "caption"] = "A dog runs along a beach with a ball."
+        return table
+
+    code, printed, _ = accept(edited(captions, change))
+    accepted = tmp_path / "derivatives" / "nsd-captions-pixtral.csv"
+    assert (code, printed) == (0, f"{accepted}\n  2 captions differ from the column original\n")
+    expected = [
+        CAPTIONS[0],
+        "A cat sleeps, it seems.",
+        CAPTIONS[2],
+        "A dog runs along a beach with a ball.",
+        CAPTIONS[4],
+    ]
+    table = load_captions(accepted)
+    assert table["caption"].tolist() == expected
+    assert [text.strip() for text in table["original"]] == CAPTIONS
+    assert table["nsd_id"].tolist() == list(range(5))
+
+    code, _, error = accept(captions.with_name("nsd_captions-review.csv"))
+    assert code == 2
+    assert "is there already" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop(index=2), r"lost 1 of 5 rows: row 2 \(2, "),
+        (lambda table: table.iloc[[0, 2, 1, 3, 4]], "rows in another order, from row 1 on"),
+        (lambda table: pd.concat([table, table.tail(1)]), "has 6 rows, but there were 5"),
+        (lambda table: table.drop(columns="nsd_id"), "lost the column nsd_id"),
+        (lambda table: table.assign(nsd_id=[0, 1, 2, 3, 9]), r"differs in columns besides caption, in row 4 \(4, "),
+        (lambda table: table.assign(caption=""), "has no caption in row 0, row 1"),
+    ],
+)
+def test_rows_lost_reordered_or_changed_are_refused(run, accept, captions, tmp_path, change, message):
+    import re
+
+    run("check", captions)
+    code, _, error = accept(edited(captions, change))
+    assert code == 2
+    assert re.search(message, error)
+    assert not (tmp_path / "derivatives").exists()
+
+
+def test_an_edited_copy_of_the_captions_needs_the_original(accept, captions, tmp_path):
+    copy = tmp_path / "mine.csv"
+    table = pd.read_csv(captions)
+    table.loc[1, "caption"] = "A cat sleeps."
+    table.to_csv(copy, index=False)
+    code, _, error = accept(copy)
+    assert code == 2
+    assert "Give --original FILE" in error
+    code, printed, _ = accept(copy, "--original", captions, "--name", "mine", "--dataset", "other")
+    assert code == 0
+    assert printed.startswith(f"{tmp_path / 'derivatives' / 'other-captions-mine.csv'}\n  1 captions differ")
+
+
+def test_the_dataset_may_be_known_from_the_run_only(accept, captions, tmp_path):
+    import json
+
+    table = pd.read_csv(captions).rename(columns={"nsd_id": "path"})
+    table.to_csv(captions, index=False)
+    copy = tmp_path / "copy.csv"
+    table.to_csv(copy, index=False)
+    code, _, error = accept(copy, "--original", captions)
+    assert code == 2
+    assert "give --dataset NAME" in error
+    captions.with_name(f"{captions.name}.json").write_text(json.dumps({"provenance": {"dataset": "folder"}}))
+    code, printed, _ = accept(copy, "--original", captions)
+    assert code == 0
+    assert "folder-captions-pixtral.csv" in printed
