@@ -10,12 +10,14 @@ B batch, H height, W width.
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import Dataset
@@ -50,25 +52,30 @@ class ImageBatches(Dataset[dict[str, Any]]):
         return len(self.batches)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """The batch: ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,) and ``errors``, why they are."""
+        """The batch: ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,) and ``errors``, why they are.
+
+        Decoded by as many threads as the forward pass has; in a worker process that is one.
+        """
         index = self.batches[item]
         images = np.zeros((len(index), *self.size), dtype=np.uint8)
-        bad = np.zeros(len(index), dtype=np.bool_)
-        errors: dict[int, str] = {}
-        for place, row in enumerate(index):
-            try:
-                images[place] = self.transform(self.open(row))
-            except Exception as error:  # Pillow raises almost anything on a broken file
-                if _is_of_the_machine(error):
-                    raise
-                bad[place] = True
-                errors[row] = f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            reasons = list(threads.map(self._decode_into, images, index))
         return {
             "index": torch.tensor(index),
             "image": torch.from_numpy(images),
-            "bad": torch.from_numpy(bad),
-            "errors": errors,
+            "bad": torch.tensor([reason is not None for reason in reasons]),
+            "errors": {row: reason for row, reason in zip(index, reasons, strict=True) if reason is not None},
         }
+
+    def _decode_into(self, pixels: NDArray[np.uint8], row: int) -> str | None:
+        """Fill in a row's pixels, or say why they can't be had."""
+        try:
+            pixels[:] = self.transform(self.open(row))
+        except Exception as error:  # Pillow raises almost anything on a broken file
+            if _is_of_the_machine(error):
+                raise
+            return f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
+        return None
 
     def open(self, row: int) -> Image.Image:
         """The stimulus in a row, decoded, RGB."""
@@ -182,9 +189,13 @@ class ImageDataModule(StimulusDataModule):
         return ImageBatches(self.stimuli, plan, self.preprocessing)
 
     def workers(self, on_gpu: bool, world_size: int) -> int:
-        """Decoding processes: one a core; on a CPU the model sleeps while they have work."""
+        """Decoding processes: with a GPU one a core; without, none.
+
+        On a CPU decoding and the model take turns, each with all threads: side by side each would wait for
+        the other's in every layer.
+        """
         cores = len(os.sched_getaffinity(0)) // world_size
-        return max(1, min(cores, WORKERS_AT_MOST))
+        return max(1, min(cores, WORKERS_AT_MOST)) if on_gpu else 0
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Stop at a bad image, or say that it is skipped."""

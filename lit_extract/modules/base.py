@@ -42,6 +42,7 @@ class Extractor(Predictor):
 
     kind: ClassVar[str]
     inputs: ClassVar[Sequence[str]]  # keys of a batch that the backbone needs
+    rows_a_pass_on_cpu: ClassVar[int | None] = None  # more of them do not fit the caches; None: a whole batch
     extras: Mapping[str, str] = MappingProxyType({})  # per-row outputs besides the features, with their dtype
 
     # set by the constructors of the subclasses
@@ -116,8 +117,9 @@ class Extractor(Predictor):
 
     def split_on_oom(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """:meth:`activations`, in parts when the device is out of memory; what fitted is remembered."""
-        rows = len(inputs[self.inputs[0]])
-        limit = self._largest_batch or rows
+        first_input = inputs[self.inputs[0]]
+        rows = len(first_input)
+        limit = self._largest_batch or (self.rows_a_pass_on_cpu if first_input.device.type == "cpu" else None) or rows
         try:
             parts = [
                 self.activations({name: tensor[first : first + limit] for name, tensor in inputs.items()})

@@ -44,6 +44,7 @@ class VisionExtractor(Extractor):
 
     kind = "vision"
     inputs = ("image",)
+    rows_a_pass_on_cpu = 16
 
     def __init__(
         self,
