@@ -37,6 +37,7 @@ def test_there_are_configs_for_each_dataset():
     assert {name(path) for path in JOBS} == {
         *(f"{dataset}/vision" for dataset in VISION),
         *(f"{dataset}/language" for dataset in VISION if dataset != "folder"),
+        *(f"{dataset}/captions" for dataset in VISION),
     }
     assert len(HARDWARE) >= 3
 
@@ -46,14 +47,21 @@ def test_alone(capsys, job):
     config = parsed(capsys, job)
     model, data = config["model"], config["data"]
     classes = [part["class_path"].split(".")[-1] for part in (model, data)]
+    assert data["init_args"]["query"] is None
+    assert config["output_dir"] == "features"
+    if job.stem == "captions":
+        assert classes == ["Captioner", "ImageSourceDataModule"]
+        assert data["init_args"]["dataset"] == job.parent.name
+        assert (model["init_args"]["prompt"], model["init_args"]["engine"]) == ("caption", None)
+        assert (config["trainer"]["accelerator"], config["trainer"]["devices"]) == ("cpu", 1)
+        return
     if job.stem == "vision":
         assert classes == ["VisionExtractor", VISION[job.parent.name]]
     else:
         assert classes == ["LanguageExtractor", "CaptionDataModule"]
         assert data["init_args"]["dataset"] == job.parent.name
-    assert (data["init_args"]["query"], data["init_args"]["subset"]) == (None, "all")
+    assert data["init_args"]["subset"] == "all"
     assert model["init_args"]["untrained"] is False
-    assert config["output_dir"] == "features"
 
 
 @pytest.mark.parametrize("hardware", HARDWARE, ids=name)
