@@ -13,7 +13,7 @@ EXIT_OK, EXIT_INPUT_ERROR, EXIT_BAD_ROWS = 0, 2, 3
 
 
 def predict() -> None:
-    """Extract features of a dataset with a model; resumes by itself."""
+    """Extract features of a dataset with a model, or caption its images; resumes by itself."""
 
 
 def finalize(store: str, keep_store: bool = False) -> int:

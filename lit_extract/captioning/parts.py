@@ -43,6 +43,8 @@ class Parts:
         Raises:
             InputError: With other settings, which are named; or by something else.
         """
+        if not self.output.exists() and not any(self.folder.glob("*.jsonl")):
+            return False  # at most a run that ended before its first part
         if not self.sidecar.exists():
             if self.output.exists() or self.folder.exists():
                 raise InputError(

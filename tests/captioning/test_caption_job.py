@@ -67,6 +67,16 @@ def test_other_settings_are_refused_and_named(caption, engine):
     assert pd.read_csv(output)["caption"].tolist() == EXPECTED
 
 
+def test_a_run_that_did_nothing_binds_no_one(caption, engine):
+    engine.dies_after = 0
+    with pytest.raises(DiedError):
+        caption()
+    engine.dies_after = None
+    output, code, *_ = caption("--model.prompt", "What is to be seen?")
+    assert code == 0
+    assert set(pd.read_csv(output)["prompt"]) == {"What is to be seen?"}
+
+
 def test_a_file_of_someone_else_is_left_alone(caption, tmp_path):
     (tmp_path / "out.csv").write_text("mine")
     output, code, _, error = caption()
