@@ -6,6 +6,7 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from transformers.utils.logging import disable_progress_bar
@@ -14,7 +15,7 @@ import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
 from lit_extract.captioning.job import Captions, caption
 from lit_extract.data.base import StimulusDataModule
-from lit_extract.errors import InputError, name_some, wrong_setting
+from lit_extract.errors import InputError, name_some, one_line, wrong_setting
 from lit_extract.features import load_features
 from lit_extract.job import Extraction, extract
 from lit_extract.modules.base import Predictor
@@ -44,20 +45,31 @@ def predict_trainer(
         precision: "bf16-true", "bf16-mixed" or "32-true"; default: bf16-true on a GPU and on a CPU with
             AMX, 32-true elsewhere.
         callbacks: Further Lightning callbacks.
+
+    Raises:
+        InputError: Lightning refuses the settings, on this machine or altogether.
     """
-    return Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=precision or default_precision(accelerator),
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # the data module's plan keeps two ranks out of one shard
-    )
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision or default_precision(accelerator),
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # the data module's plan keeps two ranks out of one shard
+        )
+    except (
+        MisconfigurationException,
+        ValueError,
+        TypeError,
+    ) as error:  # a GPU that is not there, say
+        settings = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}, precision {precision!r}"
+        raise InputError(f"trainer: Lightning refuses {settings}: {one_line(error)}") from error
 
 
 def default_precision(accelerator: str) -> Precision:

@@ -65,6 +65,7 @@ def refusal(cli, tmp_path, monkeypatch):
         ((*UNTRAINED, "--model.weights", "x"), ["model", "weights"]),
         ((*UNTRAINED, "--trainer.max_epochs", "3"), ["unrecognized arguments: --trainer.max_epochs 3"]),
         ((*UNTRAINED, "--trainer.precision", "16"), ["trainer.precision", "bf16-true", "16"]),
+        ((*UNTRAINED, "--trainer.accelerator", "abacus"), ["trainer: Lightning refuses accelerator 'abacus'", "cpu"]),
         ((*UNTRAINED, "--nonsense"), ["unrecognized arguments: --nonsense"]),
         (("predict",), ["required", "data", "model"]),
         (("predict", "--config", "no.yaml"), ["config", "no.yaml"]),

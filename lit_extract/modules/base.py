@@ -119,7 +119,8 @@ class Extractor(Predictor):
         """:meth:`activations`, in parts when the device is out of memory; what fitted is remembered."""
         first_input = inputs[self.inputs[0]]
         rows = len(first_input)
-        limit = self._largest_batch or (self.rows_a_pass_on_cpu if first_input.device.type == "cpu" else None) or rows
+        at_most = self._largest_batch or (self.rows_a_pass_on_cpu if first_input.device.type == "cpu" else None)
+        limit = min(rows, at_most or rows)
         try:
             parts = [
                 self.activations({name: tensor[first : first + limit] for name, tensor in inputs.items()})
@@ -138,5 +139,5 @@ class Extractor(Predictor):
                 "(a smaller batch size avoids this)",
                 stacklevel=2,
             )
-        self._largest_batch = -(-min(limit, rows) // 2)
+        self._largest_batch = -(-limit // 2)
         return self.split_on_oom(inputs)

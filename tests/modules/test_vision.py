@@ -309,3 +309,15 @@ def test_weights_that_are_nowhere_are_an_error_before_anything_is_written(monkey
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     with pytest.raises(InputError, match=r"can't be had from the hub.*model\.checkpoint.*no route to the hub"):
         VisionExtractor(TINY).provenance()
+
+
+def test_on_a_cpu_a_batch_goes_through_in_slices_and_gives_the_same(monkeypatch):
+    extractor = extractor_of(TINY)
+    images = images_for(extractor, 37)
+    sizes = []
+    extractor.backbone.patch_embed.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    sliced = features(extractor, images)["cls"]
+    assert sizes == [16, 16, 5]
+    monkeypatch.setattr(VisionExtractor, "rows_a_pass_on_cpu", None)
+    torch.testing.assert_close(sliced, features(extractor, images)["cls"], rtol=1e-5, atol=1e-5)
+    assert sizes == [16, 16, 5, 37]
