@@ -2,7 +2,6 @@
 
 import platform
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from lit_extract.modules.base import Extractor
 from lit_extract.progress import Progress
 from lit_extract.provenance import features_provenance, inputs_sha256
 from lit_extract.ranks import is_rank_zero, say
+from lit_extract.run import run_predict
 from lit_extract.store import N_BYTES, Store, StoreSpec, remains, remove_store
 from lit_extract.writer import ActivationWriter
 
@@ -171,23 +171,7 @@ class Job:
     def predict(self, trainer: Trainer) -> None:
         """Compute what is missing."""
         writer = ActivationWriter(self.open_store)
-        callbacks = [writer, Progress(writer)]
-        trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-        try:
-            with warnings.catch_warnings():
-                # Rows travel with their index, workers are chosen by us, and a rank may have nothing left to do.
-                for message in (
-                    "Couldn't infer the batch indices",
-                    ".*does not have many workers",
-                    ".*zero length",
-                    ".*zero across",
-                    ".*treespec, LeafSpec",
-                ):
-                    warnings.filterwarnings("ignore", message)
-                trainer.predict(self.model, datamodule=self.data, return_predictions=False)
-        finally:
-            for callback in callbacks:
-                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+        run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
     def remove_output(self) -> None:
         """Delete this job's store and files."""

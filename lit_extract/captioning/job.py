@@ -1,7 +1,6 @@
 """One captioning job: one model and one prompt on one dataset, from settings to one file."""
 
 import platform
-import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from lit_extract.errors import InputError, name_some
 from lit_extract.lock import write_lock
 from lit_extract.modules.caption import Captioner
 from lit_extract.progress import Progress
+from lit_extract.run import run_predict
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,7 @@ class CaptionJob:
     def _predict(self, trainer: Trainer) -> None:
         assert self.data.shard_rows is not None
         writer = CaptionWriter(self.parts, self.data.shard_rows, self.data.n_bytes.tolist())
-        callbacks = [writer, Progress(writer)]
-        trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-        try:
-            with warnings.catch_warnings():
-                for message in ("Couldn't infer the batch indices", ".*does not have many workers", ".*LeafSpec"):
-                    warnings.filterwarnings("ignore", message)
-                trainer.predict(self.model, datamodule=self.data, return_predictions=False)
-        finally:
-            for callback in callbacks:
-                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+        run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
     def _finish(self) -> Captions:
         """The file, from all records; parts stay while some failed, for the next run."""
