@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,28 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
 def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEntry | None:
     """The entry called ``name``, or None when the file does not list it."""
     return next((entry for entry in read_models(path)[kind] if entry.name == name), None)
+
+
+def matching_models(kind: str, models: str | Path | None = None, match: str | None = None) -> list[ModelEntry]:
+    """The entries of one kind, in the order of the file.
+
+    Args:
+        kind: "vision" or "language".
+        models: The file; default :func:`default_models_file`.
+        match: Only names with this text in them, or that fit it as a shell pattern such as "*clip*".
+
+    Raises:
+        InputError: There is none; the message lists the names that there are.
+    """
+    entries = read_models(models)[kind]
+    found = [entry for entry in entries if match is None or match in entry.name or fnmatch(entry.name, match)]
+    if found:
+        return found
+    file = models or default_models_file()
+    if not entries:
+        raise InputError(f"models: {str(file)!r} lists no {kind} model")
+    names = name_some([entry.name for entry in entries], limit=40)
+    raise InputError(f"match: no {kind} model of {str(file)!r} is like {match!r}; it lists {names}")
 
 
 def unknown_model(name: str, known: Iterable[str]) -> InputError:

@@ -6,7 +6,14 @@ import pytest
 import timm
 
 from lit_extract.errors import InputError
-from lit_extract.registry import ModelEntry, default_models_file, find_model, read_models, unknown_model
+from lit_extract.registry import (
+    ModelEntry,
+    default_models_file,
+    find_model,
+    matching_models,
+    read_models,
+    unknown_model,
+)
 
 SHIPPED = Path(__file__).parents[1] / "models.yml"
 
@@ -118,3 +125,20 @@ def test_unknown_model_names_close_ones(name, named):
     assert repr(name) in message
     assert named in message
     assert "resnet50" not in message
+
+
+@pytest.mark.parametrize(
+    ("match", "names"),
+    [(None, ["a.x", "b", "c.x"]), ("x", ["a.x", "c.x"]), ("*.x", ["a.x", "c.x"]), ("[ab]*", ["a.x", "b"])],
+)
+def test_models_that_match_in_the_order_of_the_file(models_file, match, names):
+    path = models_file("vision: [a.x, b, c.x]\nlanguage: [a.x]")
+    assert [entry.name for entry in matching_models("vision", path, match)] == names
+
+
+def test_a_pattern_that_nothing_matches_lists_what_there_is(models_file):
+    path = models_file("vision: [a, b]")
+    with pytest.raises(InputError, match=r"match: no vision model of .* is like 'z'; it lists a, b"):
+        matching_models("vision", path, "z")
+    with pytest.raises(InputError, match="lists no language model"):
+        matching_models("language", path)
