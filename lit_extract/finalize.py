@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_extract.archive import fill_record
+from lit_extract.disk import bytes_there, check_room, features_bytes
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
 from lit_extract.lock import write_lock
@@ -35,7 +36,7 @@ def finalize(store: str | Path, keep_store: bool = False) -> list[Path]:
         The features files.
 
     Raises:
-        InputError: Not a store, rows are missing, another run is writing it, or the disk is full.
+        InputError: Not a store, rows are missing, another run is writing it, or the disk has no room for the files.
     """
     path = Path(store)
     if not path.is_dir():
@@ -54,6 +55,14 @@ def finalize_locked(store: Store, keep_store: bool) -> list[Path]:
         )
     files = {pool: store.path.parent / name for pool, name in store.notes["files"].items()}
     left = [pool for pool, file in files.items() if not is_finished(file, features_provenance(store.provenance, pool))]
+    size = features_bytes(store.n_stimuli, len(store.layers), store.n_dim)
+    check_room(
+        store.path.parent,
+        store=0,
+        files=len(left) * size,
+        replaced=bytes_there(map(_part, files.values())),  # of a finalize that was killed; they are written over
+        advice=f"make room, then run lit-extract finalize {store.path}",
+    )
     for pool in left:
         _write_features(store, pool, files[pool])
     if keep_store:
@@ -81,7 +90,7 @@ def is_finished(file: Path, provenance: dict[str, Any]) -> bool:
 
 def _write_features(store: Store, pool: str, file: Path) -> None:
     """Write the file beside, verify it, rename it."""
-    part = file.with_name(f".{file.name}.part")
+    part = _part(file)
     shape = store.n_stimuli, len(store.layers), store.n_dim
     shards = (store.read_shard(pool, shard) for shard in range(store.n_shards))
     tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(store)}
@@ -101,6 +110,11 @@ def _write_features(store: Store, pool: str, file: Path) -> None:
         part.unlink(missing_ok=True)
         raise
     part.replace(file)
+
+
+def _part(file: Path) -> Path:
+    """What a features file is called while it is made."""
+    return file.with_name(f".{file.name}.part")
 
 
 @dataclass(frozen=True)

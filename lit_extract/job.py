@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch import Trainer
 from lit_extract import __version__
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.table import ID_MEANING
+from lit_extract.disk import bytes_there, check_room, features_bytes, store_bytes
 from lit_extract.errors import InputError
 from lit_extract.features import load_features, read_metadata
 from lit_extract.finalize import finalize_locked, is_finished
@@ -88,10 +90,8 @@ def extract(
             job.remove_leftovers()
         return job.report(was_done=True)
     with job.lock():
-        if overwrite:
-            job.remove_output()
         if overwrite or not job.is_complete():
-            job.predict(trainer)
+            job.predict(trainer, finalize, overwrite)
         if not is_rank_zero() or not finalize:
             return job.report()
         finalize_locked(Store(job.store_path), keep_store)
@@ -150,9 +150,16 @@ class Job:
             return False
         return not self._resume().missing_rows()
 
-    def open_store(self) -> Store:
-        """The store of this job, created unless it is there; says what is done."""
-        if not self.store_path.exists():
+    def open_store(self, finalize: bool, overwrite: bool) -> Store:
+        """The store of this job, created unless it is there; says what is done.
+
+        Raises:
+            InputError: It can't be written, has other settings, or the disk has no room for what is left to do.
+        """
+        if overwrite or not self.store_path.exists():
+            self._check_room(0, finalize, overwrite)
+            if overwrite:
+                self.remove_output()
             try:
                 return Store.create(self.store_path, self._spec())
             except OSError as error:
@@ -160,7 +167,20 @@ class Job:
         store = self._resume()
         done = len(store.done_shards())
         say(f"resuming {store.path}: {done} of {store.n_shards} shards done, {store.n_shards - done} left")
+        self._check_room(done, finalize, overwrite)
         return store
+
+    def _check_room(self, done_shards: int, finalize: bool, overwrite: bool) -> None:
+        shape = len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
+        files = list(self.files.values())
+        left = [file for file in files if overwrite or not file.exists()] if finalize else []
+        check_room(
+            self.store_path.parent,
+            store_bytes(*shape, self.data.rows_a_shard, len(files), done_shards),
+            len(left) * features_bytes(*shape),
+            replaced=bytes_there([self.store_path, *files]) if overwrite else 0,
+            advice="make room and run the same command again, or choose another --output_dir",
+        )
 
     def _resume(self) -> Store:
         store = Store(self.store_path)
@@ -168,15 +188,13 @@ class Job:
         store.check_inputs(self.data.n_bytes)
         return store
 
-    def predict(self, trainer: Trainer) -> None:
+    def predict(self, trainer: Trainer, finalize: bool, overwrite: bool) -> None:
         """Compute what is missing."""
-        writer = ActivationWriter(self.open_store)
+        writer = ActivationWriter(partial(self.open_store, finalize, overwrite))
         run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
     def remove_output(self) -> None:
         """Delete this job's store and files."""
-        if not is_rank_zero():
-            return
         for file in self.files.values():
             file.unlink(missing_ok=True)
         remove_store(self.store_path)

@@ -22,6 +22,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.array_spec import ArrayConfigParams
 
 from lit_extract.data.plan import count_shards
+from lit_extract.disk import shard_bytes
 from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.provenance import differing
 
@@ -284,13 +285,8 @@ class Store:
     def _shard_file(self, pool: str, shard: int) -> Path:
         return self.path / pool / "c" / str(shard) / "0" / "0"
 
-    def _shard_bytes(self) -> int:
-        """Size of a shard file: chunks with checksums, then the index (offset and length of each) with its own."""
-        layers = len(self.layers)
-        return layers * (self.shard_rows * self.n_dim * 4 + 4) + layers * 16 + 4
-
     def _is_done(self, shard: int) -> bool:
-        expected = self._shard_bytes()
+        expected = shard_bytes(len(self.layers), self.n_dim, self.shard_rows)
         try:
             return all(self._shard_file(pool, shard).stat().st_size == expected for pool in self.pools)
         except FileNotFoundError:
