@@ -9,19 +9,12 @@ from pathlib import Path
 
 from lit_extract.data.plan import count_shards
 from lit_extract.errors import InputError
+from lit_extract.layout import shard_bytes
 
 # Ids, status, sizes of the inputs, and of captions the mask: in the store, and again in a features file.
 ROW_BYTES_BESIDE = 256
 # Folders and small files of a shard, a block of the file system each; what a features file says of itself.
 FILE_BYTES_BESIDE = 64 * 2**10
-
-
-def shard_bytes(n_layers: int, n_dim: int, shard_rows: int) -> int:
-    """Size of a shard's file of one pooling: always that of ``shard_rows`` rows, however many it has.
-
-    Chunks of a layer with their checksums, then the index (offset and length of each) with its own.
-    """
-    return n_layers * (shard_rows * n_dim * 4 + 4) + n_layers * 16 + 4
 
 
 def store_bytes(n_stimuli: int, n_layers: int, n_dim: int, shard_rows: int, n_pools: int, done_shards: int = 0) -> int:

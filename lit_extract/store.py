@@ -22,11 +22,9 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.array_spec import ArrayConfigParams
 
 from lit_extract.data.plan import count_shards
-from lit_extract.disk import shard_bytes
 from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.layout import BESIDE_SUFFIX, FORMAT, shard_bytes, shard_key
 from lit_extract.provenance import differing
-
-FORMAT = 1
 
 # status of a row
 MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
@@ -283,7 +281,7 @@ class Store:
         return array.with_config(_ALWAYS_WRITE)  # zarr does not keep it with the array
 
     def _shard_file(self, pool: str, shard: int) -> Path:
-        return self.path / pool / "c" / str(shard) / "0" / "0"
+        return self.path / shard_key(pool, shard)
 
     def _is_done(self, shard: int) -> bool:
         expected = shard_bytes(len(self.layers), self.n_dim, self.shard_rows)
@@ -295,7 +293,7 @@ class Store:
 
 def _aside(path: Path) -> Path:
     """What a store is called while it is made or removed."""
-    return path.with_name(path.name + ".part")
+    return path.with_name(path.name + BESIDE_SUFFIX)
 
 
 def remains(path: Path) -> bool:

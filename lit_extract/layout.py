@@ -1,0 +1,120 @@
+"""How a store lies on disk: facts that can be read without zarr, numpy or torch (``docs/store-format.md``).
+
+N stimuli, L layers, D hidden size.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+STORE_SUFFIX = ".zarr"
+BESIDE_SUFFIX = ".part"  # of what is being made or removed
+
+
+def shard_key(pool: str, shard: int) -> str:
+    """Where a shard lies, below the store's folder."""
+    return f"{pool}/c/{shard}/0/0"
+
+
+def shard_bytes(n_layers: int, n_dim: int, shard_rows: int) -> int:
+    """Size of a shard's file of one pooling, always that of ``shard_rows`` rows, however many it has.
+
+    Chunks of a layer with their checksums, then the index (offset and length of each) with its own.
+    """
+    return n_layers * (shard_rows * n_dim * 4 + 4) + n_layers * 16 + 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a store's metadata say.
+
+    Args:
+        pools: Names of the poolings.
+        layers: Names of the layers.
+        shape: (N, L, D).
+        dtype: Of the features.
+        shard_rows: Rows a shard.
+        provenance: What determines the numbers.
+        notes: What else is worth knowing.
+        is_kept: It was kept on purpose when its features files were made.
+    """
+
+    pools: list[str]
+    layers: list[str]
+    shape: tuple[int, int, int]
+    dtype: str
+    shard_rows: int
+    provenance: dict[str, Any]
+    notes: dict[str, Any]
+    is_kept: bool
+
+    @property
+    def n_shards(self) -> int:
+        """Shards, done or not."""
+        return len(range(0, self.shape[0], self.shard_rows))
+
+    def done_shards(self, sizes: Mapping[str, int]) -> set[int]:
+        """Shards whose files are all there, at their full size.
+
+        Args:
+            sizes: Bytes of each file below the store's folder.
+        """
+        whole = shard_bytes(self.shape[1], self.shape[2], self.shard_rows)
+        return {
+            shard
+            for shard in range(self.n_shards)
+            if all(sizes.get(shard_key(pool, shard)) == whole for pool in self.pools)
+        }
+
+    def n_rows(self, shards: set[int]) -> int:
+        """Rows of these shards; the last shard may have fewer than the others."""
+        n, rows = self.shape[0], self.shard_rows
+        return sum(min(rows, n - shard * rows) for shard in shards)
+
+
+def read_layout(read: Callable[[str], bytes]) -> Layout:
+    """A store's layout.
+
+    Args:
+        read: Gives the bytes of a file below the store's folder.
+
+    Raises:
+        ValueError: There is no store that this version reads.
+        OSError: It can't be read.
+    """
+    try:
+        attributes = _metadata(read, "zarr.json")["attributes"]
+        if attributes["format"] != FORMAT:
+            raise ValueError(f"it has format {attributes['format']}; this version reads {FORMAT}")
+        pools = [str(pool) for pool in attributes["pools"]]
+        if any(Path(pool).name != pool for pool in pools):
+            raise ValueError(f"it has poolings {pools}, which are no names")
+        array = _metadata(read, f"{pools[0]}/zarr.json")
+        n, layers, dim = map(int, array["shape"])
+        layout = Layout(
+            pools,
+            list(attributes["layers"]),
+            (n, layers, dim),
+            str(array["data_type"]),
+            int(attributes["shard_rows"]),
+            dict(attributes["provenance"]),
+            dict(attributes["notes"]),
+            bool(attributes.get("kept", False)),
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"it is a zarr group, but no store of lit-extract ({error!r})") from None
+    if min(*layout.shape, layout.shard_rows) < 1:
+        raise ValueError(f"it has shape {layout.shape} and {layout.shard_rows} rows a shard")
+    return layout
+
+
+def _metadata(read: Callable[[str], bytes], key: str) -> Any:
+    try:
+        return json.loads(read(key))
+    except FileNotFoundError:
+        raise ValueError(f"it has no {key}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"its {key} is not whole: {error}") from None
