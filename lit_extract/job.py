@@ -84,6 +84,7 @@ def extract(
             f"{model.preprocessing}; make a data module for each model"
         )
     data.setup("predict")
+    data.output_dir = Path(output_dir)
     job = Job(model, data, str(trainer.precision), Path(output_dir))
     if not overwrite and job.is_done():
         if not keep_store:

@@ -31,6 +31,7 @@ class StimulusDataModule(LightningDataModule):
 
     unit = "stimuli"
     dataset_name: str
+    output_dir: Path | None = None  # of the features; set by the job
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +24,11 @@ from timm.data import create_transform
 from torch.utils.data import Dataset
 
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
+from lit_extract.data.pixels import GEOMETRY, PixelCache, folder_name, free_bytes, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
 from lit_extract.errors import InputError, one_line
+from lit_extract.ranks import say
 
 WORKERS_AT_MOST = 16
 
@@ -37,15 +40,26 @@ class ImageBatches(Dataset[dict[str, Any]]):
         stimuli: The stimulus table.
         batches: Global row indices of each batch.
         preprocessing: timm's data config: ``input_size``, ``interpolation``, ``crop_pct``, ``crop_mode``.
+        cache: Pixels of earlier models, if they are kept.
+        places: Row in the cache of each row of the table.
     """
 
-    def __init__(self, stimuli: pd.DataFrame, batches: list[range], preprocessing: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        stimuli: pd.DataFrame,
+        batches: list[range],
+        preprocessing: dict[str, Any],
+        cache: PixelCache | None = None,
+        places: NDArray[np.int64] | None = None,
+    ) -> None:
         # Arrays, not the table: touching a DataFrame's Python objects would copy its pages into every worker.
         self.paths = np.array(stimuli["image"], dtype=np.str_)
         self.rows = np.array(stimuli["image_row"], dtype=np.int64) if "image_row" in stimuli else None
         self.batches = batches
         self.size = tuple(preprocessing["input_size"])
-        shape_settings = {k: preprocessing[k] for k in ("input_size", "interpolation", "crop_pct", "crop_mode")}
+        self.root: str = stimuli.attrs[table.ROOT]
+        self.cache, self.places = cache, places
+        shape_settings = {key: preprocessing[key] for key in GEOMETRY}
         self.transform = create_transform(**shape_settings, is_training=False, use_prefetcher=True)
 
     def __len__(self) -> int:
@@ -70,16 +84,29 @@ class ImageBatches(Dataset[dict[str, Any]]):
     def _decode_into(self, pixels: NDArray[np.uint8], row: int) -> str | None:
         """Fill in a row's pixels, or say why they can't be had."""
         try:
-            pixels[:] = self.transform(self.open(row))
+            self._read_or_decode(pixels, row)
         except Exception as error:  # Pillow raises almost anything on a broken file
             if _is_of_the_machine(error):
                 raise
             return f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
         return None
 
+    def _read_or_decode(self, pixels: NDArray[np.uint8], row: int) -> None:
+        """Fill in a row's pixels: from the cache, if it has them of the image as it is now; else decode and keep."""
+        if self.cache is None or self.places is None:
+            pixels[:] = self.transform(self.open(row))
+            return
+        image = image_state(str(self.paths[row]), self._image_row(row), self.root)
+        if not self.cache.read(place := int(self.places[row]), image, pixels):
+            pixels[:] = self.transform(self.open(row))
+            self.cache.write(place, image, pixels)
+
     def open(self, row: int) -> Image.Image:
         """The stimulus in a row, decoded, RGB."""
-        return open_image(str(self.paths[row]), None if self.rows is None else int(self.rows[row]))
+        return open_image(str(self.paths[row]), self._image_row(row))
+
+    def _image_row(self, row: int) -> int | None:
+        return None if self.rows is None else int(self.rows[row])
 
 
 def open_image(path: str, image_row: int | None = None) -> Image.Image:
@@ -125,10 +152,13 @@ class ImageDataModule(StimulusDataModule):
         num_workers: Processes that decode images; default: chosen for the machine.
         on_bad_image: What an image that will not decode does: "stop" the run, or "skip", which
             leaves its row NaN, lists it in the output and ends with exit code 3.
+        cache: Folder in which decoded images are kept for the next model that sees them alike; "auto" is
+            .pixels in the output folder, "off" none.
         preprocessing: Size, crop and interpolation; linked from the model.
     """
 
     unit = "images"
+    room_for_features = 0  # bytes of the cache's disk that the features will take; set by the job
 
     def __init__(
         self,
@@ -139,6 +169,7 @@ class ImageDataModule(StimulusDataModule):
         shard_rows: int | None = None,
         num_workers: int | None = None,
         on_bad_image: Literal["stop", "skip"] = "stop",
+        cache: str = "auto",
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(query, subset, shard_rows, num_workers, preprocessing)
@@ -146,7 +177,7 @@ class ImageDataModule(StimulusDataModule):
             check_shard_rows(batch_size, shard_rows)
         except ValueError as error:
             raise InputError(str(error)) from None
-        self.root, self.batch_size, self.on_bad_image = root, batch_size, on_bad_image
+        self.root, self.batch_size, self.on_bad_image, self.cache = root, batch_size, on_bad_image, cache
 
     def setup(self, stage: str | None = None) -> None:
         """Load the stimulus table, once, and see that its images are there."""
@@ -186,7 +217,36 @@ class ImageDataModule(StimulusDataModule):
         """Images decoded, resized and cropped."""
         assert self.stimuli is not None
         assert self.preprocessing is not None
-        return ImageBatches(self.stimuli, plan, self.preprocessing)
+        return ImageBatches(self.stimuli, plan, self.preprocessing, *self._open_cache())
+
+    def _open_cache(self) -> tuple[PixelCache | None, NDArray[np.int64] | None]:
+        """The cache for this geometry, and the row in it of each row of the table."""
+        if (folder := self._cache_folder()) is None:
+            return None, None
+        assert self.stimuli is not None
+        assert self.preprocessing is not None
+        whole = self.stimuli if self.query is None else load_dataset(self.dataset_name, self.root)
+        whole_hash = self.stimuli_hash if self.query is None else table.fingerprint(whole)
+        places = pd.Index(whole["stimulus_id"]).get_indexer(self.stimuli["stimulus_id"]).astype(np.int64)
+        shape = self.preprocessing["input_size"]
+        about = {"dataset": self.dataset_name, "root": whole.attrs[table.ROOT], "rows": len(whole), "shape": shape}
+        name = folder_name(self.dataset_name, whole_hash, self.preprocessing)
+        cache = PixelCache(folder / name, len(whole), shape, about)
+        missing, free = cache.bytes_missing(), free_bytes(folder)
+        cache.may_write = missing + self.room_for_features <= free
+        if not cache.may_write:
+            say(
+                f"decoded images are not kept for the next model: they would need {missing / 1e9:.1f} GB, "
+                f"and of {str(folder)!r} {free / 1e9:.1f} GB are free; --data.cache DIR puts them elsewhere"
+            )
+        return cache, places
+
+    def _cache_folder(self) -> Path | None:
+        if self.cache == "off":
+            return None
+        if self.cache != "auto":
+            return Path(self.cache).expanduser().absolute()
+        return None if self.output_dir is None else self.output_dir.absolute() / ".pixels"
 
     def workers(self, on_gpu: bool, world_size: int) -> int:
         """Decoding processes: with a GPU one a core; without, none.
