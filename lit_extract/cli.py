@@ -44,6 +44,22 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
     return EXIT_OK
 
 
+def status(folder: str = "features", models: str | None = None, json: bool = False) -> int:
+    """List the features files and stores below a folder, and which models of models.yml are missing.
+
+    Args:
+        folder: Where to look, all below.
+        models: The models.yml to compare with; default: ./models.yml, else the one shipped.
+        json: One JSON object instead of a table.
+    """
+    from lit_extract.status import as_json, as_text
+    from lit_extract.survey import survey
+
+    found = survey(folder, models)
+    print(as_json(found) if json else as_text(found))
+    return EXIT_OK
+
+
 def check(
     file: str,
     accept: bool = False,
@@ -110,7 +126,7 @@ def coco_captions(
     return EXIT_OK
 
 
-COMMANDS: tuple[Callable[..., int | None], ...] = (predict, finalize, show, check, coco_captions)
+COMMANDS: tuple[Callable[..., int | None], ...] = (predict, status, finalize, show, check, coco_captions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +158,9 @@ def _run(args: list[str]) -> int:
     for name, command in commands.items():
         summary = (command.__doc__ or "").partition("\n")[0]
         subparser = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
-        subparser.add_function_arguments(command, as_positional=True)
+        if command is status:  # a folder that need not be given; jsonargparse would make it an option
+            subparser.add_argument("folder", nargs="?", default="features", help="Where to look, all below.")
+        subparser.add_function_arguments(command, as_positional=True, skip={"folder"} if command is status else set())
         _allow_bare_flags(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)
     config = parser.parse_args(args)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_extract.errors import InputError
-
-_KEYS = {"feats", "num_params", "layers", "stimulus_ids", "metadata"}
+from lit_extract.layout import FEATURES_KEYS
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _open(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-        if set(content) >= _KEYS and "provenance" in content["metadata"]:
+        if set(content) >= FEATURES_KEYS and "provenance" in content["metadata"]:
             return content
         reason = f"it holds {sorted(map(str, content))}"
     except FileNotFoundError:
@@ -118,7 +117,7 @@ def _from_file(path: Path, pool: str | None) -> Features:
         content["metadata"],
         len(feats),
         lambda layer: feats if layer is None else feats[:, layer],
-        {name: value for name, value in content.items() if name not in _KEYS},
+        {name: value for name, value in content.items() if name not in FEATURES_KEYS},
     )
 
 

@@ -1,4 +1,4 @@
-"""How a store lies on disk: facts that can be read without zarr, numpy or torch (``docs/store-format.md``).
+"""How a store and a features file are made: facts that need no zarr, numpy or torch (``docs/store-format.md``).
 
 N stimuli, L layers, D hidden size.
 """
@@ -12,6 +12,7 @@ from typing import Any
 FORMAT = 1
 STORE_SUFFIX = ".zarr"
 BESIDE_SUFFIX = ".part"  # of what is being made or removed
+FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "metadata"})  # of each features file
 
 
 def shard_key(pool: str, shard: int) -> str:

@@ -3,11 +3,14 @@
 import fcntl
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lit_extract.errors import InputError
+
+LOCK_SUFFIX = ".lock"
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def write_lock(target: Path) -> Iterator[None]:
     Raises:
         InputError: Another process holds it, the message says which; or there is no writing there.
     """
-    path = target.with_name(f".{target.name}.lock")
+    path = _lock_file(target)
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +48,33 @@ def write_lock(target: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def lock_holder(target: Path) -> str | None:
+    """Which process and host hold the lock on ``target``, without taking it; None when none does.
+
+    Not for the process that holds it: a POSIX record lock goes when its process closes the file, any time it does.
+    """
+    try:
+        descriptor = os.open(_lock_file(target), os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"unknown: {error.strerror}"
+    try:
+        asked = fcntl.fcntl(descriptor, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        if _FLOCK.unpack(asked)[0] == fcntl.F_UNLCK:
+            return None
+        return os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown"
+    finally:
+        os.close(descriptor)
+
+
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock of Linux: type, whence, start, length, process
+
+
+def _lock_file(target: Path) -> Path:
+    return target.with_name(f".{target.name}{LOCK_SUFFIX}")
 
 
 def _is_current(path: Path, descriptor: int) -> bool:

@@ -1,0 +1,126 @@
+"""``lit-extract status``: what :func:`~lit_extract.survey.survey` found, as a table or as JSON."""
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lit_extract.registry import KINDS
+from lit_extract.survey import LEFTOVER, NOT_OURS, RUNNING, UNREADABLE, Entry, Missing, Survey
+
+FORMAT = 1
+WIDTH = 120
+_MODELS_SHOWN = 8
+
+
+def as_json(survey: Survey) -> str:
+    """One object; docs/store-format.md says what is in it."""
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "folder": str(survey.folder),
+            "models_file": str(survey.models_file),
+            "entries": [_entry_as_json(entry) for entry in survey.entries],
+            "missing": [{**asdict(missing), "folder": str(missing.folder)} for missing in survey.missing],
+        },
+        indent=1,
+        ensure_ascii=False,
+    )
+
+
+def _entry_as_json(entry: Entry) -> dict[str, Any]:
+    modified = datetime.fromtimestamp(entry.modified, UTC).isoformat(timespec="seconds") if entry.modified else None
+    return {**asdict(entry), "path": str(entry.path), "modified": modified}
+
+
+def as_text(survey: Survey) -> str:
+    """A table a folder, a line a model; then what is missing of it."""
+    if not survey.entries:
+        return f"{survey.folder}: no features yet"
+    parts = []
+    for folder, group in groupby(survey.entries, key=lambda entry: entry.path.parent):
+        missing = [missing for missing in survey.missing if missing.folder == folder]
+        parts.append("\n".join(_folder_lines(folder, list(group), missing, survey.models_file)))
+    return "\n\n".join(parts)
+
+
+def _missing_lines(missing: Missing, models_file: Path) -> list[str]:
+    """The first few names; all of them are in the JSON."""
+    prompt = f", prompt {missing.prompt}" if missing.prompt else ""
+    n_missing, all_missing = len(missing.models), len(missing.models) == missing.n_expected
+    names = "" if all_missing else f": {', '.join(missing.models[:_MODELS_SHOWN])}"
+    more = ", … (--json has all)" if names and n_missing > _MODELS_SHOWN else ""
+    n = f"all {n_missing}" if all_missing else f"{n_missing} of {missing.n_expected}"
+    text = f"missing {n} {missing.kind} models of {models_file}{prompt}{names}{more}"
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _folder_lines(folder: Path, entries: Sequence[Entry], missing: Sequence[Missing], models_file: Path) -> list[str]:
+    """What all have in common, a table for each kind with what is missing of it, then what needs a word."""
+    ours = [entry for entry in entries if entry.model is not None]
+    shared = {
+        name: values.pop()
+        for name in ("dtype", "lit_extract")
+        if len(values := {getattr(entry, name) for entry in ours}) == 1 and values != {None}
+    }
+    said = [shared["dtype"]] if "dtype" in shared else []
+    said += [f"lit-extract {shared['lit_extract']}"] if "lit_extract" in shared else []
+    size = _size(sum(entry.n_bytes for entry in entries))
+    lines = [", ".join([f"{folder}: {size}", *said])]
+    for kind in KINDS:
+        of_kind = sorted(
+            (entry for entry in ours if entry.kind == kind), key=lambda entry: (entry.prompt or "", entry.path)
+        )
+        lines += [f"  {line}" for line in _table([_columns(entry, shared) for entry in of_kind])]
+        for group in missing:
+            lines += _missing_lines(group, models_file) if group.kind == kind else []
+    for entry in entries:
+        name = entry.path.name
+        if entry.state in (NOT_OURS, UNREADABLE, LEFTOVER):
+            size = f" ({_size(entry.n_bytes)})" if entry.n_bytes else ""
+            lines.append(textwrap.shorten(f"{entry.state}: {name}{size}: {entry.reason}", WIDTH - 2, placeholder=" …"))
+            lines[-1] = f"  {lines[-1]}"
+        elif entry.state == RUNNING:
+            lines.append(f"  running: {entry.model or name}: {entry.holder}")
+    return lines
+
+
+def _columns(entry: Entry, shared: dict[str, str]) -> dict[str, str]:
+    assert entry.shape is not None
+    n_stimuli, layers, dim = entry.shape
+    rows = str(n_stimuli) if entry.rows_done == n_stimuli else f"{entry.rows_done}/{n_stimuli}"
+    columns = {
+        "model": entry.model or "",
+        "pool": "+".join(entry.pools),
+        "prompt": entry.prompt or "",
+        "state": entry.state,
+        "rows": rows,
+        "bad": str(entry.bad_rows or ""),
+        "left": f"{entry.shards_left} shards" if entry.shards_left else "",
+        "L×D": f"{layers}×{dim}",
+        "size": _size(entry.n_bytes),
+        "written": f"{datetime.fromtimestamp(entry.modified):%Y-%m-%d %H:%M}",
+    }
+    return columns | {name: str(getattr(entry, name)) for name in ("dtype", "lit_extract") if name not in shared}
+
+
+def _table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    """Columns as wide as they must be; those with nothing in them are left out."""
+    names = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+    for row in [{name: name for name in names}, *rows] if rows else ():
+        cells = [row[name].rjust(widths[name]) if name in _NUMBERS else row[name].ljust(widths[name]) for name in names]
+        yield "  ".join(cells).rstrip()
+
+
+_NUMBERS = ("rows", "bad", "left", "L×D", "size")
+
+
+def _size(n_bytes: int) -> str:
+    return str(tqdm.format_sizeof(n_bytes, "B", 1000))

@@ -1,0 +1,293 @@
+"""What is below a features folder: from names, sizes and small records only, without torch and zarr.
+
+N stimuli, L layers, D hidden size.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lit_extract.archive import TensorRecord, read_content
+from lit_extract.errors import InputError, one_line
+from lit_extract.layout import BESIDE_SUFFIX, FEATURES_KEYS, STORE_SUFFIX, read_layout
+from lit_extract.lock import LOCK_SUFFIX, lock_holder
+from lit_extract.registry import default_models_file, read_models
+
+DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
+LEFTOVER, NOT_OURS, UNREADABLE = "leftover", "not ours", "unreadable"
+
+FILE_SUFFIX = ".pt"
+_STORE_SUFFIXES = (STORE_SUFFIX, STORE_SUFFIX + BESIDE_SUFFIX)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A features file or a store; what can't be known is None.
+
+    Args:
+        path: Where it is.
+        state: "done": a features file. Of stores "running": a process is writing it; "begun": to be resumed by the
+            same command; "complete": all rows, no features file yet; "kept": on purpose, beside its files. "leftover":
+            half made or half removed, cleared away by the next run. "not ours" and "unreadable": see reason.
+        n_bytes: Size on disk.
+        modified: When any of it was written last, in seconds since 1970.
+        reason: Why it is not ours, or not readable.
+        holder: Process and host that are writing it.
+        model: Name of the model.
+        kind: "vision" or "language".
+        dataset: Name of the dataset.
+        subset: Name of the chosen rows.
+        untrained: Whether the weights are random.
+        pools: Its poolings; a file has one.
+        prompt: Name of the captions.
+        shape: (N, L, D).
+        dtype: As numpy calls it.
+        rows_done: Rows that are computed.
+        shards_left: Shards of a store that are not.
+        bad_rows: Rows of a file that are not finite.
+        created: When the run began, ISO 8601.
+        lit_extract: The version that made it.
+    """
+
+    path: Path
+    state: str
+    n_bytes: int
+    modified: float
+    reason: str | None = None
+    holder: str | None = None
+    model: str | None = None
+    kind: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    untrained: bool | None = None
+    pools: tuple[str, ...] = ()
+    prompt: str | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    rows_done: int | None = None
+    shards_left: int | None = None
+    bad_rows: int | None = None
+    created: str | None = None
+    lit_extract: str | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Models of models.yml that a folder has nothing of, though it has others of their kind.
+
+    Args:
+        folder: The folder.
+        kind: "vision" or "language".
+        prompt: Name of the captions.
+        models: Their names, in the order of models.yml.
+        n_expected: All models of the kind in models.yml.
+    """
+
+    folder: Path
+    kind: str
+    prompt: str | None
+    models: list[str]
+    n_expected: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is there, and what is not.
+
+    Args:
+        folder: The folder that was looked through.
+        models_file: The models.yml it was compared with.
+        entries: All features files and stores, by path.
+        missing: What models.yml has besides.
+    """
+
+    folder: Path
+    models_file: Path
+    entries: list[Entry]
+    missing: list[Missing]
+
+
+class _File(NamedTuple):
+    n_bytes: int
+    modified: float
+
+
+def survey(folder: str | Path = "features", models: str | Path | None = None) -> Survey:
+    """Look through a features folder.
+
+    Args:
+        folder: The folder.
+        models: The models.yml to compare with; default: ./models.yml, else the one shipped.
+
+    Raises:
+        InputError: No such folder, or no such models file.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        hint = f" (lit-extract show {root} tells of one file)" if root.exists() else ""
+        raise InputError(f"folder: {str(root)!r} is not a folder{hint}")
+    expected = {kind: [model.name for model in listed] for kind, listed in read_models(models).items()}
+    unreadable: list[Entry] = []
+    entries = [*_entries(root, _listing(root, unreadable)), *unreadable]
+    entries.sort(key=lambda entry: entry.path)
+    return Survey(root, Path(models or default_models_file()), entries, find_missing(entries, expected))
+
+
+def find_missing(entries: Iterable[Entry], expected: Mapping[str, list[str]]) -> list[Missing]:
+    """The expected models that are not there, for the folders, kinds and prompts that there are.
+
+    Args:
+        entries: What is there.
+        expected: Names of the models of each kind.
+    """
+    there: dict[tuple[Path, str, str | None], set[str]] = {}
+    for entry in entries:
+        if entry.model is not None and entry.kind is not None:
+            there.setdefault((entry.path.parent, entry.kind, entry.prompt), set()).add(entry.model)
+    groups = [
+        Missing(folder, kind, prompt, [name for name in expected[kind] if name not in models], len(expected[kind]))
+        for (folder, kind, prompt), models in there.items()
+    ]
+    return [group for group in groups if group.models]
+
+
+def _listing(root: Path, unreadable: list[Entry]) -> dict[Path, _File]:
+    """All files below a folder, and stores without any; links are followed, in circles once."""
+    found: dict[Path, _File] = {}
+    seen: set[tuple[int, int]] = set()
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            stat = folder.stat()
+            if (stat.st_dev, stat.st_ino) in seen:
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            children = list(os.scandir(folder))
+        except FileNotFoundError:  # a run has just removed it
+            continue
+        except OSError as error:
+            unreadable.append(Entry(folder, UNREADABLE, 0, 0.0, error.strerror))
+            continue
+        for child in children:
+            try:
+                stat = child.stat()
+                if child.is_dir():
+                    folders.append(Path(child))
+                if child.is_file() or child.name.endswith(_STORE_SUFFIXES):
+                    found[Path(child)] = _File(stat.st_size if child.is_file() else 0, stat.st_mtime)
+            except FileNotFoundError:  # the same, or a link to nowhere
+                continue
+    return found
+
+
+def _entries(root: Path, listing: Mapping[Path, _File]) -> Iterator[Entry]:
+    stores: dict[Path, dict[str, _File]] = {}
+    for path, file in listing.items():
+        inside = path.relative_to(root).parts
+        store = next((place for place, name in enumerate(inside) if name.endswith(_STORE_SUFFIXES)), None)
+        if store is not None:
+            stores.setdefault(root.joinpath(*inside[: store + 1]), {})["/".join(inside[store + 1 :])] = file
+    holders = {
+        target: holder
+        for path in listing
+        if path.name.startswith(".") and path.name.endswith(STORE_SUFFIX + LOCK_SUFFIX)
+        if (holder := lock_holder(target := path.with_name(path.name[1 : -len(LOCK_SUFFIX)])))
+    }
+    for path, files in stores.items():
+        target = path.with_name(path.name.removesuffix(BESIDE_SUFFIX))
+        yield _store_entry(path, files, holders.get(target), listing)
+    for target in holders.keys() - {path.with_name(path.name.removesuffix(BESIDE_SUFFIX)) for path in stores}:
+        yield Entry(target, RUNNING, 0, 0.0, holder=holders[target])
+    written_in = {target.parent for target in holders}
+    for path, file in listing.items():
+        if not stores.keys().isdisjoint(path.parents):
+            continue
+        if path.name.endswith(FILE_SUFFIX):
+            yield from _features_entry(path, file)
+        elif path.name.endswith(FILE_SUFFIX + BESIDE_SUFFIX) and path.parent not in written_in:
+            yield Entry(path, LEFTOVER, *file, "of a run that was killed while it made the features file")
+
+
+def _store_entry(path: Path, files: Mapping[str, _File], holder: str | None, listing: Mapping[Path, _File]) -> Entry:
+    n_bytes = sum(file.n_bytes for file in files.values())
+    entry = Entry(path, RUNNING, n_bytes, max(file.modified for file in files.values()), holder=holder)
+    if path.name.endswith(BESIDE_SUFFIX):
+        reason = "of a run that was killed while it made or removed the store"
+        return entry if holder else replace(entry, state=LEFTOVER, reason=reason)
+    try:
+        layout = read_layout(lambda key: (path / key).read_bytes())
+        known = _identity(layout.provenance, layout.notes)
+    except (ValueError, OSError) as error:
+        state = UNREADABLE if isinstance(error, OSError) else NOT_OURS
+        return entry if holder else replace(entry, state=state, reason=one_line(error))
+    done = layout.done_shards({key: file.n_bytes for key, file in files.items()})
+    left = layout.n_shards - len(done)
+    if not holder and not left and not layout.is_kept:
+        made = [path.parent / str(name) for name in dict(layout.notes.get("files", {})).values()]
+        if made and all(file in listing for file in made):
+            reason = "its features files are made; the same predict command removes it"
+            return replace(entry, state=LEFTOVER, reason=reason)
+    return replace(
+        entry,
+        state=RUNNING if holder else BEGUN if left else KEPT if layout.is_kept else COMPLETE,
+        pools=tuple(layout.pools),
+        shape=layout.shape,
+        dtype=layout.dtype,
+        rows_done=layout.n_rows(done),
+        shards_left=left,
+        **known,
+    )
+
+
+def _features_entry(path: Path, file: _File) -> Iterator[Entry]:
+    entry = Entry(path, DONE, *file)
+    try:
+        content = read_content(path)
+        if lacking := FEATURES_KEYS - set(content):
+            raise ValueError(f"it has no {', '.join(sorted(lacking))}")
+        feats, metadata = content["feats"], content["metadata"]
+        if not isinstance(feats, TensorRecord) or len(feats.shape) != 3:
+            raise ValueError("its feats are no tensor of stimuli, layers and dimensions")
+        yield replace(
+            entry,
+            pools=(str(metadata["provenance"]["pool"]),),
+            shape=feats.shape,
+            dtype=np.dtype(feats.dtype).name,
+            rows_done=feats.shape[0],
+            bad_rows=len(metadata["bad_input_rows"]) + len(metadata["not_finite_rows"]),
+            **_identity(metadata["provenance"], metadata["notes"]),
+        )
+    except FileNotFoundError:  # removed a moment ago
+        return
+    except OSError as error:
+        yield replace(entry, state=UNREADABLE, reason=error.strerror or one_line(error))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"its metadata have no {error}" if isinstance(error, KeyError) else one_line(error)
+        yield replace(entry, state=NOT_OURS, reason=reason)
+
+
+def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry is of and by, from what a store or file says of itself.
+
+    Raises:
+        ValueError: It says too little.
+    """
+    try:
+        prompt = provenance.get("prompt_name")
+        return {
+            "model": str(provenance["model"]),
+            "kind": "vision" if prompt is None else "language",
+            "dataset": str(provenance["dataset"]),
+            "subset": str(provenance["subset"]),
+            "untrained": provenance["weights"] == "untrained",
+            "prompt": None if prompt is None else str(prompt),
+            "created": notes.get("created"),
+            "lit_extract": notes.get("lit_extract"),
+        }
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"its provenance tells too little ({error!r})") from None
