@@ -47,6 +47,7 @@ def finalize(store: str | Path, keep_store: bool = False) -> list[Path]:
 
 def finalize_locked(store: Store, keep_store: bool) -> list[Path]:
     """:func:`finalize` for a caller that holds the store's lock."""
+    store.drop_damaged()
     if missing := store.missing_rows():
         rows = [f"{rows.start} to {rows.stop - 1}" for rows in missing]
         raise InputError(

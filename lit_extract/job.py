@@ -186,6 +186,9 @@ class Job:
     def _resume(self) -> Store:
         store = Store(self.store_path)
         store.check_provenance(self.provenance)
+        if damaged := store.drop_damaged():
+            say(f"beware: {len(damaged)} shards of {store.path} were damaged on disk and are computed anew")
+        store.mend_stimulus_ids(self.stimulus_ids)
         store.check_inputs(self.data.n_bytes)
         return store
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.array_spec import ArrayConfigParams
 
 from lit_extract.data.plan import count_shards
@@ -79,20 +80,24 @@ class Store:
         try:
             self.group = zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r", zarr_format=3)
             attributes: dict[str, Any] = dict(self.group.attrs)
-            found = attributes["format"]
-        except (OSError, KeyError, ValueError, TypeError) as error:  # zarr raises all of these on what is no group
-            raise InputError(f"{str(path)!r} is not a lit-extract store: {one_line(error)}") from None
-        if found != FORMAT:
-            raise InputError(f"store {str(path)!r} has format {found}; this version reads {FORMAT}")
-        self.pools: list[str] = attributes["pools"]
-        self.extras: list[str] = attributes["extras"]
-        self.layers: list[str] = attributes["layers"]
-        self.provenance: dict[str, Any] = attributes["provenance"]
-        self.notes: dict[str, Any] = attributes["notes"]
-        self.is_kept: bool = attributes.get("kept", False)
-        self.shard_rows: int = attributes["shard_rows"]
-        shape: tuple[int, int, int] = self._array(self.pools[0]).shape
-        self.n_stimuli, _, self.n_dim = shape
+            if (found := attributes["format"]) != FORMAT:
+                raise InputError(f"store {str(path)!r} has format {found}; this version reads {FORMAT}")
+            self.pools: list[str] = attributes["pools"]
+            self.extras: list[str] = attributes["extras"]
+            self.layers: list[str] = attributes["layers"]
+            self.provenance: dict[str, Any] = attributes["provenance"]
+            self.notes: dict[str, Any] = attributes["notes"]
+            self.is_kept: bool = attributes.get("kept", False)
+            self.shard_rows: int = attributes["shard_rows"]
+            shapes = {name: self._array(name).shape for name in (*self.pools, STATUS, *self.extras, STIMULUS_ID)}
+            self.n_stimuli, _, self.n_dim = shapes[self.pools[0]]
+        except InputError:
+            raise
+        except Exception as error:  # zarr raises almost anything on what is no group, or a damaged one
+            raise InputError(
+                f"{str(path)!r} is not a lit-extract store, or its metadata are damaged: {one_line(error)}; predict "
+                "--overwrite starts anew"
+            ) from None
         self.n_shards = count_shards(self.n_stimuli, self.shard_rows)
 
     @classmethod
@@ -140,8 +145,14 @@ class Store:
                 config=_ALWAYS_WRITE,
             )
         ids = spec.stimulus_ids
-        kind = "int64" if all(isinstance(i, int) for i in ids) else "str"  # numpy's own text is not in zarr's standard
-        group.create_array(STIMULUS_ID, shape=(n,), dtype=kind, chunks=(n,), config=_ALWAYS_WRITE)[:] = np.asarray(ids)
+        group.create_array(
+            STIMULUS_ID,
+            shape=(n,),
+            dtype="int64" if all(isinstance(i, int) for i in ids) else "str",  # numpy's own text is not in the standard
+            chunks=(n,),
+            compressors=(ZstdCodec(), Crc32cCodec()),
+            config=_ALWAYS_WRITE,
+        )[:] = np.asarray(ids)
         beside.rename(path)
         return cls(path)
 
@@ -168,10 +179,11 @@ class Store:
             Bytes written.
         """
         rows = self.rows_of(shard)
+        # A file left from before (truncated, say) would be read to be merged with the new rows.
         for name, values in {STATUS: status, **(extras or {})}.items():
+            self._rows_file(name, shard).unlink(missing_ok=True)
             self._array(name)[rows.start : rows.stop] = values
         for pool in self.pools:
-            # A file left from before (truncated, say) would be read to be merged with the new rows.
             self._shard_file(pool, shard).unlink(missing_ok=True)
             self._array(pool)[rows.start : rows.stop] = feats[pool]
         return sum(self._shard_file(pool, shard).stat().st_size for pool in self.pools)
@@ -186,20 +198,92 @@ class Store:
         return [self.rows_of(shard) for shard in range(self.n_shards) if shard not in done]
 
     def status(self) -> NDArray[np.uint8]:
-        """Status of every row (N,); MISSING where its shard is not done."""
-        status: NDArray[np.uint8] = np.asarray(self._array(STATUS)[:])
-        for rows in self.missing_rows():
-            status[rows.start : rows.stop] = MISSING
-        return status
+        """Status of every row (N,); MISSING where its shard is not done.
+
+        Raises:
+            InputError: Some of them are damaged on disk.
+        """
+        return self._read_rows(STATUS)
 
     def extra(self, name: str) -> NDArray[Any]:
-        """A further value of every row (N,)."""
-        return np.asarray(self._array(name)[:])
+        """A further value of every row (N,); 0 where its shard is not done.
+
+        Raises:
+            InputError: Some of them are damaged on disk.
+        """
+        return self._read_rows(name)
+
+    def _read_rows(self, name: str) -> NDArray[Any]:
+        """A value of every row whose shard is done; what others left behind is not looked at."""
+        array = self._array(name)
+        values = np.zeros(self.n_stimuli, dtype=array.dtype)
+        for shard in sorted(self.done_shards()):
+            content = self._rows_content(name, shard)
+            if content is None:
+                raise InputError(
+                    f"{name} of rows {self.rows_of(shard).start} to {self.rows_of(shard)[-1]} of {str(self.path)!r} is "
+                    "damaged on disk; run the same predict command again to compute these rows anew"
+                )
+            rows = self.rows_of(shard)
+            values[rows.start : rows.stop] = content[: len(rows)]
+        return values
+
+    def _rows_content(self, name: str, shard: int) -> NDArray[Any] | None:
+        """A value of the rows of a shard, or None when its file is not whole: zarr takes a lost one for zeros."""
+        try:
+            content = self._rows_file(name, shard).read_bytes()
+        except FileNotFoundError:
+            return None
+        dtype = self._array(name).dtype
+        values, checksum = content[:-4], content[-4:]
+        if len(values) != self.shard_rows * dtype.itemsize:
+            return None
+        if google_crc32c.value(values) != int.from_bytes(checksum, "little"):
+            return None
+        return np.frombuffer(values, dtype=dtype)
+
+    def drop_damaged(self) -> list[int]:
+        """Set aside the shards of which status or extras are damaged; return their numbers.
+
+        Raises:
+            InputError: The store may not be written.
+        """
+        names = (STATUS, *self.extras)
+        damaged = [
+            shard
+            for shard in sorted(self.done_shards())
+            if any(self._rows_content(name, shard) is None for name in names)
+        ]
+        for shard in damaged:
+            self._set_aside(self.pools[0], shard)
+        return damaged
 
     def stimulus_ids(self) -> list[int] | list[str]:
-        """Id of each row."""
-        ids: list[int] | list[str] = np.asarray(self._array(STIMULUS_ID)[:]).tolist()
+        """Id of each row.
+
+        Raises:
+            InputError: They are damaged on disk.
+        """
+        try:
+            if not (self.path / STIMULUS_ID / "c" / "0").exists():
+                raise ValueError("they are lost")
+            ids: list[int] | list[str] = np.asarray(self._array(STIMULUS_ID)[:]).tolist()
+        except (ValueError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"the stimulus ids of {str(self.path)!r} are damaged on disk ({one_line(error)}); run the same predict "
+                "command again, which mends them"
+            ) from None
         return ids
+
+    def mend_stimulus_ids(self, stimulus_ids: Sequence[int] | Sequence[str]) -> None:
+        """Write the ids again if they are not these, which the provenance vouches for."""
+        try:
+            if self.stimulus_ids() == list(stimulus_ids):
+                return
+        except InputError:
+            pass
+        (self.path / STIMULUS_ID / "c" / "0").unlink(missing_ok=True)
+        self._array(STIMULUS_ID)[:] = np.asarray(stimulus_ids)
 
     def read_shard(self, pool: str, shard: int) -> NDArray[np.float32]:
         """The rows of a shard (rows, L, D).
@@ -211,8 +295,7 @@ class Store:
         try:
             return np.asarray(self._array(pool)[rows.start : rows.stop])
         except (ValueError, OSError, IndexError) as error:
-            file = self._shard_file(pool, shard)
-            file.replace(file.with_name(file.name + ".corrupt"))
+            self._set_aside(pool, shard)
             raise CorruptShardError(
                 f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); "
                 "they were set aside: run the same predict command again to compute them anew"
@@ -279,6 +362,22 @@ class Store:
     def _array(self, name: str) -> Any:
         array: Any = self.group[name]
         return array.with_config(_ALWAYS_WRITE)  # zarr does not keep it with the array
+
+    def _set_aside(self, pool: str, shard: int) -> None:
+        """Have a damaged shard no longer count as done."""
+        file = self._shard_file(pool, shard)
+        try:
+            file.replace(file.with_name(file.name + ".corrupt"))
+        except OSError as error:
+            rows = self.rows_of(shard)
+            raise InputError(
+                f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk, and can't be set "
+                f"aside: {error}"
+            ) from None
+
+    def _rows_file(self, name: str, shard: int) -> Path:
+        """Where status or an extra of a shard's rows lies."""
+        return self.path / name / "c" / str(shard)
 
     def _shard_file(self, pool: str, shard: int) -> Path:
         return self.path / shard_key(pool, shard)

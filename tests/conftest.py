@@ -19,7 +19,7 @@ def make_store(tmp_path):
     ``shards`` are the numbers of the shards to write, in that order; default: all.
     """
 
-    def make(n=10, layers=3, dim=4, shard_rows=4, pools=("cls",), ids=None, shards=None, name="m_pool-cls"):
+    def make(n=10, layers=3, dim=4, shard_rows=4, pools=("cls",), ids=None, shards=None, name="m_pool-cls", extras=()):
         spec = StoreSpec(
             pools=pools,
             layers=[f"blocks.{k}" for k in range(layers)],
@@ -28,6 +28,7 @@ def make_store(tmp_path):
             stimulus_ids=list(range(100, 100 + n)) if ids is None else ids,
             provenance={"model": "m", "dataset": "demo", "weights": "untrained", "seed": 0},
             notes={"files": {pool: f"m_pool-{pool}.pt" for pool in pools}, "num_params": 123},
+            extras=dict(extras),
         )
         store = Store.create(tmp_path / f"{name}.zarr", spec)
         generator = np.random.default_rng(0)
@@ -35,7 +36,8 @@ def make_store(tmp_path):
         for shard in range(store.n_shards) if shards is None else shards:
             rows = store.rows_of(shard)
             part = {pool: values[rows.start : rows.stop] for pool, values in feats.items()}
-            store.write_shard(shard, part, np.full(len(rows), OK, dtype=np.uint8))
+            values = {name: np.array(rows, dtype=dtype) for name, dtype in dict(extras).items()}
+            store.write_shard(shard, part, np.full(len(rows), OK, dtype=np.uint8), values)
         return store, feats
 
     return make
