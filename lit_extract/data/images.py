@@ -27,6 +27,7 @@ from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
 from lit_extract.data.pixels import GEOMETRY, PixelCache, folder_name, free_bytes, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
+from lit_extract.datasets.decode import open_image
 from lit_extract.errors import InputError, one_line
 from lit_extract.ranks import say
 
@@ -109,34 +110,11 @@ class ImageBatches(Dataset[dict[str, Any]]):
         return None if self.rows is None else int(self.rows[row])
 
 
-def open_image(path: str, image_row: int | None = None) -> Image.Image:
-    """An image file, or a row of NSD's HDF5 file, decoded, RGB."""
-    if image_row is None:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    return Image.fromarray(_hdf5_images(path)[image_row])
-
-
 def _is_of_the_machine(error: Exception) -> bool:
     """Whether an error says nothing about the image: a disk that does not answer, no memory, a peer that is gone."""
     if isinstance(error, OSError):
         return error.errno not in (None, errno.ENOENT)  # Pillow's own have no number
     return isinstance(error, MemoryError | RuntimeError)
-
-
-_open_hdf5: dict[tuple[int, str], Any] = {}
-
-
-def _hdf5_images(path: str) -> Any:
-    """NSD's image brick, opened once a process: HDF5 handles must not cross a fork."""
-    import h5py
-
-    from lit_extract.datasets.nsd import HDF5_DATASET
-
-    key = (os.getpid(), path)
-    if key not in _open_hdf5:
-        _open_hdf5[key] = h5py.File(path, "r")[HDF5_DATASET]
-    return _open_hdf5[key]
 
 
 class ImageDataModule(StimulusDataModule):

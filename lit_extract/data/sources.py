@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
-from lit_extract.data.images import open_image
 from lit_extract.data.plan import cut
 from lit_extract.datasets import load_dataset, table
+from lit_extract.datasets.decode import open_image
 from lit_extract.errors import InputError, name_some
 from lit_extract.ranks import say
 
