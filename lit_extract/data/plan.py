@@ -6,10 +6,14 @@ interrupted, so its numbers are the same bits.
 """
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate, takewhile
 
 SHARD_BYTES = 128 * 2**20
 # A small model's 128 MB would be 14,000 rows: too few shards to share among ranks, too much to lose.
 SHARD_ROWS_AT_MOST = 2048
+# Tokens of padding a batch ends before it has: then another batch costs less than the padding does. Without a limit,
+# an eighth of all tokens of generated captions would be padding.
+PADDING_AT_MOST = 128
 
 
 def default_shard_rows(n_rows: int, batch_size: int, row_bytes: int) -> int:
@@ -75,7 +79,7 @@ def plan_token_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[list[int]]:
-    """As :func:`plan_batches`, for rows of different length: by length within a shard, so that padding stays small.
+    """As :func:`plan_batches`, for rows of different length: by length within a shard, and little padding a batch.
 
     Args:
         lengths: Tokens of each row.
@@ -93,10 +97,18 @@ def plan_token_batches(
     for shard in shards_left(len(lengths), shard_rows, done, rank, world_size):
         longest_first = sorted(shard, key=lambda row: -lengths[row])
         while longest_first:
-            rows = max(1, token_budget // lengths[longest_first[0]])
+            rows = _rows_that_fit([lengths[row] for row in longest_first], token_budget)
             batches.append(longest_first[:rows])
             longest_first = longest_first[rows:]
     return batches
+
+
+def _rows_that_fit(lengths: Sequence[int], token_budget: int) -> int:
+    """How many rows, the longest first, make the next batch: at least one."""
+    longest = lengths[0]
+    rows = max(1, token_budget // longest)
+    padding = accumulate(longest - length for length in lengths[:rows])
+    return sum(1 for _ in takewhile(lambda tokens: tokens <= PADDING_AT_MOST, padding))
 
 
 def shards_left(n_rows: int, shard_rows: int, done: Collection[int], rank: int, world_size: int) -> list[range]:

@@ -144,6 +144,8 @@ def test_settings_out_of_range(tmp_path, setting, value):
         ([3, 1, 2, 5], 2, 6, [[0, 1], [3], [2]]),
         ([9, 1], 2, 4, [[0], [1]]),  # longer than the budget: alone
         ([2, 2, 2, 2], 4, 4, [[0, 1], [2, 3]]),
+        ([100, 50, 50, 50, 50], 5, 10**6, [[0, 1, 2], [3, 4]]),  # a third row of 50 would make 150 tokens of padding
+        ([300, 100, 100], 3, 10**6, [[0], [1, 2]]),
     ],
 )
 def test_plan_token_batches(lengths, shard_rows, budget, expected):
