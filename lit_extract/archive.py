@@ -4,14 +4,14 @@ Layout: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7, 4.3.
 """
 
 import errno
+import io
 import math
-import os
 import pickle
 import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,33 +20,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def fill_record(part: Path, ending: str, chunks: Iterable[NDArray[Any]]) -> int:
-    """Write numbers into the hole of a record; return their CRC-32.
+def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out: BinaryIO) -> None:
+    """Write a ``.pt`` from its skeleton, with numbers in the holes.
 
-    A ``.pt`` is a zip archive. A record's checksum, which the skeleton leaves 0, is filled in too, so
-    that ``python -m zipfile -t FILE`` finds damage years later.
+    A record's checksum, which the skeleton leaves 0, is filled in too, so that ``python -m zipfile -t FILE`` finds
+    damage years later.
+
+    Args:
+        skeleton: A file of torch.save with a hole for each tensor.
+        tensors: The numbers of each tensor in chunks, in the order of the holes.
+        out: Where it goes, front to back: that may be a server.
     """
-    with zipfile.ZipFile(part) as archive:
-        record = next(info for info in archive.infolist() if info.filename.endswith(ending))
+    with zipfile.ZipFile(skeleton) as archive:
+        records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         directory = archive.start_dir
-    checksum = 0
-    with part.open("r+b") as file:
-        start = _data_start(file, record)
-        file.seek(start)
-        for chunk in chunks:
-            contiguous = np.ascontiguousarray(chunk)
-            file.write(contiguous.data)
-            checksum = zlib.crc32(contiguous.data, checksum)
-        assert file.tell() == start + record.file_size, "the numbers do not fill the tensor"
-        packed = struct.pack("<I", checksum)
-        assert file.read(4) == _DESCRIPTOR_MARK
-        file.seek(start + record.file_size + 4)
-        file.write(packed)
-        file.seek(_directory_entry(file, directory, record.filename) + _CRC_IN_DIRECTORY_ENTRY)
-        file.write(packed)
-        file.flush()
-        os.fsync(file.fileno())
-    return checksum
+    checksums = {}
+    with skeleton.open("rb") as file:
+        at = 0
+        for place, chunks in enumerate(tensors):
+            record = records[f"data/{place}"]
+            start = _data_start(file, record)
+            end = start + record.file_size
+            file.seek(at)
+            out.write(file.read(start - at))
+            at, checksum = start, 0
+            for chunk in chunks:
+                contiguous = np.ascontiguousarray(chunk)
+                out.write(contiguous.data)
+                checksum = zlib.crc32(contiguous.data, checksum)
+                at += contiguous.nbytes
+            assert at == end, "the numbers do not fill the tensor"
+            file.seek(at)
+            assert file.read(4) == _DESCRIPTOR_MARK
+            checksums[record.filename] = struct.pack("<I", checksum)
+            out.write(_DESCRIPTOR_MARK + checksums[record.filename])
+            at += 8
+        file.seek(at)
+        rest = io.BytesIO(file.read())
+    for name, checksum_bytes in checksums.items():
+        rest.seek(_directory_entry(rest, directory - at, name) + _CRC_IN_DIRECTORY_ENTRY)
+        rest.write(checksum_bytes)
+    out.write(rest.getvalue())
+
+
+def check_archive(source: Path | BinaryIO) -> None:
+    """Read all of a ``.pt`` and compare it with its checksums.
+
+    Raises:
+        ValueError: It is damaged.
+        OSError: It can't be read.
+    """
+    content = read_content(source)
+    assert content
+    try:
+        with zipfile.ZipFile(source) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from None
+    if damaged is not None:
+        raise ValueError(f"its record {damaged!r} differs from its checksum")
 
 
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")

@@ -10,6 +10,7 @@ from pathlib import Path
 from lit_extract.data.plan import count_shards
 from lit_extract.errors import InputError
 from lit_extract.layout import shard_bytes
+from lit_extract.paths import AnyPath
 
 # Ids, status, sizes of the inputs, and of captions the mask: in the store, and again in a features file.
 ROW_BYTES_BESIDE = 256
@@ -37,9 +38,10 @@ def features_bytes(n_stimuli: int, n_layers: int, n_dim: int) -> int:
     return n_stimuli * (n_layers * n_dim * 4 + ROW_BYTES_BESIDE) + FILE_BYTES_BESIDE
 
 
-def bytes_there(paths: Iterable[Path]) -> int:
-    """Bytes of the disk that files, and folders with all in them, take now; what is not there takes none."""
-    files = (file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+def bytes_there(paths: Iterable[AnyPath]) -> int:
+    """Bytes of the disk that files, and folders with all in them, take now; what is not there or remote takes none."""
+    local = [path for path in paths if isinstance(path, Path)]
+    files = (file for path in local for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
     return sum(file.stat().st_blocks * 512 for file in files)  # blocks: a file with holes takes less than its length
 
 
@@ -51,7 +53,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
-def check_room(folder: Path, store: int, files: int, replaced: int, advice: str) -> None:
+def check_room(folder: AnyPath, store: int, files: int, replaced: int, advice: str) -> None:
     """See that the disk has room.
 
     Args:
@@ -64,6 +66,8 @@ def check_room(folder: Path, store: int, files: int, replaced: int, advice: str)
     Raises:
         InputError: It has not.
     """
+    if not isinstance(folder, Path):
+        return  # no one knows how much a bucket takes
     needed, free = store + files - replaced, free_bytes(folder)
     if needed > free:
         parts = {"for the store": store, "for the .pt files": files, "given back by what is replaced": replaced}

@@ -4,16 +4,25 @@ N stimuli, L layers, D hidden size.
 """
 
 import pickle
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lit_extract.errors import InputError
-from lit_extract.layout import FEATURES_KEYS
+from lit_extract.archive import TensorRecord, read_content
+from lit_extract.disk import check_room
+from lit_extract.errors import InputError, one_line
+from lit_extract.layout import FEATURES_KEYS, STORE_SUFFIX
+from lit_extract.paths import AnyPath, RemoteError, remote_errors, to_path
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Features:
         num_params: Parameters of the whole model, head included.
         metadata: ``provenance`` (what determines the numbers), ``notes``, ``bad_input_rows`` (inputs that
             could not be read: NaN) and ``not_finite_rows`` (the model gave NaN or infinity).
+        shape: (N, L, D).
         n_done: Rows that are computed; fewer than N in the store of an unfinished run, where the others
             are NaN.
         extras: What else a finished file holds: of language models the attention ``mask`` (N, T) and, when
@@ -34,18 +44,23 @@ class Features:
             ``row_loss`` and ``row_bpb`` (N,).
     """
 
-    path: Path
+    path: AnyPath
     layers: list[str]
     stimulus_ids: list[int] | list[str]
     num_params: int
     metadata: dict[str, Any] = field(repr=False)
+    shape: tuple[int, int, int]
     n_done: int
     _read: Callable[[int | None], Tensor] = field(repr=False)
     extras: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def feats(self) -> Tensor:
-        """All layers (N, L, D), float32; memory-mapped when read from a ``.pt``."""
+        """All layers (N, L, D), float32; memory-mapped when read from a ``.pt``.
+
+        A remote ``.pt`` is copied into the folder for temporary files when this, or a layer, is first asked for; the
+        copy goes with the process.
+        """
         return self._read(None)
 
     @property
@@ -66,21 +81,22 @@ class Features:
         return self._read(self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers))
 
 
-def load_features(path: str | Path, pool: str | None = None) -> Features:
+def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
     """Open a features file, or the store of a run that is not finalized.
 
     Args:
-        path: A ``.pt``, or a ``.zarr`` folder.
+        path: A ``.pt``, or a ``.zarr`` folder, local or remote.
         pool: Which pooling of a store that has several.
 
     Raises:
         InputError: Not a features file or store, or no such pooling.
     """
-    path = Path(path)
-    return _from_store(path, pool) if path.is_dir() else _from_file(path, pool)
+    path = to_path(path, "features")
+    is_store = path.is_dir() if isinstance(path, Path) else path.suffix == STORE_SUFFIX
+    return _from_store(path, pool) if is_store else _from_file(path, pool)
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: AnyPath) -> dict[str, Any]:
     """The metadata of a ``.pt``; the numbers are not read.
 
     Raises:
@@ -90,38 +106,82 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _open(path: Path) -> dict[str, Any]:
+def _open(path: AnyPath) -> dict[str, Any]:
+    """All of a features file; of a remote one with a record in the place of its features."""
     try:
-        content: dict[str, Any] = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+        content = _load(path) if isinstance(path, Path) else _fetch_all_but_feats(path)
         if set(content) >= FEATURES_KEYS and "provenance" in content["metadata"]:
             return content
         reason = f"it holds {sorted(map(str, content))}"
     except FileNotFoundError:
         raise InputError(f"features: no file {str(path)!r}") from None
+    except RemoteError:
+        raise
     except (RuntimeError, pickle.UnpicklingError, OSError, TypeError, EOFError) as error:
         reason = str(error).partition("\n")[0]
     raise InputError(f"{str(path)!r} is not a features file of lit-extract: {reason}")
 
 
-def _from_file(path: Path, pool: str | None) -> Features:
+def _load(path: Path | str) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+    return content
+
+
+def _fetch_all_but_feats(path: "UPath") -> dict[str, Any]:
+    with remote_errors(path):
+        try:
+            with path.open("rb", block_size=_BLOCK) as file:
+                content = read_content(file)
+        except FileNotFoundError:
+            raise InputError(f"features: no file {str(path)!r}") from None
+        except ValueError as error:
+            raise TypeError(one_line(error)) from None
+        for name, record in content.items():
+            if isinstance(record, TensorRecord) and name != "feats":
+                numbers = path.fs.cat_file(path.path, start=record.offset, end=record.offset + record.n_bytes)
+                array = np.frombuffer(bytearray(numbers), record.dtype).reshape(record.shape)
+                content[name] = torch.from_numpy(array)
+    return content
+
+
+_BLOCK = 2**20  # bytes fetched at a time, for a directory and a small record in a file of gigabytes
+
+
+def _fetch_feats(path: "UPath", n_bytes: int) -> Tensor:
+    """A remote file's features, mapped from a copy that nobody else sees."""
+    with remote_errors(path), tempfile.NamedTemporaryFile(suffix=".pt") as copy:
+        folder = Path(copy.name).parent
+        check_room(folder, 0, n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
+        path.fs.get_file(path.path, copy.name)
+        feats: Tensor = _load(copy.name)["feats"]
+    return feats
+
+
+def _from_file(path: AnyPath, pool: str | None) -> Features:
     content = _open(path)
-    feats: Tensor = content["feats"]
+    feats: Any = content["feats"]
     stored = content["metadata"]["provenance"]["pool"]
     if pool not in (None, stored):
         raise InputError(f"pool: {str(path)!r} has {stored!r}, not {pool!r}")
+
+    @cache
+    def all_feats() -> Tensor:
+        return feats if isinstance(path, Path) else _fetch_feats(path, feats.n_bytes)
+
     return Features(
         path,
         content["layers"],
         content["stimulus_ids"],
         content["num_params"],
         content["metadata"],
-        len(feats),
-        lambda layer: feats if layer is None else feats[:, layer],
+        tuple(feats.shape),
+        len(content["stimulus_ids"]),
+        lambda layer: all_feats() if layer is None else all_feats()[:, layer],
         {name: value for name, value in content.items() if name not in FEATURES_KEYS},
     )
 
 
-def _from_store(path: Path, pool: str | None) -> Features:
+def _from_store(path: AnyPath, pool: str | None) -> Features:
     from lit_extract.store import BAD_INPUT, MISSING, NOT_FINITE, Store
 
     store = Store(path)
@@ -145,4 +205,6 @@ def _from_store(path: Path, pool: str | None) -> Features:
         "not_finite_rows": (status == NOT_FINITE).nonzero()[0].tolist(),
     }
     n_done = int((status != MISSING).sum())
-    return Features(path, store.layers, store.stimulus_ids(), store.notes["num_params"], metadata, n_done, read)
+    shape = store.n_stimuli, len(store.layers), store.n_dim
+    num_params = store.notes["num_params"]
+    return Features(path, store.layers, store.stimulus_ids(), num_params, metadata, shape, n_done, read)

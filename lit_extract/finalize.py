@@ -3,33 +3,47 @@
 N stimuli, L layers, D hidden size.
 """
 
-import zlib
-from collections.abc import Iterable
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lit_extract.archive import fill_record
+from lit_extract.archive import check_archive, write_filled
 from lit_extract.disk import bytes_there, check_room, features_bytes
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
 from lit_extract.lock import write_lock
+from lit_extract.paths import (
+    AnyPath,
+    RemoteError,
+    abort_uploads,
+    exists,
+    new_object,
+    remote_errors,
+    remove_file,
+    to_path,
+)
 from lit_extract.provenance import differing, features_provenance, inputs_sha256
-from lit_extract.store import BAD_INPUT, N_BYTES, NOT_FINITE, Store
+from lit_extract.store import BAD_INPUT, N_BYTES, NOT_FINITE, Store, is_store
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 FORMAT = 1
 
 
-def finalize(store: str | Path, keep_store: bool = False) -> list[Path]:
+def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
     """Turn a complete store into its features files, one a pooling.
 
     Args:
-        store: Folder of the store (``….zarr``).
+        store: Folder of the store (``….zarr``), local or remote.
         keep_store: Leave the store in place.
 
     Returns:
@@ -38,14 +52,16 @@ def finalize(store: str | Path, keep_store: bool = False) -> list[Path]:
     Raises:
         InputError: Not a store, rows are missing, another run is writing it, or the disk has no room for the files.
     """
-    path = Path(store)
-    if not path.is_dir():
+    path = to_path(store, "store")
+    if isinstance(path, Path) and not path.is_dir():
         raise InputError(f"store: {str(path)!r} is not a folder")
+    if not is_store(path):
+        raise InputError(f"store: there is none at {str(path)!r}")
     with write_lock(path):
         return finalize_locked(Store(path), keep_store)
 
 
-def finalize_locked(store: Store, keep_store: bool) -> list[Path]:
+def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
     """:func:`finalize` for a caller that holds the store's lock."""
     store.drop_damaged()
     if missing := store.missing_rows():
@@ -55,7 +71,11 @@ def finalize_locked(store: Store, keep_store: bool) -> list[Path]:
             f"rows {name_some(rows)}; run the same predict command again to go on"
         )
     files = {pool: store.path.parent / name for pool, name in store.notes["files"].items()}
-    left = [pool for pool, file in files.items() if not is_finished(file, features_provenance(store.provenance, pool))]
+    left = [
+        pool
+        for pool, file in files.items()
+        if not is_finished(file, features_provenance(store.provenance, pool)) or not _is_verified(store, file)
+    ]
     size = features_bytes(store.n_stimuli, len(store.layers), store.n_dim)
     check_room(
         store.path.parent,
@@ -70,16 +90,18 @@ def finalize_locked(store: Store, keep_store: bool) -> list[Path]:
         store.keep()
     else:
         store.remove()
+    for path in (store.path, *files.values()):
+        abort_uploads(path)
     return list(files.values())
 
 
-def is_finished(file: Path, provenance: dict[str, Any]) -> bool:
+def is_finished(file: AnyPath, provenance: dict[str, Any]) -> bool:
     """Whether ``file`` is there, with exactly this provenance.
 
     Raises:
         InputError: It is there with another; the differing settings are named.
     """
-    if not file.exists():
+    if not exists(file):
         return False
     if difference := differing(read_metadata(file)["provenance"], provenance):
         raise InputError(
@@ -89,32 +111,73 @@ def is_finished(file: Path, provenance: dict[str, Any]) -> bool:
     return True
 
 
-def _write_features(store: Store, pool: str, file: Path) -> None:
-    """Write the file beside, verify it, rename it."""
-    part = _part(file)
+def _is_verified(store: Store, file: AnyPath) -> bool:
+    """Whether a features file that is there was read back when it was made; if that is not known, it is done now.
+
+    A remote one can't be renamed, and appears before it is read back. The store goes after that.
+    """
+    if isinstance(file, Path) or store.is_kept:
+        return True
+    try:
+        _verify(file)
+    except RemoteError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _write_features(store: Store, pool: str, file: AnyPath) -> None:
     shape = store.n_stimuli, len(store.layers), store.n_dim
     shards = (store.read_shard(pool, shard) for shard in range(store.n_shards))
     tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(store)}
     try:
-        _save_skeleton(_content(store, pool), tensors, part)
-        checksums = [
-            fill_record(part, f"/data/{place}", numbers.chunks) for place, numbers in enumerate(tensors.values())
-        ]
-        _verify(part, dict(zip(tensors, checksums, strict=True)))
+        with tempfile.TemporaryDirectory() as folder:
+            skeleton = Path(folder, "skeleton.pt")  # takes no room: all numbers are holes
+            _save_skeleton(_content(store, pool), tensors, skeleton)
+            chunks = [numbers.chunks for numbers in tensors.values()]
+            if isinstance(file, Path):
+                _write_beside(file, skeleton, chunks)
+            else:
+                _upload(file, skeleton, chunks, store)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        mend = "make room" if isinstance(file, Path) else "mend it"
         raise InputError(
-            f"can't write {str(file)!r}: {error}; nothing is lost: make room, then run "
-            f"lit-extract finalize {store.path}"
+            f"can't write {str(file)!r}: {error}; nothing is lost: {mend}, then run lit-extract finalize {store.path}"
         ) from error
+
+
+def _write_beside(file: Path, skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]]) -> None:
+    """Write beside, verify, rename."""
+    part = _part(file)
+    try:
+        with part.open("wb") as out:
+            write_filled(skeleton, chunks, out)
+            out.flush()
+            os.fsync(out.fileno())
+        _verify(part)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     part.replace(file)
 
 
-def _part(file: Path) -> Path:
-    """What a features file is called while it is made."""
+def _upload(file: "UPath", skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]], store: Store) -> None:
+    """Upload front to back, without a copy on the local disk; then verify."""
+    with new_object(file) as out:
+        write_filled(skeleton, chunks, out)
+        store.check_current()
+    try:
+        _verify(file)
+    except RemoteError:
+        raise
+    except OSError:
+        remove_file(file)
+        raise
+
+
+def _part(file: AnyPath) -> AnyPath:
+    """What a local features file is called while it is made."""
     return file.with_name(f".{file.name}.part")
 
 
@@ -174,16 +237,16 @@ def _save_skeleton(content: dict[str, Any], tensors: dict[str, _Numbers], part: 
         torch.save({**holes, **content}, part)
 
 
-def _verify(part: Path, checksums: dict[str, int]) -> None:
-    """Open the file as a reader would and compare what is in it with what went in."""
-    content = torch.load(part, mmap=True, weights_only=True)
-    for name, expected in checksums.items():
-        tensor: NDArray[Any] = content[name].numpy()
-        found = 0
-        for first in range(0, len(tensor), _VERIFIED_ROWS):
-            found = zlib.crc32(tensor[first : first + _VERIFIED_ROWS].data, found)
-        if found != expected:
-            raise OSError(f"{name} read back differs from what was written (CRC-32 {found:08x}, not {expected:08x})")
+def _verify(file: AnyPath) -> None:
+    """Read all of it back and compare it with its checksums.
 
-
-_VERIFIED_ROWS = 1024
+    Raises:
+        OSError: It is damaged, or can't be read.
+    """
+    try:
+        with remote_errors(file), file.open("rb") as opened:
+            check_archive(opened)
+    except RemoteError:
+        raise
+    except ValueError as error:
+        raise OSError(f"what was read back differs from what was written: {error}") from None

@@ -23,11 +23,12 @@ from lit_extract.features import load_features, read_metadata
 from lit_extract.finalize import finalize_locked, is_finished
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
+from lit_extract.paths import AnyPath, RemoteError, exists, remove_file, to_path
 from lit_extract.progress import Progress
 from lit_extract.provenance import features_provenance, inputs_sha256
 from lit_extract.ranks import is_rank_zero, say
 from lit_extract.run import run_predict
-from lit_extract.store import N_BYTES, Store, StoreSpec, remains, remove_store
+from lit_extract.store import N_BYTES, Store, StoreSpec, is_store, remains, remove_store
 from lit_extract.writer import ActivationWriter
 
 
@@ -43,8 +44,8 @@ class Extraction:
         was_done: The files were there already, with the same provenance.
     """
 
-    files: list[Path]
-    store: Path | None
+    files: list[AnyPath]
+    store: AnyPath | None
     bad_input_rows: list[int]
     not_finite_rows: list[int]
     was_done: bool = False
@@ -65,7 +66,7 @@ def extract(
         model: The extractor.
         data: The stimuli; its preprocessing is the model's.
         trainer: Where and how to run.
-        output_dir: Folder of the features; files go to <dataset>/<subset>/ in it.
+        output_dir: Folder of the features, local or remote (s3://bucket/prefix); files go to <dataset>/<subset>/ in it.
         finalize: Turn the store into .pt files when all rows are done.
         keep_store: Leave the store in place after that.
         overwrite: Start anew: delete a store or features files that are there.
@@ -84,8 +85,9 @@ def extract(
             f"{model.preprocessing}; make a data module for each model"
         )
     data.setup("predict")
-    data.output_dir = Path(output_dir)
-    job = Job(model, data, str(trainer.precision), Path(output_dir))
+    folder = to_path(output_dir, "output_dir")
+    data.output_dir = folder if isinstance(folder, Path) else None
+    job = Job(model, data, str(trainer.precision), folder)
     if not overwrite and job.is_done():
         if not keep_store:
             job.remove_leftovers()
@@ -109,7 +111,7 @@ class Job:
         output_dir: Folder of all features.
     """
 
-    def __init__(self, model: Extractor, data: StimulusDataModule, precision: str, output_dir: Path) -> None:
+    def __init__(self, model: Extractor, data: StimulusDataModule, precision: str, output_dir: AnyPath) -> None:
         assert data.stimuli is not None, "data.setup() comes first"
         data.cut_shards(row_bytes=len(model.layers) * model.n_dim * 4)
         self.model, self.data = model, data
@@ -138,7 +140,7 @@ class Job:
             pool: is_finished(file, features_provenance(self.provenance, pool)) for pool, file in self.files.items()
         }
         for file in self.files.values():
-            if file.exists() and read_metadata(file)["n_bytes_sha256"] != inputs_sha256(self.data.n_bytes):
+            if exists(file) and read_metadata(file)["n_bytes_sha256"] != inputs_sha256(self.data.n_bytes):
                 raise InputError(
                     f"stimuli have changed since {str(file)!r} was made: some of their files have another size. "
                     "Restore them, or pass --overwrite to extract anew"
@@ -147,7 +149,7 @@ class Job:
 
     def is_complete(self) -> bool:
         """Whether the store has all rows, so that only finalizing is left."""
-        if not self.store_path.exists():
+        if not is_store(self.store_path):
             return False
         return not self._resume().missing_rows()
 
@@ -157,12 +159,14 @@ class Job:
         Raises:
             InputError: It can't be written, has other settings, or the disk has no room for what is left to do.
         """
-        if overwrite or not self.store_path.exists():
+        if overwrite or not is_store(self.store_path):
             self._check_room(0, finalize, overwrite)
             if overwrite:
                 self.remove_output()
             try:
                 return Store.create(self.store_path, self._spec())
+            except RemoteError:
+                raise
             except OSError as error:
                 raise InputError(f"can't write {str(self.store_path)!r}: {error}") from error
         store = self._resume()
@@ -174,7 +178,7 @@ class Job:
     def _check_room(self, done_shards: int, finalize: bool, overwrite: bool) -> None:
         shape = len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
         files = list(self.files.values())
-        left = [file for file in files if overwrite or not file.exists()] if finalize else []
+        left = [file for file in files if overwrite or not exists(file)] if finalize else []
         check_room(
             self.store_path.parent,
             store_bytes(*shape, self.data.rows_a_shard, len(files), done_shards),
@@ -200,7 +204,7 @@ class Job:
     def remove_output(self) -> None:
         """Delete this job's store and files."""
         for file in self.files.values():
-            file.unlink(missing_ok=True)
+            remove_file(file)
         remove_store(self.store_path)
 
     def remove_leftovers(self) -> None:
@@ -208,8 +212,13 @@ class Job:
         if not is_rank_zero() or not remains(self.store_path):
             return
         with self.lock():
-            if not self.store_path.exists() or not Store(self.store_path).is_kept:
+            store = Store(self.store_path) if is_store(self.store_path) else None
+            if store is None:
                 remove_store(self.store_path)
+            elif not store.is_kept and not isinstance(self.store_path, Path) and not store.missing_rows():
+                finalize_locked(store, keep_store=False)  # the file may not have been read back yet
+            elif not store.is_kept:
+                store.remove()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -222,8 +231,8 @@ class Job:
 
     def report(self, was_done: bool = False) -> Extraction:
         """What is on disk now."""
-        files = [file for file in self.files.values() if file.exists()]
-        store = self.store_path if self.store_path.exists() else None
+        files = [file for file in self.files.values() if exists(file)]
+        store = self.store_path if is_store(self.store_path) else None
         if source := next(iter(files), store):
             metadata = load_features(source, None if files else self.model.pools[0]).metadata
             return Extraction(files, store, metadata["bad_input_rows"], metadata["not_finite_rows"], was_done)

@@ -5,23 +5,37 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from lit_extract.errors import InputError
+from lit_extract.lease import lease, lease_holder
+from lit_extract.paths import AnyPath
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 LOCK_SUFFIX = ".lock"
 
+_P = TypeVar("_P", Path, "UPath")
 
-@contextmanager
-def write_lock(target: Path) -> Iterator[None]:
-    """Hold the right to write ``target``; it ends with the process, however that ends.
 
-    A POSIX record lock, not the flock of the usual lock-file packages: that one is inherited by
-    data-loading workers, which outlive a killed parent by seconds and would keep the next run out.
+def write_lock(target: AnyPath) -> AbstractContextManager[None]:
+    """Hold the right to write ``target``; it ends with the process, however that ends, or soon after if it is remote.
 
     Raises:
         InputError: Another process holds it, the message says which; or there is no writing there.
+    """
+    return _record_lock(target) if isinstance(target, Path) else lease(_lock_file(target), target)
+
+
+@contextmanager
+def _record_lock(target: Path) -> Iterator[None]:
+    """A lock that is the process's own.
+
+    A POSIX record lock, not the flock of the usual lock-file packages: that one is inherited by
+    data-loading workers, which outlive a killed parent by seconds and would keep the next run out.
     """
     path = _lock_file(target)
     while True:
@@ -50,11 +64,13 @@ def write_lock(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def lock_holder(target: Path) -> str | None:
+def lock_holder(target: AnyPath) -> str | None:
     """Which process and host hold the lock on ``target``, without taking it; None when none does.
 
     Not for the process that holds it: a POSIX record lock goes when its process closes the file, any time it does.
     """
+    if not isinstance(target, Path):
+        return lease_holder(_lock_file(target))
     try:
         descriptor = os.open(_lock_file(target), os.O_RDONLY)
     except FileNotFoundError:
@@ -73,7 +89,7 @@ def lock_holder(target: Path) -> str | None:
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of Linux: type, whence, start, length, process
 
 
-def _lock_file(target: Path) -> Path:
+def _lock_file(target: _P) -> _P:
     return target.with_name(f".{target.name}{LOCK_SUFFIX}")
 
 

@@ -194,9 +194,9 @@ def _summarize_captions(captions: Captions) -> int:
 def _summarize_features(extraction: Extraction) -> int:
     for file in extraction.files:
         features = load_features(file)
-        n, layers, dim = features.feats.shape
+        n, layers, dim = features.shape
         print(f"{'already done: ' if extraction.was_done else ''}{file}")
-        print(f"  {n} stimuli × {layers} layers × {dim} dimensions, {str(features.feats.dtype).removeprefix('torch.')}")
+        print(f"  {n} stimuli × {layers} layers × {dim} dimensions, float32")
         print(f"  layers {features.layers[0]} … {features.layers[-1]}")
     if not extraction.files:
         print(f"all rows are in {extraction.store}; lit-extract finalize {extraction.store} makes the features files")

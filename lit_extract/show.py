@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lit_extract.errors import InputError
 from lit_extract.features import Features, load_features
+from lit_extract.paths import local_path
 
 STIMULI_AT_MOST = 200
 
@@ -28,7 +29,7 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> None
         if rows := features.metadata[key]:
             print(f"  {key}: {rows}")
     if picture is not None:
-        draw(features, Path(picture))
+        draw(features, local_path(picture, "picture"))
         print(f"  drawn: {picture}")
 
 

@@ -3,13 +3,17 @@
 A store is a zarr v3 group (``docs/store-format.md``): per pooling one float32 array (N, L, D) cut into
 shards of rows, with inner chunks of one layer; ``status`` (N,), written before its shard; and
 ``stimulus_id`` (N,). A shard file is the commit mark of its rows: zarr writes it beside and renames
-it, so it is there complete or not at all.
+it, so it is there complete or not at all, as an object of a remote store is by itself. A remote store is
+whole when the group's own ``zarr.json`` is there, which is written last and deleted first.
 
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
+import json
 import os
 import shutil
+import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +29,18 @@ from zarr.core.array_spec import ArrayConfigParams
 from lit_extract.data.plan import count_shards
 from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.layout import BESIDE_SUFFIX, FORMAT, shard_bytes, shard_key
+from lit_extract.paths import (
+    AnyPath,
+    RemoteError,
+    exists,
+    file_sizes,
+    read_files,
+    remote_errors,
+    remove_below,
+    remove_file,
+    rename_file,
+    sizes_below,
+)
 from lit_extract.provenance import differing
 
 # status of a row
@@ -72,25 +88,18 @@ class Store:
     """An open store.
 
     Args:
-        path: Folder of the store.
+        path: Folder of the store, local or remote.
+
+    Raises:
+        InputError: There is no store that this version reads, or it can't be reached.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
+        self._arrays: dict[str, Any] = {}
         try:
-            self.group = zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r", zarr_format=3)
-            attributes: dict[str, Any] = dict(self.group.attrs)
-            if (found := attributes["format"]) != FORMAT:
-                raise InputError(f"store {str(path)!r} has format {found}; this version reads {FORMAT}")
-            self.pools: list[str] = attributes["pools"]
-            self.extras: list[str] = attributes["extras"]
-            self.layers: list[str] = attributes["layers"]
-            self.provenance: dict[str, Any] = attributes["provenance"]
-            self.notes: dict[str, Any] = attributes["notes"]
-            self.is_kept: bool = attributes.get("kept", False)
-            self.shard_rows: int = attributes["shard_rows"]
-            shapes = {name: self._array(name).shape for name in (*self.pools, STATUS, *self.extras, STIMULUS_ID)}
-            self.n_stimuli, _, self.n_dim = shapes[self.pools[0]]
+            with remote_errors(path):
+                self._open()
         except InputError:
             raise
         except Exception as error:  # zarr raises almost anything on what is no group, or a damaged one
@@ -100,60 +109,40 @@ class Store:
             ) from None
         self.n_shards = count_shards(self.n_stimuli, self.shard_rows)
 
+    def _open(self) -> None:
+        self.group = _open_group(self.path)
+        attributes: dict[str, Any] = dict(self.group.attrs)
+        if (found := attributes["format"]) != FORMAT:
+            raise InputError(f"store {str(self.path)!r} has format {found}; this version reads {FORMAT}")
+        self.pools: list[str] = attributes["pools"]
+        self.extras: list[str] = attributes["extras"]
+        self.layers: list[str] = attributes["layers"]
+        self.provenance: dict[str, Any] = attributes["provenance"]
+        self.notes: dict[str, Any] = attributes["notes"]
+        self.is_kept: bool = attributes.get("kept", False)
+        self.shard_rows: int = attributes["shard_rows"]
+        shapes = {name: self._array(name).shape for name in (*self.pools, STATUS, *self.extras, STIMULUS_ID)}
+        self.n_stimuli, _, self.n_dim = shapes[self.pools[0]]
+
     @classmethod
-    def create(cls, path: Path, spec: StoreSpec) -> "Store":
-        """Create an empty store: built beside, then renamed."""
-        beside = _aside(path)
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        n, layers, rows = len(spec.stimulus_ids), len(spec.layers), spec.shard_rows
-        group = zarr.create_group(
-            beside,
-            zarr_format=3,
-            attributes={
-                "format": FORMAT,
-                "pools": list(spec.pools),
-                "extras": list(spec.extras),
-                "layers": list(spec.layers),
-                "shard_rows": rows,
-                "status": {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE},
-                "provenance": dict(spec.provenance),
-                "notes": dict(spec.notes),
-            },
-        )
-        for pool in spec.pools:
-            group.create_array(
-                pool,
-                shape=(n, layers, spec.n_dim),
-                dtype="float32",
-                shards=(rows, layers, spec.n_dim),
-                chunks=(rows, 1, spec.n_dim),
-                compressors=(Crc32cCodec(),),  # activations don't compress; flipped bits are found
-                fill_value=float("nan"),
-                dimension_names=("stimulus", "layer", "dim"),
-                config=_ALWAYS_WRITE,
-            )
-        for name, dtype in {STATUS: "uint8", **spec.extras}.items():
-            group.create_array(
-                name,
-                shape=(n,),
-                dtype=dtype,
-                chunks=(rows,),
-                compressors=(Crc32cCodec(),),
-                fill_value=MISSING,
-                dimension_names=("stimulus",),
-                config=_ALWAYS_WRITE,
-            )
-        ids = spec.stimulus_ids
-        group.create_array(
-            STIMULUS_ID,
-            shape=(n,),
-            dtype="int64" if all(isinstance(i, int) for i in ids) else "str",  # numpy's own text is not in the standard
-            chunks=(n,),
-            compressors=(ZstdCodec(), Crc32cCodec()),
-            config=_ALWAYS_WRITE,
-        )[:] = np.asarray(ids)
-        beside.rename(path)
+    def create(cls, path: AnyPath, spec: StoreSpec) -> "Store":
+        """Create an empty store: built beside, then renamed; or uploaded, with what makes it a store last."""
+        if isinstance(path, Path):
+            beside = _aside(path)
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            _build(beside, spec)
+            beside.rename(path)
+            return cls(path)
+        if is_store(path):
+            raise FileExistsError(f"there is a store at {str(path)!r}")
+        remove_store(path)  # what is left of one; a shard of it would count as done
+        with tempfile.TemporaryDirectory() as folder:
+            _build(Path(folder), spec)
+            files = [file for file in Path(folder).rglob("*") if file.is_file()]
+            for file in sorted(files, key=lambda file: file == Path(folder, _GROUP_KEY)):
+                with remote_errors(path):
+                    path.fs.pipe_file((path / file.relative_to(folder).as_posix()).path, file.read_bytes())
         return cls(path)
 
     def rows_of(self, shard: int) -> range:
@@ -180,17 +169,40 @@ class Store:
         """
         rows = self.rows_of(shard)
         # A file left from before (truncated, say) would be read to be merged with the new rows.
-        for name, values in {STATUS: status, **(extras or {})}.items():
-            self._rows_file(name, shard).unlink(missing_ok=True)
-            self._array(name)[rows.start : rows.stop] = values
-        for pool in self.pools:
-            self._shard_file(pool, shard).unlink(missing_ok=True)
-            self._array(pool)[rows.start : rows.stop] = feats[pool]
-        return sum(self._shard_file(pool, shard).stat().st_size for pool in self.pools)
+        self.check_current()
+        with remote_errors(self.path):
+            for name, values in {STATUS: status, **(extras or {})}.items():
+                remove_file(self.path / _rows_key(name, shard))
+                self._array(name)[rows.start : rows.stop] = values
+            for pool in self.pools:
+                remove_file(self._shard_file(pool, shard))
+                self._array(pool)[rows.start : rows.stop] = feats[pool]
+        return len(self.pools) * self._shard_bytes()
+
+    def check_current(self) -> None:
+        """See that a remote store is still the one that was opened.
+
+        A remote lock is lost by a run that can't refresh it. This keeps a run that was frozen, and taken for dead, from
+        writing into the store that another has made since.
+
+        Raises:
+            InputError: Someone has removed or replaced it.
+        """
+        if isinstance(self.path, Path):
+            return
+        content = read_files(self.path, [_GROUP_KEY]).get(_GROUP_KEY, b"{}")
+        if json.loads(content).get("attributes", {}).get("id") != self.group.attrs["id"]:
+            raise InputError(f"{str(self.path)!r} was removed or replaced while this run was under way")
 
     def done_shards(self) -> set[int]:
         """Shards whose files are all there, at their full size."""
-        return {shard for shard in range(self.n_shards) if self._is_done(shard)}
+        keys = {(pool, shard): shard_key(pool, shard) for pool in self.pools for shard in range(self.n_shards)}
+        sizes = file_sizes(self.path, keys.values())
+        return {
+            shard
+            for shard in range(self.n_shards)
+            if all(sizes.get(keys[pool, shard]) == self._shard_bytes() for pool in self.pools)
+        }
 
     def missing_rows(self) -> list[range]:
         """Rows of the shards that are not done."""
@@ -217,8 +229,7 @@ class Store:
         """A value of every row whose shard is done; what others left behind is not looked at."""
         array = self._array(name)
         values = np.zeros(self.n_stimuli, dtype=array.dtype)
-        for shard in sorted(self.done_shards()):
-            content = self._rows_content(name, shard)
+        for shard, content in self._rows_contents(name, sorted(self.done_shards())).items():
             if content is None:
                 raise InputError(
                     f"{name} of rows {self.rows_of(shard).start} to {self.rows_of(shard)[-1]} of {str(self.path)!r} is "
@@ -228,13 +239,13 @@ class Store:
             values[rows.start : rows.stop] = content[: len(rows)]
         return values
 
-    def _rows_content(self, name: str, shard: int) -> NDArray[Any] | None:
-        """A value of the rows of a shard, or None when its file is not whole: zarr takes a lost one for zeros."""
-        try:
-            content = self._rows_file(name, shard).read_bytes()
-        except FileNotFoundError:
-            return None
+    def _rows_contents(self, name: str, shards: Sequence[int]) -> dict[int, NDArray[Any] | None]:
+        """A value of the rows of each shard, or None when its file is not whole: zarr takes a lost one for zeros."""
         dtype = self._array(name).dtype
+        files = read_files(self.path, [_rows_key(name, shard) for shard in shards])
+        return {shard: self._checked(files.get(_rows_key(name, shard), b""), dtype) for shard in shards}
+
+    def _checked(self, content: bytes, dtype: Any) -> NDArray[Any] | None:
         values, checksum = content[:-4], content[-4:]
         if len(values) != self.shard_rows * dtype.itemsize:
             return None
@@ -248,12 +259,9 @@ class Store:
         Raises:
             InputError: The store may not be written.
         """
-        names = (STATUS, *self.extras)
-        damaged = [
-            shard
-            for shard in sorted(self.done_shards())
-            if any(self._rows_content(name, shard) is None for name in names)
-        ]
+        done = sorted(self.done_shards())
+        contents = [self._rows_contents(name, done) for name in (STATUS, *self.extras)]
+        damaged = [shard for shard in done if any(content[shard] is None for content in contents)]
         for shard in damaged:
             self._set_aside(self.pools[0], shard)
         return damaged
@@ -265,9 +273,12 @@ class Store:
             InputError: They are damaged on disk.
         """
         try:
-            if not (self.path / STIMULUS_ID / "c" / "0").exists():
+            if not exists(self.path / _IDS_KEY):
                 raise ValueError("they are lost")
-            ids: list[int] | list[str] = np.asarray(self._array(STIMULUS_ID)[:]).tolist()
+            with remote_errors(self.path):
+                ids: list[int] | list[str] = np.asarray(self._array(STIMULUS_ID)[:]).tolist()
+        except RemoteError:
+            raise
         except (ValueError, OSError, RuntimeError) as error:
             raise InputError(
                 f"the stimulus ids of {str(self.path)!r} are damaged on disk ({one_line(error)}); run the same predict "
@@ -280,10 +291,13 @@ class Store:
         try:
             if self.stimulus_ids() == list(stimulus_ids):
                 return
+        except RemoteError:
+            raise
         except InputError:
             pass
-        (self.path / STIMULUS_ID / "c" / "0").unlink(missing_ok=True)
-        self._array(STIMULUS_ID)[:] = np.asarray(stimulus_ids)
+        remove_file(self.path / _IDS_KEY)
+        with remote_errors(self.path):
+            self._array(STIMULUS_ID)[:] = np.asarray(stimulus_ids)
 
     def read_shard(self, pool: str, shard: int) -> NDArray[np.float32]:
         """The rows of a shard (rows, L, D).
@@ -293,7 +307,10 @@ class Store:
         """
         rows = self.rows_of(shard)
         try:
-            return np.asarray(self._array(pool)[rows.start : rows.stop])
+            with remote_errors(self.path):
+                return np.asarray(self._array(pool)[rows.start : rows.stop])
+        except RemoteError:  # no network is no damage
+            raise
         except (ValueError, OSError, IndexError) as error:
             self._set_aside(pool, shard)
             raise CorruptShardError(
@@ -311,7 +328,10 @@ class Store:
         feats = np.full((self.n_stimuli, self.n_dim), np.nan, dtype=np.float32)
         for rows in map(self.rows_of, self.done_shards()):
             try:
-                feats[rows.start : rows.stop] = array[rows.start : rows.stop, layer]
+                with remote_errors(self.path):
+                    feats[rows.start : rows.stop] = array[rows.start : rows.stop, layer]
+            except RemoteError:
+                raise
             except (ValueError, OSError, IndexError) as error:
                 raise InputError(
                     f"{self.layers[layer]} of rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} is damaged on "
@@ -349,25 +369,28 @@ class Store:
             )
         for shard in {int(row) // self.shard_rows for row in np.flatnonzero(differ)}:
             for pool in self.pools:
-                self._shard_file(pool, shard).unlink(missing_ok=True)
+                remove_file(self._shard_file(pool, shard))
 
     def keep(self) -> None:
         """Note that the store was kept on purpose, so that no later run takes it for a leftover."""
-        self.group.attrs["kept"] = True
+        with remote_errors(self.path):
+            self.group.attrs["kept"] = True
 
     def remove(self) -> None:
         """Delete the store."""
         remove_store(self.path)
 
     def _array(self, name: str) -> Any:
-        array: Any = self.group[name]
-        return array.with_config(_ALWAYS_WRITE)  # zarr does not keep it with the array
+        if name not in self._arrays:  # zarr reads its metadata each time
+            array: Any = self.group[name]
+            self._arrays[name] = array.with_config(_ALWAYS_WRITE)  # zarr does not keep it with the array
+        return self._arrays[name]
 
     def _set_aside(self, pool: str, shard: int) -> None:
         """Have a damaged shard no longer count as done."""
         file = self._shard_file(pool, shard)
         try:
-            file.replace(file.with_name(file.name + ".corrupt"))
+            rename_file(file, file.name + ".corrupt")
         except OSError as error:
             rows = self.rows_of(shard)
             raise InputError(
@@ -375,34 +398,108 @@ class Store:
                 f"aside: {error}"
             ) from None
 
-    def _rows_file(self, name: str, shard: int) -> Path:
-        """Where status or an extra of a shard's rows lies."""
-        return self.path / name / "c" / str(shard)
-
-    def _shard_file(self, pool: str, shard: int) -> Path:
+    def _shard_file(self, pool: str, shard: int) -> AnyPath:
         return self.path / shard_key(pool, shard)
 
-    def _is_done(self, shard: int) -> bool:
-        expected = shard_bytes(len(self.layers), self.n_dim, self.shard_rows)
-        try:
-            return all(self._shard_file(pool, shard).stat().st_size == expected for pool in self.pools)
-        except FileNotFoundError:
-            return False
+    def _shard_bytes(self) -> int:
+        return shard_bytes(len(self.layers), self.n_dim, self.shard_rows)
+
+
+_IDS_KEY = f"{STIMULUS_ID}/c/0"  # below the store's folder
+_GROUP_KEY = "zarr.json"
+
+
+def _rows_key(name: str, shard: int) -> str:
+    """Where status or an extra of a shard's rows lies, below the store's folder."""
+    return f"{name}/c/{shard}"
+
+
+def _build(folder: Path, spec: StoreSpec) -> None:
+    """Make the files of an empty store."""
+    n, layers, rows = len(spec.stimulus_ids), len(spec.layers), spec.shard_rows
+    group = zarr.create_group(
+        folder,
+        zarr_format=3,
+        attributes={
+            "format": FORMAT,
+            "id": uuid.uuid4().hex,
+            "pools": list(spec.pools),
+            "extras": list(spec.extras),
+            "layers": list(spec.layers),
+            "shard_rows": rows,
+            "status": {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE},
+            "provenance": dict(spec.provenance),
+            "notes": dict(spec.notes),
+        },
+    )
+    for pool in spec.pools:
+        group.create_array(
+            pool,
+            shape=(n, layers, spec.n_dim),
+            dtype="float32",
+            shards=(rows, layers, spec.n_dim),
+            chunks=(rows, 1, spec.n_dim),
+            compressors=(Crc32cCodec(),),  # activations don't compress; flipped bits are found
+            fill_value=float("nan"),
+            dimension_names=("stimulus", "layer", "dim"),
+            config=_ALWAYS_WRITE,
+        )
+    for name, dtype in {STATUS: "uint8", **spec.extras}.items():
+        group.create_array(
+            name,
+            shape=(n,),
+            dtype=dtype,
+            chunks=(rows,),
+            compressors=(Crc32cCodec(),),
+            fill_value=MISSING,
+            dimension_names=("stimulus",),
+            config=_ALWAYS_WRITE,
+        )
+    ids = spec.stimulus_ids
+    group.create_array(
+        STIMULUS_ID,
+        shape=(n,),
+        dtype="int64" if all(isinstance(i, int) for i in ids) else "str",  # numpy's own text is not in the standard
+        chunks=(n,),
+        compressors=(ZstdCodec(), Crc32cCodec()),
+        config=_ALWAYS_WRITE,
+    )[:] = np.asarray(ids)
+
+
+def _open_group(path: AnyPath) -> zarr.Group:
+    if isinstance(path, Path):
+        return zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r", zarr_format=3)
+    from zarr.storage import FsspecStore
+
+    options = {**path.storage_options, "asynchronous": True}
+    return zarr.open_group(FsspecStore.from_url(str(path), storage_options=options), mode="r+", zarr_format=3)
 
 
 def _aside(path: Path) -> Path:
-    """What a store is called while it is made or removed."""
+    """What a local store is called while it is made or removed."""
     return path.with_name(path.name + BESIDE_SUFFIX)
 
 
-def remains(path: Path) -> bool:
+def is_store(path: AnyPath) -> bool:
+    """Whether there is a store, or what looks like one; not what is being made or removed."""
+    return path.exists() if isinstance(path, Path) else exists(path / _GROUP_KEY)
+
+
+def remains(path: AnyPath) -> bool:
     """Whether there is a store, or some of one that was being made or removed."""
-    return path.exists() or _aside(path).exists()
+    return path.exists() or _aside(path).exists() if isinstance(path, Path) else bool(sizes_below(path))
 
 
-def remove_store(path: Path) -> None:
-    """Delete a store, or what is left of it: renamed first, so that no half of it is ever taken for a store."""
-    shutil.rmtree(_aside(path), ignore_errors=True)
-    if path.exists():
-        path.rename(_aside(path))
-        shutil.rmtree(_aside(path))
+def remove_store(path: AnyPath) -> None:
+    """Delete a store, or what is left of it, so that no half of it is ever taken for a store.
+
+    A local one is renamed first; of a remote one goes first what makes it a store.
+    """
+    if isinstance(path, Path):
+        shutil.rmtree(_aside(path), ignore_errors=True)
+        if path.exists():
+            path.rename(_aside(path))
+            shutil.rmtree(_aside(path))
+        return
+    remove_file(path / _GROUP_KEY)
+    remove_below(path)

@@ -7,7 +7,6 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
 from lit_extract.errors import InputError
+from lit_extract.paths import AnyPath
 from lit_extract.store import BAD_INPUT, MISSING, N_BYTES, NOT_FINITE, OK, Store
 
 
@@ -74,7 +74,7 @@ class ActivationWriter(BasePredictionWriter):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Rank zero creates or checks the store; all ranks learn which shards are done."""
-        opened: tuple[Path, set[int]] | Exception | None = None
+        opened: tuple[AnyPath, set[int]] | Exception | None = None
         if trainer.is_global_zero:
             try:
                 store = self.open_store()

@@ -155,7 +155,7 @@ def test_a_disk_that_loses_a_bit_is_found_before_the_file_appears(make_store, tm
         os.pwrite(descriptor, b"\x55", os.fstat(descriptor).st_size // 2)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.archive.os.fsync", lose)
+        patch.setattr("lit_extract.finalize.os.fsync", lose)
         with pytest.raises(InputError, match="read back differs from what was written"):
             finalize(store.path)
     assert names(tmp_path) == ["m_pool-cls.zarr"]

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lit_extract.errors import InputError, one_line
+from lit_extract.paths import local_path
 
 SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("caption", "model", "prompt", "status")
@@ -29,7 +30,7 @@ def check_output(output: str | None) -> Path:
     """
     if output is None:
         raise InputError("output: where should the captions go? Give --output FILE.csv or FILE.parquet")
-    path = Path(output).expanduser().absolute()
+    path = local_path(output, "output").expanduser().absolute()
     if path.suffix not in SUFFIXES:
         raise InputError(f"output: {output!r} must end in {' or '.join(SUFFIXES)}")
     if path.is_dir():

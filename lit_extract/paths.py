@@ -1,0 +1,207 @@
+"""Paths, local or remote: plain ``pathlib`` here, universal_pathlib over fsspec for ``s3://`` and its like.
+
+An object store has no folders, no renaming and no locks. What it has: an object is there complete or not at all.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+from lit_extract.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    AnyPath: TypeAlias = Path | UPath
+else:
+    AnyPath = Path  # universal_pathlib is an extra
+
+
+class RemoteError(InputError, OSError):
+    """A remote path can't be used: no network, no such bucket, no permission and so on."""
+
+
+def to_path(text: str | AnyPath, setting: str = "path") -> AnyPath:
+    """A local path, or a remote one when ``text`` has a protocol; nothing is asked of the network yet.
+
+    Args:
+        text: ``features/``, ``s3://bucket/prefix``, …
+        setting: Where it comes from, for the error.
+
+    Raises:
+        InputError: No such protocol, or a package for it is missing.
+    """
+    if not isinstance(text, str):
+        return text
+    protocol, found, rest = text.partition("://")
+    if not found:
+        return Path(text)
+    if protocol == "file":
+        return Path(rest)
+    if not rest.strip("/"):
+        raise InputError(f"{setting}: {text!r} names no place; it is {protocol}://<bucket>/<prefix>")
+    try:
+        from upath import UPath
+
+        # A listing that is remembered would not show what another rank, or another machine, has written since.
+        path: UPath = UPath(text, use_listings_cache=False, **_OPTIONS.get(protocol, {}))
+        if protocol == "s3":
+            with remote_errors(path):
+                path.fs.connect()  # reads the settings, and asks nothing
+    except ImportError as error:
+        missing = "universal_pathlib" if error.name == "upath" else one_line(error)
+        raise InputError(
+            f"{setting}: {text!r} needs a package that is not installed ({missing}): pip install 'lit-extract[remote]' "
+            "for s3://, and fsspec's package besides for another protocol"
+        ) from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{setting}: {text!r}: {one_line(error)}") from None
+    return path
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"fixed_upload_size": True}
+}  # R2 wants parts of one size, others don't mind
+
+
+def local_path(text: str, setting: str) -> Path:
+    """A path that must be local.
+
+    Raises:
+        InputError: It is remote.
+    """
+    if "://" in text and not text.startswith("file://"):
+        raise InputError(f"{setting}: {text!r} is remote; it must be a local path")
+    return Path(text.removeprefix("file://"))
+
+
+@contextmanager
+def remote_errors(path: AnyPath) -> Iterator[None]:
+    """Turn whatever goes wrong in reaching a remote path into a RemoteError; errors of a local path pass as they are.
+
+    Raises:
+        RemoteError: The path is remote, and can't be used.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        of_transport = package in _CLIENTS or (isinstance(error, OSError) and package != "zarr")
+        if isinstance(path, Path) or not of_transport:
+            raise
+        raise RemoteError(f"can't use {str(path)!r}: {one_line(error)}") from error
+
+
+# Their errors are no OSErrors.
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs"}
+
+
+def exists(file: AnyPath) -> bool:
+    """Whether a file is there."""
+    if isinstance(file, Path):
+        return file.exists()
+    with remote_errors(file):
+        return bool(file.fs.exists(file.path))
+
+
+def remove_file(file: AnyPath) -> None:
+    """Delete a file, if it is there."""
+    if isinstance(file, Path):
+        file.unlink(missing_ok=True)
+        return
+    with remote_errors(file), suppress(FileNotFoundError, KeyError):
+        file.fs.rm_file(file.path)  # not rm, which says nothing when it may not
+
+
+def rename_file(file: AnyPath, name: str) -> None:
+    """Rename a file within its folder, in the place of what is there."""
+    if isinstance(file, Path):
+        file.replace(file.with_name(name))
+        return
+    with remote_errors(file):
+        file.fs.mv(file.path, file.with_name(name).path)
+
+
+def read_files(folder: AnyPath, keys: Sequence[str]) -> dict[str, bytes]:
+    """Content of small files by their relative paths; those that are not there are left out."""
+    if isinstance(folder, Path):
+        return {key: (folder / key).read_bytes() for key in keys if (folder / key).exists()}
+    places = {(folder / key).path: key for key in keys}
+    with remote_errors(folder):
+        contents = folder.fs.cat(list(places), on_error="return") if places else {}
+        for content in contents.values():
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+    return {places[path]: content for path, content in contents.items() if isinstance(content, bytes)}
+
+
+def file_sizes(folder: AnyPath, keys: Iterable[str]) -> Mapping[str, int]:
+    """Bytes of each of these files that is there, by its relative path; a remote folder may tell of others too."""
+    if not isinstance(folder, Path):
+        return sizes_below(folder)
+    sizes = {}
+    for key in keys:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            sizes[key] = (folder / key).stat().st_size
+    return sizes
+
+
+def remove_below(folder: "UPath") -> None:
+    """Delete all objects below a remote folder.
+
+    Raises:
+        RemoteError: Some of them are still there.
+    """
+    left = sizes_below(folder)
+    if not left:
+        return
+    with remote_errors(folder):
+        folder.fs.rm(folder.path, recursive=True)
+        if left := sizes_below(folder):
+            raise OSError(f"{len(left)} objects could not be deleted")
+
+
+def sizes_below(folder: "UPath") -> dict[str, int]:
+    """Bytes of each object below a remote folder, by its relative path: a listing, not a request for each."""
+    prefix = folder.path.rstrip("/") + "/"
+    with remote_errors(folder):
+        try:
+            found = folder.fs.find(prefix, detail=True)
+        except FileNotFoundError:
+            return {}
+    return {name.removeprefix(prefix): int(info["size"]) for name, info in found.items()}
+
+
+@contextmanager
+def new_object(file: "UPath") -> Iterator[BinaryIO]:
+    """Write a remote object front to back: it appears when the block ends well, else nothing of it stays.
+
+    fsspec's own ``with`` would publish the half of it that is there when the block fails.
+    """
+    with remote_errors(file):
+        writer = file.fs.open(file.path, "wb", autocommit=False)
+        try:
+            yield writer
+            writer.close()
+            writer.commit()
+        except BaseException:
+            writer.closed = True  # or its destructor would write what is left
+            with suppress(Exception):
+                writer.discard()
+            raise
+
+
+def abort_uploads(path: AnyPath) -> None:
+    """Drop what killed runs had begun to upload to an object, or below a folder; S3 keeps it unseen, and charges."""
+    if isinstance(path, Path) or not hasattr(path.fs, "abort_mpu"):
+        return
+    bucket, key, _ = path.fs.split_path(path.path)
+    with suppress(OSError):  # not everyone may list uploads, and not every server can
+        found = path.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+        for upload in found.get("Uploads", []):
+            path.fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
