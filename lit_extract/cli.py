@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_extract import __version__
-from lit_extract.errors import InputError, wrong_setting
+from lit_extract.errors import InputError, ToldError, wrong_setting
 
 EXIT_OK, EXIT_INPUT_ERROR, EXIT_BAD_ROWS = 0, 2, 3
 
@@ -23,10 +23,13 @@ def finalize(store: str, keep_store: bool = False) -> int:
         store: Folder of the store (….zarr).
         keep_store: Leave the store in place.
     """
-    from lit_extract.finalize import finalize as run
+    from lit_extract.signals import stoppable
 
-    for file in run(store, keep_store):
-        print(file)
+    with stoppable(exit_at_second=True):
+        from lit_extract.finalize import finalize as run
+
+        for file in run(store, keep_store):
+            print(file)
     return EXIT_OK
 
 
@@ -134,13 +137,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         if args[:1] == ["predict"]:
-            from lit_extract.predict import main as run_predict
-
-            return run_predict(args[1:])
+            return _predict(args[1:])
         return _run(args)
+    except ToldError:
+        return EXIT_OK  # of the run's other ranks; rank zero has the exit code
     except (InputError, ArgumentError) as error:
         print(f"lit-extract: error: {wrong_setting(error)}", file=sys.stderr)
         return EXIT_INPUT_ERROR
+
+
+def _predict(args: list[str]) -> int:
+    from lit_extract.signals import stoppable
+
+    with stoppable(exit_at_second=True):
+        from lit_extract.predict import main as run_predict
+
+        return run_predict(args)
 
 
 def _run(args: list[str]) -> int:

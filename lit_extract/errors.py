@@ -12,6 +12,14 @@ class InputError(ValueError):
     """
 
 
+class ToldError(InputError):
+    """An error that rank zero says; this rank ends without a word."""
+
+
+class NothingLeft(Exception):  # noqa: N818 (no error)
+    """Rank zero has found that there is nothing to compute."""
+
+
 def name_some(items: list[str], limit: int = 5) -> str:
     """The first few of many offenders, with the count of all."""
     shown = ", ".join(items[:limit])

@@ -3,7 +3,7 @@
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +18,7 @@ from lit_extract import __version__
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.table import ID_MEANING
 from lit_extract.disk import bytes_there, check_room, features_bytes, store_bytes
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, NothingLeft
 from lit_extract.features import load_features, read_metadata
 from lit_extract.finalize import finalize_locked, is_finished
 from lit_extract.lock import write_lock
@@ -28,6 +28,7 @@ from lit_extract.progress import Progress
 from lit_extract.provenance import features_provenance, inputs_sha256
 from lit_extract.ranks import is_rank_zero, say
 from lit_extract.run import run_predict
+from lit_extract.signals import Interrupted, stoppable
 from lit_extract.store import N_BYTES, Store, StoreSpec, is_store, remains, remove_store
 from lit_extract.writer import ActivationWriter
 
@@ -72,10 +73,11 @@ def extract(
         overwrite: Start anew: delete a store or features files that are there.
 
     Returns:
-        The files, and the rows to beware of.
+        The files, and the rows to beware of; on ranks other than zero nothing.
 
     Raises:
         InputError: Anything wrong with the settings, the dataset or the output folder.
+        Interrupted: A signal asked the run to stop, and it may be resumed; of SIGINT it is a KeyboardInterrupt.
     """
     if data.preprocessing is None:
         data.preprocessing = model.preprocessing
@@ -88,17 +90,29 @@ def extract(
     folder = to_path(output_dir, "output_dir")
     data.output_dir = folder if isinstance(folder, Path) else None
     job = Job(model, data, str(trainer.precision), folder)
-    if not overwrite and job.is_done():
-        if not keep_store:
-            job.remove_leftovers()
-        return job.report(was_done=True)
-    with job.lock():
-        if overwrite or not job.is_complete():
-            job.predict(trainer, finalize, overwrite)
-        if not is_rank_zero() or not finalize:
-            return job.report()
-        finalize_locked(Store(job.store_path), keep_store)
-        return job.report()
+    with stoppable(), ExitStack() as held_locks:
+        if not is_rank_zero():
+            with suppress(NothingLeft):  # rank zero says so
+                job.predict(trainer, finalize, overwrite)
+            return Extraction([], None, [], [])
+        with job.saying_how_far():
+            try:
+                was_done = not overwrite and job.is_done()
+                if not was_done:
+                    held_locks.enter_context(write_lock(job.store_path))
+                is_left = overwrite or not (was_done or job.is_complete())
+            except InputError as refusal:
+                job.dismiss_ranks(trainer, refusal)
+                raise
+            if is_left:
+                job.predict(trainer, finalize, overwrite)
+            else:
+                job.dismiss_ranks(trainer, NothingLeft())
+            if was_done and not keep_store:
+                job.remove_leftovers()
+            elif finalize and not was_done:
+                finalize_locked(Store(job.store_path), keep_store)
+        return job.report(was_done)
 
 
 class Job:
@@ -201,6 +215,28 @@ class Job:
         writer = ActivationWriter(partial(self.open_store, finalize, overwrite))
         run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
+    def dismiss_ranks(self, trainer: Trainer, reason: Exception) -> None:
+        """Tell ranks that were not started by rank zero, and wait for it by now, why there is nothing to compute."""
+        if trainer.world_size == 1 or not trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
+            return
+
+        def refuse() -> Store:
+            raise reason
+
+        with suppress(type(reason)):
+            run_predict(trainer, self.model, self.data, [ActivationWriter(refuse)])
+
+    @contextmanager
+    def saying_how_far(self) -> Iterator[None]:
+        """Have an interruption say how much is done."""
+        try:
+            yield
+        except Interrupted as stop:
+            with suppress(InputError):
+                store = Store(self.store_path)
+                stop.how_far = f"{len(store.done_shards())} of {store.n_shards} shards are done"
+            raise
+
     def remove_output(self) -> None:
         """Delete this job's store and files."""
         for file in self.files.values():
@@ -209,9 +245,9 @@ class Job:
 
     def remove_leftovers(self) -> None:
         """Delete the store of a run that was killed after its files were complete, or while it removed it."""
-        if not is_rank_zero() or not remains(self.store_path):
+        if not remains(self.store_path):
             return
-        with self.lock():
+        with write_lock(self.store_path):
             store = Store(self.store_path) if is_store(self.store_path) else None
             if store is None:
                 remove_store(self.store_path)
@@ -219,15 +255,6 @@ class Job:
                 finalize_locked(store, keep_store=False)  # the file may not have been read back yet
             elif not store.is_kept:
                 store.remove()
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Rank zero's right to write the output; the other ranks are part of its run."""
-        if not is_rank_zero():
-            yield
-            return
-        with write_lock(self.store_path):
-            yield
 
     def report(self, was_done: bool = False) -> Extraction:
         """What is on disk now."""

@@ -4,7 +4,6 @@ B batch, L layers, D hidden size.
 """
 
 import queue
-import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +13,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, NothingLeft, one_line
 from lit_extract.paths import AnyPath
+from lit_extract.signals import held
 from lit_extract.store import BAD_INPUT, MISSING, N_BYTES, NOT_FINITE, OK, Store
 
 
@@ -60,7 +60,7 @@ class ActivationWriter(BasePredictionWriter):
 
     Args:
         open_store: Opens the store, creating it or checking that it may be resumed; called once, on
-            rank zero. The other ranks open what it returned.
+            rank zero. The other ranks open what it returned, or raise what it raised.
     """
 
     def __init__(self, open_store: Callable[[], Store]) -> None:
@@ -74,16 +74,18 @@ class ActivationWriter(BasePredictionWriter):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Rank zero creates or checks the store; all ranks learn which shards are done."""
-        opened: tuple[AnyPath, set[int]] | Exception | None = None
+        opened: tuple[AnyPath, set[int]] | None = None
+        error: Exception | None = None
         if trainer.is_global_zero:
             try:
                 store = self.open_store()
                 opened = store.path, store.done_shards()
-            except Exception as error:  # all ranks must hear of it, or they would wait forever
-                opened = error
-        opened = trainer.strategy.broadcast(opened)
-        if isinstance(opened, Exception):
-            raise opened
+            except Exception as raised:  # all ranks must hear of it, or they would wait forever
+                error = raised
+        said = error if error is None or isinstance(error, NothingLeft) else InputError(one_line(error))
+        opened, said = trainer.strategy.broadcast((opened, said))
+        if error is not None or said is not None:
+            raise error or said  # type: ignore[misc]
         assert opened is not None
         path, done = opened
         self.store = Store(path)
@@ -104,22 +106,20 @@ class ActivationWriter(BasePredictionWriter):
     ) -> None:
         """Put the batch's rows into their shard; hand the shard over when it is full."""
         shard = int(prediction["index"][0]) // self.store.shard_rows
-        if shard not in self._buffers:
-            self._buffers[shard] = _ShardBuffer(self.store, shard)
-        buffer = self._buffers[shard]
-        buffer.put(prediction)
-        if buffer.is_full():
-            self._hand_over(self._buffers.pop(shard))
+        with held():
+            if shard not in self._buffers:
+                self._buffers[shard] = _ShardBuffer(self.store, shard)
+            buffer = self._buffers[shard]
+            buffer.put(prediction)
+            if buffer.is_full():
+                self._hand_over(self._buffers.pop(shard))
         self._raise_failure()
-        if trainer.received_sigterm:  # pre-empted; Lightning takes note, but its predict loop would go on
-            raise SystemExit(128 + signal.SIGTERM)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Wait until all is on disk, on all ranks."""
+        """Wait until all of this rank's is on disk."""
         self._finish()
         self._raise_failure()
         assert not self._buffers, "rows of an unfinished shard were left"
-        trainer.strategy.barrier("all shards written")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let the finished shards reach the disk; the others are lost and computed again."""
@@ -135,10 +135,11 @@ class ActivationWriter(BasePredictionWriter):
                 continue
 
     def _finish(self) -> None:
-        if self._thread is not None:
-            self._hand_over(None)
-            self._thread.join()
-            self._thread = None
+        with held():
+            if self._thread is not None:
+                self._hand_over(None)
+                self._thread.join()
+                self._thread = None
 
     def _write(self) -> None:
         try:

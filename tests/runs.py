@@ -81,13 +81,18 @@ def _group(pid: int) -> int | None:
         return None
 
 
+def command(log: Path, *arguments: str) -> Any:
+    """``python -m lit_extract …``, a context manager that gives the :class:`Run`."""
+    return python(log, "-m", "lit_extract", *arguments)
+
+
 @contextmanager
-def command(log: Path, *arguments: str) -> Iterator[Run]:
-    """``python -m lit_extract …``; nothing of it is left behind, whatever happens."""
-    environment = {**os.environ, **ENVIRONMENT}
+def python(log: Path, *arguments: str, **environment: str) -> Iterator[Run]:
+    """``python …``; nothing of it is left behind, whatever happens."""
+    environment = {**os.environ, **ENVIRONMENT, **environment}
     with log.open("w") as file:
         process = psutil.Popen(
-            [sys.executable, "-m", "lit_extract", *arguments],
+            [sys.executable, *arguments],
             cwd=REPOSITORY,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -105,10 +110,15 @@ def command(log: Path, *arguments: str) -> Iterator[Run]:
 
 def predict(images: Path, output: Path, *options: str) -> Any:
     """A run over a folder of images, a context manager that gives the :class:`Run`."""
+    log = output.with_name(f"{output.name}-{time.monotonic_ns()}.log")
+    return command(log, *predict_arguments(images, output), *options)
+
+
+def predict_arguments(images: Path, output: Path) -> list[str]:
+    """The command line of :func:`predict`."""
     config = REPOSITORY / "configs" / "folder" / "vision.yaml"
     where = ("--data.root", str(images), "--output_dir", str(output))
-    log = output.with_name(f"{output.name}-{time.monotonic_ns()}.log")
-    return command(log, "predict", "--config", str(config), *MODEL, *where, *options)
+    return ["predict", "--config", str(config), *MODEL, *where]
 
 
 def complete(images: Path, output: Path, *options: str) -> str:

@@ -125,7 +125,7 @@ def assert_completes(images, output, undisturbed):
     assert [path.name for path in file.parent.iterdir() if path.suffix != ".lock"] == [file.name]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_keeps_what_is_done(number, code, reference, tmp_path):
     images, undisturbed = reference
     output = tmp_path / "features"

@@ -22,7 +22,7 @@ def _trainer():
 
 
 def names(tmp_path):
-    return sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("*/*/*"))
+    return sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("[!.]*/*/*"))
 
 
 def feats_of(extraction):

@@ -1,6 +1,8 @@
 """One captioning job: one model and one prompt on one dataset, from settings to one file."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from lit_extract.lock import write_lock
 from lit_extract.modules.caption import Captioner
 from lit_extract.progress import Progress
 from lit_extract.run import run_predict
+from lit_extract.signals import Interrupted, stoppable
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def caption(
 
     Raises:
         InputError: Anything wrong with the settings, the dataset or the output, or an engine that does not answer.
+        Interrupted: A signal asked the run to stop, and it may be resumed; of SIGINT it is a KeyboardInterrupt.
     """
     path = check_output(output)
     if not isinstance(data, ImageSourceDataModule):
@@ -74,7 +78,7 @@ def caption(
         data.preprocessing = model.preprocessing
     data.setup("predict")
     job = CaptionJob(model, data, path)
-    with write_lock(path):
+    with stoppable(), job.saying_how_far(), write_lock(path):
         if overwrite:
             job.parts.remove()
         return job.run(trainer)
@@ -118,6 +122,16 @@ class CaptionJob:
             self._say_what_is_left(records)
             self._predict(trainer)
         return self._finish()
+
+    @contextmanager
+    def saying_how_far(self) -> Iterator[None]:
+        """Have an interruption say how much is done."""
+        try:
+            yield
+        except Interrupted as stop:
+            done = sum(map(is_done, self.parts.records().values()))
+            stop.how_far = f"{done} of {len(self.table)} images are done"
+            raise
 
     def _predict(self, trainer: Trainer) -> None:
         assert self.data.shard_rows is not None

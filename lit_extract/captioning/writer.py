@@ -1,6 +1,5 @@
 """From replies to parts on disk, a shard at a time."""
 
-import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from lit_extract.captioning.parts import Parts, Record
 from lit_extract.data.sources import ImageSource
 from lit_extract.errors import InputError
 from lit_extract.modules.engines import Reply
+from lit_extract.signals import held
 
 
 class CaptionWriter(BasePredictionWriter):
@@ -47,14 +47,13 @@ class CaptionWriter(BasePredictionWriter):
         shard = rows[0] // self.shard_rows
         assert all(row // self.shard_rows == shard for row in rows), "a batch crosses shards"
         try:
-            self.bytes_written += self.parts.write(shard, records)
+            with held():
+                self.bytes_written += self.parts.write(shard, records)
         except OSError as error:
             raise InputError(
                 f"can't write to {str(self.parts.folder)!r}: {error}; finished captions are safe: mend it and run "
                 "the same command again"
             ) from error
-        if trainer.received_sigterm:  # pre-empted; Lightning takes note, but its predict loop would go on
-            raise SystemExit(128 + signal.SIGTERM)
 
 
 def _record(row: int, source: ImageSource, reply: Reply, n_bytes: int) -> Record:

@@ -11,7 +11,9 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from lit_extract.data.plan import rows_to_shard_ends
 from lit_extract.errors import InputError
+from lit_extract.signals import leave_workers_alone
 
 WHOLE_SUBSET = "all"
 
@@ -58,6 +60,7 @@ class StimulusDataModule(LightningDataModule):
         self.preprocessing = preprocessing
         self.done_shards: Collection[int] = ()
         self.planned_rows = 0
+        self.rows_to_shard_ends: list[int] = []  # of each planned batch
         self.rows_a_shard = 0  # as given, or as cut_shards() chooses for a model
         self.stimuli: pd.DataFrame | None = None
         self.n_bytes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each row's input, once it is set up
@@ -106,7 +109,14 @@ class StimulusDataModule(LightningDataModule):
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         plan = self.plan(rank, world_size)
         self.planned_rows = sum(map(len, plan))
+        self.rows_to_shard_ends = rows_to_shard_ends(plan, self.rows_a_shard or self.shard_rows or 1)
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         workers = self.num_workers if self.num_workers is not None else self.workers(on_gpu, world_size)
         workers = min(workers, len(plan))
-        return DataLoader(self.batches_of(plan), batch_size=None, num_workers=workers, pin_memory=on_gpu)
+        return DataLoader(
+            self.batches_of(plan),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=on_gpu,
+            worker_init_fn=leave_workers_alone,
+        )

@@ -116,3 +116,14 @@ def shards_left(n_rows: int, shard_rows: int, done: Collection[int], rank: int, 
     finished = set(done)
     left = [rows for number, rows in enumerate(cut(0, n_rows, shard_rows)) if number not in finished]
     return left[rank::world_size]
+
+
+def rows_to_shard_ends(batches: Sequence[Sequence[int]], shard_rows: int) -> list[int]:
+    """For each batch of a rank's plan, its rows and those behind it of the same shard."""
+    ends: list[int] = []
+    following: int | None = None
+    for batch in reversed(batches):
+        shard = batch[0] // shard_rows
+        ends.append(len(batch) + (ends[-1] if shard == following else 0))
+        following = shard
+    return ends[::-1]

@@ -1,6 +1,8 @@
 """A captioning job through the command line, with an engine that answers at once."""
 
 import json
+import os
+import signal
 
 import pandas as pd
 import pytest
@@ -51,6 +53,29 @@ def test_interrupted_and_resumed_asks_nothing_twice(caption, engine, tmp_path):
     assert f"resuming {output}: 8 images done, 2 left\n" in printed
     assert [name for asked in engine.asked for name in asked] == [f"{number:02d}.png" for number in range(10)]
     assert output.read_bytes() == reference.read_bytes()
+
+
+@pytest.mark.parametrize(("shard", "done"), [(0, 0), (1, 8)])  # in the first one the pace is not known yet
+def test_asked_to_stop_it_finishes_the_shard_if_that_takes_seconds(caption, engine, monkeypatch, capsys, shard, done):
+    ask = engine.ask
+
+    def ask_and_be_asked(self, sources):
+        if len(engine.asked) == shard:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ask(self, sources)
+
+    monkeypatch.setattr(engine, "ask", ask_and_be_asked)
+    with pytest.raises(SystemExit) as stop:
+        caption()
+    assert stop.value.code == 143
+    message = f"stopped by SIGTERM: {done} of 10 images are done; run the same command again to go on\n"
+    assert capsys.readouterr().err.endswith(message)
+    monkeypatch.setattr(engine, "ask", ask)
+    output, code, *_ = caption()
+    assert code == 0
+    assert [name for asked in engine.asked for name in asked] == [f"{number:02d}.png" for number in range(10)]
+    assert pd.read_csv(output)["caption"].tolist() == EXPECTED
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_other_settings_are_refused_and_named(caption, engine):

@@ -4,7 +4,14 @@ from itertools import chain, combinations, product
 
 import pytest
 
-from lit_extract.data.plan import check_shard_rows, count_shards, cut, default_shard_rows, plan_batches
+from lit_extract.data.plan import (
+    check_shard_rows,
+    count_shards,
+    cut,
+    default_shard_rows,
+    plan_batches,
+    rows_to_shard_ends,
+)
 
 MB = 2**20
 
@@ -114,3 +121,17 @@ def test_shards_of_whole_batches_are_accepted(batch_size, shard_rows):
 def test_shards_that_cut_batches_are_refused(batch_size, shard_rows, message):
     with pytest.raises(ValueError, match=message):
         check_shard_rows(batch_size, shard_rows)
+
+
+@pytest.mark.parametrize(
+    ("batches", "shard_rows", "expected"),
+    [
+        ([], 4, []),
+        ([range(2)], 4, [2]),
+        ([range(2), range(2, 4), range(8, 10), range(10, 11)], 4, [4, 2, 3, 1]),
+        ([[3, 1], [0], [2], [9, 8, 10]], 4, [4, 2, 1, 3]),
+        ([[0], [4], [8]], 4, [1, 1, 1]),
+    ],
+)
+def test_rows_to_the_end_of_the_shard(batches, shard_rows, expected):
+    assert rows_to_shard_ends(batches, shard_rows) == expected
