@@ -47,6 +47,10 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
     return EXIT_OK
 
 
+def sweep() -> None:
+    """Run predict for every model of models.yml, one process each; resumes by itself."""
+
+
 def status(folder: str = "features", models: str | None = None, json: bool = False) -> int:
     """List the features files and stores below a folder, and which models of models.yml are missing.
 
@@ -129,7 +133,7 @@ def coco_captions(
     return EXIT_OK
 
 
-COMMANDS: tuple[Callable[..., int | None], ...] = (predict, status, finalize, show, check, coco_captions)
+COMMANDS: tuple[Callable[..., int | None], ...] = (predict, sweep, status, finalize, show, check, coco_captions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,6 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[:1] == ["predict"]:
             return _predict(args[1:])
+        if args[:1] == ["sweep"]:
+            from lit_extract.sweep.run import main as run_sweep
+
+            return run_sweep(args[1:])
         return _run(args)
     except ToldError:
         return EXIT_OK  # of the run's other ranks; rank zero has the exit code

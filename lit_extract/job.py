@@ -1,7 +1,6 @@
 """One job: one model on one dataset, from settings to features files."""
 
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from lit_extract.disk import bytes_there, check_room, features_bytes, store_byte
 from lit_extract.errors import InputError, NothingLeft
 from lit_extract.features import load_features, read_metadata
 from lit_extract.finalize import finalize_locked, is_finished
+from lit_extract.layout import safe_name
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
 from lit_extract.paths import AnyPath, RemoteError, exists, remove_file, to_path
@@ -287,8 +287,3 @@ class Job:
             notes,
             {**self.model.extras, N_BYTES: "int64"},
         )
-
-
-def safe_name(name: str) -> str:
-    """A model's name as part of a file name: ``/`` and all that is not plain written ``_``; never a path."""
-    return re.sub(r"^\.+|[^A-Za-z0-9._+=@-]", "_", name)

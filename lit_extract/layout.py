@@ -4,6 +4,7 @@ N stimuli, L layers, D hidden size.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ FORMAT = 1
 STORE_SUFFIX = ".zarr"
 BESIDE_SUFFIX = ".part"  # of what is being made or removed
 FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "metadata"})  # of each features file
+
+
+def safe_name(name: str) -> str:
+    """A model's name as part of a file name: ``/`` and all that is not plain written ``_``; never a path."""
+    return re.sub(r"^\.+|[^A-Za-z0-9._+=@-]", "_", name)
 
 
 def shard_key(pool: str, shard: int) -> str:

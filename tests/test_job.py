@@ -11,7 +11,7 @@ from PIL import Image
 
 from lit_extract import DemoDataModule, ImageFolderDataModule, VisionExtractor, extract, load_features
 from lit_extract.errors import InputError
-from lit_extract.job import safe_name
+from lit_extract.layout import safe_name
 from lit_extract.predict import predict_trainer
 
 TINY = "test_vit.r160_in1k"

@@ -1,0 +1,25 @@
+#!/bin/bash
+# One model on all GPUs of several machines: each takes its share of the shards. What follows the script is predict's.
+#
+#   sbatch configs/slurm/multi_node.sh --config configs/nsd/vision.yaml --config configs/trainer/multi_gpu.yaml \
+#       --model.name vit_giant_patch14_dinov2.lvd142m
+#
+# --ntasks-per-node is the number of GPUs of a machine, as in --gres. The output folder must be one that all
+# machines see. 90 seconds before the time is up SLURM sends USR1; the run then finishes its shards and queues itself
+# again.
+
+#SBATCH --job-name=lit-extract
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gres=gpu:4
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=12:00:00
+#SBATCH --signal=USR1@90
+#SBATCH --requeue
+
+set -euo pipefail
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch
+exec srun lit-extract predict "$@" --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE"

@@ -1,0 +1,169 @@
+"""From configs and models.yml to one command a model: pure functions, but for reading these files."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_extract.errors import InputError, one_line
+from lit_extract.registry import matching_models
+from lit_extract.relay import Advance
+
+KIND_OF_CLASS = {"VisionExtractor": "vision", "LanguageExtractor": "language"}
+
+WAITING, RUNNING, STOPPED, FAILED = "waiting", "running", "stopped", "failed"
+DONE, ALREADY_DONE, BAD_ROWS = "done", "already done", "bad rows"
+
+_CLASS, _SETTINGS = "class_path", "init_args"
+# What is of one model: for all of them it would load the wrong weights, in silence when they happen to fit.
+_OF_ONE_MODEL = ("checkpoint", "revision")
+
+
+@dataclass
+class Turn:
+    """One model's place in a sweep.
+
+    Args:
+        number: From 1 on.
+        model: Its name.
+        command: Its command line.
+        state: "waiting", "running", "done", "already done", "bad rows" (done, but some are not finite), "failed", or
+            "stopped" (by the signal that ended the sweep).
+        advance: What the run has last told of itself.
+        seconds: How long it took, or has been running.
+        reason: Of failures and bad rows.
+        log: Where its output went.
+    """
+
+    number: int
+    model: str
+    command: list[str]
+    state: str = WAITING
+    advance: Advance | None = None
+    seconds: float = 0.0
+    reason: str = ""
+    log: Path | None = None
+
+
+def plan_turns(
+    configs: Sequence[str],
+    options: Sequence[str],
+    models: str | None = None,
+    match: str | None = None,
+    untrained: bool = False,
+) -> list[Turn]:
+    """The models of the configs' kind, in the order of models.yml, and the command for each.
+
+    Args:
+        configs: YAML files for predict.
+        options: Further options for predict.
+        models: The models.yml; default: the configs' own, else ./models.yml, else the one shipped.
+        match: Only names with this text in them, or that fit it as a shell pattern.
+        untrained: Random weights.
+
+    Raises:
+        InputError: Settings that no sweep can have, or no model of the kind.
+    """
+    merged = read_configs(configs)
+    model = _model_settings(merged)
+    check_options(options)
+    kind = kind_of(last_given(options, "--model.class_path") or last_given(options, "--model") or model[_CLASS])
+    settings = model[_SETTINGS]
+    if wrong := [name for name in _OF_ONE_MODEL if settings.get(name) is not None]:
+        raise InputError(_one_model_only(f"model.{wrong[0]}: {settings[wrong[0]]!r}"))
+    entries = matching_models(kind, models or settings.get("models"), match)
+    given = [part for config in configs for part in ("--config", config)] + list(options)
+    given += ["--model.models", models] if models else []
+    given += ["--model.untrained", "true"] if untrained else []
+    predict = [sys.executable, "-m", "lit_extract", "predict", *given, "--model.name"]
+    names = [entry.name for entry in entries]
+    return [Turn(number, name, [*predict, name]) for number, name in enumerate(names, start=1)]
+
+
+def read_configs(configs: Sequence[str]) -> dict[str, Any]:
+    """The settings of several YAML files, the later ones over the earlier.
+
+    Raises:
+        InputError: One can't be read, or holds no settings.
+    """
+    merged: dict[str, Any] = {}
+    for config in configs:
+        try:
+            content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"config: {config!r}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"config: {config!r} is not valid YAML: {one_line(error)}") from None
+        if not isinstance(content, dict):
+            raise InputError(f"config: {config!r} holds no settings, but {one_line(ValueError(content))}")
+        merged = _over(merged, content)
+    return merged
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = [name for name in above if isinstance(below.get(name), dict) and isinstance(above[name], dict)]
+    return {**below, **above, **{name: _over(below[name], above[name]) for name in both}}
+
+
+def _model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``class_path`` and ``init_args`` of the model, as a config may have them: a name alone is a class."""
+    model = config.get("model")
+    known = {_CLASS: model} if isinstance(model, str) else dict(model) if isinstance(model, dict) else {}
+    settings = known.get(_SETTINGS)
+    return {_CLASS: known.get(_CLASS), _SETTINGS: settings if isinstance(settings, dict) else {}}
+
+
+def kind_of(class_path: str | None) -> str:
+    """The kind of models that a class extracts features of.
+
+    Raises:
+        InputError: It is none of ours, or makes captions.
+    """
+    if class_path is None:
+        raise InputError("config: none of them says what the model is; give one such as configs/nsd/vision.yaml")
+    name = class_path.rpartition(".")[2]
+    if name in KIND_OF_CLASS:
+        return KIND_OF_CLASS[name]
+    allowed = " and ".join(KIND_OF_CLASS)
+    if name == "Captioner":
+        raise InputError(f"model: {name} makes captions, with one model: use predict. A sweep is for {allowed}")
+    raise InputError(f"model: a sweep is for {allowed}, not for {class_path!r}")
+
+
+def check_options(options: Sequence[str]) -> None:
+    """See that the options are such as can hold for every model.
+
+    Raises:
+        InputError: One can't.
+    """
+    if options and not options[0].startswith("-"):
+        raise InputError(f"unrecognized argument: {options[0]!r}; settings of predict begin with --")
+    for option in (part.partition("=")[0] for part in options if part.startswith("-")):
+        name = option.removeprefix("--").replace(f".{_SETTINGS}.", ".")
+        if name == "model.name":
+            raise InputError("model.name: a sweep goes through models.yml; --match PATTERN chooses among its models")
+        if name == "model.models":
+            raise InputError("model.models: a sweep's models file is --models FILE")
+        if name.removeprefix("model.") in _OF_ONE_MODEL:
+            raise InputError(_one_model_only(name))
+        if name in ("help", "print_config") or name.endswith(".help"):
+            raise InputError(f"{option}: belongs to predict: lit-extract predict … {option}")
+
+
+def _one_model_only(setting: str) -> str:
+    return f"{setting}: is of one model, and a sweep is of many; write it into models.yml, or use predict"
+
+
+def last_given(options: Sequence[str], option: str) -> str | None:
+    """The value of ``--option value`` or ``--option=value``; the last one counts."""
+    value = None
+    for part, following in zip_longest(options, options[1:]):
+        if part == option:
+            value = following
+        elif part.startswith(f"{option}="):
+            value = part.partition("=")[2]
+    return value

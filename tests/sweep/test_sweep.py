@@ -1,0 +1,367 @@
+"""A sweep goes through all models whatever happens to one, says what happened, and hands on each signal once."""
+
+import json
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+import yaml
+from rich.console import Console
+
+from lit_extract.relay import Advance, heard
+from lit_extract.sweep.display import LiveTable, window
+from lit_extract.sweep.run import exit_code, outcome, summary
+from lit_extract.sweep.turns import Turn
+
+REPOSITORY = Path(__file__).parents[2]
+ADVANCE = Advance("images", 100, 40, 12.34, 75.0)
+
+SWEEP = """
+import sys
+from lit_extract.cli import main
+code = main(["sweep", *sys.argv[1:]])
+heavy = {"torch", "lightning", "numpy", "pandas", "zarr", "timm", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(code)
+"""
+N_IMAGES = 400
+GOOD, BROKEN, ALSO_GOOD = "test_vit.r160_in1k", "resnet18.a1_in1k", "test_vit"
+
+
+def sweep_process(arguments, **settings):
+    """A sweep in a process that fails when it has imported anything heavy."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SWEEP, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, **runs.ENVIRONMENT},
+        stdin=subprocess.DEVNULL,
+        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **settings},
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Three models, of which one fails: stopped by SIGTERM in the first, then run to the end; what both runs said."""
+    folder = tmp_path_factory.mktemp("sweep")
+    output = folder / "out put"
+    models = folder / "models.yml"
+    models.write_text(yaml.safe_dump({"vision": [GOOD, BROKEN, ALSO_GOOD]}))
+    images = runs.write_images(folder / "images", N_IMAGES)
+    arguments = [
+        *("--config", REPOSITORY / "configs" / "folder" / "vision.yaml"),
+        *("--config", REPOSITORY / "configs" / "trainer" / "cpu.yaml"),
+        *("--models", models, "--untrained", "--data.root", images, "--output_dir", output),
+        *("--data.batch_size", 8, "--data.shard_rows", 8, "--data.num_workers", 0, "--trainer.precision", "32-true"),
+    ]
+    first = sweep_process(arguments)
+    while len(runs.done_shards(output)) < 2 and first.poll() is None:
+        time.sleep(0.002)
+    first.send_signal(signal.SIGTERM)
+    said_first, _ = first.communicate()
+    done = len(runs.done_shards(output))
+    second = sweep_process(arguments)
+    said_second, _ = second.communicate()
+    return {
+        "arguments": arguments,
+        "output": output,
+        "done": done,
+        "first": (first.returncode, said_first),
+        "second": (second.returncode, said_second),
+    }
+
+
+def test_stopped_by_a_signal_it_says_how_far_it_is_and_how_to_go_on(swept):
+    code, said = swept["first"]
+    assert code == 128 + signal.SIGTERM, said
+    assert 2 <= swept["done"] < N_IMAGES // 8
+    assert f"SIGTERM: waiting until {GOOD} has stopped\n" in said
+    assert "3 models: 1 stopped, 2 not begun" in said
+    again = said.splitlines()[-1]
+    assert again.startswith("to go on: lit-extract sweep ")
+    assert shlex.split(again.partition(": ")[2])[2:] == [str(argument) for argument in swept["arguments"]]
+    assert f"[2 of 3] {BROKEN}" not in said
+
+
+def test_given_again_it_goes_on_and_a_failure_keeps_no_other_from_running(swept):
+    code, said = swept["second"]
+    assert code == 1, said
+    lines = said.splitlines()
+    assert f"[1 of 3] {GOOD}: begins" in lines
+    assert any(line.startswith(f"[1 of 3] {GOOD}: done, {N_IMAGES} of {N_IMAGES} images, ") for line in lines)
+    assert any(line.startswith(f"[2 of 3] {BROKEN}: failed, ") for line in lines)
+    assert any(line.startswith(f"[3 of 3] {ALSO_GOOD}: done, {N_IMAGES} of {N_IMAGES} images, ") for line in lines)
+    assert lines[-2].startswith("3 models: 2 done, 1 failed, in ")
+    assert lines[-1].startswith(f"  {BROKEN}: failed: model.name: '{BROKEN}' has no sequence of blocks")
+    for model in (GOOD, ALSO_GOOD):
+        file = swept["output"] / "folder" / "all-untrained" / f"{model}_pool-cls-untrained.pt"
+        feats = torch.load(file, weights_only=True)["feats"]
+        assert len(feats) == N_IMAGES
+        assert feats.isfinite().all()
+
+
+def test_each_model_has_a_log_and_what_was_begun_was_gone_on_with(swept):
+    sweeps = sorted((swept["output"] / "logs").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    assert [sorted(log.name for log in folder.iterdir()) for folder in sweeps] == [
+        [f"01-{GOOD}.log"],
+        [f"01-{GOOD}.log", f"02-{BROKEN}.log", f"03-{ALSO_GOOD}.log"],
+    ]
+    log = (sweeps[1] / f"01-{GOOD}.log").read_text()
+    assert f"{swept['done']} of 50 shards done" in log
+    assert "--model.untrained true" in log.splitlines()[0]
+    assert "begins" not in (sweeps[1] / f"03-{ALSO_GOOD}.log").read_text()
+
+
+def test_what_is_done_is_left_alone(swept):
+    file = swept["output"] / "folder" / "all-untrained" / f"{GOOD}_pool-cls-untrained.pt"
+    before = file.stat().st_mtime_ns
+    process = sweep_process([*swept["arguments"], "--match", "test_vit.*"])
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert "1 models: 1 already done" in said
+    assert file.stat().st_mtime_ns == before
+
+
+def test_dry_run_prints_commands_for_a_shell_and_runs_nothing(swept, cli, tmp_path):
+    output = tmp_path / "it's here"
+    query = ("--data.query", "stimulus_id < '00002'", "--data.subset", "two", "--output_dir", output)
+    code, out, err = cli("sweep", *swept["arguments"], *query, "--dry_run")
+    assert (code, err) == (0, "")
+    assert not output.exists()
+    lines = out.splitlines()
+    assert [shlex.split(line)[-1] for line in lines] == [GOOD, BROKEN, ALSO_GOOD]
+    options = shlex.split(lines[0])
+    assert options[options.index("two") - 2] == "stimulus_id < '00002'"
+    assert str(output) in options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--match", "no such model"], ["match", "no such model"]),
+        (["--model.name", "x"], ["model.name", "--match"]),
+        (["--untrained", "perhaps"], ["--untrained", "perhaps"]),
+        (["--log_dir", "/proc/none"], ["logs", "/proc/none"]),
+        (["--models"], ["--models"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_anything_runs(cli, tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("sweep", "--config", REPOSITORY / "configs" / "demo" / "vision.yaml", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("lit-extract: error: ")
+    assert err.count("\n") == 1
+    assert [text for text in named if text not in err] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+CHILD = """
+import os, signal, sys, time
+heard = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: heard.append(number))
+print("ready in a group of its own" if os.getpgrp() == os.getpid() else "ready", flush=True)
+end = time.monotonic() + 20
+while not heard and time.monotonic() < end:
+    time.sleep(0.01)
+time.sleep(0.5)
+print("heard", *map(int, heard), flush=True)
+sys.exit(128 + heard[0])
+"""
+PARENT = """
+import sys
+from pathlib import Path
+from lit_extract.sweep.display import make_display
+from lit_extract.sweep.run import run_turns
+from lit_extract.sweep.turns import Turn
+turns = [Turn(number, f"m{number}", [sys.executable, sys.argv[2]]) for number in (1, 2)]
+display = make_display(turns)
+received = run_turns(turns, Path(sys.argv[1]), display)
+display.close()
+print([turn.state for turn in turns])
+sys.exit(128 + received)
+"""
+
+
+@pytest.fixture
+def parent(tmp_path):
+    """The command of a sweep over two programs that count signals, and the log of the first."""
+    child = tmp_path / "child.py"
+    child.write_text(CHILD)
+    return [sys.executable, "-c", PARENT, str(tmp_path), str(child)], tmp_path / "01-m1.log"
+
+
+def wait_for(log, text):
+    end = time.monotonic() + 30
+    while not (log.exists() and text in log.read_text()):
+        assert time.monotonic() < end, log.read_text() if log.exists() else "no log"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "handed_on"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGHUP, signal.SIGTERM)],
+)
+def test_a_signal_is_handed_on_once_and_the_next_model_is_not_begun(parent, number, handed_on):
+    command, log = parent
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(log, "ready")
+        process.send_signal(number)
+        said, _ = process.communicate()
+    assert process.returncode == 128 + number, said
+    assert f"heard {int(handed_on)}\n" in log.read_text()
+    assert "['stopped', 'waiting']" in said
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_model_once_though_it_goes_to_the_whole_group(parent):
+    command, log = parent
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(REPOSITORY)
+        os.execv(command[0], command)
+    wait_for(log, "ready")
+    os.write(terminal, b"\x03")
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert "heard 2\n" in log.read_text()
+    assert "ready in a group of its own" in log.read_text(), "two that come at once may be heard as one"
+    os.close(terminal)
+
+
+def test_a_second_signal_is_handed_on_as_well(parent):
+    command, log = parent
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(log, "ready")
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 130
+    assert "heard 2 15\n" in log.read_text()
+
+
+def test_a_killed_sweep_leaves_no_model_running(parent):
+    command, log = parent
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(log, "ready")
+        process.kill()
+    wait_for(log, "heard 15")
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "was_stopped", "expected"),
+    [
+        (0, ["features/x.pt"], False, ("done", "")),
+        (0, ["already done: features/x.pt"], False, ("already done", "")),
+        (0, ["features/x.pt"], True, ("done", "")),
+        (3, ["x.pt", "  beware: 2 rows are NaN: 1, 2"], False, ("bad rows", "2 rows are NaN: 1, 2")),
+        (2, ["a", "lit-extract: error: data.root: gone", "b"], False, ("failed", "data.root: gone")),
+        (2, ["lit-extract: error: data.root: gone"], True, ("failed", "data.root: gone")),
+        (143, ["lit-extract: stopped by SIGTERM: 3 of 9; run the same command again to go on"], True, None),
+        (
+            143,
+            ["lit-extract: stopped by SIGTERM: 3 of 9; run the same"],
+            False,
+            ("failed", "stopped by SIGTERM: 3 of 9"),
+        ),
+        (-2, ["KeyboardInterrupt"], True, ("stopped", "")),
+        (-9, ["1", "2"], False, ("failed", "ended by SIGKILL, perhaps for want of memory; its last lines:\n1\n2")),
+        (-11, [], False, ("failed", "ended by SIGSEGV; its last lines:")),
+        (1, list("123456"), False, ("failed", "exit code 1; its last lines:\n2\n3\n4\n5\n6")),
+        (200, ["x"], False, ("failed", "ended by signal 72; its last lines:\nx")),
+    ],
+)
+def test_outcome(code, lines, was_stopped, expected):
+    assert outcome(code, lines, was_stopped) == (expected or ("stopped", "stopped by SIGTERM: 3 of 9"))
+
+
+def turns_in(*states):
+    return [Turn(number, f"m{number}", [], state, log=Path("x.log")) for number, state in enumerate(states, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        (["done", "already done"], 0),
+        (["done", "bad rows"], 3),
+        (["bad rows", "failed", "done"], 1),
+    ],
+)
+def test_exit_code(states, code):
+    assert exit_code(turns_in(*states)) == code
+
+
+def test_summary_has_each_reason():
+    turns = turns_in("done", "failed", "bad rows", "waiting")
+    turns[1].reason = "exit code 1; its last lines:\na\nb"
+    turns[2].reason = "2 rows are NaN"
+    assert summary(turns, ["lit-extract", "sweep", "--overwrite"]) == [
+        "4 models: 1 done, 1 done with bad rows, 1 failed, 1 not begun, in 00:00",
+        "  m2: failed: exit code 1; its last lines:",
+        "    a",
+        "    b",
+        "    all it said is in x.log",
+        "  m3: bad rows: 2 rows are NaN",
+        "to go on: lit-extract sweep --overwrite",
+        "  without --overwrite, which would begin the finished models anew",
+    ]
+
+
+def test_the_table_shows_every_state_and_stays_when_it_is_closed():
+    turns = turns_in("done", "failed", "running", "waiting")
+    turns[0].advance, turns[2].advance = Advance("images", 100, 100, 1.0, 0.0), ADVANCE
+    turns[1].reason = "[no markup] of mine"
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=True, width=120, height=20, color_system=None)
+    display = LiveTable(turns, console)
+    display.update(turns[2])
+    drawn = screen.getvalue()
+    assert "40 of 100 images  12.3/s  01:15" in drawn
+    assert "m2: [no markup] of mine" in drawn
+    display.say("something else")
+    display.close()
+    kept = screen.getvalue()[len(drawn) :]
+    assert kept.rstrip().endswith("something else")
+    for turn in turns:
+        assert any(turn.model in line and turn.state in line for line in kept.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("states", "fitting", "shown"),
+    [
+        (["done", "running", "waiting"], 5, [1, 2, 3]),
+        (["done"] * 8 + ["running"] + ["waiting"] * 8, 4, [7, 8, 9, 10]),
+        (["running"] + ["waiting"] * 8, 4, [1, 2, 3, 4]),
+        (["done"] * 8 + ["running"], 4, [6, 7, 8, 9]),
+        (["done"] * 9, 4, [6, 7, 8, 9]),
+    ],
+)
+def test_a_small_window_shows_what_is_going_on(states, fitting, shown):
+    assert [turn.number for turn in window(turns_in(*states), fitting)] == shown
+
+
+def test_a_run_tells_how_far_it_is_with_what_was_done_before(run_job, tmp_path, monkeypatch):
+    told = tmp_path / "told.json"
+    assert heard(told) is None
+    monkeypatch.setenv("LIT_EXTRACT_PROGRESS_FILE", str(told))
+    monkeypatch.setattr("lit_extract.progress.SECONDS_BETWEEN_TELLING", 0.0)
+    store = run_job(data_shard_rows=2, finalize=False).store
+    advance = heard(told)
+    assert (advance.unit, advance.rows, advance.rows_done, advance.seconds_left) == ("images", 7, 7, 0)
+    for shard in (1, 3):
+        (store / "cls" / "c" / str(shard) / "0" / "0").unlink()
+    history = []
+    monkeypatch.setattr("lit_extract.progress.tell", lambda advance: history.append(advance.rows_done))
+    run_job(data_shard_rows=2)
+    assert history == [6, 7, 7]
+    told.write_text(json.dumps({"unit": "images"})[:-3])
+    assert heard(told) is None, "half written"

@@ -1,0 +1,126 @@
+"""Which models a sweep runs and with which command; what can't hold for all models is refused before anything runs."""
+
+import sys
+
+import pytest
+
+from lit_extract.errors import InputError
+from lit_extract.sweep.turns import last_given, plan_turns
+
+MODELS = """
+vision:
+  - vit_a
+  - {name: vit_b, checkpoint: b.safetensors}
+  - deit_c
+language:
+  - org/lm
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """A function that writes a file and returns its name; a models.yml is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.yml").write_text(MODELS)
+
+    def write(name, text):
+        (tmp_path / name).write_text(text)
+        return name
+
+    return write
+
+
+@pytest.fixture
+def vision(write):
+    return write(
+        "vision.yaml", "model:\n  class_path: lit_extract.VisionExtractor\n  init_args: {name: vit_x, pool: avg}\n"
+    )
+
+
+def test_each_model_of_the_kind_gets_a_command_with_all_that_was_given(vision, write):
+    hardware = write("cpu.yaml", "trainer: {accelerator: cpu}\n")
+    options = ["--data.root", "/a b", "--model.pool=[cls, avg]"]
+    turns = plan_turns([vision, hardware], options, "models.yml", None, True)
+    predict = [sys.executable, "-m", "lit_extract", "predict", "--config", vision, "--config", hardware, *options]
+    predict += ["--model.models", "models.yml", "--model.untrained", "true", "--model.name"]
+    assert [turn.command for turn in turns] == [[*predict, name] for name in ("vit_a", "vit_b", "deit_c")]
+    assert [(turn.number, turn.model, turn.state) for turn in turns] == [
+        (1, "vit_a", "waiting"),
+        (2, "vit_b", "waiting"),
+        (3, "deit_c", "waiting"),
+    ]
+
+
+def test_a_pattern_chooses_and_nothing_is_added_that_was_not_given(vision):
+    (turn,) = plan_turns([vision], [], match="deit*")
+    assert turn.command[4:] == ["--config", vision, "--model.name", "deit_c"]
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("model: LanguageExtractor\n", []),
+        ("model:\n  class_path: lit_extract.modules.language.LanguageExtractor\n", []),
+        ("model: VisionExtractor\n", ["--model", "LanguageExtractor"]),
+        ("model: VisionExtractor\n", ["--model.class_path=lit_extract.LanguageExtractor"]),
+        ("data: {class_path: x}\n", ["--model=LanguageExtractor"]),
+    ],
+)
+def test_the_class_of_the_model_says_the_kind(write, config, options):
+    assert [turn.model for turn in plan_turns([write("c.yaml", config)], options)] == ["org/lm"]
+
+
+def test_the_later_config_counts(vision, write):
+    later = write("later.yaml", "model: {class_path: lit_extract.LanguageExtractor}\n")
+    assert [turn.model for turn in plan_turns([vision, later], [])] == ["org/lm"]
+
+
+def test_models_of_the_config_are_used_unless_others_are_given(write):
+    config = write("c.yaml", "model:\n  class_path: VisionExtractor\n  init_args: {models: own.yml}\n")
+    write("own.yml", "vision: [vit_own]\n")
+    assert [turn.model for turn in plan_turns([config], [])] == ["vit_own"]
+    assert [turn.model for turn in plan_turns([config], [], "models.yml")] == ["vit_a", "vit_b", "deit_c"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--model.name", "vit_a"], ["model.name", "--match"]),
+        (["--model.init_args.name=vit_a"], ["model.name", "--match"]),
+        (["--model.models", "x.yml"], ["model.models", "--models"]),
+        (["--model.checkpoint", "x.pth"], ["model.checkpoint", "models.yml"]),
+        (["--model.init_args.revision=abc"], ["model.revision", "models.yml"]),
+        (["--print_config"], ["--print_config"]),
+        (["--model.help", "VisionExtractor"], ["--model.help"]),
+        (["more.yaml"], ["unrecognized argument: 'more.yaml'"]),
+    ],
+)
+def test_options_that_are_of_one_model_or_of_none_are_refused(vision, options, named):
+    with pytest.raises(InputError) as refusal:
+        plan_turns([vision], options)
+    assert [text for text in named if text not in str(refusal.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ("model: {class_path: lit_extract.Captioner}\n", "Captioner makes captions, with one model: use predict"),
+        ("model: {class_path: mine.Extractor}\n", "'mine.Extractor'"),
+        ("data: {class_path: x}\n", "none of them says what the model is"),
+        ("model:\n  class_path: VisionExtractor\n  init_args: {checkpoint: x.pth}\n", "model.checkpoint: 'x.pth'"),
+        ("model: [1\n", "not valid YAML"),
+        ("just text\n", "holds no settings"),
+        (None, "No such file"),
+    ],
+)
+def test_configs_that_no_sweep_can_have_are_refused(write, tmp_path, config, named):
+    if config is not None:
+        write("c.yaml", config)
+    with pytest.raises(InputError) as refusal:
+        plan_turns(["c.yaml"], [])
+    assert named in str(refusal.value)
+
+
+def test_last_given():
+    options = ["--a", "1", "--b=2", "--a=3", "--c"]
+    assert [last_given(options, name) for name in ("--a", "--b", "--c", "--d")] == ["3", "2", None, None]
