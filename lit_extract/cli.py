@@ -16,6 +16,10 @@ def predict() -> None:
     """Extract features of a dataset with a model, or caption its images; resumes by itself."""
 
 
+def plan() -> None:
+    """Say what predict will need of disk, device and host, for one model or all of models.yml; loads no weights."""
+
+
 def finalize(store: str, keep_store: bool = False) -> int:
     """Turn a complete store into its features files.
 
@@ -133,7 +137,7 @@ def coco_captions(
     return EXIT_OK
 
 
-COMMANDS: tuple[Callable[..., int | None], ...] = (predict, sweep, status, finalize, show, check, coco_captions)
+COMMANDS: tuple[Callable[..., int | None], ...] = (predict, plan, sweep, status, finalize, show, check, coco_captions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,6 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from lit_extract.sweep.run import main as run_sweep
 
             return run_sweep(args[1:])
+        if args[:1] == ["plan"]:
+            from lit_extract.plan_cli import main as run_plan
+
+            return run_plan(args[1:])
         return _run(args)
     except ToldError:
         return EXIT_OK  # of the run's other ranks; rank zero has the exit code

@@ -137,12 +137,7 @@ class Job:
             "precision": precision,
             "torch": str(torch.__version__),
         }
-        untrained = "-untrained" if model.untrained else ""
-        folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
-        stem = f"{safe_name(model.model_name)}_pool-"
-        ending = f"{data.file_suffix}{untrained}"
-        self.files = {pool: folder / f"{stem}{pool}{ending}.pt" for pool in model.pools}
-        self.store_path = folder / f"{stem}{'+'.join(model.pools)}{ending}.zarr"
+        self.files, self.store_path = output_paths(model, data, output_dir)
 
     def is_done(self) -> bool:
         """Whether all files are there with this provenance.
@@ -190,16 +185,23 @@ class Job:
         return store
 
     def _check_room(self, done_shards: int, finalize: bool, overwrite: bool) -> None:
-        shape = len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
         files = list(self.files.values())
-        left = [file for file in files if overwrite or not exists(file)] if finalize else []
+        store, features = self._bytes_to_write(done_shards, finalize, overwrite)
         check_room(
             self.store_path.parent,
-            store_bytes(*shape, self.data.rows_a_shard, len(files), done_shards),
-            len(left) * features_bytes(*shape),
+            store,
+            features,
             replaced=bytes_there([self.store_path, *files]) if overwrite else 0,
             advice="make room and run the same command again, or choose another --output_dir",
         )
+
+    def _bytes_to_write(self, done_shards: int, finalize: bool, overwrite: bool) -> tuple[int, int]:
+        """Of the store, and of the features files."""
+        shape = len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
+        files = list(self.files.values())
+        left = [file for file in files if overwrite or not exists(file)] if finalize else []
+        store = store_bytes(*shape, self.data.rows_a_shard, len(files), done_shards)
+        return store, len(left) * features_bytes(*shape)
 
     def _resume(self) -> Store:
         store = Store(self.store_path)
@@ -212,6 +214,9 @@ class Job:
 
     def predict(self, trainer: Trainer, finalize: bool, overwrite: bool) -> None:
         """Compute what is missing."""
+        if isinstance(self.store_path, Path):
+            to_write = sum(self._bytes_to_write(0, finalize, overwrite))
+            self.data.room_for_features = max(0, to_write - bytes_there([self.store_path]))
         writer = ActivationWriter(partial(self.open_store, finalize, overwrite))
         run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
@@ -287,3 +292,13 @@ class Job:
             notes,
             {**self.model.extras, N_BYTES: "int64"},
         )
+
+
+def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath) -> tuple[dict[str, AnyPath], AnyPath]:
+    """The features file of each pooling, and the store that they are made of."""
+    untrained = "-untrained" if model.untrained else ""
+    folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
+    stem = f"{safe_name(model.model_name)}_pool-"
+    ending = f"{data.file_suffix}{untrained}"
+    files: dict[str, AnyPath] = {pool: folder / f"{stem}{pool}{ending}.pt" for pool in model.pools}
+    return files, folder / f"{stem}{'+'.join(model.pools)}{ending}.zarr"

@@ -86,6 +86,14 @@ def default_precision(accelerator: str) -> Precision:
 class PredictCLI(LightningCLI):
     """The predict command: model, data and trainer from YAML and options, then :func:`extract` or :func:`caption`."""
 
+    prog = "lit-extract predict"
+    description = """Extract features of a dataset with a model, or caption its images. Begin with a config and override
+what differs: 'lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae'. The
+settings of the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor,
+Captioner) and --data.help NSDDataModule (or CaptionDataModule, ImageSourceDataModule, …) show them. A run that was
+interrupted goes on when the same command is given again. Exit code: 0 done, 2 something to mend, 3 done but some rows
+are not finite, or have no caption."""
+
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
             model_class=Predictor,
@@ -98,8 +106,8 @@ class PredictCLI(LightningCLI):
             load_from_checkpoint_support=False,
             run=False,
             parser_kwargs={
-                "prog": "lit-extract predict",
-                "description": _DESCRIPTION,
+                "prog": self.prog,
+                "description": self.description,
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
@@ -148,14 +156,6 @@ _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(ex
 def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
     if wrong := [f"--{name}" for name, is_given in given.items() if is_given]:
         raise InputError(f"{', '.join(wrong)}: for {theirs} only; this model makes {ours}")
-
-
-_DESCRIPTION = """Extract features of a dataset with a model, or caption its images. Begin with a config and override
-what differs: 'lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae'. The
-settings of the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor,
-Captioner) and --data.help NSDDataModule (or CaptionDataModule, ImageSourceDataModule, …) show them. A run that was
-interrupted goes on when the same command is given again. Exit code: 0 done, 2 something to mend, 3 done but some rows
-are not finite, or have no caption."""
 
 
 def main(args: list[str]) -> int:

@@ -34,6 +34,7 @@ class StimulusDataModule(LightningDataModule):
     unit = "stimuli"
     dataset_name: str
     output_dir: Path | None = None  # of the features; set by the job
+    room_for_features = 0  # bytes of the disk that the features will still take; set by the job
 
     def __init__(
         self,
@@ -69,6 +70,10 @@ class StimulusDataModule(LightningDataModule):
     def file_suffix(self) -> str:
         """What the data adds to the name of a features file."""
         return ""
+
+    @abstractmethod
+    def read_table(self) -> pd.DataFrame:
+        """The stimulus table, without a look at the stimuli themselves."""
 
     def cut_shards(self, row_bytes: int) -> None:
         """Fix the rows a shard: as given, else for a model with activations of ``row_bytes`` a row."""

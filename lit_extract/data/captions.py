@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
@@ -81,8 +82,8 @@ class CaptionDataModule(StimulusDataModule):
 
     def __init__(
         self,
-        captions: str,
-        prompt_name: str,
+        captions: str | None = None,
+        prompt_name: str | None = None,
         dataset: str = "captions",
         query: str | None = None,
         subset: str = WHOLE_SUBSET,
@@ -97,7 +98,9 @@ class CaptionDataModule(StimulusDataModule):
         for setting, value in (("token_budget", token_budget), ("shard_rows", shard_rows)):
             if value is not None and value < 1:
                 raise InputError(f"data.{setting}: {value} must be 1 or more")
-        for setting, name in (("dataset", dataset), ("prompt_name", prompt_name)):
+        if captions is not None and prompt_name is None:
+            raise InputError("data.prompt_name: not given; it names the captions in the name of the features file")
+        for setting, name in (("dataset", dataset), ("prompt_name", prompt_name or "none")):
             if not name or not all(letter.isalnum() or letter in "._+-" for letter in name) or name.startswith("."):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
         self.captions, self.dataset_name, self.prompt_name = captions, dataset, prompt_name
@@ -108,12 +111,22 @@ class CaptionDataModule(StimulusDataModule):
         """The captions' name, in the name of a features file."""
         return f"_prompt-{self.prompt_name}"
 
+    def read_table(self) -> pd.DataFrame:
+        """The captions of the file.
+
+        Raises:
+            InputError: There is none, or anything is wrong with it.
+        """
+        if self.captions is None:
+            raise InputError("data.captions: not given; give --data.captions FILE and --data.prompt_name NAME")
+        return load_captions(self.captions, self.query)
+
     def setup(self, stage: str | None = None) -> None:
         """Load and tokenize the captions, once."""
         if self.stimuli is not None:
             return
         assert self.preprocessing is not None, "data.preprocessing is the model's"
-        stimuli = load_captions(self.captions, self.query)
+        stimuli = self.read_table()
         self._check_dataset(list(stimuli.columns))
         texts = stimuli["caption"].tolist()
         settings = self.preprocessing

@@ -24,10 +24,11 @@ from timm.data import create_transform
 from torch.utils.data import Dataset
 
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
-from lit_extract.data.pixels import GEOMETRY, PixelCache, folder_name, free_bytes, image_state
+from lit_extract.data.pixels import GEOMETRY, PixelCache, folder_name, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import open_image
+from lit_extract.disk import free_bytes
 from lit_extract.errors import InputError, one_line
 from lit_extract.ranks import say
 
@@ -136,7 +137,6 @@ class ImageDataModule(StimulusDataModule):
     """
 
     unit = "images"
-    room_for_features = 0  # bytes of the cache's disk that the features will take; set by the job
 
     def __init__(
         self,
@@ -157,10 +157,14 @@ class ImageDataModule(StimulusDataModule):
             raise InputError(str(error)) from None
         self.root, self.batch_size, self.on_bad_image, self.cache = root, batch_size, on_bad_image, cache
 
+    def read_table(self) -> pd.DataFrame:
+        """The images that are asked for."""
+        return load_dataset(self.dataset_name, self.root, self.query)
+
     def setup(self, stage: str | None = None) -> None:
         """Load the stimulus table, once, and see that its images are there."""
         if self.stimuli is None:
-            stimuli = load_dataset(self.dataset_name, self.root, self.query)
+            stimuli = self.read_table()
             self.n_bytes = np.array(table.image_sizes(stimuli), dtype=np.int64)
             self.stimuli_hash = table.fingerprint(stimuli)
             self.stimuli = stimuli

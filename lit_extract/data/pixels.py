@@ -11,7 +11,6 @@ N rows of the dataset, H height, W width.
 import hashlib
 import json
 import os
-import shutil
 import struct
 import threading
 from collections.abc import Mapping
@@ -136,9 +135,3 @@ class PixelCache:
 
 def _open(path: Path, mode: int) -> int:
     return os.open(path, mode, 0o666)
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes that a user may still write below a folder that need not exist yet."""
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    return shutil.disk_usage(existing).free

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -97,11 +98,15 @@ class ImageSourceDataModule(StimulusDataModule):
         self.dataset_name, self.root, self.query = dataset, root, query
         self.done_rows: set[int] = set()
 
+    def read_table(self) -> pd.DataFrame:
+        """The images that are asked for."""
+        return load_dataset(self.dataset_name, self.root, self.query)
+
     def setup(self, stage: str | None = None) -> None:
         """Load the stimulus table, once, and see which images are there."""
         if self.stimuli is not None:
             return
-        stimuli = load_dataset(self.dataset_name, self.root, self.query)
+        stimuli = self.read_table()
         ids = stimuli["stimulus_id"].tolist()
         rows = stimuli["image_row"].tolist() if "image_row" in stimuli else [None] * len(stimuli)
         self.sources = [ImageSource(*source) for source in zip(ids, stimuli["image"], rows, strict=True)]

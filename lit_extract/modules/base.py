@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_extract.modules.weights import default_float32, hub_commit, path_sha256
 from lit_extract.registry import find_model
@@ -72,6 +72,18 @@ class Extractor(Predictor):
     @abstractmethod
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Inputs of B rows to ``feats`` (B, P, L, D) float32 and the extras (B,), on the device."""
+
+    @abstractmethod
+    def blank_inputs(self, n_rows: int, n_tokens: int) -> dict[str, Tensor]:
+        """Inputs of the shapes and types of a batch, for :meth:`activations`; images do not need ``n_tokens``."""
+
+    @abstractmethod
+    def skeleton(self, dtype: torch.dtype) -> nn.Module:
+        """The backbone as a run of this precision has it, on the meta device: without memory behind its weights."""
+
+    @abstractmethod
+    def adopt(self, backbone: nn.Module) -> None:
+        """Use this backbone; none is loaded then."""
 
     @abstractmethod
     def weights_source(self) -> tuple[str, Sequence[str]]:

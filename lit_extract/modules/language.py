@@ -170,6 +170,22 @@ class LanguageExtractor(Extractor):
             outputs |= self._losses(output, inputs["input_ids"], mask, inputs["n_bytes"])
         return outputs
 
+    def blank_inputs(self, n_rows: int, n_tokens: int) -> dict[str, Tensor]:
+        """Tokens (B, T), none of them padding."""
+        tokens = torch.zeros(n_rows, n_tokens, dtype=torch.int64)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "n_bytes": tokens[:, 0].clone()}
+
+    def skeleton(self, dtype: torch.dtype) -> nn.Module:
+        """The model without weights; buffers, rotary frequencies say, stay float32."""
+        skeleton: nn.Module = self._create_skeleton()
+        for parameter in skeleton.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return skeleton
+
+    def adopt(self, backbone: nn.Module) -> None:
+        """Use this model, with its head."""
+        self._model[:] = [backbone]
+
     def local_checkpoint(self) -> str | None:
         """The folder, when the weights are local."""
         return self.source if Path(self.source).exists() else None
@@ -219,27 +235,28 @@ class LanguageExtractor(Extractor):
 
     def _create_skeleton(self) -> Any:
         """The model without memory behind its weights, for its shape."""
-        from transformers import AutoModelForCausalLM
-
         try:
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(self.config, trust_remote_code=self._from["trust_remote_code"])
+                return self._from_config()
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"model.name: transformers knows no causal language model for {self.model_name!r}: {one_line(error)}"
             ) from None
 
     def _random_model(self, device: torch.device, dtype: torch.dtype) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        attention = {k: v for k, v in self.options.items() if k == "attn_implementation"}
         with on_cpu_in_float32(self.seed):
-            model = AutoModelForCausalLM.from_config(
-                self.config, trust_remote_code=self._from["trust_remote_code"], dtype=torch.float32, **attention
-            )
+            model = self._from_config()
         for parameter in model.parameters():  # not buffers: rotary frequencies stay float32
             parameter.data = parameter.data.to(device, dtype)
         return model.to(device)
+
+    def _from_config(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        attention = {k: v for k, v in self.options.items() if k == "attn_implementation"}
+        return AutoModelForCausalLM.from_config(
+            self.config, trust_remote_code=self._from["trust_remote_code"], dtype=torch.float32, **attention
+        )
 
     def _trained_model(self, device: torch.device, dtype: torch.dtype) -> Any:
         from transformers import AutoModelForCausalLM

@@ -70,7 +70,8 @@ class VisionExtractor(Extractor):
             )
         if self.checkpoint and not untrained and not Path(self.checkpoint).is_file():
             raise InputError(f"model.checkpoint: {self.checkpoint!r} is not a file")
-        skeleton = self._create_skeleton(models)
+        self._models = models
+        skeleton = self._create_skeleton()
         self.preprocessing = _preprocessing(skeleton, self.options)
         n_tokens, self.n_dim = _block_shape(name, skeleton, self.preprocessing["input_size"])
         self.n_prefix, has_class_token = _prefix_tokens(skeleton, n_tokens)
@@ -117,6 +118,19 @@ class VisionExtractor(Extractor):
         dtype = next(self.backbone.parameters()).dtype
         return images.float().div_(255).sub_(mean).div_(std).to(dtype)
 
+    def blank_inputs(self, n_rows: int, n_tokens: int) -> dict[str, Tensor]:
+        """Images (B, 3, H, W)."""
+        return {"image": torch.zeros(n_rows, *self.preprocessing["input_size"], dtype=torch.uint8)}
+
+    def skeleton(self, dtype: torch.dtype) -> nn.Module:
+        """The backbone without weights; Lightning casts its buffers too."""
+        skeleton: nn.Module = self._create_skeleton()
+        return skeleton.to(dtype)
+
+    def adopt(self, backbone: nn.Module) -> None:
+        """Use this backbone."""
+        self.backbone, self._scale = backbone, None
+
     def local_checkpoint(self) -> str | None:
         """The checkpoint is always a local file."""
         return self.checkpoint
@@ -126,7 +140,7 @@ class VisionExtractor(Extractor):
         names = ("model", "open_clip_model", "pytorch_model", "open_clip_pytorch_model")
         return self.hub_id, [f"{name}{suffix}" for name in names for suffix in (".safetensors", ".bin")]
 
-    def _create_skeleton(self, models: str | None) -> Any:
+    def _create_skeleton(self) -> Any:
         """The model without memory behind its weights, for its shape."""
         try:
             with torch.device("meta"), warnings.catch_warnings():
@@ -136,7 +150,7 @@ class VisionExtractor(Extractor):
             if ":" in self.model_name or _is_timm_name(self.model_name):
                 what = f"{self.model_name!r} with {self.options}"
                 raise InputError(f"model.name, model.options: timm can't build {what}: {one_line(error)}") from None
-            known = [entry.name for entry in read_models(models)["vision"]] + timm.list_models(pretrained=True)
+            known = [entry.name for entry in read_models(self._models)["vision"]] + timm.list_models(pretrained=True)
             raise unknown_model(self.model_name, dict.fromkeys(known)) from None
         return skeleton.eval()
 
