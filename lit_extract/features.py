@@ -3,9 +3,10 @@
 N stimuli, L layers, D hidden size.
 """
 
+import json
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,8 @@ from lit_extract.layout import FEATURES_KEYS, STORE_SUFFIX
 from lit_extract.paths import AnyPath, RemoteError, remote_errors, to_path
 
 if TYPE_CHECKING:
+    import rsatoolbox
+    import xarray
     from upath import UPath
 
 
@@ -79,6 +82,67 @@ class Features:
         if not known:
             raise InputError(f"layer: {layer!r} is not one of the {len(self.layers)} layers {', '.join(self.layers)}")
         return self._read(self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers))
+
+    def to_rsatoolbox(self, layer: str | int, rows: Sequence[int] | None = None) -> "rsatoolbox.data.Dataset":
+        """One layer as a dataset of rsatoolbox, for RDMs and RSA.
+
+        Args:
+            layer: Name or index.
+            rows: Rows to take; default: all N, which an RDM of N × N may be too much for.
+
+        Returns:
+            ``measurements`` (rows, D), float32; ``stimulus_id`` is an observation descriptor, ``dim`` a channel
+            descriptor, and model, layer, pooling, dataset and subset describe the dataset.
+
+        Raises:
+            InputError: No such layer, or rsatoolbox is not installed.
+        """
+        try:
+            from rsatoolbox.data import Dataset
+        except ImportError:
+            raise InputError("to_rsatoolbox needs rsatoolbox: pip install 'lit-extract[report]'") from None
+        feats, ids = self.layer(layer), self.stimulus_ids
+        if rows is not None:
+            feats, ids = feats[list(rows)], [ids[row] for row in rows]  # type: ignore[assignment]
+        return Dataset(
+            feats.numpy(),
+            descriptors={**self._names(), "layer": layer if isinstance(layer, str) else self.layers[layer]},
+            obs_descriptors={"stimulus_id": list(ids)},
+            channel_descriptors={"dim": list(range(feats.shape[1]))},
+        )
+
+    def to_xarray(self, layer: str | int | None = None) -> "xarray.DataArray":
+        """All layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
+
+        Read from a ``.pt`` nothing is loaded before it is used: the numbers stay in the file. From a store all that
+        is asked for is read.
+
+        Args:
+            layer: Name or index; default: all.
+
+        Returns:
+            ``(stimulus, layer, dim)``, or ``(stimulus, dim)`` of one layer; ``stimulus`` are the ids, ``layer`` the
+            names. ``attrs`` has model, pooling, dataset, subset, and the whole provenance as JSON.
+
+        Raises:
+            InputError: No such layer, or xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise InputError("to_xarray needs xarray: pip install 'lit-extract[report]'") from None
+        coordinates: dict[str, Any] = {"stimulus": np.array(self.stimulus_ids)}
+        if layer is None:
+            feats, dimensions = self.feats, ["stimulus", "layer", "dim"]
+            coordinates["layer"] = self.layers
+        else:
+            feats, dimensions = self.layer(layer), ["stimulus", "dim"]
+            coordinates["layer"] = layer if isinstance(layer, str) else self.layers[layer]
+        attributes = {**self._names(), "provenance": json.dumps(self.provenance)}
+        return xarray.DataArray(feats.numpy(), coordinates, dimensions, name="features", attrs=attributes)
+
+    def _names(self) -> dict[str, Any]:
+        return {key: self.provenance.get(key) for key in ("model", "pool", "dataset", "subset")}
 
 
 def load_features(path: str | AnyPath, pool: str | None = None) -> Features:

@@ -1,7 +1,9 @@
 """Reading features back, and refusing what is something else, without running it."""
 
+import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +172,48 @@ def test_a_path_to_nothing_is_named(tmp_path):
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not a lit-extract store"):
         load_features(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [None, [7, 2, 5]])
+def test_rsatoolbox_has_the_numbers_under_their_ids(saved, rows):
+    from rsatoolbox.rdm import calc_rdm
+
+    path, feats = saved
+    dataset = load_features(path).to_rsatoolbox("blocks.1", rows)
+    expected = feats[list(range(10)) if rows is None else rows, 1]
+    np.testing.assert_array_equal(dataset.measurements, expected, strict=True)
+    ids = [f"image_{k}.jpg" for k in (range(10) if rows is None else rows)]
+    assert list(dataset.obs_descriptors["stimulus_id"]) == ids
+    assert dataset.descriptors["layer"] == "blocks.1"
+    assert (dataset.descriptors["model"], dataset.descriptors["dataset"]) == ("m", "demo")
+    rdm = calc_rdm(dataset, method="correlation", descriptor="stimulus_id")
+    by_id = dict(zip(rdm.pattern_descriptors["stimulus_id"], range(len(ids)), strict=True))
+    found = rdm.get_matrices()[0][by_id["image_2.jpg"], by_id["image_7.jpg"]]
+    assert found == pytest.approx(1 - np.corrcoef(feats[2, 1], feats[7, 1])[0, 1], abs=1e-6)
+
+
+def test_xarray_has_the_numbers_under_their_names(saved):
+    path, feats = saved
+    features = load_features(path)
+    array = features.to_xarray()
+    assert array.dims == ("stimulus", "layer", "dim")
+    np.testing.assert_array_equal(array.values, feats, strict=True)
+    np.testing.assert_array_equal(array.sel(stimulus="image_4.jpg", layer="blocks.2"), feats[4, 2])
+    one = features.to_xarray(-1)
+    assert (one.dims, one.coords["layer"].item()) == (("stimulus", "dim"), "blocks.2")
+    np.testing.assert_array_equal(one.sel(stimulus=["image_9.jpg", "image_0.jpg"]), feats[[9, 0], 2])
+    assert json.loads(array.attrs["provenance"]) == features.provenance
+
+
+def test_xarray_of_a_file_leaves_the_numbers_in_it(make_store):
+    store, _ = make_store()
+    features = load_features(finalize(store.path)[0])
+    assert np.shares_memory(features.to_xarray().values, features.feats.numpy())
+
+
+@pytest.mark.parametrize(("package", "convert"), [("rsatoolbox", "to_rsatoolbox"), ("xarray", "to_xarray")])
+def test_a_missing_package_is_one_clear_error(saved, monkeypatch, package, convert):
+    for module in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=r"pip install 'lit-extract\[report\]'"):
+        getattr(load_features(saved[0]), convert)(0)
