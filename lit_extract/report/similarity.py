@@ -1,0 +1,141 @@
+"""How alike the geometry of two layers is, whatever their dimensions. Pure functions of numbers.
+
+n stimuli, D hidden size, L layers, k neighbours, P = n(n - 1) / 2 pairs of stimuli.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+
+NEIGHBOURS = 10  # as Huh et al. (2024)
+TRUNCATED_AT = 95  # percentile of the absolute activations, as theirs
+
+
+def centred_gram(feats: Floats) -> NDArray[np.float64]:
+    """Inner products (n, n) of the rows (n, D) less the mean row; exactly 0 if all rows are the same."""
+    if (feats == feats[0]).all():
+        return np.zeros((len(feats), len(feats)))
+    centred = feats.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    gram: NDArray[np.float64] = centred @ centred.T
+    return gram
+
+
+def cka_vector(gram: Floats) -> NDArray[np.float32]:
+    """A vector (P,) of length 1, whose inner product with that of another layer is their debiased linear CKA.
+
+    Linear CKA (Kornblith et al., 2019) is the cosine between two Gram matrices. The usual centring, without regard to
+    the diagonal, gives values near 1 to unrelated layers when there are fewer stimuli than dimensions. Here the
+    matrices are U-centred (Székely & Rizzo, 2014), which makes HSIC unbiased (Song et al., 2012); as in Nguyen
+    et al. (2021) and Murphy et al. (2024). Unrelated layers are then near 0, and may be a little below.
+
+    Args:
+        gram: Inner products (n, n), n ≥ 4, as :func:`centred_gram` gives them.
+
+    Returns:
+        NaN throughout, if all rows of the layer are the same.
+    """
+    n = len(gram)
+    off_diagonal = gram - np.diag(np.diag(gram))
+    sums = off_diagonal.sum(axis=0)
+    centred = off_diagonal - (sums[:, None] + sums[None, :]) / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
+    vector = centred[np.triu_indices(n, 1)]
+    length = np.linalg.norm(vector)
+    return np.asarray(vector / length if length else np.full_like(vector, np.nan), dtype=np.float32)
+
+
+def cka(vectors: Floats, others: Floats) -> NDArray[np.float64]:
+    """CKA between all layers of two models (L, L'), from their vectors (L, P) and (L', P)."""
+    return np.asarray(vectors @ others.T, dtype=np.float64)
+
+
+def neighbours_at_most(n: int) -> int:
+    """How many neighbours are looked at among n stimuli: 10, and a fifth of them at most.
+
+    Among few stimuli ten neighbours would be half of all, and chance alone would make models agree.
+    """
+    return max(1, min(NEIGHBOURS, n // 5))
+
+
+def nearest(feats: Floats, k: int) -> NDArray[np.int32]:
+    """The k nearest neighbours (n, k) of each row (n, D) among the others, the nearest first, by cosine similarity.
+
+    Huh et al. (2024, arXiv:2405.07987): large activations are truncated first, at the 95th percentile of a stimulus'
+    absolute activations, averaged over stimuli; here of each layer by itself.
+
+    Returns:
+        -1 throughout, if all rows of the layer are the same and none is nearer than another.
+    """
+    if (feats == feats[0]).all():
+        return np.full((len(feats), k), -1, dtype=np.int32)
+    limit = np.percentile(np.abs(feats.astype(np.float64)), TRUNCATED_AT, axis=1).mean()
+    truncated = np.clip(feats.astype(np.float64), -limit, limit)
+    lengths = np.linalg.norm(truncated, axis=1, keepdims=True)
+    unit = truncated / np.where(lengths == 0, 1, lengths)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :k].astype(np.int32)
+
+
+def mutual_neighbours(nearest_a: Ints, nearest_b: Ints) -> NDArray[np.float64]:
+    """Share of neighbours that all layers of two models have in common (L, L'), from (L, n, k) and (L', n, k).
+
+    Mutual k-nearest-neighbour alignment (Huh et al., 2024): 1 when each stimulus has the same k neighbours in both,
+    k / (n - 1) by chance. NaN where a layer has no neighbours.
+    """
+    _, n, _ = nearest_a.shape
+    rows = np.arange(n)[:, None]
+    shares = np.empty((len(nearest_a), len(nearest_b)))
+    for place, of_layer in enumerate(nearest_a):
+        is_neighbour = np.zeros((n, n), dtype=bool)
+        is_neighbour[rows, of_layer] = True
+        shares[place] = is_neighbour[rows, nearest_b].mean(axis=(1, 2))
+    shares[nearest_a[:, 0, 0] < 0] = np.nan
+    shares[:, nearest_b[:, 0, 0] < 0] = np.nan
+    return shares
+
+
+class Shuffle:
+    """Gives the stimuli of one model the places of others, as if its rows were out of order.
+
+    Args:
+        order: The stimulus that comes to each place (n,).
+    """
+
+    def __init__(self, order: Ints) -> None:
+        n = len(order)
+        places = np.zeros((n, n), dtype=np.int32)
+        upper = np.triu_indices(n, 1)
+        places[upper] = np.arange(len(upper[0]))
+        places += places.T
+        self.order, self.inverse = order, np.argsort(order).astype(np.int32)
+        self.pairs = places[order[:, None], order[None, :]][upper]
+
+    def vectors(self, vectors: Floats) -> Floats:
+        """CKA vectors (L, P) of the shuffled stimuli."""
+        return vectors[:, self.pairs]
+
+    def nearest(self, nearest: Ints) -> Ints:
+        """Neighbours (L, n, k) of the shuffled stimuli; -1 stays."""
+        shuffled = self.inverse[nearest[:, self.order]]
+        shuffled[nearest[:, 0, 0] < 0] = -1
+        return shuffled
+
+
+def shuffles(n: int, permutations: int, seed: int) -> Iterator[Shuffle]:
+    """Seeded random orders of n stimuli."""
+    generator = np.random.default_rng(seed)
+    for _ in range(permutations):
+        yield Shuffle(generator.permutation(n))
+
+
+def best(similarity: Floats) -> tuple[float, tuple[int, int]] | None:
+    """The largest value of (L, L') and the layers it is between; None if there is no number."""
+    if np.isnan(similarity).all():
+        return None
+    place = np.unravel_index(int(np.nanargmax(similarity)), similarity.shape)
+    return float(similarity[place]), (int(place[0]), int(place[1]))

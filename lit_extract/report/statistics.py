@@ -1,0 +1,106 @@
+"""Measures of one layer, or of the rows of a file. Pure functions of numbers.
+
+N rows, n rows of a sample, D hidden size.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+# An outlier dimension is, on average over stimuli, this many times as far from zero as the median dimension.
+# Sun et al. (2024, arXiv:2402.17762) compare with the median too, of one token's activations and a thousandfold;
+# pooling and averaging leave less of it.
+OUTLIER_FACTOR = 6
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Euclidean norms of rows: median, 5th and 95th percentile."""
+
+    median: float
+    p5: float
+    p95: float
+
+
+def norms(feats: Floats) -> Norms:
+    """Of the rows (n, D), finite."""
+    p5, median, p95 = np.percentile(np.linalg.norm(feats.astype(np.float64), axis=1), [5, 50, 95])
+    return Norms(float(median), float(p5), float(p95))
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Dimensions that are larger than the others.
+
+    Args:
+        dimensions: Those of mean absolute activation above :data:`OUTLIER_FACTOR` times the median dimension's,
+            the largest first.
+        largest: The dimension with the largest sum of squares.
+        largest_share: Its share of the sum of squares of all, 0 to 1; 1 / D if all were alike. This is what it adds
+            to the cosine similarity of a row with itself (compare Timkey & van Schijndel, 2021).
+    """
+
+    dimensions: list[int]
+    largest: int
+    largest_share: float
+
+
+def outliers(feats: Floats) -> Outliers:
+    """Of a layer (n, D), finite."""
+    size = np.abs(feats.astype(np.float64)).mean(axis=0)
+    squares = np.square(feats.astype(np.float64)).sum(axis=0)
+    beyond = np.flatnonzero(size > OUTLIER_FACTOR * np.median(size))
+    largest = int(squares.argmax())
+    total = squares.sum()
+    dimensions = [int(k) for k in beyond[np.argsort(-size[beyond], kind="stable")]]
+    return Outliers(dimensions, largest, float(squares[largest] / total) if total else 0.0)
+
+
+def effective_rank(gram: Floats) -> float:
+    """Exp of the entropy of the normalized singular values (Roy & Vetterli, 2007).
+
+    Between 1, all rows on a line, and the smaller of n - 1 and D.
+
+    Args:
+        gram: Inner products (n, n) of rows from which the mean row was subtracted.
+    """
+    values = np.linalg.eigvalsh(gram)
+    floor = max(values[-1], 0) * len(gram) * np.finfo(np.float64).eps
+    singular = np.sqrt(values[values > floor])
+    if not singular.size:
+        return float("nan")  # all rows are the same
+    shares = singular / singular.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What all rows of a file are like.
+
+    Args:
+        finite: (N,) whether all numbers of a row are.
+        identical: Finite rows that are the same bit by bit, in groups.
+    """
+
+    finite: NDArray[np.bool_]
+    identical: list[list[int]]
+
+
+def look_at_rows(chunks: Iterable[Floats]) -> Rows:
+    """Of the rows of one layer, which come in order, some at a time."""
+    finite: list[NDArray[np.bool_]] = []
+    rows_of: dict[bytes, list[int]] = defaultdict(list)
+    row = 0
+    for chunk in chunks:
+        finite.append(np.asarray(np.isfinite(chunk).all(axis=1)))
+        for numbers, is_finite in zip(np.ascontiguousarray(chunk), finite[-1], strict=True):
+            if is_finite:
+                rows_of[hashlib.blake2b(numbers.data, digest_size=16).digest()].append(row)
+            row += 1
+    return Rows(np.concatenate(finite), [rows for rows in rows_of.values() if len(rows) > 1])

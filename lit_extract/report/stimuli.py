@@ -1,0 +1,93 @@
+"""What is known of the stimuli themselves: pictures and captions."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, ImageOps
+
+from lit_extract.datasets import load_captions, load_dataset
+from lit_extract.errors import InputError, one_line
+
+THUMBNAIL_SIZE = 144  # pixels of each side: sharp also where a pixel of the page is several of the screen
+
+
+class Stimuli:
+    """Pictures of a dataset, where they can be reached, and captions, where they are given.
+
+    Args:
+        dataset: Its name.
+        root: Its folder; default: the dataset's environment variable.
+        captions: CSV or Parquet.
+
+    Attributes:
+        note: Why there are no pictures, if there are none.
+        captions: By stimulus.
+        tell_captions_apart: Whether the captions are those of all language models.
+
+    Raises:
+        InputError: A ``root`` or ``captions`` that was given and is not right.
+    """
+
+    def __init__(self, dataset: str, root: str | None = None, captions: str | None = None) -> None:
+        self.note: str | None = None
+        self._places: dict[Hashable, tuple[str, int | None]] = {}
+        self._thumbnails: dict[Hashable, str | None] = {}
+        try:
+            table = load_dataset(dataset, root)
+            rows = table["image_row"].tolist() if "image_row" in table else [None] * len(table)
+            self._places = dict(zip(table["stimulus_id"], zip(table["image"], rows, strict=True), strict=True))
+        except InputError as error:
+            if root is not None:
+                raise
+            self.note = f"No pictures: {error}".replace("data.root", "root")
+        self.tell_captions_apart = True
+        self.captions: dict[Hashable, str] = {}
+        if captions is not None:
+            texts = load_captions(Path(captions))
+            self.captions = dict(zip(texts["stimulus_id"], texts["caption"], strict=True))
+
+    def open(self, stimulus: Hashable) -> Image.Image | None:
+        """The picture, or None where it can't be had."""
+        from lit_extract.data.images import open_image
+
+        if stimulus not in self._places:
+            return None
+        try:
+            return open_image(*self._places[stimulus])
+        except Exception as error:  # Pillow raises almost anything on a broken file
+            self.note = f"Some pictures can't be read: {one_line(error)}"
+            return None
+
+    def thumbnail(self, stimulus: Hashable) -> str | None:
+        """The middle square of the picture, small, as a data URL."""
+        if stimulus not in self._thumbnails:
+            self._thumbnails[stimulus] = _data_url(self.open(stimulus))
+        return self._thumbnails[stimulus]
+
+    def alike(self, stimuli: Sequence[Hashable], kind: str) -> Literal["same", "different", "unknown"]:
+        """Whether stimuli are the same in themselves: pixels for ``vision``, captions for ``language``."""
+        known = {self._identity(stimulus, kind) for stimulus in stimuli}
+        if len(known - {None}) > 1:
+            return "different"
+        return "unknown" if None in known else "same"
+
+    def _identity(self, stimulus: Hashable, kind: str) -> str | None:
+        if kind == "language":
+            return self.captions.get(stimulus) if self.tell_captions_apart else None
+        picture = self.open(stimulus)
+        if picture is None:
+            return None
+        return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def _data_url(picture: Image.Image | None) -> str | None:
+    if picture is None:
+        return None
+    square = ImageOps.fit(picture, (THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    square.save(buffer, "JPEG", quality=72, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,56 @@
+"""Measures of one layer against formulas written out."""
+
+import numpy as np
+import oracles
+import pytest
+
+from lit_extract.report import similarity, statistics
+
+
+def test_norms_are_percentiles_of_lengths():
+    rows = np.array([[3, 4], [6, 8], [0, 1], [0, 0], [5, 12]], dtype=np.float32)
+    found = statistics.norms(rows)
+    assert (found.median, found.p5, found.p95) == pytest.approx((5, np.percentile([5, 10, 1, 0, 13], 5), 12.4))
+
+
+@pytest.mark.parametrize("shape", [(20, 5), (6, 40)])
+def test_effective_rank_is_of_the_singular_values(shape):
+    feats = np.random.default_rng(0).normal(size=shape) * np.arange(1, shape[1] + 1) + 7
+    expected = oracles.effective_rank(feats)
+    assert 1 < expected < min(shape[0] - 1, shape[1])
+    assert statistics.effective_rank(similarity.centred_gram(feats)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_effective_rank_of_known_shapes():
+    line = np.outer(np.arange(8), [1, 2, 3]).astype(np.float32)
+    assert statistics.effective_rank(similarity.centred_gram(line)) == pytest.approx(1, abs=1e-4)
+    corners = np.eye(8, dtype=np.float32)  # spread alike along 7 dimensions
+    assert statistics.effective_rank(similarity.centred_gram(corners)) == pytest.approx(7, rel=1e-4)
+    assert np.isnan(statistics.effective_rank(similarity.centred_gram(np.ones((8, 3)))))
+
+
+def test_outlier_dimensions_are_those_far_above_the_median_one():
+    feats = np.random.default_rng(0).choice([-1.0, 1.0], size=(10, 64)).astype(np.float32)
+    assert statistics.outliers(feats).dimensions == []
+    feats[:, 11] *= 7
+    feats[:, 40] *= -30
+    feats[:, 5] *= 5.9
+    found = statistics.outliers(feats)
+    assert (found.dimensions, found.largest) == ([40, 11], 40)
+    assert found.largest_share == pytest.approx(900 / (61 + 49 + 900 + 5.9**2), rel=1e-5)
+
+
+def test_outliers_of_zeros_are_none():
+    found = statistics.outliers(np.zeros((4, 3), dtype=np.float32))
+    assert (found.dimensions, found.largest_share) == ([], 0)
+
+
+def test_rows_that_are_not_finite_or_identical_are_found_across_chunks():
+    rows = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    rows[9] = rows[1]
+    rows[4] = rows[1]
+    rows[10] = rows[8]
+    rows[2, 1], rows[6, 0], rows[7] = np.inf, np.nan, np.nan
+    found = statistics.look_at_rows(rows[first : first + 4] for first in range(0, 11, 4))
+    assert np.flatnonzero(~found.finite).tolist() == [2, 6, 7]
+    assert found.identical == [[1, 4, 9], [8, 10]]
