@@ -64,7 +64,9 @@ def test_the_wheel_has_what_the_package_reads():
 def test_nothing_that_ships_is_ignored_by_git():
     """hatchling leaves out of the wheel what .gitignore names."""
     files = [
-        str(path) for path in (REPOSITORY / "lit_extract").rglob("*") if path.suffix in (".py", ".jpg", ".csv", ".md", ".j2")
+        str(path)
+        for path in (REPOSITORY / "lit_extract").rglob("*")
+        if path.suffix in (".py", ".jpg", ".csv", ".md", ".j2")
     ]
     run = subprocess.run(["git", "check-ignore", *files], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert run.returncode in (1, 128), f"{run.stdout} (128: not a git checkout)"
