@@ -52,7 +52,7 @@ class Stimuli:
 
     def open(self, stimulus: Hashable) -> Image.Image | None:
         """The picture, or None where it can't be had."""
-        from lit_extract.data.images import open_image
+        from lit_extract.datasets.decode import open_image
 
         if stimulus not in self._places:
             return None
