@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from lit_extract.data.plan import count_shards
 from lit_extract.errors import InputError
-from lit_extract.layout import shard_bytes
+from lit_extract.layout import count_shards, shard_bytes
 from lit_extract.paths import AnyPath
 
 # Ids, status, sizes of the inputs, and of captions the mask: in the store, and again in a features file.

@@ -30,6 +30,7 @@ from lit_extract.ranks import is_rank_zero, say
 from lit_extract.run import run_predict
 from lit_extract.signals import Interrupted, stoppable
 from lit_extract.store import N_BYTES, Store, StoreSpec, is_store, remains, remove_store
+from lit_extract.timing import stopwatch
 from lit_extract.writer import ActivationWriter
 
 
@@ -86,10 +87,12 @@ def extract(
             f"data.preprocessing: {data.preprocessing} is not that of {model.model_name!r}, which is "
             f"{model.preprocessing}; make a data module for each model"
         )
-    data.setup("predict")
+    with stopwatch("stimuli"):
+        data.setup("predict")
     folder = to_path(output_dir, "output_dir")
     data.output_dir = folder if isinstance(folder, Path) else None
-    job = Job(model, data, str(trainer.precision), folder)
+    with stopwatch("weights"):  # a checkpoint is hashed
+        job = Job(model, data, str(trainer.precision), folder)
     with stoppable(), ExitStack() as held_locks:
         if not is_rank_zero():
             with suppress(NothingLeft):  # rank zero says so

@@ -21,6 +21,11 @@ def safe_name(name: str) -> str:
     return re.sub(r"^\.+|[^A-Za-z0-9._+=@-]", "_", name)
 
 
+def count_shards(n_rows: int, shard_rows: int) -> int:
+    """Shards that hold ``n_rows``."""
+    return -(-n_rows // shard_rows)
+
+
 def shard_key(pool: str, shard: int) -> str:
     """Where a shard lies, below the store's folder."""
     return f"{pool}/c/{shard}/0/0"
@@ -61,7 +66,7 @@ class Layout:
     @property
     def n_shards(self) -> int:
         """Shards, done or not."""
-        return len(range(0, self.shape[0], self.shard_rows))
+        return count_shards(self.shape[0], self.shard_rows)
 
     def done_shards(self, sizes: Mapping[str, int]) -> set[int]:
         """Shards whose files are all there, at their full size.

@@ -20,6 +20,7 @@ from lit_extract.features import load_features
 from lit_extract.job import Extraction, extract
 from lit_extract.modules.base import Predictor
 from lit_extract.modules.caption import Captioner
+from lit_extract.timing import seconds_since_start, stopwatch
 
 EXIT_OK, EXIT_BAD_ROWS = 0, 3
 FAILURES_SHOWN = 10
@@ -129,6 +130,14 @@ are not finite, or have no caption."""
             default=False,
             help="Start anew: delete a store or features files that are there.",
         )
+        parser.add_argument(
+            "--profile",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Say at the end where the time went. On a GPU nothing overlaps then, which takes longer.",
+        )
         parser.link_arguments("model.preprocessing", "data.init_args.preprocessing", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -141,6 +150,7 @@ are not finite, or have no caption."""
     def run(self) -> Extraction | Captions:
         """Extract or caption with the parsed settings."""
         config = self.config_init
+        stopwatch.synchronizes = config["profile"]
         features = {name: config[name] for name in ("output_dir", "finalize", "keep_store")}
         if isinstance(self.model, Captioner):
             given = {name: value != _DEFAULTS[name] for name, value in features.items()}
@@ -160,11 +170,13 @@ def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
 
 def main(args: list[str]) -> int:
     """Run ``lit-extract predict`` with the given arguments; return the exit code."""
+    stopwatch.seconds["imports"] = seconds_since_start()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # of loading weights; the run has its own
     try:
-        cli = PredictCLI(args)
+        with stopwatch("settings"):
+            cli = PredictCLI(args)
     except (ArgumentError, ValueError) as error:
         if (wrong := wrong_setting(error)) is None:
             raise
@@ -172,7 +184,11 @@ def main(args: list[str]) -> int:
     if cli.trainer.global_rank != 0:
         cli.run()
         return EXIT_OK
-    return _summarize(cli.run())
+    done = cli.run()
+    code = _summarize(done)
+    if cli.config["profile"]:
+        print("\n".join(stopwatch.report()))
+    return code
 
 
 def _summarize(done: Extraction | Captions) -> int:

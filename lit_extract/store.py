@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.array_spec import ArrayConfigParams
 
-from lit_extract.data.plan import count_shards
 from lit_extract.errors import InputError, name_some, one_line
-from lit_extract.layout import BESIDE_SUFFIX, FORMAT, shard_bytes, shard_key
+from lit_extract.layout import BESIDE_SUFFIX, FORMAT, count_shards, shard_bytes, shard_key
 from lit_extract.paths import (
     AnyPath,
     RemoteError,

@@ -17,6 +17,7 @@ from lit_extract.errors import InputError, NothingLeft, one_line
 from lit_extract.paths import AnyPath
 from lit_extract.signals import held
 from lit_extract.store import BAD_INPUT, MISSING, N_BYTES, NOT_FINITE, OK, Store
+from lit_extract.timing import WRITING, stopwatch
 
 
 class _ShardBuffer:
@@ -67,6 +68,7 @@ class ActivationWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.open_store = open_store
         self.bytes_written = 0
+        self._on_its_way: Any = None  # a prediction that is still being copied from the GPU
         self._buffers: dict[int, _ShardBuffer] = {}
         self._full: queue.Queue[_ShardBuffer | None] = queue.Queue(maxsize=1)
         self._failure: BaseException | None = None
@@ -104,16 +106,33 @@ class ActivationWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Put the batch's rows into their shard; hand the shard over when it is full."""
-        shard = int(prediction["index"][0]) // self.store.shard_rows
+        """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch."""
         with held():
+            before, self._on_its_way = self._on_its_way, prediction
+            if before is not None:
+                self._place(before)
+            if prediction["arrived"] is None:
+                self._place_last()
+        self._raise_failure()
+
+    def _place_last(self) -> None:
+        prediction, self._on_its_way = self._on_its_way, None
+        if prediction is not None:
+            self._place(prediction)
+
+    def _place(self, prediction: dict[str, Any]) -> None:
+        """Put a batch's rows into their shard; hand the shard over when it is full."""
+        if prediction["arrived"] is not None:
+            with stopwatch("to the host"):
+                prediction["arrived"].synchronize()
+        shard = int(prediction["index"][0]) // self.store.shard_rows
+        with stopwatch("into the shard"):
             if shard not in self._buffers:
                 self._buffers[shard] = _ShardBuffer(self.store, shard)
             buffer = self._buffers[shard]
             buffer.put(prediction)
             if buffer.is_full():
                 self._hand_over(self._buffers.pop(shard))
-        self._raise_failure()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait until all of this rank's is on disk."""
@@ -137,6 +156,7 @@ class ActivationWriter(BasePredictionWriter):
     def _finish(self) -> None:
         with held():
             if self._thread is not None:
+                self._place_last()
                 self._hand_over(None)
                 self._thread.join()
                 self._thread = None
@@ -144,9 +164,11 @@ class ActivationWriter(BasePredictionWriter):
     def _write(self) -> None:
         try:
             while (buffer := self._full.get()) is not None:
-                buffer.mark_not_finite()
+                with stopwatch(WRITING):
+                    buffer.mark_not_finite()
                 extras = {**buffer.extras, N_BYTES: self.n_bytes[buffer.rows.start : buffer.rows.stop]}
-                self.bytes_written += self.store.write_shard(buffer.shard, buffer.feats, buffer.status, extras)
+                with stopwatch(WRITING):
+                    self.bytes_written += self.store.write_shard(buffer.shard, buffer.feats, buffer.status, extras)
         except BaseException as error:  # handed to the main thread
             self._failure = error
 

@@ -1,12 +1,13 @@
 """What all data modules share: the plan, and a DataLoader whose items are whole batches."""
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_extract.data.plan import rows_to_shard_ends
 from lit_extract.errors import InputError
 from lit_extract.signals import leave_workers_alone
+from lit_extract.timing import stopwatch
 
 WHOLE_SUBSET = "all"
 
@@ -103,6 +105,14 @@ class StimulusDataModule(LightningDataModule):
     def workers(self, on_gpu: bool, world_size: int) -> int:
         """Processes that prepare batches, when not given."""
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """What the model needs goes to the device; the rest stays, as the writer would wait to have it back."""
+        assert self.trainer is not None
+        names: Any = self.trainer.lightning_module.inputs
+        with stopwatch("to the device"):
+            inputs = {name: batch[name].to(device, non_blocking=True) for name in names}
+        return {**batch, **inputs}
+
     def predict_dataloader(self) -> DataLoader[Batch]:
         """This rank's batches of the shards that are not done."""
         if self.preprocessing is None:
@@ -118,10 +128,23 @@ class StimulusDataModule(LightningDataModule):
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         workers = self.num_workers if self.num_workers is not None else self.workers(on_gpu, world_size)
         workers = min(workers, len(plan))
-        return DataLoader(
+        return _TimedLoader(
             self.batches_of(plan),
             batch_size=None,
             num_workers=workers,
             pin_memory=on_gpu,
             worker_init_fn=leave_workers_alone,
         )
+
+
+class _TimedLoader(DataLoader[Batch]):
+    """A DataLoader that counts how long its batches are waited for."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            with stopwatch("waiting for data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch

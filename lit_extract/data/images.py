@@ -28,7 +28,7 @@ from lit_extract.data.pixels import GEOMETRY, PixelCache, folder_name, image_sta
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import open_image
-from lit_extract.disk import free_bytes
+from lit_extract.disk import as_size, free_bytes
 from lit_extract.errors import InputError, one_line
 from lit_extract.ranks import say
 
@@ -218,8 +218,8 @@ class ImageDataModule(StimulusDataModule):
         cache.may_write = missing + self.room_for_features <= free
         if not cache.may_write:
             say(
-                f"decoded images are not kept for the next model: they would need {missing / 1e9:.1f} GB, "
-                f"and of {str(folder)!r} {free / 1e9:.1f} GB are free; --data.cache DIR puts them elsewhere"
+                f"decoded images are not kept for the next model: they would need {as_size(missing)}, and "
+                f"{as_size(free)} are free at {str(folder)!r}; --data.cache DIR puts them elsewhere"
             )
         return cache, places
 

@@ -41,11 +41,6 @@ def cut(start: int, stop: int, size: int) -> list[range]:
     return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def count_shards(n_rows: int, shard_rows: int) -> int:
-    """Shards that hold ``n_rows``."""
-    return -(-n_rows // shard_rows)
-
-
 def plan_batches(
     n_rows: int,
     shard_rows: int,

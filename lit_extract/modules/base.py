@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from lit_extract.modules.weights import default_float32, hub_commit, path_sha256
 from lit_extract.registry import find_model
+from lit_extract.timing import stopwatch
 
 
 class Predictor(LightningModule):
     """What ``lit-extract predict`` runs: it tells its data what it expects of them."""
 
     preprocessing: dict[str, Any]
+    inputs: ClassVar[Sequence[str]] = ()  # keys of a batch that are needed on the device
 
 
 class Extractor(Predictor):
@@ -41,7 +43,6 @@ class Extractor(Predictor):
     """
 
     kind: ClassVar[str]
-    inputs: ClassVar[Sequence[str]]  # keys of a batch that the backbone needs
     rows_a_pass_on_cpu: ClassVar[int | None] = None  # more of them do not fit the caches; None: a whole batch
     extras: Mapping[str, str] = MappingProxyType({})  # per-row outputs besides the features, with their dtype
 
@@ -108,24 +109,27 @@ class Extractor(Predictor):
             return {**known, "weights": "checkpoint", "checkpoint_sha256": path_sha256(local)}
         return {**known, "weights": f"hub:{self.weights_source()[0]}", "revision": self.commit}
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> dict[str, Any]:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> dict[str, Any]:
         """Pooled activations of a batch.
 
         Args:
-            batch: ``index`` (B,), ``bad`` (B,), and the ``inputs`` of this extractor.
+            batch: ``index`` (B,) and ``bad`` (B,) on the host, and the ``inputs`` of this extractor on the device.
             batch_idx: Not used; the index travels in the batch.
 
         Returns:
-            On the host: ``index`` (B,), ``feats`` with a float32 (B, L, D) for each pooling, ``bad`` (B,) and
-            the extras (B,).
+            On the host: ``index`` (B,), ``feats`` with a float32 (B, L, D) for each pooling, ``bad`` (B,), the extras
+            (B,), and ``arrived``: from a GPU, an event to wait for before any of the others is read; else None.
         """
-        with default_float32():  # backbones make tensors of the default type, which bf16-true sets to bf16
+        # backbones make tensors of the default type, which bf16-true sets to bf16
+        with stopwatch("forward"), default_float32():
             outputs = self.split_on_oom({name: batch[name] for name in self.inputs})
-        outputs = {name: output.cpu() for name, output in outputs.items()}
-        feats, bad = outputs.pop("feats"), batch["bad"].cpu()
-        feats[bad] = torch.nan
+        if batch["bad"].any():
+            outputs["feats"][batch["bad"].to(outputs["feats"].device)] = torch.nan
+        with stopwatch("to the host"):
+            host, arrived = _to_host(outputs)
+        feats = host.pop("feats")
         by_pool = {pool: feats[:, place] for place, pool in enumerate(self.pools)}
-        return {"index": batch["index"].cpu(), "feats": by_pool, "bad": bad, **outputs}
+        return {"index": batch["index"], "feats": by_pool, "bad": batch["bad"], **host, "arrived": arrived}
 
     def split_on_oom(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """:meth:`activations`, in parts when the device is out of memory; what fitted is remembered."""
@@ -153,3 +157,13 @@ class Extractor(Predictor):
             )
         self._largest_batch = -(-limit // 2)
         return self.split_on_oom(inputs)
+
+
+def _to_host(outputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
+    """Outputs on their way to the host, while the device goes on with the next batch; and when they are there."""
+    if not any(output.is_cuda for output in outputs.values()):
+        return {name: output.cpu() for name, output in outputs.items()}, None
+    host = {name: output.to("cpu", non_blocking=True) for name, output in outputs.items()}  # into pinned memory
+    arrived: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return host, arrived

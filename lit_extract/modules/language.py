@@ -19,6 +19,7 @@ from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, pool_text
 from lit_extract.modules.selection import check_pools, select_blocks
 from lit_extract.modules.weights import config_sha256, on_cpu_in_float32
+from lit_extract.timing import stopwatch
 
 _TOKENIZER_OPTIONS = ("trust_remote_code", "revision", "gguf_file", "subfolder")
 
@@ -126,7 +127,8 @@ class LanguageExtractor(Extractor):
         trainer = self._trainer
         device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
         dtype = torch.bfloat16 if trainer is not None and trainer.precision == "bf16-true" else torch.float32
-        model = self._random_model(device, dtype) if self.untrained else self._trained_model(device, dtype)
+        with stopwatch("weights"):
+            model = self._random_model(device, dtype) if self.untrained else self._trained_model(device, dtype)
         model.eval().requires_grad_(False)
         self._model.append(model)
 

@@ -20,6 +20,7 @@ from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_ima
 from lit_extract.modules.selection import check_pools, select_blocks
 from lit_extract.modules.weights import on_cpu_in_float32
 from lit_extract.registry import read_models, unknown_model
+from lit_extract.timing import stopwatch
 
 
 class VisionExtractor(Extractor):
@@ -89,7 +90,7 @@ class VisionExtractor(Extractor):
         """Build the backbone and load its weights, once, in float32; Lightning moves and casts it."""
         if self.backbone is not None:
             return
-        with on_cpu_in_float32(self.seed):
+        with stopwatch("weights"), on_cpu_in_float32(self.seed):
             backbone: nn.Module = self._create_backbone()
         self.backbone = backbone.eval().requires_grad_(False)
 

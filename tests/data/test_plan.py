@@ -6,12 +6,12 @@ import pytest
 
 from lit_extract.data.plan import (
     check_shard_rows,
-    count_shards,
     cut,
     default_shard_rows,
     plan_batches,
     rows_to_shard_ends,
 )
+from lit_extract.layout import count_shards
 
 MB = 2**20
 
