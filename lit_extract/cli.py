@@ -116,6 +116,42 @@ def check(
     return EXIT_BAD_ROWS if n_flagged else EXIT_OK
 
 
+def review(
+    file: str,
+    dataset: str | None = None,
+    root: str | None = None,
+    port: int = 0,
+    no_browser: bool = False,
+    follow_links: bool = False,
+    choices: list[str] | None = None,
+    sentences: int | None = None,
+    languages: list[str] | None = None,
+    prompts: str | None = None,
+) -> int:
+    """Look at captions beside their images on a page in the browser, and mend them; Ctrl-C ends it.
+
+    Each decision is on disk at once. The result is <file>-review.csv, which check --accept takes.
+
+    Args:
+        file: Captions, CSV or Parquet, or their review file; the latter is made as by check if it is not there.
+        dataset: What they are of: nsd, bold5000, things, folder or demo; default: what they say.
+        root: Folder of the dataset; default: its environment variable.
+        port: Of this machine's loopback interface; 0: a free one.
+        no_browser: Only print the address.
+        follow_links: Show images outside the dataset's folder that links in it lead to.
+        choices: Labels of which each caption is one; default: those of its prompt.
+        sentences: Sentences that a caption of no known prompt may have, 0 for any number; default: 1.
+        languages: Languages that captions may be in by mistake; [] to leave languages alone.
+        prompts: YAML with prompts besides those that ship here.
+    """
+    from lit_extract.captioning.review import make_rules
+    from lit_extract.review.command import review as run
+
+    rules = make_rules(choices, sentences, languages)
+    run(Path(file), rules, dataset, root, prompts, port, not no_browser, follow_links)
+    return EXIT_OK
+
+
 def coco_captions(
     stim_info: str,
     annotations: list[str],
@@ -137,46 +173,9 @@ def coco_captions(
     return EXIT_OK
 
 
-def report(
-    folder: str,
-    out: str = "report",
-    rows: int = 1000,
-    seed: int = 0,
-    permutations: int = 100,
-    root: str | None = None,
-    captions: str | None = None,
-) -> int:
-    """Make a page to look at features before trusting them: layers, similarities, nearest neighbours.
-
-    Reads a sample of the stimuli, one layer at a time. Exit code: 0 nothing is conspicuous, 2 something to mend, 3
-    there is something to look into, which is printed and in the page.
-
-    Args:
-        folder: Features of a dataset and subset, such as features/nsd/all; those of <folder>-untrained come along.
-        out: Folder of the page (index.html), its figures and report.json; an older report there is replaced.
-        rows: Stimuli to sample.
-        seed: Of the sample and the shuffles.
-        permutations: Shuffles of the baseline of similarities.
-        root: Folder of the dataset, for pictures; default: the dataset's environment variable.
-        captions: CSV or Parquet with the captions.
-    """
-    from lit_extract.report.make import report as run
-
-    warnings = run(folder, out, rows, seed, permutations, root, captions)
-    print("\n".join([*(f"beware: {warning}" for warning in warnings), str(Path(out) / "index.html")]))
-    return EXIT_BAD_ROWS if warnings else EXIT_OK
-
-
 COMMANDS: tuple[Callable[..., int | None], ...] = (
-    predict,
-    plan,
-    sweep,
-    status,
-    finalize,
-    show,
-    report,
-    check,
-    coco_captions,
+    *(predict, plan, sweep, status, finalize, show, report, check, review, coco_captions),
+)
 )
 
 

@@ -72,15 +72,22 @@ def check_captions(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Ru
     """
     texts = captions["caption"].tolist()
     statuses = captions["status"].tolist() if "status" in captions else [""] * len(texts)
-    names = captions["prompt"].tolist() if "prompt" in captions else ["caption"] * len(texts)
+    own = rules_of_rows(captions, prompts, rules)
+    full_stops = use_full_stops(texts, own)
+    return [check_row(*row, full_stops) for row in zip(texts, statuses, own, strict=True)]
+
+
+def rules_of_rows(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rules) -> list[Rules]:
+    """What is asked of each row, of the arguments of :func:`check_captions`."""
+    names = captions["prompt"].tolist() if "prompt" in captions else ["caption"] * len(captions)
     own = {name: _rules_of(prompts.get(name), rules) for name in set(names)}
-    free = [text for text, name in zip(texts, names, strict=True) if text and not own[name].choices]
-    # Where most end with a full stop, one that does not was probably cut off; elsewhere that is the style.
-    full_stops = sum(map(ends_well, free)) > len(free) / 2
-    return [
-        check_row(text, status, own[name], full_stops)
-        for text, status, name in zip(texts, statuses, names, strict=True)
-    ]
+    return [own[name] for name in names]
+
+
+def use_full_stops(texts: Sequence[str], rules: Sequence[Rules]) -> bool:
+    """Whether most captions end with full stops: then one without was probably cut off; elsewhere that is the style."""
+    free = [text for text, own in zip(texts, rules, strict=True) if text and not own.choices]
+    return sum(map(ends_well, free)) > len(free) / 2
 
 
 def _rules_of(prompt: Prompt | None, rules: Rules) -> Rules:

@@ -1,6 +1,8 @@
 """``lit-extract check``: captions, what is odd about them, and the way back of an edited file."""
 
+import shlex
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +15,13 @@ from lit_extract.captioning.parts import read_sidecar
 from lit_extract.captioning.prompts import read_prompts
 from lit_extract.datasets.captions import ID_COLUMNS
 from lit_extract.errors import InputError, name_some
+from lit_extract.lock import write_lock
+from lit_extract.review.journal import hash_captions, journal_of, read_journal
+from lit_extract.review.merge import decided_texts, read_whole
 
 ENDING = "-review"
-ADDED = ("original", "flag")  # columns of a review file that captions do not have
+DECISION = "decision"  # of the page: accepted, edited, or nothing yet
+ADDED = ("original", "flag", DECISION)  # columns of a review file that captions do not have
 
 
 class Review(NamedTuple):
@@ -60,19 +66,41 @@ def review(file: Path, rules: Rules, prompts: str | None = None, overwrite: bool
     Raises:
         InputError: An unreadable file, or a review file that may hold edits.
     """
-    captions = read_captions(file)
     path = review_file(file)
+    journal = journal_of(path)
+    if not overwrite and (there := [held for held in (path, journal) if held.exists()]):
+        raise InputError(f"{str(there[0])!r} is there already and may hold edits; pass --overwrite to replace it")
+    captions = read_for_review(file)
+    with write_lock(path):
+        flags = write_review(captions, path, rules, prompts, begin=lambda: journal.unlink(missing_ok=True))
+    return Review(path, Counter(kind for row in flags for kind in row), sum(map(bool, flags)), len(flags))
+
+
+def read_for_review(file: Path) -> pd.DataFrame:
+    """Captions that are no review file.
+
+    Raises:
+        InputError: They are one, or can't be read.
+    """
+    captions = read_captions(file)
     if taken := [column for column in ADDED if column in captions.columns]:
         raise InputError(f"{str(file)!r} has a column {name_some(taken)}: a review file? To put it in, add --accept")
-    if path.exists() and not overwrite:
-        raise InputError(f"{str(path)!r} is there already and may hold edits; pass --overwrite to replace it")
+    return captions
+
+
+def write_review(
+    captions: pd.DataFrame, path: Path, rules: Rules, prompts: str | None, begin: Callable[[], None] = lambda: None
+) -> list[list[str]]:
+    """Flag captions and write the review file; hold its lock. ``begin`` is called right before."""
     flags = check_captions(captions, read_prompts(prompts), rules)
+    captions = captions.copy()
     place = captions.columns.get_loc("caption")
     assert isinstance(place, int)
     captions.insert(place + 1, "original", captions["caption"])
     captions["flag"] = [SEPARATOR.join(row) for row in flags]
+    begin()
     write_captions(captions, path)
-    return Review(path, Counter(kind for row in flags for kind in row), sum(map(bool, flags)), len(flags))
+    return flags
 
 
 def accept(
@@ -98,16 +126,17 @@ def accept(
         differ.
 
     Raises:
-        InputError: Rows lost, added or reordered, other columns changed, or captions that are empty.
+        InputError: Rows lost, added or reordered, other columns changed, captions that are empty, or decisions of the
+            page that another program has changed.
     """
     source = original or original_of(file)
-    before, after = read_captions(source), read_captions(file)
-    check_same_rows(before, after, file)
+    before = read_captions(source)
+    after = read_decided(before, file)
     if empty := [f"row {row}" for row, text in enumerate(after["caption"]) if not text]:
         raise InputError(
             f"{str(file)!r} has no caption in {name_some(empty)}; write one, or leave it out of the dataset"
         )
-    path = derivatives / f"{dataset or _dataset_of(source, before)}-captions-{name or _name_of(before)}.csv"
+    path = derivatives / f"{dataset or dataset_of(source, before)}-captions-{name or name_of(before)}.csv"
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} is there already; pass --overwrite, or another --name")
     table = before.drop(columns="status", errors="ignore")
@@ -148,6 +177,21 @@ def check_same_rows(before: pd.DataFrame, after: pd.DataFrame, file: Path) -> No
     )
 
 
+def read_decided(before: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """An edited file, with all that was decided on the page: a killed server leaves the file behind its journal.
+
+    Raises:
+        InputError: See :func:`accept`.
+    """
+    sha256, after = read_whole(file)
+    check_same_rows(before, after, file)
+    if journal_of(file).exists():
+        originals = before["caption"].tolist()
+        content = read_journal(journal_of(file), hash_captions(originals))
+        after["caption"] = decided_texts(content, sha256, originals, after["caption"].tolist(), file)
+    return after
+
+
 def review_file(file: Path) -> Path:
     """Where the review of a caption file is."""
     return file.with_name(f"{file.stem}{ENDING}.csv")
@@ -173,7 +217,27 @@ def _keys(table: pd.DataFrame, columns: list[str]) -> list[tuple[str, ...]]:
     return list(zip(*texts, strict=True))
 
 
-def _dataset_of(source: Path, captions: pd.DataFrame) -> str:
+def accept_command(review: Path, source: Path, captions: pd.DataFrame, dataset: str) -> str:
+    """The command that takes a review file."""
+    words = ["lit-extract", "check", str(review), "--accept"]
+    try:
+        if dataset_of(source, captions) != dataset:
+            words += ["--dataset", dataset]
+    except InputError:
+        words += ["--dataset", dataset]
+    try:
+        name_of(captions)
+    except InputError:
+        words += ["--name", "NAME"]
+    return shlex.join(words)
+
+
+def dataset_of(source: Path, captions: pd.DataFrame) -> str:
+    """What captions are of, as they or their provenance say.
+
+    Raises:
+        InputError: Neither does.
+    """
     by_column = next((module.NAME for column, module in ID_COLUMNS.items() if column in captions.columns), None)
     found = by_column or read_sidecar(source).get("provenance", {}).get("dataset")
     if not found:
@@ -181,8 +245,12 @@ def _dataset_of(source: Path, captions: pd.DataFrame) -> str:
     return str(found)
 
 
-def _name_of(captions: pd.DataFrame) -> str:
-    """``pixtral`` of mistralai/Pixtral-12B-2409, with the prompt behind unless it is ``caption``."""
+def name_of(captions: pd.DataFrame) -> str:
+    """``pixtral`` of mistralai/Pixtral-12B-2409, with the prompt behind unless it is ``caption``.
+
+    Raises:
+        InputError: Captions of several models or prompts, or of none.
+    """
     known = {column: set(captions[column]) if column in captions.columns else set() for column in ("model", "prompt")}
     if any(len(values) != 1 for values in known.values()):
         raise InputError("name: what are these captions called? Give --name NAME, such as pixtral")

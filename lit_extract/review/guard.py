@@ -1,0 +1,121 @@
+"""Who may talk to the page: the browser that was given the address, and nobody through it.
+
+Whatever else runs in that browser, or on this machine, can send requests to a port of the loopback interface. So each
+one needs the token, the name of this machine as its host (else another site's name may have been pointed here), and, if
+it says where it comes from, this page as its origin; what writes must say so.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from http.cookies import SimpleCookie
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?")  # any port: it is another at the near end of a tunnel
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+SAFE_METHODS = ("GET", "HEAD")
+
+
+class Keys:
+    """What opens the page: a token for whoever reads the terminal, and one for the browser that is started here.
+
+    The latter works once: it stands in the list of processes, where other users of the machine can read it.
+    """
+
+    def __init__(self) -> None:
+        self.token = secrets.token_urlsafe(24)
+        self.once = secrets.token_urlsafe(24)
+        # Cookies know no ports: each server needs its own, or it would shut the others' pages.
+        self.cookie = f"review_{secrets.token_hex(4)}"
+
+    def opens(self, given: str) -> bool:
+        """Whether a token is right."""
+        if _same(given, self.token):
+            return True
+        if not _same(given, self.once):
+            return False
+        self.once = secrets.token_urlsafe(24)
+        return True
+
+    def opens_by_cookie(self, cookies: str) -> bool:
+        """Whether a request's cookies have the token."""
+        try:
+            morsel = SimpleCookie(cookies).get(self.cookie)
+        except Exception:  # another server's cookies may be anything
+            return False
+        return morsel is not None and _same(morsel.value, self.token)
+
+
+class Guard:
+    """Lets requests through to the page, or not.
+
+    Args:
+        app: The page.
+        keys: What opens it.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app, self.keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or have the page answer it."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        request = Request(scope)
+        token = request.query_params.get("token") if request.url.path == "/" else None
+        if reason := self._refusal(request, token):
+            app: ASGIApp = PlainTextResponse(reason, status_code=403)
+        else:
+            app = self.app
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+                if token and app is self.app:
+                    headers.append(
+                        "Set-Cookie", f"{self.keys.cookie}={self.keys.token}; Path=/; HttpOnly; SameSite=Strict"
+                    )
+            await send(message)
+
+        await app(scope, receive, send_with_headers)
+
+    def _refusal(self, request: Request, token: str | None) -> str | None:
+        headers = request.headers
+        if reason := refuse_place(request.method, headers):
+            return reason
+        if self.keys.opens(token) if token is not None else self.keys.opens_by_cookie(headers.get("cookie", "")):
+            return None
+        return "This page needs the address with its token, as lit-extract review has printed it."
+
+
+def refuse_place(method: str, headers: Mapping[str, str]) -> str | None:
+    """Why a request's host or origin is wrong; None: they are right."""
+    host = headers.get("host", "")
+    if not HOST.fullmatch(host):
+        return "Wrong host."
+    origin = headers.get("origin")
+    if origin is None and method in SAFE_METHODS:
+        return None
+    return None if origin == f"http://{host}" else "Wrong origin."
+
+
+def _same(given: str, right: str) -> bool:
+    return secrets.compare_digest(given.encode(errors="replace"), right.encode())

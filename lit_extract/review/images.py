@@ -1,0 +1,160 @@
+"""The images of a review: by row only, and nothing that lies outside the dataset's folder."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from PIL import Image
+
+from lit_extract.datasets import DATASETS, load_dataset, table
+from lit_extract.datasets.captions import ID_COLUMNS
+from lit_extract.datasets.decode import open_image
+from lit_extract.errors import InputError, name_some, one_line
+
+# What all browsers show as the models see it; everything else is decoded here.
+AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp", "BMP": "image/bmp"}
+PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+LARGEST = 8 * 2**20  # bytes of a file that is sent as it is
+LARGEST_READ = 2**30  # bytes of a file that is looked at
+LONGER_SIDE = 2000  # pixels of one that is reduced
+
+
+class NoImageError(Exception):
+    """A row has no image to show; the message says why."""
+
+
+class Picture(NamedTuple):
+    """An image as a browser takes it.
+
+    Args:
+        data: Bytes.
+        media_type: Of what.
+    """
+
+    data: bytes
+    media_type: str
+
+
+class Images:
+    """The images of rows.
+
+    Args:
+        paths: Absolute path of each row's image; None: it has none.
+        image_rows: Rows in an HDF5 file; None: they are files of their own.
+        root: Folder of the dataset. What is outside is not shown.
+        follow_links: Show images outside that links in the folder lead to.
+    """
+
+    def __init__(
+        self, paths: Sequence[str | None], image_rows: Sequence[int] | None, root: Path, follow_links: bool = False
+    ) -> None:
+        self.paths, self.image_rows = paths, image_rows
+        self._root, self._real_root, self._follow_links = Path(os.path.normpath(root)), root.resolve(), follow_links
+
+    @property
+    def n_missing(self) -> int:
+        """Rows without an image."""
+        return sum(path is None for path in self.paths)
+
+    def read(self, row: int) -> Picture:
+        """The image of a row.
+
+        Raises:
+            NoImageError: It has none, or one that is broken, or lies outside the dataset's folder.
+        """
+        path = self.paths[row]
+        if path is None:
+            raise NoImageError("The dataset has no image of this id.")
+        file = self._inside(path)
+        try:
+            if self.image_rows is not None:
+                return _encode(open_image(str(file), self.image_rows[row]))
+            return _read_file(file)
+        except (OSError, ValueError, KeyError, IndexError, SyntaxError, Image.DecompressionBombError) as error:
+            raise NoImageError(f"{path} can't be shown: {one_line(error)}") from None
+
+    def _inside(self, path: str) -> Path:
+        if not Path(os.path.normpath(path)).is_relative_to(self._root):
+            raise NoImageError(f"{path} is not in the dataset's folder, {self._root}; only images in it are shown.")
+        file = Path(path).resolve()
+        if not self._follow_links and not file.is_relative_to(self._real_root):
+            raise NoImageError(
+                f"{path} is a link out of the dataset's folder, to {file}; such images are shown with --follow_links."
+            )
+        if not file.is_file():
+            raise NoImageError(f"There is no file {path}.")
+        return file
+
+
+def find_images(
+    captions: pd.DataFrame, dataset: str, root: str | None = None, follow_links: bool = False
+) -> tuple[Images, str]:
+    """The images of captions, and the column that has their ids.
+
+    Args:
+        captions: All columns as text.
+        dataset: Of which dataset.
+        root: Its folder; default: its environment variable.
+        follow_links: See :class:`Images`.
+
+    Raises:
+        InputError: No such dataset, no column with its ids, or none of them is in it.
+    """
+    stimuli = load_dataset(dataset, root)
+    candidates = [id_column_of(dataset), "stimulus_id"]
+    column = next((name for name in candidates if name in captions.columns), None)
+    if column is None:
+        raise InputError(
+            f"dataset: captions of {dataset} have their ids in a column {' or '.join(candidates)}; these have "
+            f"{', '.join(captions.columns)}"
+        )
+    places = {str(stimulus): place for place, stimulus in enumerate(stimuli["stimulus_id"])}
+    found = [places.get(stimulus.strip().removesuffix(".0")) for stimulus in captions[column]]
+    if all(place is None for place in found):
+        raise InputError(
+            f"dataset: none of the {len(found)} ids in column {column} is in {dataset}, such as "
+            f"{name_some(captions[column].tolist(), 3)}; it has {name_some(list(places), 3)}"
+        )
+    paths = stimuli["image"].tolist()
+    image_rows = stimuli["image_row"].tolist() if "image_row" in stimuli else None
+    return (
+        Images(
+            [None if place is None else paths[place] for place in found],
+            None if image_rows is None else [0 if place is None else image_rows[place] for place in found],
+            Path(stimuli.attrs[table.ROOT]),
+            follow_links,
+        ),
+        column,
+    )
+
+
+def id_column_of(dataset: str) -> str:
+    """The column of a dataset's captions that tells the stimuli."""
+    known = {module.NAME: column for column, module in ID_COLUMNS.items()}
+    return known.get(dataset, "path" if dataset in DATASETS else "stimulus_id")
+
+
+def _read_file(file: Path) -> Picture:
+    size = file.stat().st_size
+    if size > LARGEST_READ:
+        raise ValueError(f"{size} bytes are too many")
+    with Image.open(file) as image:  # reads its beginning only
+        media_type = AS_THEY_ARE.get(image.format or "")
+        plain = media_type and image.mode in PLAIN_MODES
+    if media_type and plain and size <= LARGEST:
+        return Picture(file.read_bytes(), media_type)
+    return _encode(open_image(str(file)))
+
+
+def _encode(image: Image.Image) -> Picture:
+    image.thumbnail((LONGER_SIDE, LONGER_SIDE), Image.Resampling.LANCZOS)
+    small = image.width * image.height <= 2**20
+    buffer = io.BytesIO()
+    if small:
+        image.save(buffer, "PNG", compress_level=1)
+    else:
+        image.save(buffer, "JPEG", quality=92)
+    return Picture(buffer.getvalue(), "image/png" if small else "image/jpeg")

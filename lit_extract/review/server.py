@@ -1,0 +1,219 @@
+"""The page's server: a few routes around :class:`Decisions`. No path of a request ever becomes a path of the disk."""
+
+import asyncio
+import json
+import secrets
+import traceback
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from lit_extract.errors import InputError, one_line
+from lit_extract.review.decisions import CLASH, Decisions
+from lit_extract.review.images import Images, NoImageError
+from lit_extract.review.rows import OPEN, STATUSES, ConflictError
+
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/style.css": ("style.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in ("review", "server", "list", "caption", "words")},
+}
+ROWS_AT_ONCE = 200
+CHANGES_AT_MOST = 200  # more, and the page asks for all it shows anew
+LISTS_AT_MOST = 32
+LONGEST_BODY = 2**20  # bytes
+SECONDS_BETWEEN_WRITES = 5.0
+
+
+class ReviewServer:
+    """The routes.
+
+    Args:
+        decisions: What is shown and changed.
+        images: What is shown beside.
+        about: What the page says of itself: names of files, the command behind it.
+    """
+
+    def __init__(self, decisions: Decisions, images: Images, about: dict[str, Any]) -> None:
+        self.decisions, self.images, self.about = decisions, images, about
+        # Rows that were chosen stay in their place when they are decided: a page goes back and forth among them.
+        self._lists: OrderedDict[str, list[int]] = OrderedDict()
+        self._version = secrets.token_hex(4)  # another server on this port may have other images under these addresses
+
+    def app(self) -> Starlette:
+        """The application, still without a guard."""
+        routes = [Route(path, self._file) for path in PAGE]
+        routes += [
+            Route("/image/{row:int}", self._image),
+            Route("/api/start", self._start),
+            Route("/api/list", self._list),
+            Route("/api/rows", self._rows),
+            Route("/api/place", self._place),
+            Route("/api/find", self._find),
+            Route("/api/changes", self._changes),
+            Route("/api/decide", self._decide, methods=["POST"]),
+            Route("/api/undo", self._undo, methods=["POST"]),
+            Route("/api/keep", self._keep, methods=["POST"]),
+        ]
+        handlers: Any = {ConflictError: self._on_conflict, InputError: _on_input_error, OSError: _on_disk_error}
+        return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        writing = asyncio.create_task(self._write_now_and_then())
+        yield
+        writing.cancel()
+        await run_in_threadpool(self.decisions.write)
+
+    async def _write_now_and_then(self) -> None:
+        while True:
+            try:
+                await run_in_threadpool(self.decisions.write)
+            except Exception:  # a defect, but the journal goes on, and the next time may do
+                traceback.print_exc()
+            await asyncio.sleep(SECONDS_BETWEEN_WRITES)
+
+    # What is shown
+
+    def _file(self, request: Request) -> Response:
+        name, media_type = PAGE[request.url.path]
+        return Response((files(__package__) / "page" / name).read_bytes(), media_type=media_type)
+
+    def _image(self, request: Request) -> Response:
+        row = self._checked_row(request.path_params["row"])
+        try:
+            picture = self.images.read(row)
+        except NoImageError as error:
+            return PlainTextResponse(str(error), status_code=404)
+        headers = {"Cache-Control": "private, max-age=3600"}
+        return Response(picture.data, media_type=picture.media_type, headers=headers)
+
+    def _start(self, request: Request) -> Response:
+        statuses = [*STATUSES, CLASH]
+        return JSONResponse({**self.about, "statuses": statuses, "version": self._version, **self._progress()})
+
+    def _list(self, request: Request) -> Response:
+        """Choose rows; the answer has their number, and where among them a row is, or the next one."""
+        query = request.query_params
+        rows = self.decisions.select(query.get("flag", ""), query.get("status", ""), query.get("search", ""))
+        name = secrets.token_hex(8)
+        self._lists[name] = rows
+        while len(self._lists) > LISTS_AT_MOST:
+            self._lists.popitem(last=False)
+        near = _number(request, "near", 0)
+        place = next((place for place, row in enumerate(rows) if row >= near), max(0, len(rows) - 1))
+        return JSONResponse({"list": name, "total": len(rows), "place": place, **self._progress()})
+
+    def _rows(self, request: Request) -> Response:
+        """Some rows of a list."""
+        rows = self._chosen(request)
+        begin = max(0, _number(request, "from", 0))
+        end = begin + min(_number(request, "count", ROWS_AT_ONCE), ROWS_AT_ONCE)
+        return JSONResponse({"rows": [self.decisions.describe(row) for row in rows[begin:end]]})
+
+    def _place(self, request: Request) -> Response:
+        """Where a row is in a list, or the next open one behind a place, around its end; null: nowhere."""
+        rows = self._chosen(request)
+        if "row" in request.query_params:
+            row = _number(request, "row", 0)
+            return JSONResponse({"place": rows.index(row) if row in rows else None})
+        after = _number(request, "after", -1) + 1
+        statuses = self.decisions.rows.statuses
+        around = [*range(after, len(rows)), *range(min(after, len(rows)))]
+        return JSONResponse({"place": next((place for place in around if statuses[rows[place]] == OPEN), None)})
+
+    def _find(self, request: Request) -> Response:
+        return JSONResponse({"row": self.decisions.find(request.query_params.get("id", ""))})
+
+    def _changes(self, request: Request) -> Response:
+        """What has happened behind a revision, in this page or another, or in another program."""
+        self.decisions.look()
+        progress = self._progress()
+        rows = self.decisions.changed_since(_number(request, "since", 0))
+        shown = None if len(rows) > CHANGES_AT_MOST else [self.decisions.describe(row) for row in rows]
+        return JSONResponse({"rows": shown, **progress})
+
+    # What is done
+
+    async def _decide(self, request: Request) -> Response:
+        body = await _body(request)
+        row, seen, text = body.get("row"), body.get("revision"), body.get("text")
+        if type(row) is not int or type(seen) is not int or not isinstance(text, str | None):
+            raise HTTPException(400, "row and revision are numbers, text is text")
+        row = self._checked_row(row)
+        await run_in_threadpool(self.decisions.decide, row, text, seen)
+        return JSONResponse({"row": self.decisions.describe(row), **self._progress()})
+
+    async def _undo(self, request: Request) -> Response:
+        revision = (await _body(request)).get("revision")
+        if type(revision) is not int:
+            raise HTTPException(400, "revision is a number")
+        row = await run_in_threadpool(self.decisions.undo, revision)
+        return JSONResponse({"row": self.decisions.describe(row), **self._progress()})
+
+    async def _keep(self, request: Request) -> Response:
+        await _body(request)
+        await run_in_threadpool(self.decisions.keep)
+        return JSONResponse(self._progress())
+
+    def _on_conflict(self, request: Request, error: ConflictError) -> Response:
+        row = None if error.row is None else self.decisions.describe(error.row)
+        return JSONResponse({"conflict": row, **self._progress()}, status_code=409)
+
+    def _progress(self) -> dict[str, Any]:
+        return {"progress": self.decisions.progress()}
+
+    def _checked_row(self, row: int) -> int:
+        if not 0 <= row < len(self.decisions.rows):
+            raise HTTPException(404, "There is no such row.")
+        return row
+
+    def _chosen(self, request: Request) -> list[int]:
+        rows = self._lists.get(request.query_params.get("list", ""))
+        if rows is None:
+            raise HTTPException(410, "This list is no longer known.")
+        return rows
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """What a page sends: a JSON object of modest size."""
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        raise HTTPException(415, "JSON is wanted")
+    data = b""
+    async for part in request.stream():
+        data += part
+        if len(data) > LONGEST_BODY:
+            raise HTTPException(413, "That is too long.")
+    try:
+        body = json.loads(data)
+    except ValueError:
+        raise HTTPException(400, "JSON is wanted") from None
+    if not isinstance(body, dict):
+        raise HTTPException(400, "an object is wanted")
+    return body
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    try:
+        return max(-1, int(request.query_params.get(name, default)))
+    except ValueError:
+        raise HTTPException(400, f"{name} is a number") from None
+
+
+def _on_input_error(request: Request, error: InputError) -> Response:
+    return JSONResponse({"message": str(error)}, status_code=422)
+
+
+def _on_disk_error(request: Request, error: OSError) -> Response:
+    message = f"Not saved: {one_line(error)}. Nothing that was decided before is lost."
+    return JSONResponse({"message": message}, status_code=507)
