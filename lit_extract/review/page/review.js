@@ -79,7 +79,7 @@ async function go(place) {
   return true;
 }
 
-// Show a row; among all captions, if it is not among the chosen.
+// Show a row: among the chosen, those that would be chosen now, or all.
 async function goToRow(row) {
   const answer = list.total ? await attempt(() => get("place", { list: list.name, row })) : { place: null };
   if (!answer) return;
@@ -87,6 +87,8 @@ async function goToRow(row) {
     await go(answer.place);
     return;
   }
+  await choose(row);
+  if (list.total && caption.row?.row === row) return;
   for (const id of ["flag", "status", "search"]) element(id).value = "";
   await choose(row);
 }
