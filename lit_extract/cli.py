@@ -173,6 +173,36 @@ def coco_captions(
     return EXIT_OK
 
 
+def report(
+    folder: str,
+    out: str = "report",
+    rows: int = 1000,
+    seed: int = 0,
+    permutations: int = 100,
+    root: str | None = None,
+    captions: str | None = None,
+) -> int:
+    """Make a page to look at features before trusting them: layers, similarities, nearest neighbours.
+
+    Reads a sample of the stimuli, one layer at a time. Exit code: 0 nothing is conspicuous, 2 something to mend, 3
+    there is something to look into, which is printed and in the page.
+
+    Args:
+        folder: Features of a dataset and subset, such as features/nsd/all; those of <folder>-untrained come along.
+        out: Folder of the page (index.html), its figures and report.json; an older report there is replaced.
+        rows: Stimuli to sample.
+        seed: Of the sample and the shuffles.
+        permutations: Shuffles of the baseline of similarities.
+        root: Folder of the dataset, for pictures; default: the dataset's environment variable.
+        captions: CSV or Parquet with the captions.
+    """
+    from lit_extract.report.make import report as run
+
+    warnings = run(folder, out, rows, seed, permutations, root, captions)
+    print("\n".join([*(f"beware: {warning}" for warning in warnings), str(Path(out) / "index.html")]))
+    return EXIT_BAD_ROWS if warnings else EXIT_OK
+
+
 COMMANDS: tuple[Callable[..., int | None], ...] = (
     *(predict, plan, sweep, status, finalize, show, report, check, review, coco_captions),
 )

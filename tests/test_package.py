@@ -66,7 +66,7 @@ def test_nothing_that_ships_is_ignored_by_git():
     files = [
         str(path)
         for path in (REPOSITORY / "lit_extract").rglob("*")
-        if path.suffix in (".py", ".jpg", ".csv", ".md", ".j2")
+        if path.suffix in (".py", ".jpg", ".csv", ".md", ".j2", ".html", ".css", ".js", ".svg")
     ]
     run = subprocess.run(["git", "check-ignore", *files], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert run.returncode in (1, 128), f"{run.stdout} (128: not a git checkout)"
