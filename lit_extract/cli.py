@@ -206,7 +206,6 @@ def report(
 COMMANDS: tuple[Callable[..., int | None], ...] = (
     *(predict, plan, sweep, status, finalize, show, report, check, review, coco_captions),
 )
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
