@@ -5,7 +5,8 @@ N stimuli, L layers, D hidden size.
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ def _is_verified(store: Store, file: AnyPath) -> bool:
 
 def _write_features(store: Store, pool: str, file: AnyPath) -> None:
     shape = store.n_stimuli, len(store.layers), store.n_dim
-    shards = (store.read_shard(pool, shard) for shard in range(store.n_shards))
+    shards = _ahead(lambda shard: store.read_shard(pool, shard), store.n_shards)
     tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(store)}
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -145,6 +146,17 @@ def _write_features(store: Store, pool: str, file: AnyPath) -> None:
         raise InputError(
             f"can't write {str(file)!r}: {error}; nothing is lost: {mend}, then run lit-extract finalize {store.path}"
         ) from error
+
+
+def _ahead(read: Callable[[int], NDArray[Any]], n_shards: int) -> Iterator[NDArray[Any]]:
+    """The shards one after the other, the next of which is read while one is used."""
+    with ThreadPoolExecutor(1, "lit-extract reader") as thread:
+        coming = thread.submit(read, 0)
+        for shard in range(n_shards):
+            numbers = coming.result()
+            if shard + 1 < n_shards:
+                coming = thread.submit(read, shard + 1)
+            yield numbers
 
 
 def _write_beside(file: Path, skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]]) -> None:

@@ -41,6 +41,7 @@ from lit_extract.paths import (
     sizes_below,
 )
 from lit_extract.provenance import differing
+from lit_extract.shards import read_layers
 
 # status of a row
 MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
@@ -306,11 +307,10 @@ class Store:
         """
         rows = self.rows_of(shard)
         try:
-            with remote_errors(self.path):
-                return np.asarray(self._array(pool)[rows.start : rows.stop])
+            return self._read(pool, shard, range(len(self.layers)))
         except RemoteError:  # no network is no damage
             raise
-        except (ValueError, OSError, IndexError) as error:
+        except (ValueError, OSError) as error:
             self._set_aside(pool, shard)
             raise CorruptShardError(
                 f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); "
@@ -323,20 +323,25 @@ class Store:
         Raises:
             InputError: A checksum differs.
         """
-        array = self._array(pool)
         feats = np.full((self.n_stimuli, self.n_dim), np.nan, dtype=np.float32)
-        for rows in map(self.rows_of, self.done_shards()):
+        for shard in self.done_shards():
+            rows = self.rows_of(shard)
             try:
-                with remote_errors(self.path):
-                    feats[rows.start : rows.stop] = array[rows.start : rows.stop, layer]
+                feats[rows.start : rows.stop] = self._read(pool, shard, [layer])[:, 0]
             except RemoteError:
                 raise
-            except (ValueError, OSError, IndexError) as error:
+            except (ValueError, OSError) as error:
                 raise InputError(
                     f"{self.layers[layer]} of rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} is damaged on "
                     f"disk ({one_line(error)}); lit-extract finalize sets such rows aside, to be computed anew"
                 ) from None
         return feats
+
+    def _read(self, pool: str, shard: int, layers: Sequence[int]) -> NDArray[np.float32]:
+        """Layers of a shard (rows, len(layers), D)."""
+        n_rows = len(self.rows_of(shard))
+        with remote_errors(self.path), self._shard_file(pool, shard).open("rb") as file:
+            return read_layers(file, len(self.layers), self.shard_rows, self.n_dim, layers, n_rows)
 
     def check_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Raise InputError naming each setting in which the store differs from ``provenance``."""
