@@ -76,6 +76,8 @@ class Progress(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
+        if trainer.is_global_zero and self.done:
+            self._tell()
         if self.bar is not None:
             self.bar.close()
 

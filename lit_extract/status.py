@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lit_extract.paths import AnyPath
 from lit_extract.registry import KINDS
 from lit_extract.survey import LEFTOVER, NOT_OURS, RUNNING, UNREADABLE, Entry, Missing, Survey
 
@@ -61,7 +62,9 @@ def _missing_lines(missing: Missing, models_file: Path) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
 
 
-def _folder_lines(folder: Path, entries: Sequence[Entry], missing: Sequence[Missing], models_file: Path) -> list[str]:
+def _folder_lines(
+    folder: AnyPath, entries: Sequence[Entry], missing: Sequence[Missing], models_file: Path
+) -> list[str]:
     """What all have in common, a table for each kind with what is missing of it, then what needs a word."""
     ours = [entry for entry in entries if entry.model is not None]
     shared = {

@@ -3,18 +3,19 @@
 N stimuli, L layers, D hidden size.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lit_extract.archive import TensorRecord, read_content
 from lit_extract.errors import InputError, one_line
 from lit_extract.layout import BESIDE_SUFFIX, FEATURES_KEYS, STORE_SUFFIX, read_layout
+from lit_extract.listing import File, list_files
 from lit_extract.lock import LOCK_SUFFIX, lock_holder
+from lit_extract.paths import AnyPath, remote_errors, to_path
 from lit_extract.registry import default_models_file, read_models
 
 DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
@@ -53,7 +54,7 @@ class Entry:
         lit_extract: The version that made it.
     """
 
-    path: Path
+    path: AnyPath
     state: str
     n_bytes: int
     modified: float
@@ -87,7 +88,7 @@ class Missing:
         n_expected: All models of the kind in models.yml.
     """
 
-    folder: Path
+    folder: AnyPath
     kind: str
     prompt: str | None
     models: list[str]
@@ -105,35 +106,30 @@ class Survey:
         missing: What models.yml has besides.
     """
 
-    folder: Path
+    folder: AnyPath
     models_file: Path
     entries: list[Entry]
     missing: list[Missing]
-
-
-class _File(NamedTuple):
-    n_bytes: int
-    modified: float
 
 
 def survey(folder: str | Path = "features", models: str | Path | None = None) -> Survey:
     """Look through a features folder.
 
     Args:
-        folder: The folder.
+        folder: The folder, local or remote (s3://bucket/prefix).
         models: The models.yml to compare with; default: ./models.yml, else the one shipped.
 
     Raises:
-        InputError: No such folder, or no such models file.
+        InputError: No such folder or models file, or a remote one can't be reached.
     """
-    root = Path(folder)
-    if not root.is_dir():
+    root = to_path(str(folder), "folder")
+    if isinstance(root, Path) and not root.is_dir():
         hint = f" (lit-extract show {root} tells of one file)" if root.exists() else ""
         raise InputError(f"folder: {str(root)!r} is not a folder{hint}")
     expected = {kind: [model.name for model in listed] for kind, listed in read_models(models).items()}
-    unreadable: list[Entry] = []
-    entries = [*_entries(root, _listing(root, unreadable)), *unreadable]
-    entries.sort(key=lambda entry: entry.path)
+    files, unreadable = list_files(root, folders_like=_STORE_SUFFIXES)
+    closed = [Entry(path, UNREADABLE, 0, 0.0, reason) for path, reason in unreadable.items()]
+    entries = sorted([*_entries(root, files), *closed], key=lambda entry: str(entry.path))
     return Survey(root, Path(models or default_models_file()), entries, find_missing(entries, expected))
 
 
@@ -144,7 +140,7 @@ def find_missing(entries: Iterable[Entry], expected: Mapping[str, list[str]]) ->
         entries: What is there.
         expected: Names of the models of each kind.
     """
-    there: dict[tuple[Path, str, str | None], set[str]] = {}
+    there: dict[tuple[AnyPath, str, str | None], set[str]] = {}
     for entry in entries:
         if entry.model is not None and entry.kind is not None:
             there.setdefault((entry.path.parent, entry.kind, entry.prompt), set()).add(entry.model)
@@ -155,72 +151,45 @@ def find_missing(entries: Iterable[Entry], expected: Mapping[str, list[str]]) ->
     return [group for group in groups if group.models]
 
 
-def _listing(root: Path, unreadable: list[Entry]) -> dict[Path, _File]:
-    """All files below a folder, and stores without any; links are followed, in circles once."""
-    found: dict[Path, _File] = {}
-    seen: set[tuple[int, int]] = set()
-    folders = [root]
-    while folders:
-        folder = folders.pop()
-        try:
-            stat = folder.stat()
-            if (stat.st_dev, stat.st_ino) in seen:
-                continue
-            seen.add((stat.st_dev, stat.st_ino))
-            children = list(os.scandir(folder))
-        except FileNotFoundError:  # a run has just removed it
-            continue
-        except OSError as error:
-            unreadable.append(Entry(folder, UNREADABLE, 0, 0.0, error.strerror))
-            continue
-        for child in children:
-            try:
-                stat = child.stat()
-                if child.is_dir():
-                    folders.append(Path(child))
-                if child.is_file() or child.name.endswith(_STORE_SUFFIXES):
-                    found[Path(child)] = _File(stat.st_size if child.is_file() else 0, stat.st_mtime)
-            except FileNotFoundError:  # the same, or a link to nowhere
-                continue
-    return found
-
-
-def _entries(root: Path, listing: Mapping[Path, _File]) -> Iterator[Entry]:
-    stores: dict[Path, dict[str, _File]] = {}
-    for path, file in listing.items():
-        inside = path.relative_to(root).parts
-        store = next((place for place, name in enumerate(inside) if name.endswith(_STORE_SUFFIXES)), None)
+def _entries(root: AnyPath, listing: Mapping[str, File]) -> Iterator[Entry]:
+    stores: dict[AnyPath, dict[str, File]] = {}
+    features: dict[AnyPath, File] = {}
+    locked: list[AnyPath] = []
+    for key, file in listing.items():
+        parts = key.split("/")
+        path, name = root / key, parts[-1]
+        store = next((place for place, part in enumerate(parts) if part.endswith(_STORE_SUFFIXES)), None)
         if store is not None:
-            stores.setdefault(root.joinpath(*inside[: store + 1]), {})["/".join(inside[store + 1 :])] = file
-    holders = {
-        target: holder
-        for path in listing
-        if path.name.startswith(".") and path.name.endswith(STORE_SUFFIX + LOCK_SUFFIX)
-        if (holder := lock_holder(target := path.with_name(path.name[1 : -len(LOCK_SUFFIX)])))
-    }
+            stores.setdefault(root.joinpath(*parts[: store + 1]), {})["/".join(parts[store + 1 :])] = file
+        elif name.endswith((FILE_SUFFIX, FILE_SUFFIX + BESIDE_SUFFIX)):
+            features[path] = file
+        elif name.startswith(".") and name.endswith(STORE_SUFFIX + LOCK_SUFFIX):
+            locked.append(path.with_name(name[1 : -len(LOCK_SUFFIX)]))
+    holders = {target: holder for target in locked if (holder := lock_holder(target))}
     for path, files in stores.items():
         target = path.with_name(path.name.removesuffix(BESIDE_SUFFIX))
-        yield _store_entry(path, files, holders.get(target), listing)
+        yield _store_entry(path, files, holders.get(target), features)
     for target in holders.keys() - {path.with_name(path.name.removesuffix(BESIDE_SUFFIX)) for path in stores}:
         yield Entry(target, RUNNING, 0, 0.0, holder=holders[target])
     written_in = {target.parent for target in holders}
-    for path, file in listing.items():
-        if not stores.keys().isdisjoint(path.parents):
-            continue
+    for path, file in features.items():
         if path.name.endswith(FILE_SUFFIX):
             yield from _features_entry(path, file)
-        elif path.name.endswith(FILE_SUFFIX + BESIDE_SUFFIX) and path.parent not in written_in:
+        elif path.parent not in written_in:
             yield Entry(path, LEFTOVER, *file, "of a run that was killed while it made the features file")
 
 
-def _store_entry(path: Path, files: Mapping[str, _File], holder: str | None, listing: Mapping[Path, _File]) -> Entry:
+def _store_entry(
+    path: AnyPath, files: Mapping[str, File], holder: str | None, features: Mapping[AnyPath, File]
+) -> Entry:
     n_bytes = sum(file.n_bytes for file in files.values())
     entry = Entry(path, RUNNING, n_bytes, max(file.modified for file in files.values()), holder=holder)
     if path.name.endswith(BESIDE_SUFFIX):
         reason = "of a run that was killed while it made or removed the store"
         return entry if holder else replace(entry, state=LEFTOVER, reason=reason)
     try:
-        layout = read_layout(lambda key: (path / key).read_bytes())
+        with remote_errors(path):
+            layout = read_layout(lambda key: (path / key).read_bytes())
         known = _identity(layout.provenance, layout.notes)
     except (ValueError, OSError) as error:
         state = UNREADABLE if isinstance(error, OSError) else NOT_OURS
@@ -229,7 +198,7 @@ def _store_entry(path: Path, files: Mapping[str, _File], holder: str | None, lis
     left = layout.n_shards - len(done)
     if not holder and not left and not layout.is_kept:
         made = [path.parent / str(name) for name in dict(layout.notes.get("files", {})).values()]
-        if made and all(file in listing for file in made):
+        if made and all(file in features for file in made):
             reason = "its features files are made; the same predict command removes it"
             return replace(entry, state=LEFTOVER, reason=reason)
     return replace(
@@ -244,10 +213,11 @@ def _store_entry(path: Path, files: Mapping[str, _File], holder: str | None, lis
     )
 
 
-def _features_entry(path: Path, file: _File) -> Iterator[Entry]:
+def _features_entry(path: AnyPath, file: File) -> Iterator[Entry]:
     entry = Entry(path, DONE, *file)
     try:
-        content = read_content(path)
+        with remote_errors(path), path.open("rb") as opened:
+            content = read_content(opened)
         if lacking := FEATURES_KEYS - set(content):
             raise ValueError(f"it has no {', '.join(sorted(lacking))}")
         feats, metadata = content["feats"], content["metadata"]

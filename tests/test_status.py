@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3_server
 import torch
 
 from lit_extract.finalize import finalize
@@ -286,6 +287,57 @@ def test_find_missing():
         Missing(Path("a"), "vision", None, ["v2", "v3"], 3),
         Missing(Path("b"), "language", "coco", ["l1"], 2),
     ]
+
+
+REMOTE = """
+import json, sys
+from pathlib import Path
+from s3fs import S3FileSystem
+import test_status
+from lit_extract.cli import main
+from lit_extract.lock import write_lock
+from lit_extract.paths import to_path
+
+S3FileSystem().mkdir("bucket")
+images = to_path("s3://bucket/features/nsd/all")
+test_status.make_file(images, "vit_a")
+test_status.make_store(images, "vit_begun", shards=(0, 2))
+running = test_status.make_store(images, "vit_running", shards=())
+(images / "foreign.pt").write_bytes(b"x")
+print("READY")
+with write_lock(running):
+    assert main(["status", "s3://bucket/features", "--json"]) == 0
+assert main(["status", "s3://bucket/nothing"]) == 0
+assert main(["status", "s3://no-such-bucket/features"]) == 2
+"""
+
+
+def test_a_remote_folder_is_told_like_a_local_one(tmp_path):
+    with s3_server.server(tmp_path / "server.log") as server:
+        done = subprocess.run(
+            [sys.executable, "-c", REMOTE],
+            cwd=REPOSITORY,
+            env={**os.environ, **server.environment, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    told, _ = json.JSONDecoder().raw_decode(done.stdout.partition("READY\n")[2])
+    states = {entry["path"].rpartition("/")[2]: entry for entry in told["entries"]}
+    assert {name: entry["state"] for name, entry in states.items()} == {
+        "foreign.pt": "not ours",
+        "vit_a_pool-cls.pt": "done",
+        "vit_begun_pool-cls.zarr": "begun",
+        "vit_running_pool-cls.zarr": "running",
+    }
+    begun = states["vit_begun_pool-cls.zarr"]
+    assert begun["path"].startswith("s3://bucket/features/nsd/all/")
+    assert (begun["rows_done"], begun["shards_left"], begun["shape"]) == (6, 1, [N, LAYERS, DIM])
+    assert begun["n_bytes"] > 0
+    assert begun["modified"] is not None
+    assert "process" in states["vit_running_pool-cls.zarr"]["holder"]
+    assert done.stdout.endswith("s3://bucket/nothing: no features yet\n")
+    assert "lit-extract: error: can't use 's3://no-such-bucket/features'" in done.stderr
 
 
 def test_an_empty_folder_has_no_features_yet(tmp_path, cli):

@@ -130,7 +130,7 @@ def outcome(code: int, lines: Sequence[str], was_stopped: bool = False) -> tuple
     errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
     stops = [line.removeprefix(OURS).partition("; run the same")[0] for line in lines if line.startswith(STOP)]
     if was_stopped and not errors:
-        return STOPPED, "".join(stops[-1:])
+        return STOPPED, stops[-1].partition(": ")[2] if stops else ""
     if said := errors or stops:
         return FAILED, said[-1]
     number = -code if code < 0 else code - 128 if code > 128 else 0

@@ -86,6 +86,7 @@ def test_stopped_by_a_signal_it_says_how_far_it_is_and_how_to_go_on(swept):
     assert 2 <= swept["done"] < N_IMAGES // 8
     assert f"SIGTERM: waiting until {GOOD} has stopped\n" in said
     assert "3 models: 1 stopped, 2 not begun" in said
+    assert f"  {GOOD}: stopped: {swept['done']} of 50 shards are done\n" in said
     again = said.splitlines()[-1]
     assert again.startswith("to go on: lit-extract sweep ")
     assert shlex.split(again.partition(": ")[2])[2:] == [str(argument) for argument in swept["arguments"]]
@@ -281,7 +282,7 @@ def test_a_killed_sweep_leaves_no_model_running(parent):
     ],
 )
 def test_outcome(code, lines, was_stopped, expected):
-    assert outcome(code, lines, was_stopped) == (expected or ("stopped", "stopped by SIGTERM: 3 of 9"))
+    assert outcome(code, lines, was_stopped) == (expected or ("stopped", "3 of 9"))
 
 
 def turns_in(*states):

@@ -1,0 +1,82 @@
+"""All files below a folder, local or remote, with size and time: what a survey needs, at once."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from lit_extract.paths import AnyPath, remote_errors
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+
+class File(NamedTuple):
+    """Size in bytes, and when it was written, in seconds since 1970."""
+
+    n_bytes: int
+    modified: float
+
+
+def list_files(root: AnyPath, folders_like: tuple[str, ...]) -> tuple[dict[str, File], dict[AnyPath, str]]:
+    """All files below a folder.
+
+    Links are followed, in circles once. A remote folder takes one listing.
+
+    Args:
+        root: The folder.
+        folders_like: Folders whose names end so are told too, as files of no bytes: they may be empty.
+
+    Returns:
+        The files by their path relative to ``root``, and the folders that can't be read, with the reason.
+
+    Raises:
+        RemoteError: A remote folder can't be reached.
+    """
+    return _local_files(root, folders_like) if isinstance(root, Path) else (_remote_files(root), {})
+
+
+def _local_files(root: Path, folders_like: tuple[str, ...]) -> tuple[dict[str, File], dict[AnyPath, str]]:
+    found: dict[str, File] = {}
+    unreadable: dict[AnyPath, str] = {}
+    seen: set[tuple[int, int]] = set()
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            stat = folder.stat()
+            if (stat.st_dev, stat.st_ino) in seen:
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            children = list(os.scandir(folder))
+        except FileNotFoundError:  # a run has just removed it
+            continue
+        except OSError as error:
+            unreadable[folder] = error.strerror or str(error)
+            continue
+        for child in children:
+            try:
+                stat = child.stat()
+                if child.is_dir():
+                    folders.append(Path(child))
+                if child.is_file() or child.name.endswith(folders_like):
+                    key = Path(child).relative_to(root).as_posix()
+                    found[key] = File(stat.st_size if child.is_file() else 0, stat.st_mtime)
+            except OSError:  # the same, or a link to nowhere or to itself
+                continue
+    return found, unreadable
+
+
+def _remote_files(root: "UPath") -> dict[str, File]:
+    prefix = root.path.rstrip("/") + "/"
+    with remote_errors(root):
+        try:
+            found = root.fs.find(prefix, detail=True)
+        except FileNotFoundError:
+            found = {}
+    files = {}
+    for name, info in found.items():
+        written = info.get("LastModified") or info.get("mtime") or 0.0  # of S3, of others
+        modified = written.timestamp() if isinstance(written, datetime) else float(written)
+        files[name.removeprefix(prefix)] = File(int(info["size"]), modified)
+    return files
