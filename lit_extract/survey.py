@@ -128,6 +128,8 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
         raise InputError(f"folder: {str(root)!r} is not a folder{hint}")
     expected = {kind: [model.name for model in listed] for kind, listed in read_models(models).items()}
     files, unreadable = list_files(root, folders_like=_STORE_SUFFIXES)
+    if not files and not isinstance(root, Path):
+        raise InputError(f"folder: there is nothing at {str(root)!r}")
     closed = [Entry(path, UNREADABLE, 0, 0.0, reason) for path, reason in unreadable.items()]
     entries = sorted([*_entries(root, files), *closed], key=lambda entry: str(entry.path))
     return Survey(root, Path(models or default_models_file()), entries, find_missing(entries, expected))

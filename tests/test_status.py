@@ -307,7 +307,7 @@ running = test_status.make_store(images, "vit_running", shards=())
 print("READY")
 with write_lock(running):
     assert main(["status", "s3://bucket/features", "--json"]) == 0
-assert main(["status", "s3://bucket/nothing"]) == 0
+assert main(["status", "s3://bucket/nothing"]) == 2
 assert main(["status", "s3://no-such-bucket/features"]) == 2
 """
 
@@ -336,8 +336,10 @@ def test_a_remote_folder_is_told_like_a_local_one(tmp_path):
     assert begun["n_bytes"] > 0
     assert begun["modified"] is not None
     assert "process" in states["vit_running_pool-cls.zarr"]["holder"]
-    assert done.stdout.endswith("s3://bucket/nothing: no features yet\n")
-    assert "lit-extract: error: can't use 's3://no-such-bucket/features'" in done.stderr
+    assert done.stderr.splitlines() == [
+        f"lit-extract: error: folder: there is nothing at 's3://{place}'"
+        for place in ("bucket/nothing", "no-such-bucket/features")
+    ]
 
 
 def test_an_empty_folder_has_no_features_yet(tmp_path, cli):
