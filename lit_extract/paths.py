@@ -3,6 +3,7 @@
 An object store has no folders, no renaming and no locks. What it has: an object is there complete or not at all.
 """
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,9 +47,10 @@ def to_path(text: str | AnyPath, setting: str = "path") -> AnyPath:
 
         # A listing that is remembered would not show what another rank, or another machine, has written since.
         path: UPath = UPath(text, use_listings_cache=False, **_OPTIONS.get(protocol, {}))
-        if protocol == "s3":
-            with remote_errors(path):
-                path.fs.connect()  # reads the settings, and asks nothing
+        with remote_errors(path):
+            filesystem = path.fs  # imports the package for the protocol
+            if protocol == "s3":
+                filesystem.connect()  # reads the settings, and asks nothing
     except ImportError as error:
         missing = "universal_pathlib" if error.name == "upath" else one_line(error)
         raise InputError(
@@ -125,6 +127,18 @@ def rename_file(file: AnyPath, name: str) -> None:
         return
     with remote_errors(file):
         file.fs.mv(file.path, file.with_name(name).path)
+
+
+def open_to_read(file: AnyPath, whole: bool) -> BinaryIO:
+    """A file opened for reading bytes.
+
+    Args:
+        file: Local or remote.
+        whole: All of a remote file is wanted, and fits the memory; else what is read is fetched, and no more.
+    """
+    if isinstance(file, Path):
+        return file.open("rb")
+    return io.BytesIO(file.fs.cat_file(file.path)) if whole else file.fs.open(file.path, "rb", cache_type="none")
 
 
 def read_files(folder: AnyPath, keys: Sequence[str]) -> dict[str, bytes]:

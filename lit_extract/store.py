@@ -33,6 +33,7 @@ from lit_extract.paths import (
     RemoteError,
     exists,
     file_sizes,
+    open_to_read,
     read_files,
     remote_errors,
     remove_below,
@@ -340,8 +341,12 @@ class Store:
     def _read(self, pool: str, shard: int, layers: Sequence[int]) -> NDArray[np.float32]:
         """Layers of a shard (rows, len(layers), D)."""
         n_rows = len(self.rows_of(shard))
-        with remote_errors(self.path), self._shard_file(pool, shard).open("rb") as file:
-            return read_layers(file, len(self.layers), self.shard_rows, self.n_dim, layers, n_rows)
+        with remote_errors(self.path):
+            try:
+                with open_to_read(self._shard_file(pool, shard), whole=len(layers) == len(self.layers)) as file:
+                    return read_layers(file, len(self.layers), self.shard_rows, self.n_dim, layers, n_rows)
+            except FileNotFoundError:
+                raise ValueError("its file is lost") from None
 
     def check_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Raise InputError naming each setting in which the store differs from ``provenance``."""
@@ -394,7 +399,8 @@ class Store:
         """Have a damaged shard no longer count as done."""
         file = self._shard_file(pool, shard)
         try:
-            rename_file(file, file.name + ".corrupt")
+            if exists(file):
+                rename_file(file, file.name + ".corrupt")
         except OSError as error:
             rows = self.rows_of(shard)
             raise InputError(

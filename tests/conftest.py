@@ -16,10 +16,21 @@ from lit_extract.store import OK, Store, StoreSpec
 def make_store(tmp_path):
     """A function that creates a store; it returns the store and, per pooling, the numbers (N, L, D) written to it.
 
-    ``shards`` are the numbers of the shards to write, in that order; default: all.
+    ``shards`` are the numbers of the shards to write, in that order; default: all. ``folder`` may be remote.
     """
 
-    def make(n=10, layers=3, dim=4, shard_rows=4, pools=("cls",), ids=None, shards=None, name="m_pool-cls", extras=()):
+    def make(
+        n=10,
+        layers=3,
+        dim=4,
+        shard_rows=4,
+        pools=("cls",),
+        ids=None,
+        shards=None,
+        name="m_pool-cls",
+        extras=(),
+        folder=tmp_path,
+    ):
         spec = StoreSpec(
             pools=pools,
             layers=[f"blocks.{k}" for k in range(layers)],
@@ -30,7 +41,7 @@ def make_store(tmp_path):
             notes={"files": {pool: f"m_pool-{pool}.pt" for pool in pools}, "num_params": 123},
             extras=dict(extras),
         )
-        store = Store.create(tmp_path / f"{name}.zarr", spec)
+        store = Store.create(folder / f"{name}.zarr", spec)
         generator = np.random.default_rng(0)
         feats = {pool: generator.normal(size=(n, layers, dim)).astype(np.float32) for pool in pools}
         for shard in range(store.n_shards) if shards is None else shards:
@@ -64,13 +75,13 @@ def run_job(tmp_path, image_folder):
     from lit_extract import ImageFolderDataModule, VisionExtractor, extract
     from lit_extract.predict import predict_trainer
 
-    def run(pool="cls", seed=0, layers="blocks", precision="32-true", **settings):
+    def run(output_dir=tmp_path / "out", pool="cls", seed=0, layers="blocks", precision="32-true", **settings):
         of_data = {key: settings.pop(key) for key in list(settings) if key.startswith("data_")}
         of_data = {key.removeprefix("data_"): value for key, value in of_data.items()}
         model = VisionExtractor("test_vit.r160_in1k", untrained=True, seed=seed, pool=pool, layers=layers)
         data = ImageFolderDataModule(**{"root": str(image_folder), "batch_size": 2, "num_workers": 0, **of_data})
         trainer = predict_trainer("cpu", devices=1, precision=precision)
-        return extract(model, data, trainer, str(tmp_path / "out"), **settings)
+        return extract(model, data, trainer, str(output_dir), **settings)
 
     return run
 
