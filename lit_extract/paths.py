@@ -65,8 +65,11 @@ def to_path(text: str | AnyPath, setting: str = "path") -> AnyPath:
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"fixed_upload_size": True}
-}  # R2 wants parts of one size, others don't mind
+    "s3": {
+        "fixed_upload_size": True,  # R2 wants parts of one size, others don't mind
+        "config_kwargs": {"read_timeout": 60},  # botocore's; s3fs has 15 s, which is little for a busy server
+    }
+}
 
 
 def local_path(text: str, setting: str) -> Path:

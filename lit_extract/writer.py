@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
 from lit_extract.errors import InputError, NothingLeft, one_line
-from lit_extract.paths import AnyPath
+from lit_extract.paths import AnyPath, RemoteError
 from lit_extract.signals import held
 from lit_extract.store import BAD_INPUT, MISSING, N_BYTES, NOT_FINITE, OK, Store
 from lit_extract.timing import WRITING, stopwatch
@@ -173,6 +173,10 @@ class ActivationWriter(BasePredictionWriter):
             self._failure = error
 
     def _raise_failure(self) -> None:
+        if isinstance(self._failure, RemoteError):  # who would not count the shards now
+            raise InputError(
+                f"{self._failure}; finished shards are safe: mend it and run the same command again"
+            ) from self._failure
         if isinstance(self._failure, OSError):
             raise InputError(
                 f"can't write to {str(self.store.path)!r}: {self._failure}; {len(self.store.done_shards())} of "

@@ -244,18 +244,33 @@ def test_the_features_file_is_that_of_a_local_store(make_store, remote, tmp_path
         assert found == expected
 
 
-def test_features_are_read_from_where_they_are(make_store, remote, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    store, feats = make_store(folder=remote, n=3000, dim=400, shard_rows=1000)  # 14 MB
-    (file,) = finalize(store.path)
-    fetched, call = [], S3FileSystem._call_s3
+@pytest.fixture
+def fetched(monkeypatch):
+    """Bytes of each answer of the server."""
+    sizes, call = [], S3FileSystem._call_s3
 
     async def weighed(self, method, *rest, **options):
         answer = await call(self, method, *rest, **options)
-        fetched.append(answer["ContentLength"] if method == "get_object" else 0)
+        if method == "get_object":
+            sizes.append(answer["ContentLength"])
         return answer
 
     monkeypatch.setattr(S3FileSystem, "_call_s3", weighed)
+    return sizes
+
+
+def test_one_layer_of_a_store_is_fetched_without_the_others(make_store, remote, fetched):
+    store, feats = make_store(folder=remote, layers=8, n=30, shard_rows=10, dim=500)
+    fetched.clear()
+    np.testing.assert_array_equal(store.read_layer("cls", 5), feats["cls"][:, 5], strict=True)
+    assert sum(fetched) == 3 * (10 * 500 * 4 + 4 + 8 * 16 + 4)
+
+
+def test_features_are_read_from_where_they_are(make_store, remote, tmp_path, monkeypatch, fetched):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    store, feats = make_store(folder=remote, n=3000, dim=400, shard_rows=1000)  # 14 MB
+    (file,) = finalize(store.path)
+    fetched.clear()
     features = load_features(str(file))
     assert features.shape == (3000, 3, 400)
     assert features.stimulus_ids == list(range(100, 3100))
@@ -404,6 +419,16 @@ def test_interrupted_it_goes_on_where_it_stopped(run_job, remote, monkeypatch, c
     extraction = run_job(output_dir=remote, data_shard_rows=2)
     assert "2 of 4 shards done, 2 left" in capsys.readouterr().out
     assert torch.equal(load_features(extraction.files[0]).feats, undisturbed)
+
+
+def test_a_second_run_or_finalize_on_a_store_is_refused(run_job, remote, cli):
+    store = run_job(output_dir=remote, finalize=False).store
+    with write_lock(store):
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match=r"is being written by another run \(process \d+ on "):
+                run_job(output_dir=remote, overwrite=overwrite)
+        assert_refused(cli("finalize", store), "is being written by another run")
+    assert Store(store).missing_rows() == []
 
 
 def test_show_and_finalize_of_the_command_line(run_job, remote, cli, tmp_path):

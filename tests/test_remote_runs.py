@@ -1,4 +1,4 @@
-"""Runs that write to S3 and are killed, doubled, shared by ranks or robbed of the server: real processes."""
+"""Runs that write to S3 and are killed, shared by ranks or robbed of the server: real processes."""
 
 import signal
 
@@ -10,8 +10,8 @@ from s3fs import S3FileSystem
 
 pytestmark = pytest.mark.slow
 
-N_IMAGES, N_SHARDS = 400, 25
-SHARDS = ("--data.batch_size", "16", "--data.shard_rows", "16", "--data.num_workers", "1")
+N_IMAGES, N_SHARDS = 200, 25
+SHARDS = ("--data.batch_size", "8", "--data.shard_rows", "8", "--data.num_workers", "1")
 ONE_RANK = (*SHARDS, "--trainer.devices", "1")
 TWO_RANKS = (*SHARDS, "--trainer.devices", "2", "--trainer.strategy", "ddp")
 FILE = "folder/all-untrained/test_vit.r160_in1k_pool-cls-untrained"
@@ -87,20 +87,17 @@ def test_killed_and_resumed(reference, output):
     output.assert_same_features(expected)
 
 
-def test_two_ranks_and_a_second_run_beside_them(reference, output):
+def test_two_ranks_and_a_server_that_pauses(reference, output, server):
+    """A few seconds without an answer are not the end of a run."""
     images, expected = reference
     with output.predict(images, *TWO_RANKS) as run:
-        assert run.wait_until(lambda: output.done(), pause=0.1), run.output
-        run.signal_all(signal.SIGSTOP)
-        done = output.done()
-        with output.predict(images, *ONE_RANK) as second:
-            assert second.wait() == 2
-            assert f"is being written by another run (process {run.process.pid} on " in second.output
-            assert "Traceback" not in second.output
-        assert output.done() == done
-        run.signal_all(signal.SIGCONT)
+        assert run.wait_until(lambda: len(output.done()) >= 3, pause=0.1), run.output
+        server.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(psutil.TimeoutExpired):
+            run.process.wait(timeout=8)
+        server.process.send_signal(signal.SIGCONT)
         assert run.wait() == 0, run.output
-        assert "(rank 0 of 2): 208 of 208 images" in run.output
+        assert "(rank 0 of 2): 104 of 104 images" in run.output
     output.assert_same_features(expected)
 
 
@@ -110,21 +107,8 @@ def test_a_server_that_goes_away_ends_the_run_in_one_message(reference, output, 
         assert run.wait_until(lambda: len(output.done()) >= 3, pause=0.1), run.output
         server.stop()
         assert run.wait() == 2, run.output
-    assert run.output.count("lit-extract: error: can't write to 's3://bucket/features/") == 1, run.output
+    assert run.output.count("lit-extract: error: can't use 's3://bucket/features/") == 1, run.output
     assert "Could not connect to the endpoint" in run.output
-    assert "run the same command again" in run.output
+    assert "finished shards are safe: mend it and run the same command again" in run.output
     assert "Traceback" not in run.output
     assert "Unclosed" not in run.output
-
-
-def test_a_server_that_is_slow_to_answer_is_waited_for(reference, output, server):
-    """A few seconds without an answer are not the end of a run."""
-    images, expected = reference
-    with output.predict(images, *ONE_RANK) as run:
-        assert run.wait_until(lambda: len(output.done()) >= 3, pause=0.1), run.output
-        server.process.send_signal(signal.SIGSTOP)
-        with pytest.raises(psutil.TimeoutExpired):
-            run.process.wait(timeout=8)
-        server.process.send_signal(signal.SIGCONT)
-        assert run.wait() == 0, run.output
-    output.assert_same_features(expected)
