@@ -116,6 +116,7 @@ def _serve(decisions: Decisions, images: Images, about: dict[str, Any], listener
         lifespan="on",
         timeout_graceful_shutdown=SECONDS_TO_STOP,
     )
+    listener.listen()  # a browser that comes before uvicorn is ready waits, instead of being refused
     print("\n".join(_greeting(decisions, f"http://{HOST}:{port}/?token={keys.token}", port)), flush=True)
     if browser and _has_screen():
         webbrowser.open(f"http://{HOST}:{port}/?token={keys.once}")

@@ -93,7 +93,7 @@ def serve(captions, root):
         process.stdout.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: meanwhile playwright has an event loop running in this thread
 def chromium():
     """A headless browser, or the reason why there is none."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
