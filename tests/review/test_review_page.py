@@ -179,16 +179,19 @@ def test_image_and_caption_belong_together_however_fast_one_goes(serve, tab, roo
     page.press("Enter")
     until(lambda: page.read("#chosen") == "8 captions")
     read = """() => {
-        const image = document.querySelector("#figure img");
+        const images = document.querySelectorAll("#figure img");
+        const image = images[images.length - 1];
         const [id, text] = ["stimulus", "text"].map((name) => document.getElementById(name));
-        return [Number(id.textContent) - 100, text.value, Number(image.dataset.row), image.src, image.naturalWidth];
+        const shown = [Number(image.dataset.row), image.src, image.naturalWidth, images.length];
+        return [Number(id.textContent) - 100, text.value, ...shown];
     }"""
     for key in ["ArrowUp"] * 8 + ["ArrowDown", "j", "ArrowDown", "k", "ArrowDown", "j", "j", "j"]:
         page.press(key)
-        row, text, image_row, source, width = page.page.evaluate(read)
+        row, text, image_row, source, width, n_images = page.page.evaluate(read)
         assert (text, image_row) == (CAPTIONS[row], row)
         assert re.search(rf"/image/{row}\?", source)
         assert width in (0, 40 + row), "not loaded yet, or the right one"
+        assert n_images == 1
     until(lambda: page.page.evaluate(read)[4] == 40 + row)
 
 

@@ -112,14 +112,16 @@ async function decide(text = undefined) {
   const decision = caption.decision;
   if (text !== undefined) decision.text = text;
   const { id } = caption.row;
+  const { place } = list;
   try {
     const { row, progress: now } = await post("decide", decision);
     caption.drafts.delete(row.row);
     changed(row, now);
     say(`${id} ${row.status}`);
-    if (list.place + 1 < list.total) await go(list.place + 1);
+    if (list.place !== place) return; // the person has gone on already
+    if (place + 1 < list.total) await go(place + 1);
     else {
-      caption.show(row, list.place, list.total);
+      caption.show(row, place, list.total);
       say(`${id} ${row.status}. This is the end of these captions; n goes to one that is left.`);
     }
   } catch (error) {
