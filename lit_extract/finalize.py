@@ -100,11 +100,17 @@ def is_finished(file: AnyPath, provenance: dict[str, Any]) -> bool:
     """Whether ``file`` is there, with exactly this provenance.
 
     Raises:
-        InputError: It is there with another; the differing settings are named.
+        InputError: It is there with another, and the differing settings are named; or it is something else.
     """
     if not exists(file):
         return False
-    if difference := differing(read_metadata(file)["provenance"], provenance):
+    try:
+        found = read_metadata(file)["provenance"]
+    except InputError as error:
+        raise InputError(
+            f"{error}. Move it elsewhere, pass --overwrite to predict to replace it, or choose another --output_dir"
+        ) from None
+    if difference := differing(found, provenance):
         raise InputError(
             f"{str(file)!r} was made with other settings: {difference}. Pass --overwrite to predict to replace it, or "
             "choose another --output_dir"

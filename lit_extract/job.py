@@ -33,6 +33,8 @@ from lit_extract.store import N_BYTES, Store, StoreSpec, is_store, remains, remo
 from lit_extract.timing import stopwatch
 from lit_extract.writer import ActivationWriter
 
+LONGEST_NAME = 255  # bytes, on all usual file systems
+
 
 @dataclass(frozen=True)
 class Extraction:
@@ -152,7 +154,7 @@ class Job:
             pool: is_finished(file, features_provenance(self.provenance, pool)) for pool, file in self.files.items()
         }
         for file in self.files.values():
-            if exists(file) and read_metadata(file)["n_bytes_sha256"] != inputs_sha256(self.data.n_bytes):
+            if exists(file) and read_metadata(file).get("n_bytes_sha256") != inputs_sha256(self.data.n_bytes):
                 raise InputError(
                     f"stimuli have changed since {str(file)!r} was made: some of their files have another size. "
                     "Restore them, or pass --overwrite to extract anew"

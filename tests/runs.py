@@ -121,6 +121,25 @@ def predict_arguments(images: Path, output: Path) -> list[str]:
     return ["predict", "--config", str(config), *MODEL, *where]
 
 
+def slow_predict(images: Path, output: Path, *options: str, **environment: str) -> Any:
+    """As :func:`predict`, with the delays of slow_predict.py."""
+    log = output.with_name(f"{output.name}-{time.monotonic_ns()}.log")
+    script = str(Path(__file__).with_name("slow_predict.py"))
+    environment = {"PYTHONPATH": str(REPOSITORY), **environment}
+    return python(log, script, *predict_arguments(images, output), *options, **environment)
+
+
+def slurm(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, str]:
+    """SLURM's variables of one task of a job, and in a folder on PATH a scontrol that writes down what it is asked."""
+    scontrol = folder / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\nexit $(cat {folder}/code 2>/dev/null || echo 0)\n')
+    scontrol.chmod(0o755)
+    job = {"JOB_ID": "4711", "JOB_NAME": "features", "NTASKS": world_size, "NTASKS_PER_NODE": world_size}
+    task = {"PROCID": rank, "LOCALID": rank, "NODEID": 0}
+    variables = {f"SLURM_{name}": str(value) for name, value in {**job, **task}.items()}
+    return {**variables, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
 def complete(images: Path, output: Path, *options: str) -> str:
     """A run to its end, which must be a good one; what it printed."""
     with predict(images, output, *options) as run:

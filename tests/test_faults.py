@@ -1,12 +1,23 @@
 """What disks and people do to a run's files: nothing that is done is lost, and nothing wrong is kept."""
 
+import os
+import pickle
+import re
 import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+import runs
+import torch
 
-from lit_extract import load_features
+from lit_extract import CaptionDataModule, ImageFolderDataModule, VisionExtractor, extract, load_features
 from lit_extract.errors import InputError
+from lit_extract.predict import predict_trainer
 from lit_extract.store import Store
 
 SHARDS = {"data_shard_rows": 2}  # of seven rows: four shards
@@ -128,3 +139,180 @@ def test_damaged_metadata_are_one_clear_error_and_the_rest_is_left_alone(cli, ru
         assert error.startswith("lit-extract: error: ")
     assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
     assert np.isfinite(feats_of(run_job(overwrite=True, **SHARDS))).all()
+
+
+class Malicious:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+KEYS = {"feats": torch.zeros(2, 1, 1), "num_params": 1, "layers": ["a"], "stimulus_ids": [0, 1]}
+
+
+def save(content):
+    return lambda file, trace: torch.save(content, file)
+
+
+FOREIGN = {
+    "a checkpoint": save({"state_dict": {"weight": torch.zeros(3)}}),
+    "a tensor": save(torch.zeros(3)),
+    "a list": save([1, 2]),
+    "keys without provenance": save({**KEYS, "metadata": {}}),
+    "metadata that are a text": save({**KEYS, "metadata": "provenance"}),
+    "provenance that is a text": save({**KEYS, "metadata": {"provenance": "mine"}}),
+    "provenance of nothing": save({**KEYS, "metadata": {"provenance": {}}}),
+    "text": lambda file, trace: file.write_text("notes of mine"),
+    "nothing": lambda file, trace: file.touch(),
+    "noise": lambda file, trace: file.write_bytes(np.random.default_rng(0).bytes(5000)),
+    "a zip": lambda file, trace: zipfile.ZipFile(file, "w").writestr("a.txt", "a"),
+    "code": lambda file, trace: torch.save({**KEYS, "metadata": Malicious(trace)}, file),
+    "code of a plain pickle": lambda file, trace: file.write_bytes(pickle.dumps(Malicious(trace))),
+    "code of the old format": lambda file, trace: torch.save(
+        Malicious(trace), file, _use_new_zipfile_serialization=False
+    ),
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_file_of_someone_else_in_our_place_is_never_run_nor_overwritten(cli, run_job, tmp_path, content):
+    store = run_job(finalize=False).store
+    file, trace = store.with_name("test_vit.r160_in1k_pool-cls-untrained.pt"), tmp_path / "trace"
+    FOREIGN[content](file, trace)
+    before = file.read_bytes()
+    with pytest.raises(
+        InputError, match=r"(is not a features file|made with other settings).* --overwrite .*output_dir"
+    ):
+        run_job()
+    for command in (("finalize", store), ("show", file)):
+        code, _, error = cli(*command)
+        if content != "provenance of nothing" or command[0] == "finalize":
+            assert code == 2, error
+            assert error.startswith("lit-extract: error: ")
+            assert error.count("\n") == 1
+    assert file.read_bytes() == before
+    assert load_features(store).n_done == 7
+    assert not trace.exists()
+    assert np.isfinite(feats_of(run_job(overwrite=True))).all()
+    assert not trace.exists()
+
+
+def test_a_folder_in_our_place_is_refused_and_kept(run_job):
+    store = run_job(finalize=False).store
+    file = store.with_name("test_vit.r160_in1k_pool-cls-untrained.pt")
+    file.mkdir()
+    (file / "notes").touch()
+    for settings in ({}, {"overwrite": True}):
+        with pytest.raises(InputError, match=r"pool-cls-untrained\.pt"):
+            run_job(**settings)
+    assert (file / "notes").exists()
+    assert load_features(store).n_done == 7
+
+
+def test_models_whose_names_are_written_alike_are_not_taken_for_each_other(tmp_path, image_folder):
+    def run(name, **settings):
+        model = VisionExtractor("test_vit.r160_in1k", untrained=True)
+        model.model_name = name
+        data = ImageFolderDataModule(str(image_folder), num_workers=0, cache="off")
+        return extract(model, data, predict_trainer("cpu", 1, precision="32-true"), str(tmp_path / "out"), **settings)
+
+    store = run("a/b", finalize=False).store
+    with pytest.raises(InputError, match=r"zarr' was begun with other settings: model was 'a/b', now 'a_b'"):
+        run("a_b")
+    assert load_features(store).provenance["model"] == "a/b"
+    run("a/b")
+    with pytest.raises(InputError, match=r"pt' was made with other settings: model was 'a/b', now 'a_b'"):
+        run("a_b")
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "..", "a/../../b", "a b", "x.y/z", ".", "~/x", "a\nb", "con", "-x"])
+def test_no_name_escapes_the_output_folder(tmp_path, image_folder, name):
+    model = VisionExtractor("test_vit.r160_in1k", untrained=True)
+    model.model_name = name
+    data = ImageFolderDataModule(str(image_folder), num_workers=0, cache="off")
+    (file,) = extract(model, data, predict_trainer("cpu", 1, precision="32-true"), str(tmp_path / "out")).files
+    everything = {path for path in tmp_path.rglob("*") if path.is_file() and image_folder not in path.parents}
+    assert everything == {file}
+    assert file.parent == tmp_path / "out" / "folder" / "all-untrained"
+    assert load_features(file).provenance["model"] == name
+
+
+def test_a_name_that_is_too_long_is_refused_before_anything_is_done(tmp_path, image_folder):
+    for length, is_refused in ((219, False), (230, True), (5000, True)):
+        model = VisionExtractor("test_vit.r160_in1k", untrained=True)
+        model.model_name = "m" * length
+        data = ImageFolderDataModule(str(image_folder), num_workers=0, cache="off")
+        trainer = predict_trainer("cpu", 1, precision="32-true")
+        if is_refused:
+            with pytest.raises(InputError, match=r"model\.name: 'mmm.* makes a file name of .* 255 at most"):
+                extract(model, data, trainer, str(tmp_path / "long"))
+            assert not (tmp_path / "long").exists()
+        else:
+            assert extract(model, data, trainer, str(tmp_path / "out")).files[0].exists()
+
+
+@pytest.mark.parametrize("subset", ["..", "a/b", "/tmp", "", ".", "a/", "x" * 201, "nul\0"])
+def test_no_subset_escapes_the_output_folder(subset):
+    with pytest.raises(InputError, match=r"data\.subset: .* must be the name of one folder"):
+        ImageFolderDataModule("/images", query="name == 'x'", subset=subset)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "a b", "nul\0"])
+def test_no_prompt_name_escapes_the_output_folder(name):
+    with pytest.raises(InputError, match=r"data\.prompt_name: .* names files: use letters, digits"):
+        CaptionDataModule("captions.csv", prompt_name=name)
+
+
+@pytest.mark.parametrize("kind", ["vision", "language"])
+@pytest.mark.parametrize("name", ["", "..", "no/such/model", "x" * 300])
+def test_names_of_no_model_are_one_clear_error(cli, tmp_path, image_folder, kind, name):
+    (tmp_path / "captions.csv").write_text("stimulus_id,caption\n1,A dog.\n")
+    data = {"vision": ["--data.root", image_folder], "language": ["--data.captions", tmp_path / "captions.csv"]}
+    config = {"vision": "configs/folder/vision.yaml", "language": "configs/demo/language.yaml"}[kind]
+    arguments = ["--model.name", name, *data[kind], "--output_dir", tmp_path / "out", "--trainer.accelerator", "cpu"]
+    code, _, error = cli("predict", "--config", config, *arguments)
+    assert code == 2, error
+    assert error.startswith("lit-extract: error: model.name: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def may_mount():
+    """Skips where a small disk can't be had: one is mounted in a namespace of its own, which needs no root."""
+    mount = "mount -t tmpfs -o size=1m tmpfs /mnt"
+    tried = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", mount], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"no file system may be mounted here: {tried.stderr.strip()}")
+
+
+@pytest.mark.parametrize("scenario", ["full_in_the_middle_of_a_shard", "full_in_the_middle_of_finalize", "read_only"])
+@pytest.mark.usefixtures("may_mount")
+def test_a_disk_that_fills_up_or_may_not_be_written(tmp_path, scenario):
+    (tmp_path / "disk").mkdir()
+    script = Path(__file__).with_name("small_disk.py")
+    command = ["unshare", "--map-root-user", "--mount", sys.executable, script, scenario, tmp_path / "disk"]
+    environment = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY), **runs.ENVIRONMENT}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+def test_a_data_loading_worker_that_is_killed_ends_the_run_with_one_clear_error(tmp_path):
+    images, output = runs.write_images(tmp_path / "images", 32, size=32), tmp_path / "out"
+    options = ("--data.batch_size", "2", "--data.shard_rows", "4", "--data.num_workers", "2", "--trainer.devices", "1")
+    with runs.slow_predict(images, output, *options, SLOW_STEP="0.5") as run:
+        assert run.wait_until(lambda: "step 5" in run.output), run.output
+        run.others()[0].kill()
+        assert run.wait() == 2, run.output
+        (said,) = (line for line in run.output.splitlines() if not line.startswith(("step", "loading")))
+        assert re.match(r"lit-extract: error: DataLoader worker \(pid.* killed.*run the same command again", said), said
+        assert psutil.wait_procs(run.others(), timeout=10)[1] == []
+    done = len(runs.done_shards(output))
+    assert 2 <= done < 8
+    assert f"{done} of 8 shards done" in runs.complete(images, output, *options)

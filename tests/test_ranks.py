@@ -1,10 +1,15 @@
 """Two ranks in processes of their own: the same bytes as one, also when they are killed."""
 
 import signal
+import socket
+from contextlib import ExitStack
 
 import psutil
 import pytest
 import runs
+
+from lit_extract import ImageFolderDataModule, VisionExtractor, extract
+from lit_extract.predict import predict_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +71,10 @@ def test_when_one_rank_is_killed_the_run_ends_and_leaves_no_process(reference, t
         assert run.wait_until(lambda: len(runs.done_shards(output)) >= 3), run.output
         assert len(run.others()) == 3, "rank 1 and two workers"
         second_rank(run).kill()
-        assert run.wait() != 0
+        assert run.wait() == 2
+        assert "rank 1 was killed by SIGKILL" in run.output
+        assert "run the same command again to go on" in run.output
+        assert "[rank0]" not in run.output, "a traceback of rank zero"  # a worker of the killed rank may leave one
         _, alive = psutil.wait_procs(run.others(), timeout=30)
         assert alive == []
     done = runs.done_shards(output)
@@ -86,3 +94,116 @@ def test_more_ranks_than_shards_left(reference, tmp_path):
     assert "31 of 32 shards done, 1 left" in said
     assert "(rank 0 of 2): 64 of 64 images" in said
     runs.assert_same_features(runs.features_file(output), undisturbed)
+
+
+# Of a small dataset, with a model that is slow
+
+
+EIGHT_SHARDS = (
+    "--data.batch_size",
+    "2",
+    "--data.shard_rows",
+    "4",
+    "--trainer.devices",
+    "2",
+    "--trainer.strategy",
+    "ddp",
+)
+NO_WORKER, ONE_WORKER = (("--data.num_workers", number) for number in "01")
+
+
+@pytest.fixture
+def images(tmp_path):
+    return runs.write_images(tmp_path / "images", 32, size=32)
+
+
+def asked_to_stop(images, output, *options, tell, code, name):
+    """A run of two ranks that is told to stop within rank zero's second shard, and does so after whole shards."""
+    with runs.slow_predict(images, output, *EIGHT_SHARDS, *options, SLOW_STEP="0.5") as run:
+        assert run.wait_until(lambda: "step 2 of rank 0" in run.output), run.output
+        tell(run)
+        assert run.wait() == code, run.output
+        _, alive = psutil.wait_procs(run.others(), timeout=10)
+        assert alive == []
+        assert_stopped_after_whole_shards(run.output, output, name)
+        assert "Traceback" not in run.output
+
+
+def assert_stopped_after_whole_shards(said, output, name):
+    n_steps = [said.count(f"of rank {rank}\n") for rank in range(2)]
+    assert n_steps[0] == 4
+    assert n_steps[1] in (2, 4, 6)
+    done = len(runs.done_shards(output))
+    assert done == sum(n_steps) // 2
+    assert f"stopped by {name}: {done} of 8 shards are done; run the same command again to go on" in said
+    assert said.count("stopped by") == 1
+
+
+def test_a_signal_to_all_processes_has_each_rank_finish_its_shard(images, tmp_path):
+    interrupt = lambda run: run.signal_all(signal.SIGINT)  # noqa: E731
+    asked_to_stop(images, tmp_path / "out", *ONE_WORKER, tell=interrupt, code=130, name="SIGINT")
+    said = runs.complete(images, tmp_path / "out", *EIGHT_SHARDS, *ONE_WORKER)
+    assert " of 8 shards done, " in said
+    assert runs.features_file(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_reaches_the_other(images, tmp_path, rank):
+    terminate = lambda run: (second_rank(run) if rank else run.process).send_signal(signal.SIGTERM)  # noqa: E731
+    asked_to_stop(images, tmp_path / "out", *NO_WORKER, tell=terminate, code=143, name="SIGTERM")
+
+
+def test_a_bad_image_of_the_second_rank_is_one_clear_error(images, tmp_path):
+    victim = images / "00005.jpg"  # of shard 1
+    whole = victim.read_bytes()
+    victim.write_bytes(bytes(len(whole)))
+    with runs.slow_predict(images, tmp_path / "out", *EIGHT_SHARDS, *NO_WORKER, SLOW_STEP="0.5") as run:
+        assert run.wait() == 2, run.output
+        said = [line for line in run.output.splitlines() if not line.startswith(("step", "loading"))]
+        assert len(said) == 1, run.output
+        assert said[0].startswith("lit-extract: error: stimulus 00005.jpg (row 5) can't be decoded")
+        _, alive = psutil.wait_procs(run.others(), timeout=10)
+        assert alive == []
+    done = runs.done_shards(tmp_path / "out")
+    assert 0 in done
+    assert 1 not in done
+    victim.write_bytes(whole)
+    assert f"{len(done)} of 8 shards done" in runs.complete(images, tmp_path / "out", *EIGHT_SHARDS, *NO_WORKER)
+
+
+def two_tasks(stack, images, output, *options, **environment):
+    """Two tasks of a SLURM job, as srun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for rank in range(2):
+        variables = {**runs.slurm(output.parent, rank, 2), "MASTER_PORT": port, **environment}
+        yield stack.enter_context(runs.slow_predict(images, output, *EIGHT_SHARDS, *NO_WORKER, *options, **variables))
+
+
+def test_tasks_of_a_slurm_job_finish_their_shards_and_queue_it_again_once(images, tmp_path):
+    output = tmp_path / "out"
+    with ExitStack() as stack:
+        first, second = two_tasks(stack, images, output, SLOW_STEP="0.5")
+        assert first.wait_until(lambda: "step 2 of rank 0" in first.output), first.output + second.output
+        first.process.send_signal(signal.SIGUSR1)
+        second.process.send_signal(signal.SIGUSR1)
+        assert (first.wait(), second.wait()) == (138, 0), first.output + second.output
+        assert_stopped_after_whole_shards(first.output + second.output, output, "SIGUSR1")
+        assert "stopped" not in second.output
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+
+
+@pytest.mark.parametrize(
+    ("seed", "codes", "said"),
+    [(0, (0, 0), "already done: "), (1, (2, 0), "made with other settings: seed was 1, now 0")],
+)
+def test_tasks_that_wait_for_rank_zero_hear_that_there_is_nothing_to_do(images, tmp_path, seed, codes, said):
+    model = VisionExtractor("test_vit.r160_in1k", untrained=True, seed=seed)
+    data = ImageFolderDataModule(str(images), batch_size=2, shard_rows=4, num_workers=0)
+    extract(model, data, predict_trainer("cpu", devices=1, precision="32-true"), str(tmp_path / "out"))
+    with ExitStack() as stack:
+        first, second = two_tasks(stack, images, tmp_path / "out")
+        assert (first.wait(), second.wait()) == codes, first.output + second.output
+        assert said in first.output
+        assert second.output == ""

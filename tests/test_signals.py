@@ -1,6 +1,5 @@
 """Asked to stop by real signals: what is worth finishing is finished, the rest is left, and the exit code says why."""
 
-import os
 import signal
 import textwrap
 import time
@@ -163,15 +162,8 @@ def test_workers_end_with_a_parent_that_was_killed(script):
 
 @pytest.fixture
 def slurm(tmp_path):
-    """SLURM's variables of a job, and a scontrol that writes down what it is asked."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    scontrol = folder / "scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\nexit $(cat {folder}/code 2>/dev/null || echo 0)\n')
-    scontrol.chmod(0o755)
-    variables = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    variables |= {"SLURM_NODEID": "0", "SLURM_JOB_NAME": "features", "PATH": f"{folder}:{os.environ['PATH']}"}
-    return folder, variables
+    """A folder with a scontrol that writes down what it is asked, and SLURM's variables of the one task of a job."""
+    return tmp_path, runs.slurm(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -228,25 +220,6 @@ def test_what_is_worth_finishing(rows_left, seconds_a_row, since_last, worth):
 # Of the whole command
 
 
-SLOW = """
-import time, sys
-from lit_extract.modules.vision import VisionExtractor
-load, step = VisionExtractor.configure_model, VisionExtractor.predict_step
-
-def slow_load(self):
-    print("loading", flush=True)
-    time.sleep(LOAD)
-    load(self)
-
-def slow_step(self, batch, batch_idx=0):
-    print("step", batch_idx, flush=True)
-    time.sleep(STEP)
-    return step(self, batch, batch_idx)
-
-VisionExtractor.configure_model, VisionExtractor.predict_step = slow_load, slow_step
-from lit_extract.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
 SMALL = ("--data.batch_size", "2", "--data.shard_rows", "4", "--data.num_workers", "0", "--trainer.devices", "1")
 
 
@@ -255,9 +228,8 @@ def slow(tmp_path, image_folder):
     """A function that runs predict on seven images, two shards of two batches each, slowed down."""
 
     def run(load=0.0, step=0.0, **environment):
-        code = SLOW.replace("LOAD", str(load)).replace("STEP", str(step))
-        arguments = [*runs.predict_arguments(image_folder, tmp_path / "out"), *SMALL]
-        return runs.python(tmp_path / "log", "-c", code, *arguments, **environment)
+        delays = {"SLOW_LOAD": str(load), "SLOW_STEP": str(step)}
+        return runs.slow_predict(image_folder, tmp_path / "out", *SMALL, **delays, **environment)
 
     return run
 

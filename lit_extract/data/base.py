@@ -18,6 +18,7 @@ from lit_extract.signals import leave_workers_alone
 from lit_extract.timing import stopwatch
 
 WHOLE_SUBSET = "all"
+SUBSET_BYTES_AT_MOST = 200  # with what is added, file systems take 255
 
 Batch = dict[str, Any]
 
@@ -54,8 +55,11 @@ class StimulusDataModule(LightningDataModule):
                 f"data.query: {query!r} chooses some of the rows, but data.subset is {subset!r}; "
                 "name the rows with --data.subset NAME, so that no one takes them for the whole dataset"
             )
-        if not subset or subset.startswith(".") or Path(subset).name != subset:
-            raise InputError(f"data.subset: {subset!r} must be the name of one folder")
+        is_name = subset and not subset.startswith(".") and Path(subset).name == subset and "\0" not in subset
+        if not is_name or len(subset.encode()) > SUBSET_BYTES_AT_MOST:
+            raise InputError(
+                f"data.subset: {subset!r} must be the name of one folder, of {SUBSET_BYTES_AT_MOST} bytes at most"
+            )
         if num_workers is not None and num_workers < 0:
             raise InputError(f"data.num_workers: {num_workers} must be 0 or more")
         self.query, self.subset = query, subset

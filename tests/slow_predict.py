@@ -1,0 +1,31 @@
+"""``lit-extract`` with a vision model that takes SLOW_LOAD seconds to load and SLOW_STEP seconds a batch, and says so.
+
+A file of its own, as Lightning starts further ranks by running the same file again.
+"""
+
+import os
+import sys
+import time
+
+from lit_extract.modules.vision import VisionExtractor
+
+load, step = VisionExtractor.configure_model, VisionExtractor.predict_step
+
+
+def slow_load(self):
+    print("loading", flush=True)
+    time.sleep(float(os.environ.get("SLOW_LOAD", "0")))
+    load(self)
+
+
+def slow_step(self, batch, batch_idx=0):
+    print(f"step {batch_idx} of rank {self.trainer.global_rank}", flush=True)
+    time.sleep(float(os.environ.get("SLOW_STEP", "0")))
+    return step(self, batch, batch_idx)
+
+
+if __name__ == "__main__":
+    from lit_extract.cli import main
+
+    VisionExtractor.configure_model, VisionExtractor.predict_step = slow_load, slow_step
+    sys.exit(main(sys.argv[1:]))
