@@ -174,14 +174,14 @@ def _open(path: AnyPath) -> dict[str, Any]:
     """All of a features file; of a remote one with a record in the place of its features."""
     try:
         content = _load(path) if isinstance(path, Path) else _fetch_all_but_feats(path)
-        if set(content) >= FEATURES_KEYS and "provenance" in content["metadata"]:
+        if set(content) >= FEATURES_KEYS and set(content["metadata"]["provenance"].keys()) >= {"model", "pool"}:
             return content
-        reason = f"it holds {sorted(map(str, content))}"
+        reason = one_line(ValueError(f"it holds {sorted(map(str, content))}"))
     except FileNotFoundError:
         raise InputError(f"features: no file {str(path)!r}") from None
     except RemoteError:
         raise
-    except (RuntimeError, pickle.UnpicklingError, OSError, TypeError, EOFError) as error:
+    except (RuntimeError, pickle.UnpicklingError, OSError, TypeError, KeyError, AttributeError, EOFError) as error:
         reason = str(error).partition("\n")[0]
     raise InputError(f"{str(path)!r} is not a features file of lit-extract: {reason}")
 

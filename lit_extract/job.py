@@ -248,10 +248,19 @@ class Job:
             raise
 
     def remove_output(self) -> None:
-        """Delete this job's store and files."""
-        for file in self.files.values():
-            remove_file(file)
-        remove_store(self.store_path)
+        """Delete this job's store and files.
+
+        Raises:
+            InputError: They may not be deleted, or there is a folder in the place of a file.
+        """
+        try:
+            for file in self.files.values():
+                remove_file(file)
+            remove_store(self.store_path)
+        except OSError as error:
+            raise InputError(
+                f"can't delete what is there: {error}; remove it, or choose another --output_dir"
+            ) from None
 
     def remove_leftovers(self) -> None:
         """Delete the store of a run that was killed after its files were complete, or while it removed it."""
@@ -300,10 +309,21 @@ class Job:
 
 
 def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath) -> tuple[dict[str, AnyPath], AnyPath]:
-    """The features file of each pooling, and the store that they are made of."""
+    """The features file of each pooling, and the store that they are made of.
+
+    Raises:
+        InputError: Their names are longer than file systems take.
+    """
     untrained = "-untrained" if model.untrained else ""
     folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
     stem = f"{safe_name(model.model_name)}_pool-"
     ending = f"{data.file_suffix}{untrained}"
     files: dict[str, AnyPath] = {pool: folder / f"{stem}{pool}{ending}.pt" for pool in model.pools}
-    return files, folder / f"{stem}{'+'.join(model.pools)}{ending}.zarr"
+    store = f"{stem}{'+'.join(model.pools)}{ending}.zarr"
+    if (length := len(f".{store}.lock".encode())) > LONGEST_NAME:
+        shown = model.model_name if len(model.model_name) <= 80 else f"{model.model_name[:79]}…"
+        raise InputError(
+            f"model.name: {shown!r} makes a file name of {length} bytes, with poolings and prompt; {LONGEST_NAME} at "
+            "most are possible. Give a shorter name, and the place of the weights in --model.checkpoint"
+        )
+    return files, folder / store

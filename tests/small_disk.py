@@ -1,6 +1,6 @@
 """Jobs on a disk of their own, which is small, fills up and becomes read-only; run by test_faults.py.
 
-    unshare --map-root-user --mount python small_disk.py SCENARIO FOLDER
+    unshare --map-root-user --mount python small_disk.py FOLDER
 
 In a mount namespace a small file system may be mounted without being root.
 """
@@ -17,7 +17,7 @@ from lit_extract.errors import InputError
 from lit_extract.predict import predict_trainer
 from lit_extract.store import Store
 
-SCENARIO, DISK = sys.argv[1], Path(sys.argv[2])
+DISK = Path(sys.argv[1])
 
 
 def mount(options):
@@ -113,7 +113,9 @@ def read_only(reference):
 
 if __name__ == "__main__":
     reference = feats(run(DISK.with_name("elsewhere")))
-    mount("size=2m")
-    {f.__name__: f for f in (full_in_the_middle_of_a_shard, full_in_the_middle_of_finalize, read_only)}[SCENARIO](
-        reference
-    )
+    DISK.mkdir()
+    for scenario in (full_in_the_middle_of_a_shard, full_in_the_middle_of_finalize, read_only):
+        mount("size=2m")
+        scenario(reference)
+        subprocess.run(["umount", str(DISK)], check=True)
+        print(f"{scenario.__name__}: as it should be", flush=True)

@@ -100,7 +100,7 @@ class CaptionDataModule(StimulusDataModule):
                 raise InputError(f"data.{setting}: {value} must be 1 or more")
         if captions is not None and prompt_name is None:
             raise InputError("data.prompt_name: not given; it names the captions in the name of the features file")
-        for setting, name in (("dataset", dataset), ("prompt_name", prompt_name or "none")):
+        for setting, name in (("dataset", dataset), ("prompt_name", "none" if prompt_name is None else prompt_name)):
             if not name or not all(letter.isalnum() or letter in "._+-" for letter in name) or name.startswith("."):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
         self.captions, self.dataset_name, self.prompt_name = captions, dataset, prompt_name

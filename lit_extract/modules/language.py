@@ -4,9 +4,9 @@ B batch, L layers, T tokens, D hidden size, P poolings, V vocabulary.
 """
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -190,7 +190,7 @@ class LanguageExtractor(Extractor):
 
     def local_checkpoint(self) -> str | None:
         """The folder, when the weights are local."""
-        return self.source if Path(self.source).exists() else None
+        return self.source if os.path.exists(self.source) else None  # noqa: PTH110 (Path's raises if it is too long)
 
     def weights_source(self) -> tuple[str, Sequence[str]]:
         """The repository on the hub."""

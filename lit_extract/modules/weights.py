@@ -48,6 +48,7 @@ def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> s
         InputError: Neither knows.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     reason = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
@@ -56,7 +57,10 @@ def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> s
         except Exception as error:  # no network, gated, absent: the cache may still have it
             reason = f"{type(error).__name__}: {one_line(error)}"
     for name in files:
-        cached = try_to_load_from_cache(repository, name, revision=revision)
+        try:
+            cached = try_to_load_from_cache(repository, name, revision=revision)
+        except HFValidationError as error:
+            raise InputError(f"model.name: {repository!r} can't be a name on the hub: {one_line(error)}") from None
         if isinstance(cached, str):
             return Path(cached).parent.name
     raise InputError(
