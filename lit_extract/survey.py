@@ -131,7 +131,8 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
     if not files and not isinstance(root, Path):
         raise InputError(f"folder: there is nothing at {str(root)!r}")
     closed = [Entry(path, UNREADABLE, 0, 0.0, reason) for path, reason in unreadable.items()]
-    entries = sorted([*_entries(root, files), *closed], key=lambda entry: str(entry.path))
+    found = [*_entries(root, files), *closed]
+    entries = sorted(found, key=lambda entry: (f"{entry.path.parent}/", entry.path.name))  # folder by folder
     return Survey(root, Path(models or default_models_file()), entries, find_missing(entries, expected))
 
 

@@ -259,6 +259,15 @@ def test_the_table_has_a_line_a_model_and_says_what_is_missing(features, cli, tm
     assert not any("prompt coco" in line for line in captions), "the one language model of that prompt is there"
 
 
+def test_a_folder_has_one_table_also_when_another_is_in_it(tmp_path, cli):
+    folder = tmp_path / "nsd" / "all"
+    make_file(folder, "a")
+    make_file(folder / "nsd" / "all", "m")
+    make_file(folder, "z")
+    _, out, _ = cli("status", tmp_path)
+    assert [part.partition(":")[0] for part in out.split("\n\n")] == [str(folder), str(folder / "nsd" / "all")]
+
+
 def test_the_models_of_models_yml_fit_into_120_columns(tmp_path, cli):
     names = read_models(REPOSITORY / "models.yml")
     for name in (entry.name for entry in names["vision"][::4]):
