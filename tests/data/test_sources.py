@@ -93,6 +93,7 @@ def test_neither_the_package_nor_its_names_import_vllm():
 
 
 def test_without_vllm_the_command_says_what_to_install(monkeypatch, capsys):
+    import lit_extract.predict  # noqa: F401  (its libraries ask find_spec too)
     from lit_extract.cli import main
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
