@@ -39,7 +39,7 @@ def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out:
         at = 0
         for place, chunks in enumerate(tensors):
             record = records[f"data/{place}"]
-            start = _data_start(file, record)
+            start = data_start(file, record)
             end = start + record.file_size
             file.seek(at)
             out.write(file.read(start - at))
@@ -88,7 +88,7 @@ _CRC_IN_DIRECTORY_ENTRY = 16
 _DESCRIPTOR_MARK = b"PK\x07\x08"
 
 
-def _data_start(file: BinaryIO, record: zipfile.ZipInfo) -> int:
+def data_start(file: BinaryIO, record: zipfile.ZipInfo) -> int:
     """Where a record's bytes begin: behind its header, whose length the directory does not tell."""
     file.seek(record.header_offset)
     header = file.read(_LOCAL_HEADER.size)
@@ -185,7 +185,7 @@ class _PlainUnpickler(pickle.Unpickler):
         record = self.records[f"data/{key}"]
         if record.compress_type != zipfile.ZIP_STORED:
             raise pickle.UnpicklingError(f"record {record.filename!r} is compressed")
-        return dtype, _data_start(self.file, record), record.file_size
+        return dtype, data_start(self.file, record), record.file_size
 
     def tensor(
         self, storage: tuple[str, int, int], skipped: int, shape: Iterable[int], strides: Iterable[int], *_: Any

@@ -71,6 +71,38 @@ def status(folder: str = "features", models: str | None = None, json: bool = Fal
     return EXIT_OK
 
 
+def verify(
+    files: list[str],
+    parity: int | None = None,
+    seed: int = 0,
+    checkpoint: str | None = None,
+    root: str | None = None,
+    captions: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> int:
+    """Check features files: checksums, completeness, NaN; with --parity, stimuli once more by an independent way.
+
+    A line for each file. The certificate of --parity is written beside it, as <file>.parity.json.
+    Exit code: 0 all are sound, 2 something is wrong with at least one.
+
+    Args:
+        files: Features files (.pt), and folders of them.
+        parity: Compute so many stimuli again, one at a time, in float32.
+        seed: Which stimuli.
+        checkpoint: Local weights, when the features are of such.
+        root: Folder of the dataset; default: the dataset's environment variable.
+        captions: The caption file that the features are of.
+        device: "cpu" or "cuda"; default: a GPU if there is one.
+        trust_remote_code: Run code that comes with the model.
+    """
+    from lit_extract.parity.certificate import Where
+    from lit_extract.verify import verify as run
+
+    n_wrong = run(files, parity, seed, Where(device, checkpoint, root, captions, trust_remote_code))
+    return EXIT_INPUT_ERROR if n_wrong else EXIT_OK
+
+
 def check(
     file: str,
     accept: bool = False,
@@ -204,7 +236,7 @@ def report(
 
 
 COMMANDS: tuple[Callable[..., int | None], ...] = (
-    *(predict, plan, sweep, status, finalize, show, report, check, review, coco_captions),
+    *(predict, plan, sweep, status, finalize, show, verify, report, check, review, coco_captions),
 )
 
 
@@ -254,9 +286,13 @@ def _run(args: list[str]) -> int:
     for name, command in commands.items():
         summary = (command.__doc__ or "").partition("\n")[0]
         subparser = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
-        if command is status:  # a folder that need not be given; jsonargparse would make it an option
+        # jsonargparse would make an option of a folder that need not be given, and want a list for several files
+        if command is status:
             subparser.add_argument("folder", nargs="?", default="features", help="Where to look, all below.")
-        subparser.add_function_arguments(command, as_positional=True, skip={"folder"} if command is status else set())
+        if command is verify:
+            subparser.add_argument("files", nargs="+", type=str, help="Features files (.pt), and folders of them.")
+        skip: set[int | str] = {"folder"} if command is status else {"files"} if command is verify else set()
+        subparser.add_function_arguments(command, as_positional=True, skip=skip)
         _allow_bare_flags(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)
     config = parser.parse_args(args)

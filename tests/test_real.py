@@ -5,6 +5,7 @@
 
 import csv
 import importlib.util
+import json
 import random
 from pathlib import Path
 
@@ -23,17 +24,22 @@ pytestmark = [
 ]
 
 
-def losses(tmp_path, captions, name):
+def losses(tmp_path, captions, name, *options):
     folder = next(iter(spec.submodule_search_locations))
     settings = ["--model.name", "SmolLM2", "--model.checkpoint", folder, "--model.loss", "true"]
     gguf = ["--model.options", "{gguf_file: SmolLM2-135M-Instruct.Q4_1.gguf}"]
     where = ["--data.captions", str(captions), "--data.prompt_name", name, "--output_dir", str(tmp_path)]
-    trainer = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+    trainer = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", *options]
     assert main(["predict", "--config", "configs/demo/language.yaml", *settings, *gguf, *where, *trainer]) == 0
     return load_features(tmp_path / f"demo/all/SmolLM2_pool-avg_prompt-{name}.pt")
 
 
-def test_english_is_less_surprising_than_shuffled_words(tmp_path):
+@pytest.fixture(scope="module")
+def english(tmp_path_factory):
+    return losses(tmp_path_factory.mktemp("english"), CAPTIONS, "handwritten")
+
+
+def test_english_is_less_surprising_than_shuffled_words(tmp_path, english):
     rows = list(csv.DictReader(CAPTIONS.read_text(encoding="utf-8").splitlines()))
     generator = random.Random(0)
     for row in rows:
@@ -45,8 +51,25 @@ def test_english_is_less_surprising_than_shuffled_words(tmp_path):
         writer.writeheader()
         writer.writerows(rows)
 
-    english, scrambled = losses(tmp_path, CAPTIONS, "handwritten"), losses(tmp_path, shuffled, "shuffled")
+    scrambled = losses(tmp_path, shuffled, "shuffled")
     worse = english.extras["row_loss"] < scrambled.extras["row_loss"]
     assert worse.float().mean() > 0.95
     assert 2 < english.extras["loss"] < 5  # nats a token, of plain short English
     assert english.extras["bpb"] < 2 < scrambled.extras["bpb"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_features_of_real_weights_are_certified(tmp_path, english, precision):
+    features = english
+    if precision == "bf16-true":
+        features = losses(tmp_path, CAPTIONS, "handwritten", "--trainer.precision", precision)
+    folder = next(iter(spec.submodule_search_locations))
+    weights = ["--checkpoint", folder, "--captions", str(CAPTIONS), "--device", "cpu"]
+    assert main(["verify", str(features.path), "--parity", "4", *weights]) == 0
+    certificate = json.loads(features.path.with_name(f"{features.path.stem}.parity.json").read_text(encoding="utf-8"))
+    assert certificate["verdict"] == "pass"
+    assert len(certificate["layers"]) == 30
+    assert all(stimulus["rank"] == 1 for stimulus in certificate["stimuli"])
+    errors = [layer["relative_error"] for layer in certificate["layers"]]
+    low, high = {"32-true": (0, 1e-5), "bf16-true": (1e-3, 5e-2)}[precision]
+    assert low < min(errors) <= max(errors) < high

@@ -1,0 +1,125 @@
+"""Vision models by timm's own intermediates.
+
+T tokens, D hidden size.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_extract.datasets import load_dataset, table
+from lit_extract.errors import InputError, one_line
+from lit_extract.modules.weights import on_cpu_in_float32
+from lit_extract.parity.reference import Reference, check_ids, check_same, check_sizes, no_weights
+
+
+class VisionReference(Reference):
+    """Timm's own intermediates of one image, opened by Pillow and prepared by timm's own transform."""
+
+    packages = ("torch", "torchvision", "timm", "pillow")
+
+    def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
+        """The stimulus table, which must have the rows of the file, and images of their sizes."""
+        known = self.provenance
+        stimuli = load_dataset(known["dataset"], self.where.root, known["query"])
+        check_same("stimuli_sha256", known["stimuli_sha256"], table.fingerprint(stimuli))
+        check_ids(ids, stimuli)
+        sizes = table.image_sizes(stimuli)
+        check_sizes(n_bytes_sha256, sizes)
+        self.paths: list[str] = stimuli["image"].tolist()
+        self.image_rows: list[int] | None = stimuli["image_row"].tolist() if "image_row" in stimuli else None
+
+    def build(self) -> nn.Module:
+        """timm.create_model as the file says; its own transform must be the one that the file names."""
+        import timm
+        from timm.data import create_transform, resolve_data_config
+
+        known = self.provenance
+        name, options, weights = known["model"], known["options"], known["weights"]
+        if weights == "untrained":
+            with on_cpu_in_float32(known["seed"]):
+                model = timm.create_model(name, pretrained=False, **options)
+        else:
+            if weights == "checkpoint":
+                file = self.checkpoint()
+                overlay = {"file": file, "custom_load": file.endswith(".npz")}
+            else:
+                overlay = {"hf_hub_id": f"{weights.removeprefix('hub:')}@{known['revision']}"}
+            try:
+                model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+            except Exception as error:  # network, hub, disk and format errors of several libraries
+                raise no_weights(name, weights, error) from error
+        size = {"img_size": options["img_size"]} if isinstance(options.get("img_size"), int) else {}
+        config = resolve_data_config(size, model=model)
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+        check_same("preprocessing", known["preprocessing"], plain)
+        self.transform = create_transform(**config, is_training=False)
+        self.way, self.tokens = _tokens_of(model, name, known["pool"])
+        built: nn.Module = model
+        return built
+
+    def compute(self, row: int) -> dict[str, Tensor]:
+        """One image through the model."""
+        image = self.transform(self.open(row))[None].to(self.device, self.dtype)
+        blocks = self.tokens(image)
+        chosen = [blocks[int(layer.removeprefix("blocks."))] for layer in self.layers]
+        return {"feats": torch.stack([_pool_tokens(*tokens, self.provenance["pool"]) for tokens in chosen])}
+
+    def cast(self) -> None:
+        """All of them: timm's forward passes want one type."""
+        self.model.bfloat16()
+
+    def open(self, row: int) -> Any:
+        """The image, RGB."""
+        from PIL import Image
+
+        if self.image_rows is None:
+            return Image.open(self.paths[row]).convert("RGB")
+        import h5py
+
+        with h5py.File(self.paths[row]) as file:
+            return Image.fromarray(file["imgBrick"][self.image_rows[row]])
+
+
+def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
+    """What the model offers: its name, and a function from an image to (prefix tokens, patch tokens) of each block."""
+    offered = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters
+    has_prefix = getattr(model, "num_prefix_tokens", 0) > 0
+    wanted = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}
+    if has_prefix and "return_prefix_tokens" in offered:
+        wanted["return_prefix_tokens"] = True
+    if set(wanted) <= set(offered) and ("return_prefix_tokens" in wanted or not has_prefix or pool == "avg"):
+
+        def intermediates(image: Tensor) -> list[tuple[Tensor, Tensor]]:
+            layers = model.forward_intermediates(image, **wanted)
+            return [(layer[1], layer[0]) if isinstance(layer, tuple) else (layer[:, :0], layer) for layer in layers]
+
+        return "timm forward_intermediates", intermediates
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    names = [f"blocks.{k}" for k in range(len(model.blocks))]
+    try:
+        extractor = create_feature_extractor(model, {block: block for block in names})
+    except Exception as error:  # tracing raises whatever the model raises
+        raise InputError(
+            f"parity: {name!r} has no forward_intermediates of timm that gives all tokens, and torchvision's "
+            f"create_feature_extractor can't trace it: {one_line(error)}; there is no independent way to its layers"
+        ) from error
+
+    def traced(image: Tensor) -> list[tuple[Tensor, Tensor]]:
+        outputs = extractor(image)
+        n_prefix = outputs[names[0]].shape[1] - model.patch_embed.num_patches
+        return [(outputs[block][:, :n_prefix], outputs[block][:, n_prefix:]) for block in names]
+
+    return "torchvision create_feature_extractor", traced
+
+
+def _pool_tokens(prefix: Tensor, patches: Tensor, pool: str) -> Tensor:
+    """(1, T, D) and (1, T, D) to (D,)."""
+    if pool == "cls":
+        return prefix[0, 0]
+    tokens = patches[0] if pool == "avg" else torch.cat([prefix[0], patches[0]])
+    return tokens.float().mean(0)
