@@ -10,6 +10,7 @@ from typing import Literal
 from PIL import Image, ImageOps
 
 from lit_extract.datasets import load_captions, load_dataset
+from lit_extract.datasets.decode import open_image
 from lit_extract.errors import InputError, one_line
 
 THUMBNAIL_SIZE = 144  # pixels of each side: sharp also where a pixel of the page is several of the screen
@@ -52,8 +53,6 @@ class Stimuli:
 
     def open(self, stimulus: Hashable) -> Image.Image | None:
         """The picture, or None where it can't be had."""
-        from lit_extract.datasets.decode import open_image
-
         if stimulus not in self._places:
             return None
         try:
