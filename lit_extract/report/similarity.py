@@ -78,7 +78,9 @@ def nearest(feats: Floats, k: int) -> NDArray[np.int32]:
     unit = truncated / np.where(lengths == 0, 1, lengths)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
-    return np.argsort(-similarity, axis=1, kind="stable")[:, :k].astype(np.int32)
+    among = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    order = np.argsort(-np.take_along_axis(similarity, among, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(among, order, axis=1).astype(np.int32)
 
 
 def mutual_neighbours(nearest_a: Ints, nearest_b: Ints) -> NDArray[np.float64]:
