@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 
@@ -524,29 +523,20 @@ def test_a_lease_is_renewed_and_so_never_expires(remote, quick):
     assert names(remote) == [".x.zarr.lock"], "what is another's is not removed"
 
 
-def test_of_two_that_take_an_expired_lease_one_has_it(remote, quick):
+def test_of_two_that_take_an_expired_lease_one_has_it(remote, monkeypatch):
     target, path = remote / "x.zarr", remote / ".x.zarr.lock"
-    path.write_bytes(json.dumps(FOREIGN).encode())
-    time.sleep(5)
-    holding, refused, most = [], [], []
+    path.write_bytes(json.dumps({**FOREIGN, **lease._me(), "started": "long ago"}).encode())  # its process is dead
+    slept = []
 
-    def take(number):
-        try:
-            with write_lock(target):
-                holding.append(number)
-                most.append(len(holding))
-                time.sleep(2)
-                holding.remove(number)
-        except InputError:
-            refused.append(number)
+    def other_is_later(seconds):
+        """It found the same, removed what it took for that, and created its own."""
+        slept.append(seconds)
+        path.write_bytes(json.dumps(FOREIGN).encode())
 
-    threads = [threading.Thread(target=take, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1]
-    assert len(refused) == 2
+    monkeypatch.setattr(lease.time, "sleep", other_is_later)
+    with pytest.raises(InputError, match=r"being written by another run \(process 7 on elsewhere"), write_lock(target):
+        pytest.fail("two hold it")
+    assert slept == [lease.SETTLED_S]
 
 
 # what is wrong with the address
