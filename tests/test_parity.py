@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import sentencepiece
 import timm
 import torch
 from language_models import save_captions, save_model
@@ -461,6 +462,25 @@ def test_untrained_captions_need_the_configuration_only(tmp_path, certify):
     assert certify(file, *where(folder))[0] == 0
     rewrite(file, lambda content: content["metadata"]["provenance"].update(exclude_bos=False))
     assert certify(file, *where(folder))[0] == 2
+
+
+def test_captions_tokenized_by_sentencepiece_and_cut(tmp_path, certify):
+    folder = tmp_path / "model"
+    save_model(folder, "llama")
+    texts = save_captions(folder / "captions.csv", (5, 150, 9, 12))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 20),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    extractor = LanguageExtractor("tiny", checkpoint=str(folder), tokenizer="sentencepiece")
+    data = CaptionDataModule(str(folder / "captions.csv"), "test", truncate=True)
+    (file,) = run(extractor, data, tmp_path)
+    code, out, _ = certify(file, *where(folder))
+    assert code == 0, out
+    assert torch.load(file, weights_only=True)["mask"].sum(dim=1).max() == 128
 
 
 def norm_the_last_block(content, folder):
