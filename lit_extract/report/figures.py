@@ -167,7 +167,7 @@ def matrix_figure(labels: Sequence[str], pairs: Sequence[Pair], measure: str, co
     figure, axes = plt.subplots(
         rows, 2, figsize=(width, rows * (side + 0.6)), layout="constrained", squeeze=False, sharey=True
     )
-    top = 1.0 if measure != MUTUAL else max(0.05, np.nanmax([np.nanmax(values, initial=0) for _, values in panels]))
+    top = 1.0 if measure != MUTUAL else max(0.01, np.nanmax([np.nanmax(values, initial=0) for _, values in panels]))
     for axis, (title, values) in zip(axes.flat, panels, strict=True):
         image = axis.imshow(_masked(values), cmap=SIMILARITY_COLOURS, vmin=0, vmax=top)
         axis.set(title=title, xlabel="model")
@@ -224,6 +224,7 @@ def vision_language_figure(labels: Sequence[str], pairs: Sequence[Pair]) -> Figu
         axis.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
     axes[0, 0].set_yticks(places, names)
     axes[0, 0].set_ylabel("vision model\nlanguage model")
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr,call-arg]
     handles = [
         Line2D([], [], color=BLUE, marker="o", markersize=6, linestyle=""),
         Line2D([], [], color=GREY, linewidth=5, solid_capstyle="butt"),
@@ -242,11 +243,12 @@ def layer_pair_figure(models: Sequence[ModelReport], pair: Pair) -> Figure:
     for axis, measure in zip(axes, (CKA, MUTUAL), strict=True):
         agreement = pair.agreements[measure]
         values = _masked(agreement.layers)
-        top = max(0.05, float(np.nanmax(agreement.layers)) if agreement.best is not None else 1)
+        top = max(0.01, float(np.nanmax(agreement.layers)) if agreement.best is not None else 1)
         image = axis.imshow(values, cmap=SIMILARITY_COLOURS, vmin=0, vmax=top, origin="lower", aspect="auto")
         if agreement.best_layers:
             row, column = agreement.best_layers
-            axis.plot(column, row, marker="o", markersize=8, mfc="none", mec=ORANGE, mew=1.5)
+            for size, colour in ((9, "white"), (7, "black")):  # one of them is seen on any ground
+                axis.plot(column, row, marker="o", markersize=size, mfc="none", mec=colour, mew=1.2)
         _layer_ticks(axis.xaxis, second_names, at_most=8)
         _layer_ticks(axis.yaxis, first_names, at_most=8)
         axis.set_xlabel(f"{second}, {_layer_label(second_names)}")
@@ -269,10 +271,11 @@ def twins_figure(models: Sequence[ModelReport], pairs: Sequence[Pair]) -> Figure
             low, high = [c.mean for c in chance], [c.p95 for c in chance]
             axis.fill_between(range(len(names)), low, high, color=GREY, alpha=0.5, linewidth=0, label=SHUFFLED)
             axis.plot(agreement.layers.diagonal(), color=BLUE, marker="o", label="measured")
-            axis.set(title=f"{_short(_trained(models, pair))}: {NAMES[measure]}", xlabel=_layer_label(names))
+            axis.set_xlabel(_layer_label(names))
             axis.set_ylabel(UNITS[measure].replace("nearest ", "nearest\n"))
             axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
             _layer_ticks(axis.xaxis, names, at_most=10)
+        row[0].set_title(_short(_trained(models, pair)), loc="left")
     axes[0, 0].legend(fontsize=7)
     return figure
 

@@ -44,7 +44,7 @@ class Stimuli:
         except InputError as error:
             if root is not None:
                 raise
-            self.note = f"No pictures: {error}".replace("data.root", "root")
+            self.note = f"No pictures: {str(error).removeprefix('data.root: ').replace('data.root', 'root')}"
         self.tell_captions_apart = True
         self.captions: dict[Hashable, str] = {}
         if captions is not None:

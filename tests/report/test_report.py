@@ -321,7 +321,7 @@ def test_without_pictures_ids_are_shown_and_it_is_said(save, random_features, pa
     monkeypatch.setattr(stimuli, "load_dataset", elsewhere)
     save("vit", random_features(), ids=[f"image <{k}>" for k in range(24)])
     html = page()
-    assert "No pictures: root: where is it?" in html
+    assert "No pictures: where is it?" in html
     assert '<span class="id">image &lt;' in html
 
 
