@@ -212,6 +212,8 @@ def _block_shape(name: str, skeleton: nn.Module, input_size: list[int]) -> tuple
         torch.no_grad(),
     ):
         skeleton(torch.empty(1, *input_size, device="meta"))
+    if shapes and shapes[0][0] != 1:  # TNT's blocks put out the pixels of each patch besides
+        raise InputError(f"model.name: the blocks of {name!r} do not put out one sequence of tokens for an image")
     if len(set(shapes)) != 1 or len(shapes) != len(blocks) or len(shapes[0]) != 3:
         widths = name_some([str(shape[1:]) for shape in dict.fromkeys(shapes)])
         raise InputError(

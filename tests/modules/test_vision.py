@@ -167,6 +167,7 @@ def test_models_without_a_class_token_in_their_blocks_refuse_cls(name):
         ("swin_tiny_patch4_window7_224", "no sequence of blocks"),
         ("resnet18", "no sequence of blocks"),
         ("hiera_tiny_224", "not of one width"),
+        ("tnt_s_patch16_224", "do not put out one sequence of tokens"),
         ("vit_tiny_patch16_224.augreg_in21", "did you mean vit_tiny_patch16_224.augreg_in21k"),
     ],
 )
