@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := features/demo/all-untrained/vit_tiny_patch16_224.augreg_in21k_pool-cls-untrained.pt
@@ -32,7 +33,7 @@ demo: setup
 	$(BIN)/lit-extract show $(DEMO) --picture $(DEMO:.pt=.png)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
