@@ -33,7 +33,7 @@ demo: setup
 	$(BIN)/lit-extract show $(DEMO) --picture $(DEMO:.pt=.png)
 
 test: setup
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10
 
 lint: setup
 	$(BIN)/ruff check .

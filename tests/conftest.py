@@ -12,6 +12,12 @@ from PIL import Image
 from lit_extract.store import OK, Store, StoreSpec
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: what runs last keeps the other processes waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def make_store(tmp_path):
     """A function that creates a store; it returns the store and, per pooling, the numbers (N, L, D) written to it.
