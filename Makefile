@@ -1,7 +1,8 @@
 # make demo   features of the shipped photographs, from nothing to a picture
 # make test   all tests
 # make lint   ruff and mypy
-# make bench  what is fast here, measured side by side
+# make bench  what is fast here, measured side by side; some sections: make bench ONLY="vision finalize"
+# make thingsvision   an environment for it (7 GB), so that make bench measures it too
 # make test-vllm, bench-vllm   captions with the real vLLM, on CPU, in an environment of its own
 
 PYTHON ?= python3
@@ -17,7 +18,10 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: setup demo test lint bench clean test-vllm bench-vllm
+THINGSVISION_VENV := .venv-thingsvision
+THINGSVISION_READY := $(THINGSVISION_VENV)/.ready
+
+.PHONY: setup demo test lint bench thingsvision clean test-vllm bench-vllm
 
 setup: $(READY)
 
@@ -41,8 +45,16 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/vision.py
-	$(BIN)/python benchmarks/language.py
+	$(BIN)/python benchmarks/bench.py $(ONLY)
+
+# It wants torch 2.0.1, numpy 1 and TensorFlow: nothing to share an environment with.
+thingsvision: $(THINGSVISION_READY)
+
+$(THINGSVISION_READY):
+	rm -rf $(THINGSVISION_VENV)
+	$(PYTHON) -m venv $(THINGSVISION_VENV)
+	$(THINGSVISION_VENV)/bin/python -m pip install --quiet --disable-pip-version-check thingsvision==2.7.3 timm==1.0.31
+	@touch $@
 
 $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; this is " + sys.version + "; try make PYTHON=python3.12")'
@@ -60,4 +72,4 @@ bench-vllm: $(VLLM_READY)
 	$(VLLM_BIN)/python benchmarks/captions.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) features .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(THINGSVISION_VENV) build features .pytest_cache .mypy_cache .ruff_cache

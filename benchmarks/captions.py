@@ -3,22 +3,35 @@
     make bench-vllm                                              # a tiny Pixtral with random weights, on CPU
     python benchmarks/captions.py mistralai/Pixtral-12B-2409     # what you have
 
-One engine, loaded once; both ways in turn, so that what drifts in one drifts in the other. Writes the section
-"Captions" of RESULTS.md.
+One engine, loaded once; both ways in turn, so that what drifts in one drifts in the other. A command of its own, as
+vLLM has an environment of its own.
 """
 
+import datetime
 import os
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import machine, ratio, write_section
+from common import REPOSITORY, Numbers, describe_machine, versions
+from report import OURS, PEER, Table, save_section, write_results
 
+NAME, TITLE = "captions", "Captions"
 ROUNDS = 5
 TOKENS = 32
 OPTIONS = {"enforce_eager": True}
+TABLES = [
+    Table(
+        unit="captions a second",
+        rows={"one call an image": PEER, "lit-extract, a shard at a time": OURS},
+        shares=(("lit-extract, a shard at a time", "one call an image"),),
+    )
+]
+
+TEXT = f"""
+`make bench-vllm`: captions of the photographs that ship here, {TOKENS} tokens at most, by one engine in bf16.
+"""
 
 
 def ask_each(engine, sources):
@@ -31,10 +44,10 @@ def ask_all(engine, sources):
     return engine.ask(sources)
 
 
-WAYS = {"one call an image": ask_each, "a shard at a time": ask_all}
+WAYS = {"one call an image": ask_each, "lit-extract, a shard at a time": ask_all}
 
 
-def measure(model, options):
+def measure(model: str, column: str, options: dict | None) -> tuple[Numbers, list[str]]:
     """Captions a second of each way, a round each, and how many captions are the same."""
     from lit_extract import Captioner, ImageSourceDataModule
 
@@ -54,39 +67,37 @@ def measure(model, options):
             texts[way] = [reply.text for reply in replies]
             print(f"round {turn + 1}: {way}: {rates[way][-1]:.2f}", flush=True)
     each, shard = texts.values()
-    return rates, sum(a == b for a, b in zip(each, shard, strict=True)), len(sources)
+    same = sum(a == b for a, b in zip(each, shard, strict=True))
+    note = (
+        f"{same} of {len(sources)} captions are the same: in bf16 a number depends on its batch in the last bits, "
+        "and the replies of a random model are near ties."
+    )
+    return {column: rates}, [note]
 
 
-def main():
+def main() -> None:
+    """Measure, save, write."""
     if len(sys.argv) > 1:
-        rates, same, n = measure(sys.argv[1], None)
-        model = sys.argv[1]
+        numbers, notes = measure(sys.argv[1], sys.argv[1], None)
     else:
-        sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "with_vllm"))
+        sys.path.insert(0, str(REPOSITORY / "tests/with_vllm"))
         from tiny_pixtral import make
 
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         with tempfile.TemporaryDirectory() as folder:
-            rates, same, n = measure(str(make(Path(folder) / "tiny-pixtral")), OPTIONS)
-        model = "tiny Pixtral, random weights"
-    rows = f"| {model} | " + " | ".join(f"{statistics.median(rates[way]):.1f}" for way in WAYS)
-    gain = ratio(rates, *reversed(WAYS))
-    rows += f" | {gain:.1f}× | {same} of {n} |"
-    text = _TEXT.format(machine=machine(), rounds=ROUNDS, tokens=TOKENS, rows=rows, names=" | ".join(WAYS))
-    print(text)
-    write_section("Captions", text)
+            model = str(make(Path(folder) / "tiny-pixtral"))
+            numbers, notes = measure(model, "tiny Pixtral, random weights", OPTIONS)
+    section = {
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "rounds": ROUNDS,
+        "numbers": numbers,
+        "notes": notes,
+    }
+    here = Path(__file__).parent
+    save_section(here, describe_machine(), NAME, section)
+    write_results(here, [sys.modules[__name__]])
 
-
-_TEXT = """
-`make bench-vllm` on {machine}. Captions a second, of the photographs
-that ship here, {tokens} tokens at most; one engine in bf16, medians of {rounds} rounds, ratios taken round by round.
-
-| model | {names} | gain | same caption |
-| --- | --- | --- | --- | --- |
-{rows}
-
-*Same caption*: in bf16 a number depends on its batch in the last bits, and the replies of a random model are near ties.
-"""
 
 if __name__ == "__main__":
     main()

