@@ -7,7 +7,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := features/demo/all-untrained/vit_tiny_patch16_224.augreg_in21k_pool-cls-untrained.pt
