@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from lit_extract.paths import AnyPath, RemoteError, exists, remove_file, to_path
 from lit_extract.progress import Progress
 from lit_extract.provenance import features_provenance, inputs_sha256
 from lit_extract.ranks import is_rank_zero, say
+from lit_extract.receipt import state
 from lit_extract.run import run_predict
 from lit_extract.signals import Interrupted, stoppable
 from lit_extract.store import N_BYTES, Store, StoreSpec, is_store, remains, remove_store
@@ -46,6 +47,7 @@ class Extraction:
         bad_input_rows: Rows whose image could not be decoded: NaN.
         not_finite_rows: Rows for which the model gave NaN or infinity.
         was_done: The files were there already, with the same provenance.
+        states: State of each file, and of the store, when nobody else could write them; see ``receipt.py``.
     """
 
     files: list[AnyPath]
@@ -53,6 +55,7 @@ class Extraction:
     bad_input_rows: list[int]
     not_finite_rows: list[int]
     was_done: bool = False
+    states: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 def extract(
@@ -117,6 +120,8 @@ def extract(
                 job.remove_leftovers()
             elif finalize and not was_done:
                 finalize_locked(Store(job.store_path), keep_store)
+            if not was_done:
+                job.note_states()
         return job.report(was_done)
 
 
@@ -143,6 +148,7 @@ class Job:
             "torch": str(torch.__version__),
         }
         self.files, self.store_path = output_paths(model, data, output_dir)
+        self.states: dict[str, str] = {}
 
     def is_done(self) -> bool:
         """Whether all files are there with this provenance.
@@ -150,6 +156,7 @@ class Job:
         Raises:
             InputError: One is there with another; its differing settings are named.
         """
+        self.note_states()
         finished = {
             pool: is_finished(file, features_provenance(self.provenance, pool)) for pool, file in self.files.items()
         }
@@ -160,6 +167,11 @@ class Job:
                     "Restore them, or pass --overwrite to extract anew"
                 )
         return all(finished.values())
+
+    def note_states(self) -> None:
+        """Keep the state of all outputs as it is now; of remote ones there is none."""
+        outputs = [path for path in (*self.files.values(), self.store_path) if isinstance(path, Path)]
+        self.states = {str(path): state(path) for path in outputs}
 
     def is_complete(self) -> bool:
         """Whether the store has all rows, so that only finalizing is left."""
@@ -281,8 +293,9 @@ class Job:
         store = self.store_path if is_store(self.store_path) else None
         if source := next(iter(files), store):
             metadata = load_features(source, None if files else self.model.pools[0]).metadata
-            return Extraction(files, store, metadata["bad_input_rows"], metadata["not_finite_rows"], was_done)
-        return Extraction(files, store, [], [], was_done)
+            bad, not_finite = metadata["bad_input_rows"], metadata["not_finite_rows"]
+            return Extraction(files, store, bad, not_finite, was_done, self.states)
+        return Extraction(files, store, [], [], was_done, self.states)
 
     def _spec(self) -> StoreSpec:
         notes = {

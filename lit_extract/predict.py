@@ -3,6 +3,7 @@
 import inspect
 import logging
 from argparse import ArgumentError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
+from lit_extract import receipt
 from lit_extract.captioning.job import Captions, caption
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.errors import InputError, name_some, one_line, wrong_setting
@@ -20,6 +22,7 @@ from lit_extract.features import load_features
 from lit_extract.job import Extraction, extract
 from lit_extract.modules.base import Predictor
 from lit_extract.modules.caption import Captioner
+from lit_extract.receipt import ABSENT, Answer, Basis
 from lit_extract.timing import seconds_since_start, stopwatch
 
 EXIT_OK, EXIT_BAD_ROWS = 0, 3
@@ -168,8 +171,13 @@ def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
         raise InputError(f"{', '.join(wrong)}: for {theirs} only; this model makes {ours}")
 
 
-def main(args: list[str]) -> int:
-    """Run ``lit-extract predict`` with the given arguments; return the exit code."""
+def main(args: list[str], receipt_name: str | None = None) -> int:
+    """Run ``lit-extract predict`` with the given arguments; return the exit code.
+
+    Args:
+        args: What is behind ``predict``.
+        receipt_name: What a receipt for them is called.
+    """
     stopwatch.seconds["imports"] = seconds_since_start()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -185,41 +193,51 @@ def main(args: list[str]) -> int:
         cli.run()
         return EXIT_OK
     done = cli.run()
-    code = _summarize(done)
+    answer = _summarize(done)
+    print("\n".join(answer.lines))
     if cli.config["profile"]:
         print("\n".join(stopwatch.report()))
-    return code
+    if (
+        isinstance(done, Extraction)
+        and done.files
+        and ABSENT not in {done.states.get(str(f), ABSENT) for f in done.files}
+    ):
+        model, data = cli.model.basis(), cli.datamodule.basis()
+        basis = Basis([*model.files, *data.files], data.stimuli, model.hub)
+        receipt.leave(receipt_name, args, basis, done.states, _summarize_features(replace(done, was_done=True)))
+    return answer.code
 
 
-def _summarize(done: Extraction | Captions) -> int:
+def _summarize(done: Extraction | Captions) -> Answer:
     return _summarize_captions(done) if isinstance(done, Captions) else _summarize_features(done)
 
 
-def _summarize_captions(captions: Captions) -> int:
-    print(f"{'already done: ' if captions.was_done else ''}{captions.file}")
-    print(f"  {captions.n_rows - len(captions.failed)} of {captions.n_rows} images have a caption")
+def _summarize_captions(captions: Captions) -> Answer:
+    lines = [f"{'already done: ' if captions.was_done else ''}{captions.file}"]
+    lines.append(f"  {captions.n_rows - len(captions.failed)} of {captions.n_rows} images have a caption")
     if captions.cut_off:
-        print(f"  beware: {captions.cut_off} captions are cut off, as they are longer than --model.max_tokens")
+        lines.append(f"  beware: {captions.cut_off} captions are cut off, as they are longer than --model.max_tokens")
     if captions.failed:
-        print(f"  beware: {len(captions.failed)} images failed; the same command tries them again:")
-    for stimulus, reason in list(captions.failed.items())[:FAILURES_SHOWN]:
-        print(f"    {stimulus}: {reason}")
-    return EXIT_BAD_ROWS if captions.failed else EXIT_OK
+        lines.append(f"  beware: {len(captions.failed)} images failed; the same command tries them again:")
+    lines += [f"    {stimulus}: {reason}" for stimulus, reason in list(captions.failed.items())[:FAILURES_SHOWN]]
+    return Answer(lines, EXIT_BAD_ROWS if captions.failed else EXIT_OK)
 
 
-def _summarize_features(extraction: Extraction) -> int:
+def _summarize_features(extraction: Extraction) -> Answer:
+    lines = []
     for file in extraction.files:
         features = load_features(file)
         n, layers, dim = features.shape
-        print(f"{'already done: ' if extraction.was_done else ''}{file}")
-        print(f"  {n} stimuli × {layers} layers × {dim} dimensions, float32")
-        print(f"  layers {features.layers[0]} … {features.layers[-1]}")
+        lines.append(f"{'already done: ' if extraction.was_done else ''}{file}")
+        lines.append(f"  {n} stimuli × {layers} layers × {dim} dimensions, float32")
+        lines.append(f"  layers {features.layers[0]} … {features.layers[-1]}")
     if not extraction.files:
-        print(f"all rows are in {extraction.store}; lit-extract finalize {extraction.store} makes the features files")
+        store = extraction.store
+        lines.append(f"all rows are in {store}; lit-extract finalize {store} makes the features files")
     for rows, what in (
         (extraction.bad_input_rows, "could not be decoded and are NaN"),
         (extraction.not_finite_rows, "have NaN or infinite activations"),
     ):
         if rows:
-            print(f"  beware: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
-    return EXIT_BAD_ROWS if extraction.bad_input_rows or extraction.not_finite_rows else EXIT_OK
+            lines.append(f"  beware: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
+    return Answer(lines, EXIT_BAD_ROWS if extraction.bad_input_rows or extraction.not_finite_rows else EXIT_OK)

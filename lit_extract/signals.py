@@ -16,16 +16,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from lit_extract.ranks import is_rank_zero
+from lit_extract.ranks import LAUNCHER, is_rank_zero
 
 # A scheduler and the launcher below it may both pass on the same signal.
 DUPLICATES_WITHIN = 0.3
 SECONDS_BETWEEN_LOOKS = 1.0
 
 BY_ANOTHER_RANK = 0  # in the place of a signal: another rank failed
-
-# Of the process that started this one as a further rank, and whose end is this one's.
-LAUNCHER = "LIT_EXTRACT_LAUNCHER"
 
 
 class Interrupted(SystemExit):

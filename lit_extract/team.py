@@ -22,6 +22,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from lit_extract import signals
 from lit_extract.errors import InputError, NothingLeft, ToldError, one_line
+from lit_extract.ranks import LAUNCHER
 
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_TO_END = 60.0  # after a rank was asked to stop: the rest of a shard, and writing it
@@ -62,9 +63,9 @@ class Team:
         self._thread = threading.Thread(target=self._look_around, name="ranks", daemon=True)
 
     def __enter__(self) -> "Team":
-        self._is_launcher = self.size > 1 and signals.LAUNCHER not in os.environ
+        self._is_launcher = self.size > 1 and LAUNCHER not in os.environ
         if self._is_launcher:
-            os.environ[signals.LAUNCHER] = str(os.getpid())
+            os.environ[LAUNCHER] = str(os.getpid())
         if self.size > 1:
             self._thread.start()
         return self
@@ -72,7 +73,7 @@ class Team:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         if self._is_launcher:
-            os.environ.pop(signals.LAUNCHER, None)
+            os.environ.pop(LAUNCHER, None)
 
     def conclude(self, error: BaseException | None) -> BaseException | None:
         """Wait until the run has ended for all ranks, and say how.

@@ -1,6 +1,7 @@
 """Any folder of images: every image below it, sorted by relative path."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -23,13 +24,21 @@ def load(root: str | Path | None = None) -> tuple[pd.DataFrame, Path]:
     return table.with_stimuli(NAME, index, "path", table.relative_images(base, index["path"])), base
 
 
+def folders_below(base: Path) -> list[str]:
+    """The folder and those below it, in which images are looked for."""
+    return [folder for folder, _ in _walk(base)]
+
+
 def _images_below(base: Path) -> list[str]:
-    found = []
+    return [
+        Path(folder, name).relative_to(base).as_posix()
+        for folder, files in _walk(base)
+        for name in files
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    ]
+
+
+def _walk(base: Path) -> Iterator[tuple[str, list[str]]]:
     for folder, folders, files in os.walk(base, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(folder, name).relative_to(base).as_posix()
-            for name in files
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    return found
+        yield folder, files

