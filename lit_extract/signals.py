@@ -66,14 +66,19 @@ def stoppable(exit_at_second: bool = False) -> Iterator[None]:
             yield
     except Interrupted as stop:
         if is_rank_zero():
-            print(f"lit-extract: {stop}", file=sys.stderr, flush=True)
-            if stop.number == signal.SIGUSR1:
-                _requeue()
+            tell(stop)
         if stop.number == signal.SIGINT and not exit_at_second:
             raise KeyboardInterrupt from None
         raise
     finally:
         _current = None
+
+
+def tell(stop: Interrupted) -> None:
+    """Say how to go on, or see to it."""
+    print(f"lit-extract: {stop}", file=sys.stderr, flush=True)
+    if stop.number == signal.SIGUSR1:
+        _requeue()
 
 
 def asked() -> int | None:
@@ -165,10 +170,12 @@ class _Listener:
         os.close(self._writer)
 
     def note(self, number: int) -> None:
-        """The first one counts."""
+        """The first one counts; that another rank failed, until a signal is known to be why."""
         with self._noting:
             if self.number is None:
-                self.since, self.number = time.monotonic(), number
+                self.since = time.monotonic()
+            if self.number in (None, BY_ANOTHER_RANK):
+                self.number = number
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
@@ -180,7 +187,7 @@ class _Listener:
         elif now - first < DUPLICATES_WITHIN:
             return
         if first is not None or self.is_worth_it is None or not self.is_worth_it():
-            raise Interrupted(number if self.number is None else self.number)
+            raise Interrupted(self.number or number)
 
     def _listen(self, numbers: set[int]) -> None:
         first: float | None = None

@@ -39,10 +39,11 @@ _runs = itertools.count()  # the same in all ranks, as they run the same script
 
 
 class End(NamedTuple):
-    """How a run ended for a rank, and why."""
+    """How a run ended for a rank, and why; of one that was stopped, by which signal."""
 
     kind: str
     reason: str = ""
+    number: int = signals.BY_ANOTHER_RANK
 
 
 class Team:
@@ -101,8 +102,8 @@ class Team:
         end = _end_of(error)
         try:
             store = self._store()
-            if end.kind in (REFUSED, FAILED):
-                _pass_on(store, signals.BY_ANOTHER_RANK)
+            if end.kind in (REFUSED, FAILED, STOPPED):
+                _pass_on(store, end.number)
             store.set(f"end/{self.trainer.global_rank}", json.dumps(end))
         except RuntimeError:
             return SystemExit(1)  # rank zero is gone
@@ -169,7 +170,7 @@ class Team:
     def _exchange(self, store: Store) -> None:
         if (number := signals.asked()) is not None:
             _pass_on(store, number)
-        elif store.check(["stop"]):
+        if not number and store.check(["stop"]):
             signals.ask(int(store.get("stop")))
         if self.trainer.global_rank:
             store.set(f"alive/{self.trainer.global_rank}", str(time.monotonic()))
@@ -182,9 +183,14 @@ class Team:
             self._launched += launched
             launched.clear()
         for rank in set(range(1, self.size)) - set(self.ends):
+            # Before it is asked how it ended: it says so, and goes.
+            code = self._launched[rank - 1].poll() if rank <= len(self._launched) else None
             if store is not None and store.check([f"end/{rank}"]):
-                self.ends[rank] = End(*json.loads(store.get(f"end/{rank}")))
-            elif rank <= len(self._launched) and (code := self._launched[rank - 1].poll()) is not None:
+                end = End(*json.loads(store.get(f"end/{rank}")))
+                if end.number != signals.BY_ANOTHER_RANK:
+                    signals.ask(end.number)  # it may have ended before it could pass that on
+                self.ends[rank] = end
+            elif code is not None:
                 self.ends[rank] = End(GONE, _how_it_ended(code))
             elif store is not None and self._is_silent(store, rank):
                 self.ends[rank] = End(GONE, f"has not been heard of for {SECONDS_OF_SILENCE:.0f} s")
@@ -200,9 +206,14 @@ class Team:
     def _leave_barrier(self) -> None:
         """End rank zero, whose main thread waits in C for a rank that will not come."""
         verdict = self._verdict(RuntimeError("gloo"))
-        _complain(f"error: {verdict}")
+        if isinstance(verdict, signals.Interrupted):
+            code = 128 + verdict.number
+            signals.tell(verdict)
+        else:
+            code = 2
+            _complain(f"error: {verdict}")
         self._end_launched()
-        os._exit(2)
+        os._exit(code)
 
     def _end_launched(self) -> None:
         """See that no rank outlives a run that was stopped; what they had is on disk, or they do not answer."""
@@ -223,7 +234,8 @@ def _has_group() -> bool:
 
 
 def _pass_on(store: Store, number: int) -> None:
-    if not store.check(["stop"]):
+    """The first signal that is known, or until then that a rank failed."""
+    if not store.check(["stop"]) or (number and int(store.get("stop")) == signals.BY_ANOTHER_RANK):
         store.set("stop", str(number))
 
 
@@ -231,7 +243,7 @@ def _end_of(error: BaseException | None) -> End:
     if error is None or isinstance(error, NothingLeft):
         return End(DONE)
     if isinstance(error, signals.Interrupted):
-        return End(STOPPED)
+        return End(STOPPED, number=error.number)
     if isinstance(error, InputError):
         return End(REFUSED, str(error))
     if isinstance(error, RuntimeError) and _CUT_OFF.search(str(error)):

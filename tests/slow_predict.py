@@ -1,5 +1,6 @@
 """``lit-extract`` with a vision model that takes SLOW_LOAD seconds to load and SLOW_STEP seconds a batch, and says so.
 
+At batch HELD_STEP each rank waits until it has heard that it is to stop: that takes as long as the machine is busy.
 A file of its own, as Lightning starts further ranks by running the same file again.
 """
 
@@ -7,6 +8,7 @@ import os
 import sys
 import time
 
+from lit_extract import signals
 from lit_extract.modules.vision import VisionExtractor
 
 load, step = VisionExtractor.configure_model, VisionExtractor.predict_step
@@ -21,6 +23,8 @@ def slow_load(self):
 def slow_step(self, batch, batch_idx=0):
     print(f"step {batch_idx} of rank {self.trainer.global_rank}", flush=True)
     time.sleep(float(os.environ.get("SLOW_STEP", "0")))
+    while str(batch_idx) == os.environ.get("HELD_STEP") and signals.asked() is None:
+        time.sleep(0.01)
     return step(self, batch, batch_idx)
 
 

@@ -118,24 +118,21 @@ def images(tmp_path):
 
 
 def asked_to_stop(images, output, *options, tell, code, name):
-    """A run of two ranks that is told to stop within rank zero's second shard, and does so after whole shards."""
-    with runs.slow_predict(images, output, *EIGHT_SHARDS, *options, SLOW_STEP="0.5") as run:
-        assert run.wait_until(lambda: "step 2 of rank 0" in run.output), run.output
+    """A run of two ranks that is told to stop while both are in their second shard, and does so at its end."""
+    with runs.slow_predict(images, output, *EIGHT_SHARDS, *options, HELD_STEP="2") as run:
+        assert run.wait_until(lambda: all(f"step 2 of rank {rank}" in run.output for rank in range(2))), run.output
         tell(run)
         assert run.wait() == code, run.output
         _, alive = psutil.wait_procs(run.others(), timeout=10)
         assert alive == []
-        assert_stopped_after_whole_shards(run.output, output, name)
+        assert_stopped_after_two_shards_each(run.output, output, name)
         assert "Traceback" not in run.output
 
 
-def assert_stopped_after_whole_shards(said, output, name):
-    n_steps = [said.count(f"of rank {rank}\n") for rank in range(2)]
-    assert n_steps[0] == 4
-    assert n_steps[1] in (2, 4, 6)
-    done = len(runs.done_shards(output))
-    assert done == sum(n_steps) // 2
-    assert f"stopped by {name}: {done} of 8 shards are done; run the same command again to go on" in said
+def assert_stopped_after_two_shards_each(said, output, name):
+    assert [said.count(f"of rank {rank}\n") for rank in range(2)] == [4, 4], said
+    assert len(runs.done_shards(output)) == 4
+    assert f"stopped by {name}: 4 of 8 shards are done; run the same command again to go on" in said
     assert said.count("stopped by") == 1
 
 
@@ -184,12 +181,13 @@ def two_tasks(stack, images, output, *options, **environment):
 def test_tasks_of_a_slurm_job_finish_their_shards_and_queue_it_again_once(images, tmp_path):
     output = tmp_path / "out"
     with ExitStack() as stack:
-        first, second = two_tasks(stack, images, output, SLOW_STEP="0.5")
-        assert first.wait_until(lambda: "step 2 of rank 0" in first.output), first.output + second.output
+        first, second = two_tasks(stack, images, output, HELD_STEP="2")
+        for task in (first, second):
+            assert task.wait_until(lambda task=task: "step 2 of" in task.output), first.output + second.output
         first.process.send_signal(signal.SIGUSR1)
         second.process.send_signal(signal.SIGUSR1)
         assert (first.wait(), second.wait()) == (138, 0), first.output + second.output
-        assert_stopped_after_whole_shards(first.output + second.output, output, "SIGUSR1")
+        assert_stopped_after_two_shards_each(first.output + second.output, output, "SIGUSR1")
         assert "stopped" not in second.output
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
 

@@ -5,14 +5,12 @@ import textwrap
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import runs
 
 from lit_extract import signals
 from lit_extract.run import Stopping
-from lit_extract.store import OK, Store, StoreSpec
 
 HOW_TO_GO_ON = "run the same command again to go on"
 START = """
@@ -39,6 +37,21 @@ def wait_for(run, text):
     assert run.wait_until(lambda: text in run.output), run.output
 
 
+def _status(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def _has(pid, name, number):
+    return int(_status(pid).get(name, "0"), 16) >> (number - 1) & 1
+
+
+def deliver(run, number):
+    """Send a signal, and wait until the process has it: another one would be lost beside it."""
+    run.process.send_signal(number)
+    run.wait_until(lambda: not _has(run.process.pid, "ShdPnd", number))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_what_is_not_worth_finishing_is_interrupted(script, number, code):
     with script("with signals.stoppable(True):\n  say('ready'); time.sleep(60)") as run:
@@ -50,6 +63,7 @@ def test_what_is_not_worth_finishing_is_interrupted(script, number, code):
 
 FINISHING = """
 with signals.stoppable(True):
+    signals.DUPLICATES_WITHIN = APART
     with signals.wait_while(lambda: True):
         say("ready")
         while signals.asked() is None:
@@ -62,20 +76,20 @@ with signals.stoppable(True):
 
 
 def test_what_is_worth_finishing_is_finished(script):
-    with script(FINISHING.replace("SECONDS", "1")) as run:
+    with script(FINISHING.replace("APART", "60").replace("SECONDS", "1")) as run:
         wait_for(run, "ready")
         run.process.send_signal(signal.SIGTERM)
+        wait_for(run, "asked")
         run.process.send_signal(signal.SIGTERM)  # as from a scheduler and from a launcher
         assert run.wait() == 143
         assert run.output.startswith("ready\nasked\nfinished\nlit-extract: stopped by SIGTERM")
 
 
 def test_a_second_signal_ends_it_at_once(script):
-    with script(FINISHING.replace("SECONDS", "60")) as run:
+    with script(FINISHING.replace("APART", "0").replace("SECONDS", "60")) as run:
         wait_for(run, "ready")
         run.process.send_signal(signal.SIGTERM)
         wait_for(run, "asked")
-        time.sleep(signals.DUPLICATES_WITHIN + 0.2)
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 130
 
@@ -85,14 +99,16 @@ def test_a_second_signal_ends_it_also_while_nothing_of_python_runs(script):
         import zlib
         noise = os.urandom(200_000_000)
         with signals.stoppable(True):
+            signals.DUPLICATES_WITHIN = 0
             say("ready")
             zlib.compress(noise, 9)
             say("compressed")
     """
     with script(text) as run:
         wait_for(run, "ready")
-        run.process.send_signal(signal.SIGTERM)
-        time.sleep(signals.DUPLICATES_WITHIN + 0.2)
+        before = run.process.cpu_times().user
+        assert run.wait_until(lambda: run.process.cpu_times().user > before + 0.2)  # it compresses
+        deliver(run, signal.SIGTERM)
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
         assert run.output == "ready\n"
@@ -102,8 +118,12 @@ def test_from_python_a_second_signal_interrupts_and_ctrl_c_is_a_keyboard_interru
     text = """
         try:
             with signals.stoppable():
+                signals.DUPLICATES_WITHIN = 0
                 with signals.wait_while(lambda: True):
                     say("ready")
+                    while signals.asked() is None:
+                        time.sleep(0.01)
+                    say("asked")
                     time.sleep(60)
         except KeyboardInterrupt:
             say("caught")
@@ -113,11 +133,28 @@ def test_from_python_a_second_signal_interrupts_and_ctrl_c_is_a_keyboard_interru
     with script(text) as run:
         wait_for(run, "ready")
         run.process.send_signal(signal.SIGINT)
-        time.sleep(signals.DUPLICATES_WITHIN + 0.2)
-        assert not run.has_ended
+        wait_for(run, "asked")
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 0
-        assert run.output.endswith(f"stopped by SIGINT; {HOW_TO_GO_ON}\ncaught\nTrue\n")
+        assert run.output == f"ready\nasked\nlit-extract: stopped by SIGINT; {HOW_TO_GO_ON}\ncaught\nTrue\n"
+
+
+@pytest.fixture
+def listener(monkeypatch):
+    """The one of this process, without handlers."""
+    listener = signals._Listener(exit_at_second=False)
+    monkeypatch.setattr(signals, "_current", listener)
+    return listener
+
+
+def test_a_signal_stands_above_the_failure_of_another_rank_whichever_is_heard_first(listener):
+    assert signals.asked() is None
+    signals.ask(signals.BY_ANOTHER_RANK)
+    since = signals.asked_at()
+    assert signals.asked() == signals.BY_ANOTHER_RANK
+    for heard, known in [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (0, signal.SIGTERM)]:
+        signals.ask(heard)
+        assert (signals.asked(), signals.asked_at()) == (known, since)
 
 
 WORKERS = """
@@ -132,9 +169,10 @@ with signals.stoppable(True):
     worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
     worker.start()
     with signals.held():
+        say("held")
         while signals.asked() is None:
             time.sleep(0.01)
-        time.sleep(1)
+        worker.join(1)
         say(f"alive {worker.is_alive()}")
     worker.terminate()
     worker.join()
@@ -145,6 +183,7 @@ with signals.stoppable(True):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_group_leaves_workers_to_their_parent(script, number):
     with script(WORKERS) as run:
+        wait_for(run, "held")
         wait_for(run, "worker")
         run.signal_all(number)
         assert run.wait() == 0
@@ -225,10 +264,10 @@ SMALL = ("--data.batch_size", "2", "--data.shard_rows", "4", "--data.num_workers
 
 @pytest.fixture
 def slow(tmp_path, image_folder):
-    """A function that runs predict on seven images, two shards of two batches each, slowed down."""
+    """A function that runs predict on seven images, two shards of two batches each, slowed down or held at a step."""
 
-    def run(load=0.0, step=0.0, **environment):
-        delays = {"SLOW_LOAD": str(load), "SLOW_STEP": str(step)}
+    def run(load=0, step=0, held=None, **environment):
+        delays = {"SLOW_LOAD": str(load), "SLOW_STEP": str(step), "HELD_STEP": str(held)}
         return runs.slow_predict(image_folder, tmp_path / "out", *SMALL, **delays, **environment)
 
     return run
@@ -248,21 +287,15 @@ def test_while_the_model_is_loaded(slow, tmp_path):
 
 def test_while_python_is_still_importing(tmp_path, image_folder):
     with runs.predict(image_folder, tmp_path / "out", *SMALL) as run:
-        caught = lambda: int(_status(run.process.pid).get("SigCgt", "0"), 16) >> (signal.SIGTERM - 1) & 1  # noqa: E731
-        assert run.wait_until(caught)
+        assert run.wait_until(lambda: _has(run.process.pid, "SigCgt", signal.SIGTERM))
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
         assert run.output == f"lit-extract: stopped by SIGTERM; {HOW_TO_GO_ON}\n"
     assert not (tmp_path / "out").exists()
 
 
-def _status(pid):
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-
-
 def test_the_shard_in_hand_is_finished(slow, tmp_path):
-    with slow(step=1) as run:
+    with slow(held=1) as run:
         wait_for(run, "step 1")
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
@@ -272,9 +305,8 @@ def test_the_shard_in_hand_is_finished(slow, tmp_path):
 
 
 def test_a_shard_that_would_take_long_is_not(slow):
-    with slow(step=6) as run:  # nothing is known of the pace
+    with slow(step=60) as run:  # nothing is known of the pace
         wait_for(run, "step 0")
-        time.sleep(1)
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
         assert "step 1" not in run.output
@@ -283,7 +315,7 @@ def test_a_shard_that_would_take_long_is_not(slow):
 
 def test_under_slurm_the_shard_in_hand_is_finished_and_no_checkpoint_saved(slow, slurm, tmp_path):
     folder, variables = slurm
-    with slow(step=1, **variables) as run:
+    with slow(held=1, **variables) as run:
         wait_for(run, "step 1")
         run.process.send_signal(signal.SIGUSR1)
         assert run.wait() == 138, run.output
@@ -292,22 +324,25 @@ def test_under_slurm_the_shard_in_hand_is_finished_and_no_checkpoint_saved(slow,
     assert list(tmp_path.rglob("*.ckpt")) == list(Path().glob("*.ckpt")) == []
 
 
-def test_while_finalizing(tmp_path):
-    n, dim = 4000, 4096
-    spec = StoreSpec(
-        ["cls"], ["blocks.0"], dim, 500, range(n), {"model": "m"}, {"files": {"cls": "m.pt"}, "num_params": 1}
-    )
-    store = Store.create(tmp_path / "m.zarr", spec)
-    for shard in range(store.n_shards):
-        rows = len(store.rows_of(shard))
-        store.write_shard(shard, {"cls": np.ones((rows, 1, dim), np.float32)}, np.full(rows, OK, np.uint8))
-    with runs.command(tmp_path / "log", "finalize", str(store.path)) as run:
-        assert run.wait_until((tmp_path / ".m.pt.part").exists, pause=0.001), run.output
-        run.process.suspend()
+def test_while_finalizing(tmp_path, script, make_store):
+    store, _ = make_store()
+    text = f"""
+        from lit_extract import finalize
+        from lit_extract.cli import main
+
+        def read_back(file):
+            say("written")
+            time.sleep(60)
+
+        finalize.check_archive = read_back
+        sys.exit(main(["finalize", {str(store.path)!r}]))
+    """
+    with script(text) as run:
+        wait_for(run, "written")
+        assert (tmp_path / ".m_pool-cls.pt.part").exists()
         run.process.send_signal(signal.SIGTERM)
-        run.process.resume()
         assert run.wait() == 143, run.output
-        assert run.output == f"lit-extract: stopped by SIGTERM; {HOW_TO_GO_ON}\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "m.zarr"]
+        assert run.output == f"written\nlit-extract: stopped by SIGTERM; {HOW_TO_GO_ON}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "m_pool-cls.zarr"]
     with runs.command(tmp_path / "log", "finalize", str(store.path)) as run:
         assert run.wait() == 0
