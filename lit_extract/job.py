@@ -1,7 +1,7 @@
 """One job: one model on one dataset, from settings to features files."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_extract import __version__
+from lit_extract.budget import settle_token_budget
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.table import ID_MEANING
 from lit_extract.disk import bytes_there, check_room, features_bytes, store_bytes
@@ -157,6 +158,8 @@ class Job:
             InputError: One is there with another; its differing settings are named.
         """
         self.note_states()
+        if not self.data.is_settled:
+            self.provenance |= self.data.adopt(recorded_provenance(self.files.values()))
         finished = {
             pool: is_finished(file, features_provenance(self.provenance, pool)) for pool, file in self.files.items()
         }
@@ -179,7 +182,7 @@ class Job:
             return False
         return not self._resume().missing_rows()
 
-    def open_store(self, finalize: bool, overwrite: bool) -> Store:
+    def open_store(self, trainer: Trainer, finalize: bool, overwrite: bool) -> Store:
         """The store of this job, created unless it is there; says what is done.
 
         Raises:
@@ -187,6 +190,7 @@ class Job:
         """
         if overwrite or not is_store(self.store_path):
             self._check_room(0, finalize, overwrite)
+            self.provenance |= self.data.choose(partial(settle_token_budget, self.model, trainer))
             if overwrite:
                 self.remove_output()
             try:
@@ -222,6 +226,7 @@ class Job:
 
     def _resume(self) -> Store:
         store = Store(self.store_path)
+        self.provenance |= self.data.adopt(store.provenance)
         store.check_provenance(self.provenance)
         if damaged := store.drop_damaged():
             say(f"beware: {len(damaged)} shards of {store.path} were damaged on disk and are computed anew")
@@ -234,7 +239,7 @@ class Job:
         if isinstance(self.store_path, Path):
             to_write = sum(self._bytes_to_write(0, finalize, overwrite))
             self.data.room_for_features = max(0, to_write - bytes_there([self.store_path]))
-        writer = ActivationWriter(partial(self.open_store, finalize, overwrite))
+        writer = ActivationWriter(partial(self.open_store, trainer, finalize, overwrite))
         run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
     def dismiss_ranks(self, trainer: Trainer, reason: Exception) -> None:
@@ -319,6 +324,18 @@ class Job:
             notes,
             {**self.model.extras, N_BYTES: "int64"},
         )
+
+
+def recorded_provenance(files: Iterable[AnyPath], store: AnyPath | None = None) -> dict[str, Any]:
+    """Provenance of the first features file that is there, else of the store; empty when none can be read."""
+    for file in files:
+        with suppress(InputError):  # whoever needs the file says what is wrong with it
+            if exists(file):
+                return dict(read_metadata(file)["provenance"])
+    with suppress(InputError):
+        if store is not None and is_store(store):
+            return Store(store).provenance
+    return {}
 
 
 def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath) -> tuple[dict[str, AnyPath], AnyPath]:

@@ -16,6 +16,7 @@ B batch, T tokens.
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from lit_extract.errors import InputError, one_line
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.weights import default_float32
 
@@ -125,11 +127,25 @@ class Forward:
     peak: int
 
 
+def estimate(model: Extractor, n_rows: int, n_tokens: int, precision: str, on_gpu: bool) -> Forward:
+    """:func:`forward_bytes` of a batch as a run puts it through: on a CPU in slices.
+
+    Raises:
+        InputError: This model's can't be had.
+    """
+    rows = n_rows if on_gpu else min(n_rows, model.rows_a_pass_on_cpu or n_rows)
+    try:
+        return forward_bytes(model, rows, n_tokens, precision, on_gpu)
+    except Exception as error:  # a backbone whose path depends on the numbers, say
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"the memory of {model.model_name!r} can't be estimated ({reason})") from error
+
+
 def forward_bytes(model: Extractor, n_rows: int, n_tokens: int, precision: str, on_gpu: bool) -> Forward:
     """Run the extractor's forward pass without numbers.
 
     Args:
-        model: The extractor; it is good for nothing else afterwards.
+        model: The extractor, which stays as it is.
         n_rows: Rows of the batch.
         n_tokens: Tokens of its longest caption; images know their own.
         precision: The trainer's.
@@ -140,6 +156,8 @@ def forward_bytes(model: Extractor, n_rows: int, n_tokens: int, precision: str, 
     live = LiveBytes()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _give_fake_tensors(network, partial(FakeTensor, mode, device=torch.device("cpu")))
+    model = copy(model)
+    model._modules = dict(model._modules)
     model.adopt(network)
     with mode, torch.no_grad(), default_float32():
         for tensor in (*network.parameters(), *network.buffers()):

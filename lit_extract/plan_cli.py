@@ -16,10 +16,12 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 from tqdm import tqdm
 
+from lit_extract.budget import free_memory
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.disk import as_size, free_bytes
 from lit_extract.errors import InputError, wrong_setting
+from lit_extract.memory import CONTEXT_BYTES
 from lit_extract.modules.base import Extractor
 from lit_extract.paths import to_path
 from lit_extract.planning import TOKENS_A_CAPTION, Machine, Plan, fits_disk, pixels_bytes, plan_model, room
@@ -94,7 +96,8 @@ def _plan_or_problem(config: Namespace, extractor: type[Extractor], name: str, r
     try:
         model = extractor(**{**config.model.init_args.as_dict(), "name": name, **untrained, **models})
         folder = to_path(config.output_dir, "output_dir")
-        return plan_model(model, _data(config), rows, machine, folder, config.finalize, config.keep_store)
+        keep = config.finalize, config.keep_store
+        return plan_model(model, _data(config), rows, machine, folder, *keep, config.overwrite)
     except InputError as error:
         return Plan(name, problem=str(error))
 
@@ -133,13 +136,13 @@ def _machine(config: Namespace) -> Machine:
     folder = to_path(config.output_dir, "output_dir")
     free = free_bytes(folder) if isinstance(folder, Path) else None
     if on_cpu:
-        return Machine(None, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), precision, free)
-    if config.card_memory:
-        return Machine("GPU", round(config.card_memory * 10**9), precision, free)
-    if has_gpu:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Machine(None, memory, free_memory(torch.device("cpu")), precision, free)
+    if has_gpu and not config.card_memory:
         card = torch.cuda.get_device_properties(0)
-        return Machine(card.name, card.total_memory, precision, free)
-    return Machine("A40", 48 * 10**9, precision, free)
+        return Machine(card.name, card.total_memory, free_memory(torch.device("cuda", 0)), precision, free)
+    memory = round((config.card_memory or 48) * 10**9)
+    return Machine("GPU" if config.card_memory else "A40", memory, memory - CONTEXT_BYTES, precision, free)
 
 
 def as_json(plans: Sequence[Plan], machine: Machine) -> str:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lit_extract.budget import choose_token_budget
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
 from lit_extract.data.pixels import GEOMETRY
 from lit_extract.data.plan import default_shard_rows, plan_token_batches
 from lit_extract.disk import bytes_there, features_bytes, store_bytes
-from lit_extract.errors import InputError, one_line
-from lit_extract.job import output_paths
-from lit_extract.memory import Forward, device_bytes, forward_bytes, host_bytes
+from lit_extract.job import output_paths, recorded_provenance
+from lit_extract.memory import device_bytes, estimate, host_bytes
 from lit_extract.modules.base import Extractor
 from lit_extract.paths import AnyPath
 
@@ -33,12 +33,14 @@ class Machine:
     Args:
         card: Name of the GPU; None: the run is on the CPU.
         memory: Bytes of the GPU, or of the host.
+        free_memory: Bytes of it that are free now, or would be on a GPU that is not here.
         precision: The trainer's.
         free_disk: Bytes that are free for the output; None: not known, as it goes elsewhere.
     """
 
     card: str | None
     memory: int
+    free_memory: int
     precision: str
     free_disk: int | None
 
@@ -94,17 +96,19 @@ def plan_model(
     output_dir: AnyPath,
     finalize: bool = True,
     keep_store: bool = False,
+    overwrite: bool = False,
 ) -> Plan:
     """Plan one model on one dataset.
 
     Args:
-        model: The extractor; it is good for nothing else afterwards.
+        model: The extractor.
         data: The data module; it is set up when it has captions to look at.
         rows: Number of stimuli.
         machine: What it must fit.
         output_dir: Folder of the features.
         finalize: Whether .pt files are made.
         keep_store: Whether the store stays.
+        overwrite: Whether what is there is replaced; otherwise a run goes on with its batches.
     """
     shape = rows, len(model.layers), model.n_dim
     row_bytes = 4 * len(model.layers) * model.n_dim
@@ -118,7 +122,12 @@ def plan_model(
     there = bytes_there([store_path, *files.values()])
     is_done = finalize and all(isinstance(file, Path) and file.exists() for file in files.values())
     on_gpu = machine.card is not None
-    forwards = {batch: _forward(model, batch, machine) for batch in _largest_batches(model, data, rows, shard_rows)}
+    if isinstance(store_path, Path) and not overwrite:
+        data.adopt(recorded_provenance(files.values(), store_path))
+    forwards = {
+        batch: estimate(model, *batch, machine.precision, on_gpu)
+        for batch in _largest_batches(model, data, rows, shard_rows, machine)
+    }
     batch = max(forwards, key=lambda batch: forwards[batch].peak)
     forward = forwards[batch]
     workers = data.num_workers if data.num_workers is not None else data.workers(on_gpu, 1)
@@ -126,8 +135,9 @@ def plan_model(
     host = host_bytes(model, forward, on_gpu, n_pools * shard_rows * row_bytes, batch_bytes, workers)
     needed = device_bytes(forward) if on_gpu else host
     fits: Literal["yes", "split", "no"] = "yes" if needed <= machine.memory else "no"
-    if fits == "no" and on_gpu and device_bytes(_forward(model, (1, batch[1]), machine)) <= machine.memory:
-        fits = "split"
+    if fits == "no" and on_gpu:
+        one_row = estimate(model, 1, batch[1], machine.precision, on_gpu)
+        fits = "split" if device_bytes(one_row) <= machine.memory else "no"
     size = model.preprocessing.get("input_size", [0])
     cache = getattr(data, "cache", "off")
     keeps_pixels = isinstance(store_path, Path) if cache == "auto" else cache != "off"
@@ -151,27 +161,25 @@ def plan_model(
     )
 
 
-def _forward(model: Extractor, batch: tuple[int, int], machine: Machine) -> Forward:
-    on_gpu = machine.card is not None
-    rows = batch[0] if on_gpu else min(batch[0], model.rows_a_pass_on_cpu or batch[0])
-    try:
-        return forward_bytes(model, rows, batch[1], machine.precision, on_gpu)
-    except Exception as error:  # a backbone whose path depends on the numbers, say
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise InputError(f"the memory of {model.model_name!r} can't be estimated ({reason})") from error
-
-
-def _largest_batches(model: Extractor, data: StimulusDataModule, rows: int, shard_rows: int) -> set[tuple[int, int]]:
+def _largest_batches(
+    model: Extractor, data: StimulusDataModule, rows: int, shard_rows: int, machine: Machine
+) -> set[tuple[int, int]]:
     """Rows and tokens of the batches that may need the most memory: the largest, and that of the longest caption."""
     if isinstance(data, ImageDataModule):
         return {(min(data.batch_size, rows), 0)}
     assert isinstance(data, CaptionDataModule)
     if data.captions is None:
-        tokens = min(TOKENS_A_CAPTION, model.preprocessing["context"] or TOKENS_A_CAPTION)
-        return {(max(1, min(rows, data.token_budget // tokens)), tokens)}
-    data.preprocessing = model.preprocessing
-    data.setup("predict")
-    batches = plan_token_batches(data.lengths, shard_rows, data.token_budget)
+        longest = min(TOKENS_A_CAPTION, model.preprocessing["context"] or TOKENS_A_CAPTION)
+    else:
+        data.preprocessing = model.preprocessing
+        data.setup("predict")
+        longest = max(data.lengths)
+    budget = data.tokens_a_batch or choose_token_budget(
+        model, longest, machine.precision, machine.free_memory, on_gpu=machine.card is not None
+    )
+    if data.captions is None:
+        return {(max(1, min(rows, budget // longest)), longest)}
+    batches = plan_token_batches(data.lengths, shard_rows, budget)
     shapes = [(len(batch), data.lengths[batch[0]]) for batch in batches]  # the longest comes first
     return {max(shapes, key=lambda shape: shape[0] * shape[1]), max(shapes, key=lambda shape: shape[1])}
 

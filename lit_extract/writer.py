@@ -93,6 +93,7 @@ class ActivationWriter(BasePredictionWriter):
         self.store = Store(path)
         self.n_bytes = trainer.datamodule.n_bytes  # type: ignore[attr-defined]
         trainer.datamodule.done_shards = done  # type: ignore[attr-defined]
+        trainer.datamodule.adopt(self.store.provenance)  # type: ignore[attr-defined]  # what rank zero chose
         self._thread = threading.Thread(target=self._write, name="lit-extract writer", daemon=True)
         self._thread.start()
 

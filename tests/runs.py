@@ -126,9 +126,13 @@ def predict_arguments(images: Path, output: Path) -> list[str]:
 def slow_predict(images: Path, output: Path, *options: str, **environment: str) -> Any:
     """As :func:`predict`, with the delays of slow_predict.py."""
     log = output.with_name(f"{output.name}-{time.monotonic_ns()}.log")
+    return slow(log, *predict_arguments(images, output), *options, **environment)
+
+
+def slow(log: Path, *arguments: str, **environment: str) -> Any:
+    """As :func:`command`, with what slow_predict.py changes."""
     script = str(Path(__file__).with_name("slow_predict.py"))
-    environment = {"PYTHONPATH": str(REPOSITORY), **environment}
-    return python(log, script, *predict_arguments(images, output), *options, **environment)
+    return python(log, script, *arguments, **{"PYTHONPATH": str(REPOSITORY), **environment})
 
 
 def slurm(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, str]:

@@ -9,26 +9,31 @@ import runs
 import torch
 from language_models import save_captions, save_model
 
+from lit_extract import LanguageExtractor
+from lit_extract.memory import forward_bytes
+
 pytestmark = pytest.mark.slow
 
 N_CAPTIONS, SHARD_ROWS = 3000, 50
 N_SHARDS = 60
-PLAN = ("--data.token_budget", "160", "--data.shard_rows", str(SHARD_ROWS))
+SHARDS = ("--data.shard_rows", str(SHARD_ROWS))
+PLAN = ("--data.token_budget", "160", *SHARDS)
 TRAINER = ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
 TWO_RANKS = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
-def predict(folder, output, *options):
+def predict(folder, output, *options, plan=PLAN, **environment):
     config = runs.REPOSITORY / "configs" / "nsd" / "language.yaml"
     model = ("--model.name", "tiny", "--model.checkpoint", str(folder / "model"), "--model.loss", "true")
     captions = ("--data.captions", str(folder / "captions.csv"), "--data.prompt_name", "test")
     log = output.with_name(f"{output.name}-{time.monotonic_ns()}.log")
     where = ("--output_dir", str(output))
-    return runs.command(log, "predict", "--config", str(config), *model, *captions, *PLAN, *TRAINER, *where, *options)
+    command = ("predict", "--config", str(config), *model, *captions, *plan, *TRAINER, *where, *options)
+    return runs.slow(log, *command, **environment) if environment else runs.command(log, *command)
 
 
-def complete(folder, output, *options):
-    with predict(folder, output, *options) as run:
+def complete(folder, output, *options, **settings):
+    with predict(folder, output, *options, **settings) as run:
         assert run.wait() == 0, run.output
         return run.output
 
@@ -88,6 +93,20 @@ def test_two_ranks_killed_and_finished_by_one_give_the_same_bytes(reference, tmp
 def test_two_ranks_give_the_same_bytes_as_one(reference, tmp_path):
     assert "(rank 0 of 2): 1500 of 1500 captions" in complete(reference, tmp_path / "features", *TWO_RANKS)
     assert_same(tmp_path / "features", reference)
+
+
+def test_two_ranks_with_a_chosen_budget_have_that_of_rank_zero(reference, tmp_path):
+    """One byte less than 2048 tokens take on rank zero; rank 1 looks at no memory."""
+    model = LanguageExtractor("tiny", checkpoint=str(reference / "model"), loss=True)
+    longest = 101
+    free = round(2 * forward_bytes(model, 2048 // longest, longest, "32-true", on_gpu=False).peak / 0.8) - 1
+    given, chosen = tmp_path / "given", tmp_path / "chosen"
+    said = complete(reference, chosen, *TWO_RANKS, plan=SHARDS, FREE_MEMORY=str(free))
+    assert said.count("batches of up to 1024 tokens") == 1
+    assert "(rank 0 of 2): 1500 of 1500 captions" in said
+    said = complete(reference, given, plan=(*SHARDS, "--data.token_budget", "1024"))
+    assert "batches of" not in said
+    runs.assert_same_features(file_of(chosen), file_of(given))
 
 
 def test_other_captions_do_not_resume(reference, tmp_path):

@@ -205,6 +205,37 @@ def test_a_whole_run_on_a_cpu_holds_about_what_is_estimated(tmp_path, cli, preci
     assert estimate == pytest.approx(peak, rel=0.25)
 
 
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_an_estimate_leaves_a_language_model_as_it_was(language_folder, architecture):
+    """Before its weights are loaded, and after."""
+    make = lambda: LanguageExtractor("x", checkpoint=language_folder(architecture), loss=True)  # noqa: E731
+    tokens = torch.arange(24).reshape(3, 8) + 3
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "n_bytes": tokens[:, 0]}
+    untouched, model = make(), make()
+    before = forward_bytes(model, 3, 8, "32-true", on_gpu=True)
+    untouched.configure_model()
+    model.configure_model()
+    loaded = model.model
+    for _ in range(2):
+        expected, found = untouched.activations(inputs), model.activations(inputs)
+        assert {name: values.tolist() for name, values in found.items()} == {
+            name: values.tolist() for name, values in expected.items()
+        }
+        assert forward_bytes(model, 3, 8, "32-true", on_gpu=True) == before
+        assert model.model is loaded
+
+
+def test_an_estimate_leaves_a_vision_model_as_it_was():
+    model = VisionExtractor("test_vit.r160_in1k", untrained=True)
+    model.configure_model()
+    before = model.backbone
+    inputs = model.blank_inputs(2, 0)
+    expected = model.activations(inputs)["feats"]
+    forward_bytes(model, 4, 0, "bf16-true", on_gpu=True)
+    assert model.backbone is before
+    assert torch.equal(model.activations(inputs)["feats"], expected)
+
+
 def test_weights_that_no_layer_needs_are_counted_as_they_are_loaded(language_folder):
     model = LanguageExtractor("x", checkpoint=language_folder("llama"), layers=[0])
     assert forward_bytes(model, 1, 3, "32-true", on_gpu=False).weights >= 4 * model.num_params

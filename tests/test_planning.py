@@ -194,9 +194,9 @@ def test_what_is_kept_of_each_model_is_not_free_for_the_next():
     ]
     assert room(plans) == (4 + 20, 35)
     assert room([]) == (0, 0)
-    assert fits_disk(plans, Machine(None, 0, "32-true", 24))
-    assert not fits_disk(plans, Machine(None, 0, "32-true", 23))
-    assert fits_disk(plans, Machine(None, 0, "32-true", None)), "of a bucket nobody knows"
+    assert fits_disk(plans, Machine(None, 0, 0, "32-true", 24))
+    assert not fits_disk(plans, Machine(None, 0, 0, "32-true", 23))
+    assert fits_disk(plans, Machine(None, 0, 0, "32-true", None)), "of a bucket nobody knows"
 
 
 def test_captions_are_looked_at_for_the_largest_batch(planned, llama):
@@ -207,6 +207,44 @@ def test_captions_are_looked_at_for_the_largest_batch(planned, llama):
     assert model["batch"] == [10, 60]
     (model,) = planned(*language(llama), "--rows", 50)["models"]
     assert model["batch"] == [50, 128]
+
+
+def test_the_batch_that_is_planned_is_the_one_that_a_run_chooses(cli, planned, llama, tmp_path, monkeypatch):
+    """Also of a run that goes on with a store or a file."""
+    settings = (*language(llama), *captions(llama), "--output_dir", tmp_path / "out")
+    settings += ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
+    model = LanguageExtractor("tiny", checkpoint=str(llama / "model"))
+
+    def free(n_bytes):
+        for place in ("budget", "plan_cli"):
+            monkeypatch.setattr(f"lit_extract.{place}.free_memory", lambda device: n_bytes)
+
+    def batch(*more):
+        return planned(*settings, *more)["models"][0]["batch"]
+
+    free(round(forward_bytes(model, 1024 // 60, 60, "32-true", on_gpu=False).peak / 0.8) + 1)
+    assert batch() == [1024 // 60, 60]
+    code, out, _ = cli("predict", *settings, "--finalize", "false")
+    assert code == 0
+    assert "batches of up to 1024 tokens\n" in out
+    free(100 * GB)
+    assert batch() == [1024 // 60, 60], "as the store has it"
+    assert batch("--overwrite") == [22, 60], "all that there are within 128 tokens of padding"
+    assert batch("--data.token_budget", 120) == [2, 60]
+    code, out, _ = cli("predict", *settings)
+    assert code == 0
+    assert "batches of" not in out
+    (file,) = tmp_path.glob("out/nsd/all/*.pt")
+    assert load_features(file).provenance["token_budget"] == 1024
+    assert batch() == [1024 // 60, 60], "as the file has it"
+
+
+def test_a_large_card_gets_large_batches(planned, llama):
+    batches = {
+        memory: planned(*language(llama), "--rows", 10_000, "--card_memory", memory)["models"][0]["batch"]
+        for memory in (48, 0.602)
+    }
+    assert batches == {48: [32768 // 128, 128], 0.602: [1024 // 128, 128]}
 
 
 @pytest.mark.parametrize(

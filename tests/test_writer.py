@@ -23,7 +23,7 @@ class OnItsWay:
 
 def trainer(n_bytes):
     strategy = SimpleNamespace(broadcast=lambda value: value)
-    data = SimpleNamespace(n_bytes=n_bytes, done_shards=())
+    data = SimpleNamespace(n_bytes=n_bytes, done_shards=(), adopt=dict)
     return SimpleNamespace(is_global_zero=True, strategy=strategy, datamodule=data)
 
 

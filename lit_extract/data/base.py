@@ -1,7 +1,7 @@
 """What all data modules share: the plan, and a DataLoader whose items are whole batches."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,23 @@ class StimulusDataModule(LightningDataModule):
     def cut_shards(self, row_bytes: int) -> None:
         """Fix the rows a shard: as given, else for a model with activations of ``row_bytes`` a row."""
         self.rows_a_shard = self.shard_rows or self.default_shard_rows(row_bytes)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that changes the numbers is given, and nothing is left to :meth:`adopt` or :meth:`choose`."""
+        return True
+
+    def adopt(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Take what was not given from the provenance of a run that this one goes on with; return what was taken."""
+        return {}
+
+    def choose(self, token_budget: Callable[[int], int]) -> dict[str, Any]:
+        """Choose for this machine what was neither given nor recorded; return that part of the provenance.
+
+        Args:
+            token_budget: How many tokens a batch may have, given those of the longest row.
+        """
+        return {}
 
     @abstractmethod
     def default_shard_rows(self, row_bytes: int) -> int:

@@ -4,6 +4,7 @@ B batch, T tokens.
 """
 
 import hashlib
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
-from lit_extract.data.plan import default_shard_rows, plan_token_batches
+from lit_extract.data.plan import TOKENS_A_BATCH, default_shard_rows, plan_token_batches
 from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets.captions import ID_COLUMNS, load_captions
 from lit_extract.errors import InputError, name_some
@@ -69,7 +70,8 @@ class CaptionDataModule(StimulusDataModule):
         prompt_name: Name of the captions, such as "coco"; goes into the name of the features file.
         query: pandas query that chooses rows, such as "nsd_id < 1000"; needs a subset name of its own.
         subset: Name of the chosen rows; names the output folder.
-        token_budget: Tokens a forward pass at most, padding included.
+        token_budget: Tokens a forward pass at most, padding included. Default: that of the run that this one
+            goes on with, else chosen from the free memory.
         shard_rows: Captions a shard, the unit of writing and resuming. Default: about 128 MB of
             activations, at most 2,048 captions.
         truncate: Cut captions that are longer than the model's context, which is recorded, instead of
@@ -88,7 +90,7 @@ class CaptionDataModule(StimulusDataModule):
         dataset: str = "captions",
         query: str | None = None,
         subset: str = WHOLE_SUBSET,
-        token_budget: int = 8192,
+        token_budget: int | None = None,
         shard_rows: int | None = None,
         truncate: bool = False,
         show_tokens: int = 0,
@@ -106,6 +108,7 @@ class CaptionDataModule(StimulusDataModule):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
         self.captions, self.dataset_name, self.prompt_name = captions, dataset, prompt_name
         self.token_budget, self.truncate, self.show_tokens = token_budget, truncate, show_tokens
+        self.tokens_a_batch = token_budget  # as given, adopted or chosen
 
     @property
     def file_suffix(self) -> str:
@@ -151,6 +154,30 @@ class CaptionDataModule(StimulusDataModule):
         self.n_bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
         self.stimuli = stimuli
 
+    def cut_shards(self, row_bytes: int) -> None:
+        """Fix the rows a shard; another job, another budget, unless it is given."""
+        super().cut_shards(row_bytes)
+        self.tokens_a_batch = self.token_budget
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the token budget is known."""
+        return self.tokens_a_batch is not None
+
+    def adopt(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the token budget."""
+        if self.is_settled or "token_budget" not in recorded:
+            return {}
+        self.tokens_a_batch = recorded["token_budget"]
+        return {"token_budget": self.tokens_a_batch}
+
+    def choose(self, token_budget: Callable[[int], int]) -> dict[str, Any]:
+        """Choose the token budget."""
+        if self.is_settled:
+            return {}
+        self.tokens_a_batch = token_budget(max(self.lengths))
+        return {"token_budget": self.tokens_a_batch}
+
     def default_shard_rows(self, row_bytes: int) -> int:
         """Captions of about 128 MB."""
         return default_shard_rows(len(self.lengths), 1, row_bytes)
@@ -175,7 +202,7 @@ class CaptionDataModule(StimulusDataModule):
             "n_stimuli": len(self.stimuli),
             "tokens_sha256": identity.hexdigest(),
             "truncate": self.truncate,
-            "token_budget": self.token_budget,
+            "token_budget": self.tokens_a_batch,
             "shard_rows": self.rows_a_shard,
             **{package: version(package) for package in ("transformers",)},
         }
@@ -183,7 +210,8 @@ class CaptionDataModule(StimulusDataModule):
     def plan(self, rank: int, world_size: int) -> list[list[int]]:
         """Captions of like length together."""
         shard_rows = self.rows_a_shard or self.shard_rows or len(self.lengths)
-        return plan_token_batches(self.lengths, shard_rows, self.token_budget, self.done_shards, rank, world_size)
+        token_budget = self.tokens_a_batch or TOKENS_A_BATCH
+        return plan_token_batches(self.lengths, shard_rows, token_budget, self.done_shards, rank, world_size)
 
     def batches_of(self, plan: list[list[int]]) -> TokenBatches:
         """Tokens padded on the right."""

@@ -36,7 +36,7 @@ class HuggingFaceTokenizer:
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text."""
         # The length limit is ours to enforce, with the captions' ids; not a line in a log.
-        ids: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(texts, verbose=False, return_attention_mask=False)["input_ids"]
         return ids
 
     def token_texts(self, ids: list[int]) -> list[str]:
@@ -67,8 +67,8 @@ class SentencePieceTokenizer:
         self.bos_id: int | None = self.processor.bos_id()
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text."""
-        ids: list[list[int]] = self.processor.encode(texts, add_bos=True)
+        """Token ids of each text; several threads share them, as those of the other tokenizers do."""
+        ids: list[list[int]] = self.processor.encode(texts, add_bos=True, num_threads=-1)
         return ids
 
     def token_texts(self, ids: list[int]) -> list[str]:

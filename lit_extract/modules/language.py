@@ -186,7 +186,7 @@ class LanguageExtractor(Extractor):
 
     def adopt(self, backbone: nn.Module) -> None:
         """Use this model, with its head."""
-        self._model[:] = [backbone]
+        self._model = [backbone]
 
     def local_checkpoint(self) -> str | None:
         """The folder, when the weights are local."""

@@ -48,6 +48,15 @@ def test_sentencepiece_backend_equals_sentencepiece_where_the_converted_tokenize
     assert load_tokenizer("huggingface", str(llama_folder), {}).encode(TEXTS) != expected  # why the backend is there
 
 
+@pytest.mark.parametrize("backend", ["sentencepiece", "huggingface"])
+def test_many_texts_at_once_have_the_tokens_of_each_alone(llama_folder, backend):
+    """Threads share the texts."""
+    generator = random.Random(0)
+    texts = [" ".join(generator.choices(" ".join(TEXTS).split(), k=generator.randint(1, 40))) for _ in range(2000)]
+    tokenizer = load_tokenizer(backend, str(llama_folder), {})
+    assert tokenizer.encode(texts) == [tokenizer.encode([text])[0] for text in texts]
+
+
 def test_sentencepiece_tokens_can_be_looked_at(llama_folder):
     tokenizer = load_tokenizer("sentencepiece", str(llama_folder), {})
     ids = tokenizer.encode(["a man"])[0]
