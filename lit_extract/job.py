@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +25,7 @@ from lit_extract.layout import safe_name
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
 from lit_extract.paths import AnyPath, RemoteError, exists, remove_file, to_path
+from lit_extract.precision import ieee_float32
 from lit_extract.progress import Progress
 from lit_extract.provenance import features_provenance, inputs_sha256
 from lit_extract.ranks import is_rank_zero, say
@@ -235,12 +236,18 @@ class Job:
         return store
 
     def predict(self, trainer: Trainer, finalize: bool, overwrite: bool) -> None:
-        """Compute what is missing."""
+        """Compute what is missing.
+
+        Raises:
+            InputError: Something is wrong with the machine or the output folder.
+        """
+        self.model.check_device(trainer.strategy.root_device)
         if isinstance(self.store_path, Path):
             to_write = sum(self._bytes_to_write(0, finalize, overwrite))
             self.data.room_for_features = max(0, to_write - bytes_there([self.store_path]))
         writer = ActivationWriter(partial(self.open_store, trainer, finalize, overwrite))
-        run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
+        with ieee_float32() if self.provenance["precision"] == "32-true" else nullcontext():
+            run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
     def dismiss_ranks(self, trainer: Trainer, reason: Exception) -> None:
         """Tell ranks that were not started by rank zero, and wait for it by now, why there is nothing to compute."""

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_extract.hub import hub_commit
+from lit_extract.modules.compilation import check_compiler, compile_for
 from lit_extract.modules.weights import default_float32, path_sha256
 from lit_extract.receipt import Basis, HubRevision, files_below
 from lit_extract.registry import find_model, models_files
@@ -42,6 +43,7 @@ class Extractor(Predictor):
         revision: Branch, tag or commit on the hub.
         options: Further arguments for the backbone's constructor.
         models: The models.yml in which settings of a name are looked up.
+        compile: Blocks go through torch.compile.
     """
 
     kind: ClassVar[str]
@@ -63,6 +65,7 @@ class Extractor(Predictor):
         revision: str | None,
         options: dict[str, Any] | None,
         models: str | None,
+        compile: bool,
     ) -> None:
         super().__init__()
         entry = find_model(self.kind, name, models)
@@ -71,6 +74,8 @@ class Extractor(Predictor):
         self.revision = revision or (entry.revision if entry else None)
         self.options: dict[str, Any] = {**(entry.options if entry else {}), **(options or {})}
         self._models_files = models_files(models)
+        self.compiles = compile
+        self._compiled: set[tuple[tuple[int, int], ...]] = set()
         self._largest_batch: int | None = None
 
     @abstractmethod
@@ -80,6 +85,13 @@ class Extractor(Predictor):
     @abstractmethod
     def blank_inputs(self, n_rows: int, n_tokens: int) -> dict[str, Tensor]:
         """Inputs of the shapes and types of a batch, for :meth:`activations`; images do not need ``n_tokens``."""
+
+    @abstractmethod
+    def compiled_sizes(self, inputs: dict[str, Tensor]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and tokens of the blank inputs that blocks are compiled for, of all inputs of this kind.
+
+        What is compiled for the first must also serve the second.
+        """
 
     @abstractmethod
     def skeleton(self, dtype: torch.dtype) -> nn.Module:
@@ -105,7 +117,9 @@ class Extractor(Predictor):
 
     def provenance(self) -> dict[str, Any]:
         """What about the model changes the numbers."""
-        known = {"model": self.model_name, "options": self.options, "layers": self.layers}
+        known: dict[str, Any] = {"model": self.model_name, "options": self.options, "layers": self.layers}
+        if self.compiles:  # else it is left out, as in what was made before there was a choice
+            known["compile"] = True
         if self.untrained:
             return {**known, "weights": "untrained", "seed": self.seed}
         if local := self.local_checkpoint():
@@ -120,6 +134,15 @@ class Extractor(Predictor):
             repository, files = self.weights_source()
             hub = [HubRevision(repository, self.revision, files, self.commit)]
         return Basis([*self._models_files, *(files_below(local) if local else ())], hub=hub)
+
+    def check_device(self, device: torch.device) -> None:
+        """See that the device can do what is wanted of it.
+
+        Raises:
+            InputError: It can't.
+        """
+        if self.compiles:
+            check_compiler(device)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> dict[str, Any]:
         """Pooled activations of a batch.
@@ -144,14 +167,14 @@ class Extractor(Predictor):
         return {"index": batch["index"], "feats": by_pool, "bad": batch["bad"], **host, "arrived": arrived}
 
     def split_on_oom(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """:meth:`activations`, in parts when the device is out of memory; what fitted is remembered."""
+        """:meth:`one_pass`, in parts when the device is out of memory; what fitted is remembered."""
         first_input = inputs[self.inputs[0]]
         rows = len(first_input)
         at_most = self._largest_batch or (self.rows_a_pass_on_cpu if first_input.device.type == "cpu" else None)
         limit = min(rows, at_most or rows)
         try:
             parts = [
-                self.activations({name: tensor[first : first + limit] for name, tensor in inputs.items()})
+                self.one_pass({name: tensor[first : first + limit] for name, tensor in inputs.items()})
                 for first in range(0, rows, limit)
             ]
             return parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
@@ -169,6 +192,19 @@ class Extractor(Predictor):
             )
         self._largest_batch = -(-limit // 2)
         return self.split_on_oom(inputs)
+
+    def one_pass(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """:meth:`activations`, through compiled blocks if so wished."""
+        if not self.compiles:
+            return self.activations(inputs)
+        sizes = self.compiled_sizes(inputs)
+        if sizes not in self._compiled:
+            device = inputs[self.inputs[0]].device
+            blank = [{name: tensor.to(device) for name, tensor in self.blank_inputs(*size).items()} for size in sizes]
+            compile_for(lambda: self.activations(blank[0]), lambda: self.activations(blank[1]), self.model_name)
+            self._compiled.add(sizes)
+        with torch.compiler.set_stance("eager_on_recompile"):
+            return self.activations(inputs)
 
 
 def _to_host(outputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from lit_extract.errors import InputError, one_line
 from lit_extract.modules.base import Extractor
+from lit_extract.modules.compilation import compile_blocks
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, pool_text
 from lit_extract.modules.selection import check_pools, select_blocks
@@ -52,6 +53,7 @@ class LanguageExtractor(Extractor):
         trust_remote_code: Run code that comes with the model.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
             the one shipped.
+        compile: Blocks go through torch.compile, which takes a while at the start; last bits differ.
     """
 
     kind = "language"
@@ -72,8 +74,9 @@ class LanguageExtractor(Extractor):
         tokenizer: str | None = None,
         trust_remote_code: bool = False,
         models: str | None = None,
+        compile: bool = False,
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, compile)
         self.source = self.checkpoint or name
         self.exclude_bos, self.loss = exclude_bos, loss
         backend = tokenizer or self.options.pop("tokenizer", "huggingface")
@@ -122,6 +125,7 @@ class LanguageExtractor(Extractor):
 
         Lightning, which would cast rotary frequencies to bf16 with all else, does not see the model.
         """
+        self._compiled.clear()  # in another run device and mode may be others
         if self._model:
             return
         trainer = self._trainer
@@ -130,6 +134,8 @@ class LanguageExtractor(Extractor):
         with stopwatch("weights"):
             model = self._random_model(device, dtype) if self.untrained else self._trained_model(device, dtype)
         model.eval().requires_grad_(False)
+        if self.compiles:
+            compile_blocks(find_blocks(model.base_model, self.config.num_hidden_layers), dynamic=True)
         self._model.append(model)
 
     @property
@@ -176,6 +182,12 @@ class LanguageExtractor(Extractor):
         """Tokens (B, T), none of them padding."""
         tokens = torch.zeros(n_rows, n_tokens, dtype=torch.int64)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "n_bytes": tokens[:, 0].clone()}
+
+    def compiled_sizes(self, inputs: dict[str, Tensor]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """One size for all: kernels are made for any. But a single row, or token, is always a kind of its own."""
+        single_row, single_token = (size == 1 for size in inputs["input_ids"].shape)
+        rows, tokens = (1, 1) if single_row else (48, 7), (1, 1) if single_token else (20, 33)
+        return (rows[0], tokens[0]), (rows[1], tokens[1])
 
     def skeleton(self, dtype: torch.dtype) -> nn.Module:
         """The model without weights; buffers, rotary frequencies say, stay float32."""

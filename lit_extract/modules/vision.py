@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.modules.base import Extractor
+from lit_extract.modules.compilation import compile_blocks
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_image
 from lit_extract.modules.selection import check_pools, select_blocks
@@ -41,6 +42,8 @@ class VisionExtractor(Extractor):
         layers: "blocks" (all), or the indices of some; negative ones count from the end.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
             the one shipped.
+        compile: Blocks go through torch.compile, which takes a while at the start; last bits differ.
+        channels_last: Images and convolutions in channels-last memory format; last bits differ.
     """
 
     kind = "vision"
@@ -58,8 +61,11 @@ class VisionExtractor(Extractor):
         pool: VisionPooling | list[VisionPooling] = "cls",
         layers: Literal["blocks"] | list[int] = "blocks",
         models: str | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, compile)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if untrained and (checkpoint or revision):
             setting = "checkpoint" if checkpoint else "revision"
             raise InputError(
@@ -86,13 +92,21 @@ class VisionExtractor(Extractor):
         self.backbone: nn.Module | None = None
         self._scale: tuple[Tensor, Tensor] | None = None
 
+    def provenance(self) -> dict[str, Any]:
+        """What about the model changes the numbers."""
+        channels_last = {"channels_last": True} if self.memory_format is torch.channels_last else {}
+        return {**super().provenance(), **channels_last}
+
     def configure_model(self) -> None:
         """Build the backbone and load its weights, once, in float32; Lightning moves and casts it."""
+        self._compiled.clear()  # in another run precision, device and mode may be others
         if self.backbone is not None:
             return
         with stopwatch("weights"), on_cpu_in_float32(self.seed):
             backbone: nn.Module = self._create_backbone()
-        self.backbone = backbone.eval().requires_grad_(False)
+        self.backbone = backbone.eval().requires_grad_(False).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if self.compiles:
+            compile_blocks(self.backbone.get_submodule("blocks").children(), dynamic=False)
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images (B, 3, H, W) uint8 to pooled activations (B, P, L, D) float32, on the device."""
@@ -117,11 +131,16 @@ class VisionExtractor(Extractor):
             self._scale = (mean, std)
         mean, std = self._scale
         dtype = next(self.backbone.parameters()).dtype
-        return images.float().div_(255).sub_(mean).div_(std).to(dtype)
+        return images.float().div_(255).sub_(mean).div_(std).to(dtype).contiguous(memory_format=self.memory_format)
 
     def blank_inputs(self, n_rows: int, n_tokens: int) -> dict[str, Tensor]:
         """Images (B, 3, H, W)."""
         return {"image": torch.zeros(n_rows, *self.preprocessing["input_size"], dtype=torch.uint8)}
+
+    def compiled_sizes(self, inputs: dict[str, Tensor]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Each number of rows by itself: there are few, and kernels for one size are the fastest."""
+        rows = len(inputs["image"]), 0
+        return rows, rows
 
     def skeleton(self, dtype: torch.dtype) -> nn.Module:
         """The backbone without weights; Lightning casts its buffers too."""

@@ -322,3 +322,17 @@ def test_on_a_cpu_a_batch_goes_through_in_slices_and_gives_the_same(monkeypatch)
     monkeypatch.setattr(VisionExtractor, "rows_a_pass_on_cpu", None)
     torch.testing.assert_close(sliced, features(extractor, images)["cls"], rtol=1e-5, atol=1e-5)
     assert sizes == [16, 16, 5, 37]
+
+
+def test_channels_last_is_another_layout_of_the_same_numbers():
+    plain, last = extractor_of(TINY), extractor_of(TINY, channels_last=True)
+    images, seen = images_for(plain), []
+    patches = last.backbone.patch_embed.proj
+    patches.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    found = features(last, images)["cls"]
+    for tensor in (patches.weight, seen[0]):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
+    torch.testing.assert_close(found, features(plain, images)["cls"], rtol=1e-5, atol=1e-5)
+    assert last.provenance() == {**plain.provenance(), "channels_last": True}
+    assert "channels_last" not in plain.provenance()
