@@ -15,14 +15,19 @@ from lit_extract.modules.vision import VisionExtractor
 load, step = VisionExtractor.configure_model, VisionExtractor.predict_step
 
 
+def say(line):
+    """In one piece: two ranks that print a line and its end would mix them up."""
+    os.write(1, f"{line}\n".encode())
+
+
 def slow_load(self):
-    print("loading", flush=True)
+    say("loading")
     time.sleep(float(os.environ.get("SLOW_LOAD", "0")))
     load(self)
 
 
 def slow_step(self, batch, batch_idx=0):
-    print(f"step {batch_idx} of rank {self.trainer.global_rank}", flush=True)
+    say(f"step {batch_idx} of rank {self.trainer.global_rank}")
     time.sleep(float(os.environ.get("SLOW_STEP", "0")))
     while str(batch_idx) == os.environ.get("HELD_STEP") and signals.asked() is None:
         time.sleep(0.01)
