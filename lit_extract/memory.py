@@ -14,8 +14,8 @@ which gives way.
 B batch, T tokens.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -167,16 +167,22 @@ def forward_bytes(model: Extractor, n_rows: int, n_tokens: int, precision: str, 
         for tensor in inputs.values():
             live.count(tensor)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
-        with GPUAttention() if on_gpu else nullcontext(), autocast, _captions_are_not_packed(model), live:
+        with GPUAttention() if on_gpu else nullcontext(), autocast, _no_look_at_numbers(model), live:
             model.activations(inputs)
     return Forward(weights, live.peak)
 
 
-def _captions_are_not_packed(model: Extractor) -> AbstractContextManager[Any]:
-    """Transformers looks at positions for rows of several texts; where it can't, it makes a mask for them."""
+@contextmanager
+def _no_look_at_numbers(model: Extractor) -> Iterator[None]:
+    """Transformers looks for several texts in a row, else makes a mask; pooling for columns that need no copy."""
     if model.kind != "language":
-        return nullcontext()
-    return patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None, create=True)
+        yield
+        return
+    with (
+        patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None, create=True),
+        patch("lit_extract.modules.language.full_columns", return_value=(0, 0)),
+    ):
+        yield
 
 
 def _give_fake_tensors(network: nn.Module, fake: Callable[[Tensor], Tensor]) -> None:

@@ -17,7 +17,7 @@ from lit_extract.errors import InputError, one_line
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.compilation import compile_blocks
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, pool_text
+from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, full_columns, pool_text
 from lit_extract.modules.selection import check_pools, select_blocks
 from lit_extract.modules.weights import config_sha256, on_cpu_in_float32
 from lit_extract.timing import stopwatch
@@ -152,8 +152,10 @@ class LanguageExtractor(Extractor):
         pooled_tokens = mask.clone()
         pooled_tokens[:, 0] &= not self.exclude_bos
 
+        full = full_columns(pooled_tokens)
+
         def pool(hidden: Tensor) -> Tensor:
-            return torch.stack([pool_text(hidden, pooling, pooled_tokens) for pooling in self.pools], dim=1)
+            return torch.stack([pool_text(hidden, pooling, pooled_tokens, full) for pooling in self.pools], dim=1)
 
         needs_end = self.loss or "norm" in self.layers
         output = None

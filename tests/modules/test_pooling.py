@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_extract.modules.pooling import pool_image, pool_text
+from lit_extract.modules.pooling import full_columns, pool_image, pool_text
 
 
 def random_tokens(*shape, dtype=torch.float32):
@@ -56,6 +56,30 @@ def test_text_poolings_equal_numpy_over_the_tokens_of_the_mask(pooling, pool):
     hidden = random_tokens(4, 5, 3)
     expected = [pool(tokens[row].astype(np.float64)) for tokens, row in zip(hidden.numpy(), MASK.numpy(), strict=True)]
     np.testing.assert_allclose(pool_text(hidden, pooling, MASK).numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("mask", "full"),
+    [
+        (["111111", "111111"], (0, 6)),
+        (["111111", "111000"], (0, 3)),
+        (["011111", "011100"], (1, 4)),
+        (["111111", "100000"], (0, 1)),
+        (["011111", "010000"], (1, 2)),
+        (["1110", "0001"], (0, 0)),
+        (["1"], (0, 1)),
+    ],
+)
+@pytest.mark.parametrize("garbage", [float("nan"), 1e30])
+def test_columns_of_all_rows_are_pooled_without_a_copy_to_the_same_numbers(mask, full, garbage):
+    mask = torch.tensor([[letter == "1" for letter in row] for row in mask])
+    assert full_columns(mask) == full
+    hidden = random_tokens(*mask.shape, 8).masked_fill(~mask[:, :, None], garbage)
+    expected = [
+        tokens[row].astype(np.float64).mean(axis=0) for tokens, row in zip(hidden.numpy(), mask.numpy(), strict=True)
+    ]
+    for columns in (full, (0, 0)):
+        np.testing.assert_allclose(pool_text(hidden, "avg", mask, columns).numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("pooling", ["avg", "last"])
