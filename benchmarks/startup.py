@@ -1,10 +1,12 @@
 """Seconds from a command to its first batch, and to the answer of a job that is done."""
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from common import Job, Numbers, rounds, run
@@ -13,6 +15,9 @@ from report import ASIDE, LIMIT, OURS, Table
 NAME, TITLE = "startup", "Start-up"
 ROUNDS = {"cpu": 3, "cuda": 3, "quick": 1}
 PREDICT = ("predict", "--config", "configs/demo/vision.yaml", "--model.untrained", "true")
+TIMES = (
+    *("predict, to the end", "predict, when all is done", "predict, when all is done, without its receipt", "status"),
+)
 PHASES = ("imports", "settings", "stimuli", "weights")  # that predict --profile tells of
 IMPORTS = {
     "import of torch": "torch",
@@ -25,9 +30,7 @@ TABLES = [
         rows={
             "predict, to its first batch": OURS,
             **{f"– {phase}": ASIDE for phase in PHASES},
-            "predict, to the end": OURS,
-            "predict, when all is done": OURS,
-            "status": OURS,
+            **dict.fromkeys(TIMES, OURS),
             **dict.fromkeys(IMPORTS, LIMIT),
         },
         more_is_better=False,
@@ -36,8 +39,9 @@ TABLES = [
 
 TEXT = """
 Commands on the photographs that ship here, with a ViT-tiny of random weights: from the call until the first batch is
-asked for (as `--profile` tells it, with its parts), until all 24 images are done, and when they were done before; and
-`lit-extract status` of that folder. Below, what Python takes to import the libraries alone.
+asked for (as `--profile` tells it, with its parts), until all 24 images are done, and when they were done before, with
+and without the receipt that this leaves; and `lit-extract status` of that folder. Below, what Python takes to import
+the libraries alone.
 """
 
 
@@ -49,26 +53,26 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
 
 
 def commands() -> dict[str, float]:
-    """The same command twice, then status."""
+    """The same command three times, then status; and once more with its profile."""
+    times = [time.perf_counter()]
     with tempfile.TemporaryDirectory() as output:
-        where = ("--output_dir", output)
-        began = time.perf_counter()
-        said = run(*PREDICT, *where, "--profile")
-        ended = time.perf_counter()
-        again = run(*PREDICT, *where)
-        answered = time.perf_counter()
+        os.environ["XDG_CACHE_HOME"] = f"{output}/cache"  # of the receipt
+        where = ("--output_dir", f"{output}/features")
+        for receipts in ("on", "on", "off"):
+            os.environ["LIT_EXTRACT_RECEIPTS"] = receipts
+            again = run(*PREDICT, *where)
+            times.append(time.perf_counter())
         assert "already done" in again, again
-        run("status", output)
-        listed = time.perf_counter()
+        run("status", f"{output}/features")
+        times.append(time.perf_counter())
+        said = run(*PREDICT, "--output_dir", f"{output}/others", "--profile")
     first = re.search(r"^time: ([\d.]+) s before the first batch \((.*)\)", said, re.MULTILINE)
     assert first is not None, said
     parts = dict(part.rsplit(" ", 1) for part in first[2].split(", "))
     return {
         "predict, to its first batch": float(first[1]),
         **{f"– {phase}": float(parts[phase]) for phase in PHASES},
-        "predict, to the end": ended - began,
-        "predict, when all is done": answered - ended,
-        "status": listed - answered,
+        **dict(zip(TIMES, (end - begin for begin, end in pairwise(times)), strict=True)),
     }
 
 
