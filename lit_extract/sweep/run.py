@@ -1,25 +1,24 @@
 """The sweep itself: a process a model, its log, and the signals that end it."""
 
 import argparse
-import ctypes
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from lit_extract.errors import InputError
-from lit_extract.layout import safe_name
-from lit_extract.relay import VARIABLE, heard
+from lit_extract.relay import heard
 from lit_extract.sweep.display import Display, clock, make_display
+from lit_extract.sweep.processes import Processes
 from lit_extract.sweep.turns import (
     ALREADY_DONE,
     BAD_ROWS,
@@ -75,25 +74,28 @@ def main(args: Sequence[str]) -> int:
 
 def run_turns(turns: Sequence[Turn], logs: Path, display: Display) -> int:
     """Run one after the other, until a signal ends it; return its number, or 0."""
-    with tempfile.TemporaryDirectory(prefix="lit-extract-sweep-") as folder, _Signals() as signals:
-        for turn in turns:
-            turn.log = logs / f"{turn.number:02d}-{safe_name(turn.model)}.log"
-            run_turn(turn, Path(folder) / f"{turn.number}.json", display, signals)
+    with (
+        tempfile.TemporaryDirectory(prefix="lit-extract-sweep-") as folder,
+        _Signals() as signals,
+        Processes(logs, Path(folder)) as processes,
+    ):
+        for turn, following in zip_longest(turns, turns[1:]):
+            run_turn(turn, following, processes, display, signals)
             if signals.received:
                 break
         return signals.received
 
 
-def run_turn(turn: Turn, relay: Path, display: Display, signals: "_Signals") -> None:
-    """Run one model to its end."""
-    assert turn.log is not None
+def run_turn(turn: Turn, following: Turn | None, processes: Processes, display: Display, signals: "_Signals") -> None:
+    """Run one model to its end, and have the following one get ready meanwhile."""
     turn.state, started = RUNNING, time.monotonic()
     display.begin(turn)
     try:
-        with turn.log.open("w", encoding="utf-8") as log:
-            print(shlex.join(turn.command), file=log, flush=True)
-            child = _start(turn.command, relay, log)
+        child = processes.begin(turn)
+        relay = processes.relay(turn)
         with signals.hand_over(child):
+            if following is not None:
+                processes.get_ready(following)
             code = None
             while code is None:
                 code = _wait(child)
@@ -102,6 +104,7 @@ def run_turn(turn: Turn, relay: Path, display: Display, signals: "_Signals") -> 
                 if signals.received and not signals.is_said and code is None:
                     signals.is_said = True
                     display.say(f"{_name(signals.received)}: waiting until {turn.model} has stopped")
+        assert turn.log is not None
         turn.state, turn.reason = outcome(code, last_lines(turn.log), bool(signals.received))
     except OSError as error:  # a full disk, say; perhaps others fare better
         turn.state, turn.reason = FAILED, f"can't run it: {error}"
@@ -228,26 +231,6 @@ class _Signals:
             self._pending = [number]
         else:
             self._child.send_signal(number)
-
-
-def _start(command: Sequence[str], relay: Path, log: IO[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, VARIABLE: str(relay), "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-    )
-
-
-def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the sweep is gone: a killed one must not leave a model running unseen."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-_PR_SET_PDEATHSIG = 1
 
 
 def _log_dir(output_dir: str) -> str:
