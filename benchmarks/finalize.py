@@ -83,7 +83,9 @@ def make_store(path: Path, n: int, shard_rows: int) -> None:
     """A complete store of random numbers, made shard by shard."""
     import numpy as np
 
-    from lit_extract.store import N_BYTES, OK, Store, StoreSpec
+    from lit_extract.layout import N_BYTES, OK
+    from lit_extract.store import Store
+    from lit_extract.store_folder import StoreSpec
 
     spec = StoreSpec(
         pools=["cls"],

@@ -26,12 +26,14 @@ TABLES = [
         unit="seconds for five models",
         rows={
             "plain loop": PEER,
+            "five cold runs of lit-extract": OURS,
             "lit-extract, images decoded": OURS,
             "lit-extract, with the pixel cache": OURS,
             "bare forwards and one decoding": LIMIT,
         },
         shares=(
             ("lit-extract, with the pixel cache", "plain loop"),
+            ("lit-extract, with the pixel cache", "five cold runs of lit-extract"),
             ("lit-extract, with the pixel cache", "lit-extract, images decoded"),
             ("lit-extract, with the pixel cache", "bare forwards and one decoding"),
         ),
@@ -44,8 +46,9 @@ TEXT = f"""
 model, features file. The models are {", ".join(f"`{model}`" for model in MODELS)}, with random weights.
 
 - *plain loop*: that of the section Vision, five times, without start-up; from its rate on a part of the images.
-- *images decoded*: `--data.cache off`. *with the pixel cache*: the default, with no pixels there when the first
-  begins.
+- *five cold runs*: five commands `lit-extract predict`, one after the other, with `--data.cache off`.
+- *images decoded*: a sweep with `--data.cache off`. *with the pixel cache*: the default, with no pixels there when the
+  first begins.
 - *bare forwards and one decoding*: each model's forward pass alone, and all images decoded once; on a GPU, the
   longer of the two.
 """
@@ -57,7 +60,7 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
     in_process(make_photographs, folder=images, n=n)
     models.write_text("vision:\n" + "".join(f"  - {model}\n" for model in MODELS), encoding="utf-8")
     common = {"models": models, "images": images, "output": folder / "features", "n": n}
-    jobs = [Job("all", sweep_decoding, common), Job("all", sweep_cached, common)]
+    jobs = [Job("all", function, common) for function in (cold_runs, sweep_decoding, sweep_cached)]
     part = {"images": images, "n": max(4, n // PLAIN_PART[setting])}
     for model in MODELS:
         jobs += [
@@ -79,6 +82,15 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
     return {f"{n:,} images": whole}, notes
 
 
+def cold_runs(models: Path, images: Path, output: Path, n: int) -> dict[str, float]:
+    """A command a model, which know nothing of each other."""
+    start = time.perf_counter()
+    for model in MODELS:
+        what = ("--model.models", str(models), "--model.name", model, "--model.untrained", "true")
+        run("predict", "--config", "configs/folder/vision.yaml", *what, *_where(images, output), "--data.cache", "off")
+    return {"five cold runs of lit-extract": _end(start, output)}
+
+
 def sweep_decoding(**settings: Path | int) -> dict[str, float]:
     """Every image decoded for every model."""
     return {"lit-extract, images decoded": _sweep("--data.cache", "off", **settings)}
@@ -90,11 +102,19 @@ def sweep_cached(**settings: Path | int) -> dict[str, float]:
 
 
 def _sweep(*options: str, models: Path, images: Path, output: Path, n: int) -> float:
-    batch = str(vision.BATCH[vision.device()])
-    where = ("--data.root", str(images), "--output_dir", str(output), "--data.batch_size", batch)
     config = ("--config", "configs/folder/vision.yaml", "--models", str(models))
     start = time.perf_counter()
-    run("sweep", *config, "--untrained", *where, *options)
+    run("sweep", *config, "--untrained", *_where(images, output), *options)
+    return _end(start, output)
+
+
+def _where(images: Path, output: Path) -> tuple[str, ...]:
+    batch = str(vision.BATCH[vision.device()])
+    return "--data.root", str(images), "--output_dir", str(output), "--data.batch_size", batch
+
+
+def _end(start: float, output: Path) -> float:
+    """Seconds since the start; what was made is counted, and removed for the next."""
     seconds = time.perf_counter() - start
     files = list(output.rglob("*.pt"))
     assert len(files) == len(MODELS), files

@@ -19,6 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+# Bytes written at once. They stay in a cache, and Linux takes ten times as long for a hundred times as many.
+PIECE = 2**20
+
 
 def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out: BinaryIO) -> None:
     """Write a ``.pt`` from its skeleton, with numbers in the holes.
@@ -45,10 +48,12 @@ def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out:
             out.write(file.read(start - at))
             at, checksum = start, 0
             for chunk in chunks:
-                contiguous = np.ascontiguousarray(chunk)
-                out.write(contiguous.data)
-                checksum = zlib.crc32(contiguous.data, checksum)
-                at += contiguous.nbytes
+                numbers = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
+                for first in range(0, len(numbers), PIECE):
+                    piece = numbers[first : first + PIECE].data
+                    out.write(piece)
+                    checksum = zlib.crc32(piece, checksum)
+                at += numbers.nbytes
             assert at == end, "the numbers do not fill the tensor"
             file.seek(at)
             assert file.read(4) == _DESCRIPTOR_MARK

@@ -246,7 +246,8 @@ def _from_file(path: AnyPath, pool: str | None) -> Features:
 
 
 def _from_store(path: AnyPath, pool: str | None) -> Features:
-    from lit_extract.store import BAD_INPUT, MISSING, NOT_FINITE, Store
+    from lit_extract.layout import BAD_INPUT, MISSING, NOT_FINITE
+    from lit_extract.store import Store
 
     store = Store(path)
     if pool is None and len(store.pools) == 1:

@@ -1,11 +1,11 @@
-"""From a complete store to features files: one streaming pass, memory of one shard.
+"""From a complete store to features files: one streaming pass, memory of two shards.
 
 N stimuli, L layers, D hidden size.
 """
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from lit_extract.archive import check_archive, write_filled
 from lit_extract.disk import bytes_there, check_room, features_bytes
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
+from lit_extract.layout import BAD_INPUT, N_BYTES, NOT_FINITE
 from lit_extract.lock import write_lock
 from lit_extract.paths import (
     AnyPath,
@@ -32,7 +33,8 @@ from lit_extract.paths import (
     to_path,
 )
 from lit_extract.provenance import differing, features_provenance, inputs_sha256
-from lit_extract.store import BAD_INPUT, N_BYTES, NOT_FINITE, Store, is_store
+from lit_extract.store import Store
+from lit_extract.store_folder import is_store
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -136,7 +138,7 @@ def _is_verified(store: Store, file: AnyPath) -> bool:
 
 def _write_features(store: Store, pool: str, file: AnyPath) -> None:
     shape = store.n_stimuli, len(store.layers), store.n_dim
-    shards = _ahead(lambda shard: store.read_shard(pool, shard), store.n_shards)
+    shards = _ahead(store, pool)
     tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(store)}
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -154,26 +156,34 @@ def _write_features(store: Store, pool: str, file: AnyPath) -> None:
         ) from error
 
 
-def _ahead(read: Callable[[int], NDArray[Any]], n_shards: int) -> Iterator[NDArray[Any]]:
-    """The shards one after the other, the next of which is read while one is used."""
+def _ahead(store: Store, pool: str) -> Iterator[NDArray[np.float32]]:
+    """The shards one after the other, the next of which is read while one is used; each is gone when the next comes."""
+    shape = len(store.rows_of(0)), len(store.layers), store.n_dim
+    both = [np.empty(shape, dtype=np.float32) for _ in range(min(2, store.n_shards))]
+
+    def read(shard: int) -> NDArray[np.float32]:
+        store.expect(pool, shard + 1)
+        return store.read_shard(pool, shard, both[shard % 2])
+
     with ThreadPoolExecutor(1, "lit-extract reader") as thread:
         coming = thread.submit(read, 0)
-        for shard in range(n_shards):
+        for shard in range(store.n_shards):
             numbers = coming.result()
-            if shard + 1 < n_shards:
+            if shard + 1 < store.n_shards:
                 coming = thread.submit(read, shard + 1)
             yield numbers
 
 
 def _write_beside(file: Path, skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]]) -> None:
-    """Write beside, verify, rename."""
+    """Write beside, verify while it goes to the disk, rename."""
     part = _part(file)
     try:
-        with part.open("wb") as out:
+        with part.open("wb") as out, ThreadPoolExecutor(1, "lit-extract sync") as thread:
             write_filled(skeleton, chunks, out)
             out.flush()
-            os.fsync(out.fileno())
-        _verify(part)
+            on_disk = thread.submit(os.fsync, out.fileno())
+            _verify(part)
+            on_disk.result()
     except BaseException:
         part.unlink(missing_ok=True)
         raise

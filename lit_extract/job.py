@@ -1,7 +1,7 @@
 """One job: one model on one dataset, from settings to features files."""
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,9 +21,10 @@ from lit_extract.disk import bytes_there, check_room, features_bytes, store_byte
 from lit_extract.errors import InputError, NothingLeft
 from lit_extract.features import load_features, read_metadata
 from lit_extract.finalize import finalize_locked, is_finished
-from lit_extract.layout import safe_name
+from lit_extract.layout import N_BYTES
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
+from lit_extract.outputs import output_paths, recorded_provenance
 from lit_extract.paths import AnyPath, RemoteError, exists, remove_file, to_path
 from lit_extract.precision import ieee_float32
 from lit_extract.progress import Progress
@@ -32,11 +33,10 @@ from lit_extract.ranks import is_rank_zero, say
 from lit_extract.receipt import state
 from lit_extract.run import run_predict
 from lit_extract.signals import Interrupted, stoppable
-from lit_extract.store import N_BYTES, Store, StoreSpec, is_store, remains, remove_store
+from lit_extract.store import Store
+from lit_extract.store_folder import StoreSpec, is_store, remains, remove_store
 from lit_extract.timing import stopwatch
 from lit_extract.writer import ActivationWriter
-
-LONGEST_NAME = 255  # bytes, on all usual file systems
 
 
 @dataclass(frozen=True)
@@ -331,36 +331,3 @@ class Job:
             notes,
             {**self.model.extras, N_BYTES: "int64"},
         )
-
-
-def recorded_provenance(files: Iterable[AnyPath], store: AnyPath | None = None) -> dict[str, Any]:
-    """Provenance of the first features file that is there, else of the store; empty when none can be read."""
-    for file in files:
-        with suppress(InputError):  # whoever needs the file says what is wrong with it
-            if exists(file):
-                return dict(read_metadata(file)["provenance"])
-    with suppress(InputError):
-        if store is not None and is_store(store):
-            return Store(store).provenance
-    return {}
-
-
-def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath) -> tuple[dict[str, AnyPath], AnyPath]:
-    """The features file of each pooling, and the store that they are made of.
-
-    Raises:
-        InputError: Their names are longer than file systems take.
-    """
-    untrained = "-untrained" if model.untrained else ""
-    folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
-    stem = f"{safe_name(model.model_name)}_pool-"
-    ending = f"{data.file_suffix}{untrained}"
-    files: dict[str, AnyPath] = {pool: folder / f"{stem}{pool}{ending}.pt" for pool in model.pools}
-    store = f"{stem}{'+'.join(model.pools)}{ending}.zarr"
-    if (length := len(f".{store}.lock".encode())) > LONGEST_NAME:
-        shown = model.model_name if len(model.model_name) <= 80 else f"{model.model_name[:79]}…"
-        raise InputError(
-            f"model.name: {shown!r} makes a file name of {length} bytes, with poolings and prompt; {LONGEST_NAME} at "
-            "most are possible. Give a shorter name, and the place of the weights in --model.checkpoint"
-        )
-    return files, folder / store

@@ -13,7 +13,16 @@ from typing import Any
 FORMAT = 1
 STORE_SUFFIX = ".zarr"
 BESIDE_SUFFIX = ".part"  # of what is being made or removed
+GROUP_KEY = "zarr.json"  # below the store's folder, as all keys
 FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "metadata"})  # of each features file
+
+
+# status of a row
+MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
+
+STATUS, STIMULUS_ID = "status", "stimulus_id"
+N_BYTES = "n_bytes"  # the extra that says how large each row's input was when it was read
+IDS_KEY = f"{STIMULUS_ID}/c/0"
 
 
 def safe_name(name: str) -> str:
@@ -29,6 +38,11 @@ def count_shards(n_rows: int, shard_rows: int) -> int:
 def shard_key(pool: str, shard: int) -> str:
     """Where a shard lies, below the store's folder."""
     return f"{pool}/c/{shard}/0/0"
+
+
+def rows_key(name: str, shard: int) -> str:
+    """Where status or an extra of a shard's rows lies."""
+    return f"{name}/c/{shard}"
 
 
 def shard_bytes(n_layers: int, n_dim: int, shard_rows: int) -> int:
@@ -98,13 +112,13 @@ def read_layout(read: Callable[[str], bytes]) -> Layout:
         OSError: It can't be read.
     """
     try:
-        attributes = _metadata(read, "zarr.json")["attributes"]
+        attributes = _metadata(read, GROUP_KEY)["attributes"]
         if attributes["format"] != FORMAT:
             raise ValueError(f"it has format {attributes['format']}; this version reads {FORMAT}")
         pools = [str(pool) for pool in attributes["pools"]]
         if any(Path(pool).name != pool for pool in pools):
             raise ValueError(f"it has poolings {pools}, which are no names")
-        array = _metadata(read, f"{pools[0]}/zarr.json")
+        array = _metadata(read, f"{pools[0]}/{GROUP_KEY}")
         n, layers, dim = map(int, array["shape"])
         layout = Layout(
             pools,

@@ -17,9 +17,9 @@ from lit_extract.data.images import ImageDataModule
 from lit_extract.data.pixels import GEOMETRY
 from lit_extract.data.plan import default_shard_rows, plan_token_batches
 from lit_extract.disk import bytes_there, features_bytes, store_bytes
-from lit_extract.job import output_paths, recorded_provenance
 from lit_extract.memory import device_bytes, estimate, host_bytes
 from lit_extract.modules.base import Extractor
+from lit_extract.outputs import output_paths, recorded_provenance
 from lit_extract.paths import AnyPath
 
 # A caption's tokens when there are none to look at; few captions of images have more.

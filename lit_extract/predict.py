@@ -199,15 +199,18 @@ def main(args: list[str], receipt_name: str | None = None) -> int:
     print("\n".join(answer.lines))
     if cli.config["profile"]:
         print("\n".join(stopwatch.report()))
-    if (
-        isinstance(done, Extraction)
-        and done.files
-        and ABSENT not in {done.states.get(str(f), ABSENT) for f in done.files}
-    ):
+    if isinstance(done, Extraction):
+        _leave_receipt(receipt_name, args, cli, done)
+    return answer.code
+
+
+def _leave_receipt(name: str | None, args: list[str], cli: PredictCLI, done: Extraction) -> None:
+    """Have the same command answer at once, if its files are finished and here."""
+    is_here = [done.states.get(str(file), ABSENT) != ABSENT for file in done.files]
+    if is_here and all(is_here):
         model, data = cli.model.basis(), cli.datamodule.basis()
         basis = Basis([*model.files, *data.files], data.stimuli, model.hub)
-        receipt.leave(receipt_name, args, basis, done.states, _summarize_features(replace(done, was_done=True)))
-    return answer.code
+        receipt.leave(name, args, basis, done.states, _summarize_features(replace(done, was_done=True)))
 
 
 def _summarize(done: Extraction | Captions) -> Answer:

@@ -1,33 +1,39 @@
-"""The zarr store that a run streams into; the only file that imports zarr.
+"""An open store: what a run streams into, and finalize reads.
 
 A store is a zarr v3 group (``docs/store-format.md``): per pooling one float32 array (N, L, D) cut into
 shards of rows, with inner chunks of one layer; ``status`` (N,), written before its shard; and
 ``stimulus_id`` (N,). A shard file is the commit mark of its rows: zarr writes it beside and renames
-it, so it is there complete or not at all, as an object of a remote store is by itself. A remote store is
-whole when the group's own ``zarr.json`` is there, which is written last and deleted first.
+it, so it is there complete or not at all, as an object of a remote store is by itself.
 
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
 import json
 import os
-import shutil
-import tempfile
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.array_spec import ArrayConfigParams
 
 from lit_extract.errors import InputError, name_some, one_line
-from lit_extract.layout import BESIDE_SUFFIX, FORMAT, count_shards, shard_bytes, shard_key
+from lit_extract.layout import (
+    BAD_INPUT,
+    FORMAT,
+    GROUP_KEY,
+    IDS_KEY,
+    MISSING,
+    N_BYTES,
+    STATUS,
+    STIMULUS_ID,
+    count_shards,
+    rows_key,
+    shard_bytes,
+    shard_key,
+)
 from lit_extract.paths import (
     AnyPath,
     RemoteError,
@@ -36,49 +42,12 @@ from lit_extract.paths import (
     open_to_read,
     read_files,
     remote_errors,
-    remove_below,
     remove_file,
     rename_file,
-    sizes_below,
 )
 from lit_extract.provenance import differing
 from lit_extract.shards import read_layers
-
-# status of a row
-MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
-
-STATUS, STIMULUS_ID = "status", "stimulus_id"
-N_BYTES = "n_bytes"  # the extra that says how large each row's input was when it was read
-
-
-@dataclass(frozen=True)
-class StoreSpec:
-    """What a store holds, fixed when it is created.
-
-    Args:
-        pools: Names of the poolings, an array each.
-        layers: Names of the layers, in the order of the arrays' second axis.
-        n_dim: Hidden size.
-        shard_rows: Rows a shard.
-        stimulus_ids: Id of each row, all int or all str.
-        provenance: What changes the numbers; must be equal when the store is opened again.
-        notes: What else is worth knowing: versions, device, meaning of the ids, parameters.
-        extras: Names of further values of a row, with their dtype; an array (N,) each.
-    """
-
-    pools: Sequence[str]
-    layers: Sequence[str]
-    n_dim: int
-    shard_rows: int
-    stimulus_ids: Sequence[int] | Sequence[str]
-    provenance: Mapping[str, Any]
-    notes: Mapping[str, Any]
-    extras: Mapping[str, str] = field(default_factory=dict)
-
-
-# A chunk that equals the fill value would be left out, and a shard without chunks not written: it must
-# be, since its file, at its full size, says that the rows are done.
-_ALWAYS_WRITE: ArrayConfigParams = {"write_empty_chunks": True}
+from lit_extract.store_folder import ALWAYS_WRITE, StoreSpec, create_store, open_group, remove_store
 
 
 class CorruptShardError(InputError):
@@ -111,7 +80,7 @@ class Store:
         self.n_shards = count_shards(self.n_stimuli, self.shard_rows)
 
     def _open(self) -> None:
-        self.group = _open_group(self.path)
+        self.group = open_group(self.path)
         attributes: dict[str, Any] = dict(self.group.attrs)
         if (found := attributes["format"]) != FORMAT:
             raise InputError(f"store {str(self.path)!r} has format {found}; this version reads {FORMAT}")
@@ -127,23 +96,8 @@ class Store:
 
     @classmethod
     def create(cls, path: AnyPath, spec: StoreSpec) -> "Store":
-        """Create an empty store: built beside, then renamed; or uploaded, with what makes it a store last."""
-        if isinstance(path, Path):
-            beside = _aside(path)
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            _build(beside, spec)
-            beside.rename(path)
-            return cls(path)
-        if is_store(path):
-            raise FileExistsError(f"there is a store at {str(path)!r}")
-        remove_store(path)  # what is left of one; a shard of it would count as done
-        with tempfile.TemporaryDirectory() as folder:
-            _build(Path(folder), spec)
-            files = [file for file in Path(folder).rglob("*") if file.is_file()]
-            for file in sorted(files, key=lambda file: file == Path(folder, _GROUP_KEY)):
-                with remote_errors(path):
-                    path.fs.pipe_file((path / file.relative_to(folder).as_posix()).path, file.read_bytes())
+        """Create an empty store; see :func:`create_store`."""
+        create_store(path, spec)
         return cls(path)
 
     def rows_of(self, shard: int) -> range:
@@ -173,7 +127,7 @@ class Store:
         self.check_current()
         with remote_errors(self.path):
             for name, values in {STATUS: status, **(extras or {})}.items():
-                remove_file(self.path / _rows_key(name, shard))
+                remove_file(self.path / rows_key(name, shard))
                 self._array(name)[rows.start : rows.stop] = values
             for pool in self.pools:
                 remove_file(self._shard_file(pool, shard))
@@ -191,7 +145,7 @@ class Store:
         """
         if isinstance(self.path, Path):
             return
-        content = read_files(self.path, [_GROUP_KEY]).get(_GROUP_KEY, b"{}")
+        content = read_files(self.path, [GROUP_KEY]).get(GROUP_KEY, b"{}")
         if json.loads(content).get("attributes", {}).get("id") != self.group.attrs["id"]:
             raise InputError(f"{str(self.path)!r} was removed or replaced while this run was under way")
 
@@ -243,8 +197,8 @@ class Store:
     def _rows_contents(self, name: str, shards: Sequence[int]) -> dict[int, NDArray[Any] | None]:
         """A value of the rows of each shard, or None when its file is not whole: zarr takes a lost one for zeros."""
         dtype = self._array(name).dtype
-        files = read_files(self.path, [_rows_key(name, shard) for shard in shards])
-        return {shard: self._checked(files.get(_rows_key(name, shard), b""), dtype) for shard in shards}
+        files = read_files(self.path, [rows_key(name, shard) for shard in shards])
+        return {shard: self._checked(files.get(rows_key(name, shard), b""), dtype) for shard in shards}
 
     def _checked(self, content: bytes, dtype: Any) -> NDArray[Any] | None:
         values, checksum = content[:-4], content[-4:]
@@ -274,7 +228,7 @@ class Store:
             InputError: They are damaged on disk.
         """
         try:
-            if not exists(self.path / _IDS_KEY):
+            if not exists(self.path / IDS_KEY):
                 raise ValueError("they are lost")
             with remote_errors(self.path):
                 ids: list[int] | list[str] = np.asarray(self._array(STIMULUS_ID)[:]).tolist()
@@ -296,19 +250,24 @@ class Store:
             raise
         except InputError:
             pass
-        remove_file(self.path / _IDS_KEY)
+        remove_file(self.path / IDS_KEY)
         with remote_errors(self.path):
             self._array(STIMULUS_ID)[:] = np.asarray(stimulus_ids)
 
-    def read_shard(self, pool: str, shard: int) -> NDArray[np.float32]:
+    def read_shard(self, pool: str, shard: int, into: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The rows of a shard (rows, L, D).
+
+        Args:
+            pool: Which pooling.
+            shard: Number of the shard.
+            into: (R, L, D) to fill in; the first rows of it are returned.
 
         Raises:
             CorruptShardError: A checksum differs; the shard no longer counts as done.
         """
         rows = self.rows_of(shard)
         try:
-            return self._read(pool, shard, range(len(self.layers)))
+            return self._read(pool, shard, range(len(self.layers)), into)
         except RemoteError:  # no network is no damage
             raise
         except (ValueError, OSError) as error:
@@ -338,13 +297,21 @@ class Store:
                 ) from None
         return feats
 
-    def _read(self, pool: str, shard: int, layers: Sequence[int]) -> NDArray[np.float32]:
+    def expect(self, pool: str, shard: int) -> None:
+        """Have the system fetch a shard's file, if it is a local one, before it is read."""
+        if isinstance(self.path, Path) and hasattr(os, "posix_fadvise") and 0 <= shard < self.n_shards:
+            with suppress(OSError), self._shard_file(pool, shard).open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def _read(
+        self, pool: str, shard: int, layers: Sequence[int], into: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Layers of a shard (rows, len(layers), D)."""
         n_rows = len(self.rows_of(shard))
         with remote_errors(self.path):
             try:
                 with open_to_read(self._shard_file(pool, shard), whole=len(layers) == len(self.layers)) as file:
-                    return read_layers(file, len(self.layers), self.shard_rows, self.n_dim, layers, n_rows)
+                    return read_layers(file, len(self.layers), self.shard_rows, self.n_dim, layers, n_rows, into)
             except FileNotFoundError:
                 raise ValueError("its file is lost") from None
 
@@ -392,7 +359,7 @@ class Store:
     def _array(self, name: str) -> Any:
         if name not in self._arrays:  # zarr reads its metadata each time
             array: Any = self.group[name]
-            self._arrays[name] = array.with_config(_ALWAYS_WRITE)  # zarr does not keep it with the array
+            self._arrays[name] = array.with_config(ALWAYS_WRITE)  # zarr does not keep it with the array
         return self._arrays[name]
 
     def _set_aside(self, pool: str, shard: int) -> None:
@@ -413,103 +380,3 @@ class Store:
 
     def _shard_bytes(self) -> int:
         return shard_bytes(len(self.layers), self.n_dim, self.shard_rows)
-
-
-_IDS_KEY = f"{STIMULUS_ID}/c/0"  # below the store's folder
-_GROUP_KEY = "zarr.json"
-
-
-def _rows_key(name: str, shard: int) -> str:
-    """Where status or an extra of a shard's rows lies, below the store's folder."""
-    return f"{name}/c/{shard}"
-
-
-def _build(folder: Path, spec: StoreSpec) -> None:
-    """Make the files of an empty store."""
-    n, layers, rows = len(spec.stimulus_ids), len(spec.layers), spec.shard_rows
-    group = zarr.create_group(
-        folder,
-        zarr_format=3,
-        attributes={
-            "format": FORMAT,
-            "id": uuid.uuid4().hex,
-            "pools": list(spec.pools),
-            "extras": list(spec.extras),
-            "layers": list(spec.layers),
-            "shard_rows": rows,
-            "status": {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE},
-            "provenance": dict(spec.provenance),
-            "notes": dict(spec.notes),
-        },
-    )
-    for pool in spec.pools:
-        group.create_array(
-            pool,
-            shape=(n, layers, spec.n_dim),
-            dtype="float32",
-            shards=(rows, layers, spec.n_dim),
-            chunks=(rows, 1, spec.n_dim),
-            compressors=(Crc32cCodec(),),  # activations don't compress; flipped bits are found
-            fill_value=float("nan"),
-            dimension_names=("stimulus", "layer", "dim"),
-            config=_ALWAYS_WRITE,
-        )
-    for name, dtype in {STATUS: "uint8", **spec.extras}.items():
-        group.create_array(
-            name,
-            shape=(n,),
-            dtype=dtype,
-            chunks=(rows,),
-            compressors=(Crc32cCodec(),),
-            fill_value=MISSING,
-            dimension_names=("stimulus",),
-            config=_ALWAYS_WRITE,
-        )
-    ids = spec.stimulus_ids
-    group.create_array(
-        STIMULUS_ID,
-        shape=(n,),
-        dtype="int64" if all(isinstance(i, int) for i in ids) else "str",  # numpy's own text is not in the standard
-        chunks=(n,),
-        compressors=(ZstdCodec(), Crc32cCodec()),
-        config=_ALWAYS_WRITE,
-    )[:] = np.asarray(ids)
-
-
-def _open_group(path: AnyPath) -> zarr.Group:
-    if isinstance(path, Path):
-        return zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r", zarr_format=3)
-    from zarr.storage import FsspecStore
-
-    options = {**path.storage_options, "asynchronous": True}
-    return zarr.open_group(FsspecStore.from_url(str(path), storage_options=options), mode="r+", zarr_format=3)
-
-
-def _aside(path: Path) -> Path:
-    """What a local store is called while it is made or removed."""
-    return path.with_name(path.name + BESIDE_SUFFIX)
-
-
-def is_store(path: AnyPath) -> bool:
-    """Whether there is a store, or what looks like one; not what is being made or removed."""
-    return path.exists() if isinstance(path, Path) else exists(path / _GROUP_KEY)
-
-
-def remains(path: AnyPath) -> bool:
-    """Whether there is a store, or some of one that was being made or removed."""
-    return path.exists() or _aside(path).exists() if isinstance(path, Path) else bool(sizes_below(path))
-
-
-def remove_store(path: AnyPath) -> None:
-    """Delete a store, or what is left of it, so that no half of it is ever taken for a store.
-
-    A local one is renamed first; of a remote one goes first what makes it a store.
-    """
-    if isinstance(path, Path):
-        shutil.rmtree(_aside(path), ignore_errors=True)
-        if path.exists():
-            path.rename(_aside(path))
-            shutil.rmtree(_aside(path))
-        return
-    remove_file(path / _GROUP_KEY)
-    remove_below(path)

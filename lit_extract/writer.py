@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
 from lit_extract.errors import InputError, NothingLeft, one_line
+from lit_extract.layout import BAD_INPUT, MISSING, N_BYTES, NOT_FINITE, OK
 from lit_extract.paths import AnyPath, RemoteError
 from lit_extract.signals import held
-from lit_extract.store import BAD_INPUT, MISSING, N_BYTES, NOT_FINITE, OK, Store
+from lit_extract.store import Store
 from lit_extract.timing import WRITING, stopwatch
 
 

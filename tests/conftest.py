@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_extract.store import OK, Store, StoreSpec
+from lit_extract.layout import OK
+from lit_extract.store import Store
+from lit_extract.store_folder import StoreSpec
 
 
 def pytest_collection_modifyitems(items):

@@ -14,7 +14,8 @@ import torch
 
 from lit_extract.errors import InputError
 from lit_extract.finalize import finalize
-from lit_extract.store import BAD_INPUT, NOT_FINITE, OK, CorruptShardError, Store
+from lit_extract.layout import BAD_INPUT, NOT_FINITE, OK
+from lit_extract.store import CorruptShardError, Store
 
 
 def names(folder):
@@ -122,10 +123,10 @@ def test_a_full_disk_leaves_no_file_and_the_store_whole(make_store, tmp_path, mo
     store, feats = make_store()
     read_shard = Store.read_shard
 
-    def full(self, pool, shard):
+    def full(self, pool, shard, into):
         if shard == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return read_shard(self, pool, shard)
+        return read_shard(self, pool, shard, into)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "read_shard", full)
@@ -136,10 +137,23 @@ def test_a_full_disk_leaves_no_file_and_the_store_whole(make_store, tmp_path, mo
     np.testing.assert_array_equal(torch.load(file, weights_only=True)["feats"].numpy(), feats["cls"])
 
 
+def test_what_does_not_reach_the_disk_is_no_file(make_store, tmp_path, monkeypatch):
+    store, _ = make_store()
+
+    def fail(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(InputError, match="Input/output error; nothing is lost"):
+            finalize(store.path)
+    assert names(tmp_path) == ["m_pool-cls.zarr"]
+
+
 def test_an_interrupt_leaves_no_file(make_store, tmp_path, monkeypatch):
     store, _ = make_store()
 
-    def interrupt(self, pool, shard):
+    def interrupt(self, pool, shard, into):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "read_shard", interrupt)

@@ -10,7 +10,9 @@ import pytest
 import runs
 import torch
 
-from lit_extract.store import OK, Store, StoreSpec
+from lit_extract.layout import OK
+from lit_extract.store import Store
+from lit_extract.store_folder import StoreSpec
 
 pytestmark = pytest.mark.slow
 

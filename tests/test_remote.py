@@ -18,9 +18,11 @@ from upath import UPath
 from lit_extract import lease, load_features
 from lit_extract.errors import InputError
 from lit_extract.finalize import finalize
+from lit_extract.layout import MISSING, OK
 from lit_extract.lock import lock_holder, write_lock
 from lit_extract.paths import RemoteError, sizes_below, to_path
-from lit_extract.store import MISSING, OK, CorruptShardError, Store, is_store, remains, remove_store
+from lit_extract.store import CorruptShardError, Store
+from lit_extract.store_folder import is_store, remains, remove_store
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +175,7 @@ def test_the_mark_comes_last_and_goes_first(make_store, remote, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.store.remove_below", killed)
+        patch.setattr("lit_extract.store_folder.remove_below", killed)
         with pytest.raises(KeyboardInterrupt):
             store.remove()
     assert not is_store(store.path)
@@ -305,11 +307,11 @@ def test_a_failure_in_the_middle_of_an_upload_leaves_nothing(make_store, small_p
     store, feats = make_store(folder=small_parts, n=12, dim=500_000, layers=1)  # three shards of 8 MB
     begun, read_shard = [], Store.read_shard
 
-    def fail(self, pool, shard):
+    def fail(self, pool, shard, into):
         if shard == 2:
             begun.extend(uploads(small_parts))
             raise OSError("no route to host")
-        return read_shard(self, pool, shard)
+        return read_shard(self, pool, shard, into)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "read_shard", fail)

@@ -8,8 +8,8 @@ from PIL import Image
 
 from lit_extract.errors import InputError
 from lit_extract.finalize import finalize
+from lit_extract.layout import BAD_INPUT, OK
 from lit_extract.show import dissimilarity, show
-from lit_extract.store import BAD_INPUT, OK
 
 
 def test_it_says_what_the_file_holds(make_store, capsys):

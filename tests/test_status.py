@@ -14,8 +14,10 @@ import s3_server
 import torch
 
 from lit_extract.finalize import finalize
+from lit_extract.layout import NOT_FINITE, OK
 from lit_extract.registry import read_models
-from lit_extract.store import NOT_FINITE, OK, Store, StoreSpec
+from lit_extract.store import Store
+from lit_extract.store_folder import StoreSpec
 from lit_extract.survey import Entry, Missing, find_missing, survey
 
 REPOSITORY = Path(__file__).parents[1]

@@ -10,8 +10,10 @@ import pytest
 import zarr
 
 from lit_extract.errors import InputError
+from lit_extract.layout import BAD_INPUT, MISSING, NOT_FINITE, OK
 from lit_extract.provenance import differing
-from lit_extract.store import BAD_INPUT, MISSING, NOT_FINITE, OK, CorruptShardError, Store, StoreSpec
+from lit_extract.store import CorruptShardError, Store
+from lit_extract.store_folder import StoreSpec
 
 
 def shard_file(store, shard, pool="cls"):
@@ -257,7 +259,7 @@ def test_creating_over_a_store_leaves_it_alone(make_store):
 
 def test_a_store_that_may_not_be_written_can_be_read(make_store, monkeypatch):
     store, feats = make_store()
-    monkeypatch.setattr("lit_extract.store.os.access", lambda path, mode: False)
+    monkeypatch.setattr("lit_extract.store_folder.os.access", lambda path, mode: False)
     read_only = Store(store.path)
     np.testing.assert_array_equal(read_only.read_layer("cls", 0), feats["cls"][:, 0])
     with pytest.raises(ValueError, match="read-only"):

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from lit_extract.store import N_BYTES, Store, StoreSpec
+from lit_extract.layout import N_BYTES
+from lit_extract.store import Store
+from lit_extract.store_folder import StoreSpec
 from lit_extract.writer import ActivationWriter
 
 N, LAYERS, DIM, ROWS = 12, 3, 4, 4

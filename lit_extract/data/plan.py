@@ -11,7 +11,7 @@ from itertools import accumulate, takewhile
 SHARD_BYTES = 128 * 2**20
 # A small model's 128 MB would be 14,000 rows: too few shards to share among ranks, too much to lose.
 SHARD_ROWS_AT_MOST = 2048
-# Tokens a batch on a CPU, whose caches are full of far fewer, and where nobody has looked at the memory.
+# Tokens a batch where nobody has looked at the memory.
 TOKENS_A_BATCH = 8192
 # Tokens of padding a batch ends before it has: then another batch costs less than the padding does. Without a limit,
 # an eighth of all tokens of generated captions would be padding.
