@@ -43,8 +43,8 @@ TEXT = """
 Before each measurement all is synced and the store leaves the page cache (`posix_fadvise`): each reads from the
 disk.
 
-- *lit-extract finalize*: from the store to the `.pt`, which is synced, then read back and compared with its
-  checksums.
+- *lit-extract finalize*: from the store to the `.pt`, which is read back and compared with its checksums while it is
+  synced.
 - *cp of the store*: `cp -r` of its folder, and a sync of each file of the copy.
 - *lit-extract, one layer of the store*: `load_features(STORE).layer("blocks.7")`. *all layers*: `.feats` would hold
   the whole store in memory, so shard after shard is read. *as many bytes of whole files*: as many as the layer has,
