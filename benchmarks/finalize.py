@@ -28,11 +28,11 @@ TABLES = [
         rows={
             "lit-extract, one layer of the store": OURS,
             "all layers": PEER,
-            "as many bytes of whole files": LIMIT,
+            "whole files of as many bytes": LIMIT,
         },
         shares=(
             ("lit-extract, one layer of the store", "all layers"),
-            ("lit-extract, one layer of the store", "as many bytes of whole files"),
+            ("lit-extract, one layer of the store", "whole files of as many bytes"),
         ),
         more_is_better=False,
     ),
@@ -47,7 +47,7 @@ disk.
   synced.
 - *cp of the store*: `cp -r` of its folder, and a sync of each file of the copy.
 - *lit-extract, one layer of the store*: `load_features(STORE).layer("blocks.7")`. *all layers*: `.feats` would hold
-  the whole store in memory, so shard after shard is read. *as many bytes of whole files*: as many as the layer has,
+  the whole store in memory, so shard after shard is read. *whole files of as many bytes*: as many as the layer has,
   from the beginning of the store's files.
 """
 
@@ -176,7 +176,7 @@ def read_files(store: Path) -> dict[str, float]:
         with file.open("rb", buffering=0) as source:
             while left > 0 and (part := source.read(min(left, 2**22))):
                 left -= len(part)
-    return {"as many bytes of whole files": time.perf_counter() - start}
+    return {"whole files of as many bytes": time.perf_counter() - start}
 
 
 def _bytes_read() -> int:
