@@ -1,7 +1,12 @@
 """``python -m lit_extract``: the command line."""
 
+import os
 import sys
 
 from lit_extract.cli import main
 
+if "LIT_EXTRACT_NURSERY" in os.environ:
+    from lit_extract.sweep.nursery import serve
+
+    serve()  # comes back in the processes that it starts, with their command
 sys.exit(main())

@@ -19,7 +19,6 @@ from lit_extract.captioning.job import Captions, caption
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.errors import InputError, name_some, one_line, wrong_setting
 from lit_extract.features import load_features
-from lit_extract.gate import wait_for_turn
 from lit_extract.job import Extraction, extract
 from lit_extract.modules.base import Predictor
 from lit_extract.modules.caption import Captioner
@@ -180,7 +179,6 @@ def main(args: list[str], receipt_name: str | None = None) -> int:
         receipt_name: What a receipt for them is called.
     """
     stopwatch.seconds["imports"] = seconds_since_start()
-    wait_for_turn()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # of loading weights; the run has its own

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,7 +17,8 @@ from typing import Any, NoReturn
 from lit_extract.errors import InputError
 from lit_extract.relay import heard
 from lit_extract.sweep.display import Display, clock, make_display
-from lit_extract.sweep.processes import Processes
+from lit_extract.sweep.nursery import Nursery
+from lit_extract.sweep.processes import Child, Processes
 from lit_extract.sweep.turns import (
     ALREADY_DONE,
     BAD_ROWS,
@@ -77,25 +77,24 @@ def run_turns(turns: Sequence[Turn], logs: Path, display: Display) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="lit-extract-sweep-") as folder,
         _Signals() as signals,
-        Processes(logs, Path(folder)) as processes,
+        Nursery() as nursery,
     ):
-        for turn, following in zip_longest(turns, turns[1:]):
-            run_turn(turn, following, processes, display, signals)
+        processes = Processes(logs, Path(folder), nursery)
+        for turn in turns:
+            run_turn(turn, processes, display, signals)
             if signals.received:
                 break
         return signals.received
 
 
-def run_turn(turn: Turn, following: Turn | None, processes: Processes, display: Display, signals: "_Signals") -> None:
-    """Run one model to its end, and have the following one get ready meanwhile."""
+def run_turn(turn: Turn, processes: Processes, display: Display, signals: "_Signals") -> None:
+    """Run one model to its end."""
     turn.state, started = RUNNING, time.monotonic()
     display.begin(turn)
     try:
-        child = processes.begin(turn)
+        child = processes.start(turn)
         relay = processes.relay(turn)
         with signals.hand_over(child):
-            if following is not None:
-                processes.get_ready(following)
             code = None
             while code is None:
                 code = _wait(child)
@@ -111,7 +110,7 @@ def run_turn(turn: Turn, following: Turn | None, processes: Processes, display: 
     display.end(turn)
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int | None:
+def _wait(child: Child) -> int | None:
     with suppress(subprocess.TimeoutExpired):
         return child.wait(SECONDS_BETWEEN_LOOKS)
     return None
@@ -201,7 +200,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received, self.is_said = 0, False
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._pending: list[int] = []
         self._before: dict[int, Any] = {}
 
@@ -216,7 +215,7 @@ class _Signals:
             signal.signal(number, handler)
 
     @contextmanager
-    def hand_over(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
+    def hand_over(self, child: Child) -> Iterator[None]:
         """While it lives, the child gets the signals."""
         self._child = child
         while self._pending:  # they came while it was started
