@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lit_extract.archive import write_filled
 from lit_extract.errors import InputError
 from lit_extract.finalize import finalize
 from lit_extract.layout import BAD_INPUT, NOT_FINITE, OK
@@ -162,14 +163,19 @@ def test_an_interrupt_leaves_no_file(make_store, tmp_path, monkeypatch):
     assert names(tmp_path) == ["m_pool-cls.zarr"]
 
 
-def test_a_disk_that_loses_a_bit_is_found_before_the_file_appears(make_store, tmp_path, monkeypatch):
+def test_a_bit_lost_on_the_way_to_the_disk_is_found_before_the_file_appears(make_store, tmp_path, monkeypatch):
     store, _ = make_store()
 
-    def lose(descriptor):
-        os.pwrite(descriptor, b"\x55", os.fstat(descriptor).st_size // 2)
+    def lose(skeleton, chunks, out):
+        write_filled(skeleton, chunks, out)
+        out.flush()
+        with open(out.name, "r+b") as part:
+            middle = os.fstat(part.fileno()).st_size // 2
+            (byte,) = os.pread(part.fileno(), 1, middle)
+            os.pwrite(part.fileno(), bytes([byte ^ 1]), middle)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.finalize.os.fsync", lose)
+        patch.setattr("lit_extract.finalize.write_filled", lose)
         with pytest.raises(InputError, match="read back differs from what was written"):
             finalize(store.path)
     assert names(tmp_path) == ["m_pool-cls.zarr"]
