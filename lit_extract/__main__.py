@@ -5,8 +5,8 @@ import sys
 
 from lit_extract.cli import main
 
-if "LIT_EXTRACT_NURSERY" in os.environ:
-    from lit_extract.sweep.nursery import serve
+if "LIT_EXTRACT_FORK_SERVER" in os.environ:
+    from lit_extract.sweep.fork_server import serve
 
     serve()  # comes back in the processes that it starts, with their command
 sys.exit(main())

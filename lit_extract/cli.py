@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_extract import __version__
 from lit_extract.errors import InputError, ToldError, wrong_setting
+from lit_extract.imports import heavy_imports
 
 EXIT_OK, EXIT_INPUT_ERROR, EXIT_BAD_ROWS = 0, 2, 3
 
@@ -30,7 +31,8 @@ def finalize(store: str, keep_store: bool = False) -> int:
     from lit_extract.signals import stoppable
 
     with stoppable(exit_at_second=True):
-        from lit_extract.finalize import finalize as run
+        with heavy_imports():
+            from lit_extract.finalize import finalize as run
 
         for file in run(store, keep_store):
             print(file)
@@ -45,7 +47,8 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
         pool: Which pooling of a store that has several.
         picture: PNG to draw: size of the activations by layer, and how alike the stimuli are.
     """
-    from lit_extract.show import show as run
+    with heavy_imports():
+        from lit_extract.show import show as run
 
     run(path, pool, picture)
     return EXIT_OK
@@ -96,8 +99,9 @@ def verify(
         device: "cpu" or "cuda"; default: a GPU if there is one.
         trust_remote_code: Run code that comes with the model.
     """
-    from lit_extract.parity.certificate import Where
-    from lit_extract.verify import verify as run
+    with heavy_imports():
+        from lit_extract.parity.certificate import Where
+        from lit_extract.verify import verify as run
 
     n_wrong = run(files, parity, seed, Where(device, checkpoint, root, captions, trust_remote_code))
     return EXIT_INPUT_ERROR if n_wrong else EXIT_OK
@@ -228,7 +232,8 @@ def report(
         root: Folder of the dataset, for pictures; default: the dataset's environment variable.
         captions: CSV or Parquet with the captions.
     """
-    from lit_extract.report.make import report as run
+    with heavy_imports():
+        from lit_extract.report.make import report as run
 
     warnings = run(folder, out, rows, seed, permutations, root, captions)
     print("\n".join([*(f"beware: {warning}" for warning in warnings), str(Path(out) / "index.html")]))
@@ -251,7 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run_sweep(args[1:])
         if args[:1] == ["plan"]:
-            from lit_extract.plan_cli import main as run_plan
+            with heavy_imports():
+                from lit_extract.plan_cli import main as run_plan
 
             return run_plan(args[1:])
         return _run(args)
@@ -271,7 +277,8 @@ def _predict(args: list[str]) -> int:
         print("\n".join(known.lines))
         return known.code
     with stoppable(exit_at_second=True):
-        from lit_extract.predict import main as run_predict
+        with heavy_imports():
+            from lit_extract.predict import main as run_predict
 
         return run_predict(args, name)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_a_bit_lost_on_the_way_to_the_disk_is_found_before_the_file_appears(make
     def lose(skeleton, chunks, out):
         write_filled(skeleton, chunks, out)
         out.flush()
-        with open(out.name, "r+b") as part:
+        with Path(out.name).open("r+b") as part:
             middle = os.fstat(part.fileno()).st_size // 2
             (byte,) = os.pread(part.fileno(), 1, middle)
             os.pwrite(part.fileno(), bytes([byte ^ 1]), middle)

@@ -5,25 +5,25 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from lit_extract import relay
+from lit_extract import receipt, relay
 from lit_extract.layout import safe_name
-from lit_extract.sweep.nursery import Hatched, Nursery, end_with_parent
+from lit_extract.sweep.fork_server import Forked, ForkServer, end_with_parent
 from lit_extract.sweep.turns import Turn
 
-Child = subprocess.Popen[bytes] | Hatched
+Child = subprocess.Popen[bytes] | Forked
 
 
 class Processes:
-    """Starts the process of a model: out of a nursery, as soon as that is ready.
+    """Starts the process of a model.
 
     Args:
         logs: Folder of the logs.
         relays: Folder in which the runs tell how far they are.
-        nursery: Has the imports of all but the first behind it.
+        server: Forks those that have something to compute, or to look for.
     """
 
-    def __init__(self, logs: Path, relays: Path, nursery: Nursery) -> None:
-        self.logs, self.relays, self.nursery = logs, relays, nursery
+    def __init__(self, logs: Path, relays: Path, server: ForkServer) -> None:
+        self.logs, self.relays, self.server = logs, relays, server
 
     def relay(self, turn: Turn) -> Path:
         """Where a run tells how far it is."""
@@ -37,16 +37,26 @@ class Processes:
         """
         turn.log = self.logs / f"{turn.number:02d}-{safe_name(turn.model)}.log"
         environment = {**os.environ, relay.VARIABLE: str(self.relay(turn)), "PYTHONUNBUFFERED": "1"}
-        with turn.log.open("w", encoding="utf-8") as log:
-            print(shlex.join(turn.command), file=log, flush=True)
-            if (hatched := self.nursery.start(turn.command, environment, turn.log)) is not None:
-                return hatched
-            return subprocess.Popen(
-                turn.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
+        log = turn.log
+        log.write_text(shlex.join(turn.command) + "\n", encoding="utf-8")
+
+        def alone() -> "subprocess.Popen[bytes]":
+            with log.open("ab") as out:
+                return subprocess.Popen(
+                    turn.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=end_with_parent,
+                )
+
+        if _has_receipt(turn):
+            return alone()  # which imports nothing
+        return self.server.start(turn.command, environment, log, alone)
+
+
+def _has_receipt(turn: Turn) -> bool:
+    after_predict = turn.command[turn.command.index("predict") + 1 :] if "predict" in turn.command else []
+    return receipt.find(receipt.name_of(after_predict)) is not None

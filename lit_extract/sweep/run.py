@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from lit_extract.errors import InputError
 from lit_extract.relay import heard
 from lit_extract.sweep.display import Display, clock, make_display
-from lit_extract.sweep.nursery import Nursery
+from lit_extract.sweep.fork_server import ForkServer
 from lit_extract.sweep.processes import Child, Processes
 from lit_extract.sweep.turns import (
     ALREADY_DONE,
@@ -77,9 +77,9 @@ def run_turns(turns: Sequence[Turn], logs: Path, display: Display) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="lit-extract-sweep-") as folder,
         _Signals() as signals,
-        Nursery() as nursery,
+        ForkServer() as server,
     ):
-        processes = Processes(logs, Path(folder), nursery)
+        processes = Processes(logs, Path(folder), server)
         for turn in turns:
             run_turn(turn, processes, display, signals)
             if signals.received:
