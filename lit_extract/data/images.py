@@ -71,38 +71,52 @@ class ImageBatches(Dataset[dict[str, Any]]):
     def __getitem__(self, item: int) -> dict[str, Any]:
         """The batch: ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,) and ``errors``, why they are.
 
-        Decoded by as many threads as the forward pass has; in a worker process that is one.
+        Decoded by as many threads as the forward pass has; in a worker process that is one. Pixels of earlier models
+        are there sooner than threads.
         """
         index = self.batches[item]
-        images = np.zeros((len(index), *self.size), dtype=np.uint8)
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            reasons = list(threads.map(self._decode_into, images, index))
+        images = np.empty((len(index), *self.size), dtype=np.uint8)
+        left = [place for place, row in enumerate(index) if not self._read(images[place], row)]
+        errors = {}
+        if left:
+            rows = [index[place] for place in left]
+            with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+                reasons = threads.map(self._decode_into, (images[place] for place in left), rows)
+                errors = {row: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
         return {
             "index": torch.tensor(index),
             "image": torch.from_numpy(images),
-            "bad": torch.tensor([reason is not None for reason in reasons]),
-            "errors": {row: reason for row, reason in zip(index, reasons, strict=True) if reason is not None},
+            "bad": torch.tensor([row in errors for row in index]),
+            "errors": errors,
         }
 
-    def _decode_into(self, pixels: NDArray[np.uint8], row: int) -> str | None:
-        """Fill in a row's pixels, or say why they can't be had."""
+    def _read(self, pixels: NDArray[np.uint8], row: int) -> bool:
+        """Fill in a row's pixels if the cache has them, of the image as it is now."""
+        if self.cache is None or self.places is None:
+            return False
         try:
-            self._read_or_decode(pixels, row)
+            return self.cache.read(int(self.places[row]), self._state(row), pixels)
+        except OSError:  # decoding says what is wrong with it
+            return False
+
+    def _decode_into(self, pixels: NDArray[np.uint8], row: int) -> str | None:
+        """Fill in a row's pixels and keep them in the cache, or say why they can't be had."""
+        try:
+            if self.cache is None or self.places is None:
+                pixels[:] = self.transform(self.open(row))
+            else:
+                state = self._state(row)
+                pixels[:] = self.transform(self.open(row))
+                self.cache.write(int(self.places[row]), state, pixels)
         except Exception as error:  # Pillow raises almost anything on a broken file
             if _is_of_the_machine(error):
                 raise
+            pixels[:] = 0
             return f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
         return None
 
-    def _read_or_decode(self, pixels: NDArray[np.uint8], row: int) -> None:
-        """Fill in a row's pixels: from the cache, if it has them of the image as it is now; else decode and keep."""
-        if self.cache is None or self.places is None:
-            pixels[:] = self.transform(self.open(row))
-            return
-        image = image_state(str(self.paths[row]), self._image_row(row), self.root)
-        if not self.cache.read(place := int(self.places[row]), image, pixels):
-            pixels[:] = self.transform(self.open(row))
-            self.cache.write(place, image, pixels)
+    def _state(self, row: int) -> bytes:
+        return image_state(str(self.paths[row]), self._image_row(row), self.root)
 
     def open(self, row: int) -> Image.Image:
         """The stimulus in a row, decoded, RGB."""
