@@ -1,6 +1,7 @@
 """Shared fixtures: a store of known numbers, a folder of small images, a job on it, the command line in process."""
 
 import os
+import signal
 
 # Before torch comes: for models this small more threads gain nothing, and on a busy machine they cost tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,13 @@ from PIL import Image
 from lit_extract.layout import OK
 from lit_extract.store import Store
 from lit_extract.store_folder import StoreSpec
+
+
+def pytest_configure():
+    """Where the tests run in the background or under nohup, these are ignored, also by what they start."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items):

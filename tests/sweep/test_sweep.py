@@ -179,8 +179,7 @@ print("heard", *map(int, heard), flush=True)
 sys.exit(128 + heard[0])
 """
 PARENT = """
-import signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, and left so, where the tests themselves run under nohup
+import sys
 from pathlib import Path
 from lit_extract.sweep.display import make_display
 from lit_extract.sweep.run import run_turns
