@@ -17,7 +17,7 @@ MODELS = [
     "vit_small_patch32_224",
     "vit_small_patch16_224",
 ]
-IMAGES = {"cpu": 1024, "cuda": 16384, "quick": 16}
+IMAGES = {"cpu": (256, 1024), "cuda": (1024, 16384), "quick": (8, 16)}
 PLAIN_PART = {"cpu": 8, "cuda": 32, "quick": 1}
 ROUNDS = {"cpu": 2, "cuda": 3, "quick": 1}
 
@@ -51,38 +51,54 @@ model, features file. The models are {", ".join(f"`{model}`" for model in MODELS
   first begins.
 - *bare forwards and one decoding*: each model's forward pass alone, and all images decoded once; on a GPU, the
   longer of the two.
+
+With few images start-up is most of it, which a sweep has once; with many, what counts is how long decoding takes beside
+the models. Where models are slow, as on a CPU, that is little, and no sweep is much faster than cold runs.
 """
 
 
 def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str]]:
     """All of it; ``folder`` has room for photographs, pixels and features."""
-    images, models, n = folder / "photographs", folder / "models.yml", IMAGES[setting]
-    in_process(make_photographs, folder=images, n=n)
+    models, sizes = folder / "models.yml", IMAGES[setting]
     models.write_text("vision:\n" + "".join(f"  - {model}\n" for model in MODELS), encoding="utf-8")
-    common = {"models": models, "images": images, "output": folder / "features", "n": n}
-    jobs = [Job("all", function, common) for function in (cold_runs, sweep_decoding, sweep_cached)]
-    part = {"images": images, "n": max(4, n // PLAIN_PART[setting])}
+    jobs = []
+    for n in sizes:
+        in_process(make_photographs, folder=_photographs(folder, n), n=n)
+        common = {"models": models, "images": _photographs(folder, n), "output": folder / "features"}
+        jobs += [Job(_column(n), function, common) for function in (cold_runs, sweep_decoding, sweep_cached)]
+    images, most = _photographs(folder, sizes[-1]), sizes[-1]
+    part = {"images": images, "n": max(4, most // PLAIN_PART[setting])}
     for model in MODELS:
         jobs += [
             Job(model, vision.plain_loop, {"model": model, **part}),
-            Job(model, vision.bare_forward, {"model": model, "n": max(1, n // 4)}),
+            Job(model, vision.bare_forward, {"model": model, "n": max(1, most // 4)}),
         ]
-    jobs.append(Job("all", vision.decode, {"model": MODELS[0], "images": images, "n": n}))
+    jobs.append(Job(MODELS[0], vision.decode, {"model": MODELS[0], "images": images, "n": most}))
     measured, notes = rounds(jobs, ROUNDS[setting])
-    whole = measured["all"]
 
-    def seconds(label: str) -> list[float]:
+    def seconds(n: int, label: str) -> list[float]:
         """Of all models together, round by round."""
         return [sum(n / rate for rate in rates) for rates in zip(*(measured[m][label] for m in MODELS), strict=True)]
 
-    decodings, forwards = (n / rate for rate in whole.pop("decoding alone")), seconds("bare forward")
-    both = zip(decodings, forwards, strict=True)
-    whole["bare forwards and one decoding"] = [max(times) if on_gpu else sum(times) for times in both]
-    whole["plain loop"] = seconds("plain loop")
-    return {f"{n:,} images": whole}, notes
+    numbers = {}
+    for n in sizes:
+        numbers[_column(n)] = whole = measured[_column(n)]
+        decodings, forwards = (n / rate for rate in measured[MODELS[0]]["decoding alone"]), seconds(n, "bare forward")
+        both = zip(decodings, forwards, strict=True)
+        whole["bare forwards and one decoding"] = [max(times) if on_gpu else sum(times) for times in both]
+        whole["plain loop"] = seconds(n, "plain loop")
+    return numbers, notes
 
 
-def cold_runs(models: Path, images: Path, output: Path, n: int) -> dict[str, float]:
+def _photographs(folder: Path, n: int) -> Path:
+    return folder / f"photographs-{n}"
+
+
+def _column(n: int) -> str:
+    return f"{n:,} images"
+
+
+def cold_runs(models: Path, images: Path, output: Path) -> dict[str, float]:
     """A command a model, which know nothing of each other."""
     start = time.perf_counter()
     for model in MODELS:
@@ -91,17 +107,17 @@ def cold_runs(models: Path, images: Path, output: Path, n: int) -> dict[str, flo
     return {"five cold runs of lit-extract": _end(start, output)}
 
 
-def sweep_decoding(**settings: Path | int) -> dict[str, float]:
+def sweep_decoding(**settings: Path) -> dict[str, float]:
     """Every image decoded for every model."""
     return {"lit-extract, images decoded": _sweep("--data.cache", "off", **settings)}
 
 
-def sweep_cached(**settings: Path | int) -> dict[str, float]:
+def sweep_cached(**settings: Path) -> dict[str, float]:
     """As it is by default."""
     return {"lit-extract, with the pixel cache": _sweep(**settings)}
 
 
-def _sweep(*options: str, models: Path, images: Path, output: Path, n: int) -> float:
+def _sweep(*options: str, models: Path, images: Path, output: Path) -> float:
     config = ("--config", "configs/folder/vision.yaml", "--models", str(models))
     start = time.perf_counter()
     run("sweep", *config, "--untrained", *_where(images, output), *options)

@@ -80,12 +80,9 @@ def serve() -> None:
     """Be a fork server: returns in the processes that are asked for, whose command is then in ``sys.argv``."""
     line = Line(socket.socket(fileno=int(os.environ.pop(VARIABLE))))
     with heavy_imports():
-        import torch
-
         import lit_extract.predict  # noqa: F401  (what the commands would import)
-
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        sys.exit(1)  # a fork could not use the GPU
+    if not forks_can_use_gpus():
+        sys.exit(1)
     server = os.getpid()
     with suppress(EOFError, BrokenPipeError):
         while (command := line.hear()) is not None:
@@ -97,6 +94,23 @@ def serve() -> None:
             _, status = os.waitpid(pid, 0)
             line.say({"code": os.waitstatus_to_exitcode(status)})
     sys.exit(0)
+
+
+def forks_can_use_gpus() -> bool:
+    """Whether no library has touched the GPUs at its import, after which no fork could: tried in a fork."""
+    if (pid := os.fork()) == 0:
+        code = 1
+        with suppress(BaseException):
+            import torch
+
+            if torch.cuda._is_in_bad_fork():
+                os._exit(1)
+            if Path("/dev/nvidiactl").exists():
+                torch.cuda.init()  # type: ignore[no-untyped-call]
+            code = 0
+        os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) == 0
 
 
 def _become(command: Mapping[str, Any], server: int) -> None:

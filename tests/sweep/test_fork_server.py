@@ -174,6 +174,14 @@ def test_a_signal_during_the_imports_ends_it_at_once(tmp_path):
     assert (tmp_path / "log").read_text() == "the command\n"
 
 
+@pytest.mark.parametrize(("before", "can"), [("pass", True), ("torch._C._cuda_getDeviceCount()", False)])
+def test_forks_of_what_has_touched_the_gpus_are_not_used(before, can):
+    # Also where there is no GPU: torch knows that forks are useless once somebody has counted them.
+    script = f"import torch; {before}; from lit_extract.sweep import fork_server as s; print(s.forks_can_use_gpus())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{can}\n"
+
+
 def test_it_ends_with_its_sweep(tmp_path):
     with ForkServer() as server:
         assert ask(server, tmp_path / "log", "--help").wait() == 0
