@@ -4,10 +4,9 @@ import os
 import sys
 
 from lit_extract.cli import main
+from lit_extract.sweep import fork_server
 
-if "LIT_EXTRACT_FORK_SERVER" in os.environ:
-    from lit_extract.sweep.fork_server import end, serve
-
-    serve()  # comes back in the processes that it starts, with their command
-    end(main())
+if fork_server.VARIABLE in os.environ:
+    fork_server.serve()  # comes back in the processes that it starts, with their command
+    fork_server.end(main())
 sys.exit(main())

@@ -92,28 +92,30 @@ class ImageBatches(Dataset[dict[str, Any]]):
 
     def _read(self, pixels: NDArray[np.uint8], row: int) -> bool:
         """Fill in a row's pixels if the cache has them, of the image as it is now."""
-        if self.cache is None or self.places is None:
+        if self.cache is None:
             return False
         try:
-            return self.cache.read(int(self.places[row]), self._state(row), pixels)
+            return self.cache.read(self._place(row), self._state(row), pixels)
         except OSError:  # decoding says what is wrong with it
             return False
 
     def _decode_into(self, pixels: NDArray[np.uint8], row: int) -> str | None:
         """Fill in a row's pixels and keep them in the cache, or say why they can't be had."""
         try:
-            if self.cache is None or self.places is None:
-                pixels[:] = self.transform(self.open(row))
-            else:
-                state = self._state(row)
-                pixels[:] = self.transform(self.open(row))
-                self.cache.write(int(self.places[row]), state, pixels)
+            state = self._state(row) if self.cache is not None else b""
+            pixels[:] = self.transform(self.open(row))
+            if self.cache is not None:
+                self.cache.write(self._place(row), state, pixels)
         except Exception as error:  # Pillow raises almost anything on a broken file
             if _is_of_the_machine(error):
                 raise
             pixels[:] = 0
             return f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
         return None
+
+    def _place(self, row: int) -> int:
+        assert self.places is not None, "a cache comes with the places in it"
+        return int(self.places[row])
 
     def _state(self, row: int) -> bytes:
         return image_state(str(self.paths[row]), self._image_row(row), self.root)

@@ -99,16 +99,14 @@ def serve() -> None:
 def forks_can_use_gpus() -> bool:
     """Whether no library has touched the GPUs at its import, after which no fork could: tried in a fork."""
     if (pid := os.fork()) == 0:
-        code = 1
+        can = False
         with suppress(BaseException):
             import torch
 
-            if torch.cuda._is_in_bad_fork():
-                os._exit(1)
             if Path("/dev/nvidiactl").exists():
                 torch.cuda.init()  # type: ignore[no-untyped-call]
-            code = 0
-        os._exit(code)
+            can = not torch.cuda._is_in_bad_fork()
+        os._exit(0 if can else 1)
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status) == 0
 

@@ -41,6 +41,11 @@ def started_otherwise():
     raise AssertionError("the server is there")
 
 
+def program(code):
+    """What starts a process without a fork server."""
+    return lambda: subprocess.Popen([sys.executable, "-c", code])
+
+
 def ask(server, log, *arguments, otherwise=started_otherwise, **environment):
     log.write_text("the command\n")
     return server.start([*PREDICT, *map(str, arguments)], {**os.environ, **environment}, log, otherwise)
@@ -139,9 +144,7 @@ def test_when_the_server_is_killed_its_process_ends_and_others_are_started_witho
 
 
 def test_a_server_that_ends_before_it_has_forked_is_done_without(tmp_path):
-    def alone():
-        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.1); raise SystemExit(3)"])
-
+    alone = program("import time; time.sleep(0.1); raise SystemExit(3)")
     with ForkServer() as server:
         child = ask(server, tmp_path / "log", "--help", otherwise=alone)
         server._process.kill()
@@ -151,9 +154,7 @@ def test_a_server_that_ends_before_it_has_forked_is_done_without(tmp_path):
 
 
 def test_a_signal_reaches_who_is_started_instead(tmp_path):
-    def alone():
-        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-
+    alone = program("import time; time.sleep(60)")
     with ForkServer() as server:
         child = ask(server, tmp_path / "log", "--help", otherwise=alone)
         server._process.kill()
