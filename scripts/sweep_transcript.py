@@ -38,7 +38,7 @@ HEAD = """# A sweep, interrupted twice
 Five small vision models with random weights and three tiny language models, made on the spot, on the photographs and
 captions that ship with lit-extract; 24 images in shards of two, so that something is begun when it is interrupted.
 `python scripts/sweep_transcript.py` does it again and writes this page; all below is what was printed. It ran on
-two cores, where most of each model's time is the start of its process.
+two cores, where most of the first model's time are imports, which the others are spared.
 """
 
 
