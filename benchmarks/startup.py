@@ -1,6 +1,5 @@
 """Seconds from a command to its first batch, and to the answer of a job that is done."""
 
-import os
 import re
 import subprocess
 import sys
@@ -15,9 +14,7 @@ from report import ASIDE, LIMIT, OURS, Table
 NAME, TITLE = "startup", "Start-up"
 ROUNDS = {"cpu": 3, "cuda": 3, "quick": 1}
 PREDICT = ("predict", "--config", "configs/demo/vision.yaml", "--model.untrained", "true")
-TIMES = (
-    *("predict, to the end", "predict, when all is done", "predict, when all is done, without its receipt", "status"),
-)
+TIMES = ("predict, to the end", "predict, when all is done", "status")
 PHASES = ("imports", "settings", "stimuli", "weights")  # that predict --profile tells of
 IMPORTS = {
     "import of torch": "torch",
@@ -39,9 +36,8 @@ TABLES = [
 
 TEXT = """
 Commands on the photographs that ship here, with a ViT-tiny of random weights: from the call until the first batch is
-asked for (as `--profile` tells it, with its parts), until all 24 images are done, and when they were done before, with
-and without the receipt that this leaves; and `lit-extract status` of that folder. Below, what Python takes to import
-the libraries alone.
+asked for (as `--profile` tells it, with its parts), until all 24 images are done, and when they were done before; and
+`lit-extract status` of that folder. Below, what Python takes to import the libraries alone.
 """
 
 
@@ -53,13 +49,11 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
 
 
 def commands() -> dict[str, float]:
-    """The same command three times, then status; and once more with its profile."""
+    """The same command twice, then status; and once more with its profile."""
     times = [time.perf_counter()]
     with tempfile.TemporaryDirectory() as output:
-        os.environ["XDG_CACHE_HOME"] = f"{output}/cache"  # of the receipt
         where = ("--output_dir", f"{output}/features")
-        for receipts in ("on", "on", "off"):
-            os.environ["LIT_EXTRACT_RECEIPTS"] = receipts
+        for _ in range(2):
             again = run(*PREDICT, *where)
             times.append(time.perf_counter())
         assert "already done" in again, again

@@ -269,18 +269,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: list[str]) -> int:
-    from lit_extract import receipt
     from lit_extract.signals import stoppable
 
-    name = receipt.name_of(args)
-    if (known := receipt.find(name)) is not None:
-        print("\n".join(known.lines))
-        return known.code
     with stoppable(exit_at_second=True):
         with heavy_imports():
             from lit_extract.predict import main as run_predict
 
-        return run_predict(args, name)
+        return run_predict(args)
 
 
 def _run(args: list[str]) -> int:

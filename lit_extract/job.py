@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ from lit_extract.precision import ieee_float32
 from lit_extract.progress import Progress
 from lit_extract.provenance import features_provenance, inputs_sha256
 from lit_extract.ranks import is_rank_zero, say
-from lit_extract.receipt import state
 from lit_extract.run import run_predict
 from lit_extract.signals import Interrupted, stoppable
 from lit_extract.store import Store
@@ -49,7 +48,6 @@ class Extraction:
         bad_input_rows: Rows whose image could not be decoded: NaN.
         not_finite_rows: Rows for which the model gave NaN or infinity.
         was_done: The files were there already, with the same provenance.
-        states: State of each file, and of the store, when nobody else could write them; see ``receipt.py``.
     """
 
     files: list[AnyPath]
@@ -57,7 +55,6 @@ class Extraction:
     bad_input_rows: list[int]
     not_finite_rows: list[int]
     was_done: bool = False
-    states: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 def extract(
@@ -122,8 +119,6 @@ def extract(
                 job.remove_leftovers()
             elif finalize and not was_done:
                 finalize_locked(Store(job.store_path), keep_store)
-            if not was_done:
-                job.note_states()
         return job.report(was_done)
 
 
@@ -150,7 +145,6 @@ class Job:
             "torch": str(torch.__version__),
         }
         self.files, self.store_path = output_paths(model, data, output_dir)
-        self.states: dict[str, str] = {}
 
     def is_done(self) -> bool:
         """Whether all files are there with this provenance.
@@ -158,7 +152,6 @@ class Job:
         Raises:
             InputError: One is there with another; its differing settings are named.
         """
-        self.note_states()
         if not self.data.is_settled:
             self.provenance |= self.data.adopt(recorded_provenance(self.files.values()))
         finished = {
@@ -171,11 +164,6 @@ class Job:
                     "Restore them, or pass --overwrite to extract anew"
                 )
         return all(finished.values())
-
-    def note_states(self) -> None:
-        """Keep the state of all outputs as it is now; of remote ones there is none."""
-        outputs = [path for path in (*self.files.values(), self.store_path) if isinstance(path, Path)]
-        self.states = {str(path): state(path) for path in outputs}
 
     def is_complete(self) -> bool:
         """Whether the store has all rows, so that only finalizing is left."""
@@ -306,8 +294,8 @@ class Job:
         if source := next(iter(files), store):
             metadata = load_features(source, None if files else self.model.pools[0]).metadata
             bad, not_finite = metadata["bad_input_rows"], metadata["not_finite_rows"]
-            return Extraction(files, store, bad, not_finite, was_done, self.states)
-        return Extraction(files, store, [], [], was_done, self.states)
+            return Extraction(files, store, bad, not_finite, was_done)
+        return Extraction(files, store, [], [], was_done)
 
     def _spec(self) -> StoreSpec:
         notes = {

@@ -3,7 +3,6 @@
 import inspect
 import logging
 from argparse import ArgumentError
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,6 @@ from transformers.utils.logging import disable_progress_bar
 
 import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
-from lit_extract import receipt
 from lit_extract.captioning.job import Captions, caption
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.errors import InputError, name_some, one_line, wrong_setting
@@ -22,7 +20,6 @@ from lit_extract.features import load_features
 from lit_extract.job import Extraction, extract
 from lit_extract.modules.base import Predictor
 from lit_extract.modules.caption import Captioner
-from lit_extract.receipt import ABSENT, Answer, Basis
 from lit_extract.timing import seconds_since_start, stopwatch
 
 EXIT_OK, EXIT_BAD_ROWS = 0, 3
@@ -171,13 +168,8 @@ def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
         raise InputError(f"{', '.join(wrong)}: for {theirs} only; this model makes {ours}")
 
 
-def main(args: list[str], receipt_name: str | None = None) -> int:
-    """Run ``lit-extract predict`` with the given arguments; return the exit code.
-
-    Args:
-        args: What is behind ``predict``.
-        receipt_name: What a receipt for them is called.
-    """
+def main(args: list[str]) -> int:
+    """Run ``lit-extract predict`` with the given arguments; return the exit code."""
     stopwatch.seconds["imports"] = seconds_since_start()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -193,29 +185,14 @@ def main(args: list[str], receipt_name: str | None = None) -> int:
         cli.run()
         return EXIT_OK
     done = cli.run()
-    answer = _summarize(done)
-    print("\n".join(answer.lines))
+    lines, code = _summarize_captions(done) if isinstance(done, Captions) else _summarize_features(done)
+    print("\n".join(lines))
     if cli.config["profile"]:
         print("\n".join(stopwatch.report()))
-    if isinstance(done, Extraction):
-        _leave_receipt(receipt_name, args, cli, done)
-    return answer.code
+    return code
 
 
-def _leave_receipt(name: str | None, args: list[str], cli: PredictCLI, done: Extraction) -> None:
-    """Have the same command answer at once, if its files are finished and here."""
-    is_here = [done.states.get(str(file), ABSENT) != ABSENT for file in done.files]
-    if is_here and all(is_here):
-        model, data = cli.model.basis(), cli.datamodule.basis()
-        basis = Basis([*model.files, *data.files], data.stimuli, model.hub)
-        receipt.leave(name, args, basis, done.states, _summarize_features(replace(done, was_done=True)))
-
-
-def _summarize(done: Extraction | Captions) -> Answer:
-    return _summarize_captions(done) if isinstance(done, Captions) else _summarize_features(done)
-
-
-def _summarize_captions(captions: Captions) -> Answer:
+def _summarize_captions(captions: Captions) -> tuple[list[str], int]:
     lines = [f"{'already done: ' if captions.was_done else ''}{captions.file}"]
     lines.append(f"  {captions.n_rows - len(captions.failed)} of {captions.n_rows} images have a caption")
     if captions.cut_off:
@@ -223,10 +200,10 @@ def _summarize_captions(captions: Captions) -> Answer:
     if captions.failed:
         lines.append(f"  beware: {len(captions.failed)} images failed; the same command tries them again:")
     lines += [f"    {stimulus}: {reason}" for stimulus, reason in list(captions.failed.items())[:FAILURES_SHOWN]]
-    return Answer(lines, EXIT_BAD_ROWS if captions.failed else EXIT_OK)
+    return lines, EXIT_BAD_ROWS if captions.failed else EXIT_OK
 
 
-def _summarize_features(extraction: Extraction) -> Answer:
+def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
     lines = []
     for file in extraction.files:
         features = load_features(file)
@@ -243,4 +220,4 @@ def _summarize_features(extraction: Extraction) -> Answer:
     ):
         if rows:
             lines.append(f"  beware: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
-    return Answer(lines, EXIT_BAD_ROWS if extraction.bad_input_rows or extraction.not_finite_rows else EXIT_OK)
+    return lines, EXIT_BAD_ROWS if extraction.bad_input_rows or extraction.not_finite_rows else EXIT_OK

@@ -33,15 +33,9 @@ class ModelEntry:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def models_files(path: str | Path | None = None) -> list[Path]:
-    """Where a models file is looked for; the first that is there counts."""
-    defaults = [Path("models.yml"), _PACKAGE / "models.yml", _PACKAGE.parent / "models.yml"]
-    return defaults if path is None else [Path(path)]
-
-
 def default_models_file() -> Path:
     """``models.yml`` of the working directory, else the one shipped with the package."""
-    candidates = models_files()
+    candidates = [Path("models.yml"), _PACKAGE / "models.yml", _PACKAGE.parent / "models.yml"]
     return next((path for path in candidates if path.is_file()), candidates[-1])
 
 

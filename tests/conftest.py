@@ -5,8 +5,6 @@ import signal
 
 # Before torch comes: for models this small more threads gain nothing, and on a busy machine they cost tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# No receipts, in this process and those it starts: tests change what no receipt can know of, and want it to be seen.
-os.environ["LIT_EXTRACT_RECEIPTS"] = "off"
 
 import numpy as np
 import pytest

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_extract.data.plan import rows_to_shard_ends
 from lit_extract.errors import InputError
-from lit_extract.receipt import Basis
 from lit_extract.signals import leave_workers_alone
 from lit_extract.timing import stopwatch
 
@@ -106,10 +105,6 @@ class StimulusDataModule(LightningDataModule):
     @abstractmethod
     def default_shard_rows(self, row_bytes: int) -> int:
         """Rows a shard, when not given: from the bytes of one row's activations."""
-
-    @abstractmethod
-    def basis(self) -> Basis:
-        """What the stimuli were found from; ``setup`` must have run."""
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets.captions import ID_COLUMNS, load_captions
 from lit_extract.errors import InputError, name_some
 from lit_extract.ranks import say
-from lit_extract.receipt import Basis
 
 
 class TokenBatches(Dataset[Batch]):
@@ -181,10 +180,6 @@ class CaptionDataModule(StimulusDataModule):
     def default_shard_rows(self, row_bytes: int) -> int:
         """Captions of about 128 MB."""
         return default_shard_rows(len(self.lengths), 1, row_bytes)
-
-    def basis(self) -> Basis:
-        """The caption file."""
-        return Basis([] if self.captions is None else [self.captions])
 
     def provenance(self) -> dict[str, Any]:
         """What about the captions changes the numbers; :meth:`setup` must have run.

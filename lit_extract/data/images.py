@@ -26,12 +26,11 @@ from torch.utils.data import Dataset
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
 from lit_extract.data.pixels import GEOMETRY, PixelCache, folder_name, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
-from lit_extract.datasets import image_basis, load_dataset, table
+from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import open_image
 from lit_extract.disk import as_size, free_bytes
 from lit_extract.errors import InputError, one_line
 from lit_extract.ranks import say
-from lit_extract.receipt import Basis
 
 WORKERS_AT_MOST = 16
 
@@ -190,11 +189,6 @@ class ImageDataModule(StimulusDataModule):
         """Whole batches of about 128 MB."""
         assert self.stimuli is not None
         return default_shard_rows(len(self.stimuli), self.batch_size, row_bytes)
-
-    def basis(self) -> Basis:
-        """The index and the images; :meth:`setup` must have run."""
-        assert self.stimuli is not None
-        return image_basis(self.stimuli)
 
     def provenance(self) -> dict[str, Any]:
         """What about the data changes the numbers; :meth:`setup` must have run."""

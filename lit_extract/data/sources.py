@@ -14,11 +14,10 @@ from torch.utils.data import Dataset
 
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import cut
-from lit_extract.datasets import image_basis, load_dataset, table
+from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import open_image
 from lit_extract.errors import InputError, name_some
 from lit_extract.ranks import say
-from lit_extract.receipt import Basis
 
 # Enough to keep vLLM's batches full; few enough to have in memory at once, and to ask again after a kill.
 SHARD_ROWS = 256
@@ -118,11 +117,6 @@ class ImageSourceDataModule(StimulusDataModule):
     def default_shard_rows(self, row_bytes: int) -> int:
         """Not asked for: the constructor has a default."""
         return SHARD_ROWS
-
-    def basis(self) -> Basis:
-        """The index and the images; :meth:`setup` must have run."""
-        assert self.stimuli is not None
-        return image_basis(self.stimuli)
 
     def provenance(self) -> dict[str, Any]:
         """What about the images changes the captions; :meth:`setup` must have run."""

@@ -7,9 +7,8 @@ import pandas as pd
 from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
 from lit_extract.datasets.captions import load_captions
 from lit_extract.errors import InputError
-from lit_extract.receipt import Basis
 
-__all__ = ["DATASETS", "image_basis", "load_captions", "load_dataset"]
+__all__ = ["DATASETS", "load_captions", "load_dataset"]
 
 DATASETS = {module.NAME: module for module in (nsd, bold5000, things, folder, demo)}
 
@@ -41,11 +40,3 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
         loaded = table.select(loaded, query)
     loaded.attrs = {table.DATASET: name, table.ID_MEANING: module.ID_MEANING, table.ROOT: str(folder_used)}
     return loaded
-
-
-def image_basis(stimuli: pd.DataFrame) -> Basis:
-    """What a stimulus table was found from: the index, or the folders that were looked through, and the images."""
-    root, name = Path(stimuli.attrs[table.ROOT]), stimuli.attrs[table.DATASET]
-    is_folder = name == folder.NAME
-    looked_at = folder.folders_below(root) if is_folder else [root / file for file in DATASETS[name].INDEX]
-    return Basis([], [*looked_at, *stimuli["image"].unique()])

@@ -24,11 +24,6 @@ def load(root: str | Path | None = None) -> tuple[pd.DataFrame, Path]:
     return table.with_stimuli(NAME, index, "path", table.relative_images(base, index["path"])), base
 
 
-def folders_below(base: Path) -> list[str]:
-    """The folder and those below it, in which images are looked for."""
-    return [folder for folder, _ in _walk(base)]
-
-
 def _images_below(base: Path) -> list[str]:
     return [
         Path(folder, name).relative_to(base).as_posix()

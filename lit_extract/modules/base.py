@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from lit_extract.hub import hub_commit
 from lit_extract.modules.compilation import check_compiler, compile_for
 from lit_extract.modules.weights import default_float32, path_sha256
-from lit_extract.receipt import Basis, HubRevision, files_below
-from lit_extract.registry import find_model, models_files
+from lit_extract.registry import find_model
 from lit_extract.timing import stopwatch
 
 
@@ -73,7 +72,6 @@ class Extractor(Predictor):
         self.checkpoint = checkpoint or (entry.checkpoint if entry else None)
         self.revision = revision or (entry.revision if entry else None)
         self.options: dict[str, Any] = {**(entry.options if entry else {}), **(options or {})}
-        self._models_files = models_files(models)
         self.compiles = compile
         self._compiled: set[tuple[tuple[int, int], ...]] = set()
         self._largest_batch: int | None = None
@@ -125,15 +123,6 @@ class Extractor(Predictor):
         if local := self.local_checkpoint():
             return {**known, "weights": "checkpoint", "checkpoint_sha256": path_sha256(local)}
         return {**known, "weights": f"hub:{self.weights_source()[0]}", "revision": self.commit}
-
-    def basis(self) -> Basis:
-        """What the settings and the provenance were found from."""
-        local = self.local_checkpoint()
-        hub = []
-        if "commit" in vars(self):  # somebody has asked for it
-            repository, files = self.weights_source()
-            hub = [HubRevision(repository, self.revision, files, self.commit)]
-        return Basis([*self._models_files, *(files_below(local) if local else ())], hub=hub)
 
     def check_device(self, device: torch.device) -> None:
         """See that the device can do what is wanted of it.

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from lit_extract import receipt, relay
+from lit_extract import relay
 from lit_extract.layout import safe_name
 from lit_extract.sweep.fork_server import Forked, ForkServer, end_with_parent
 from lit_extract.sweep.turns import Turn
@@ -52,11 +52,4 @@ class Processes:
                     preexec_fn=end_with_parent,
                 )
 
-        if _has_receipt(turn):
-            return alone()  # which imports nothing
         return self.server.start(turn.command, environment, log, alone)
-
-
-def _has_receipt(turn: Turn) -> bool:
-    after_predict = turn.command[turn.command.index("predict") + 1 :] if "predict" in turn.command else []
-    return receipt.find(receipt.name_of(after_predict)) is not None

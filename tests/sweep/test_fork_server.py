@@ -12,8 +12,6 @@ import runs
 
 from lit_extract.features import load_features
 from lit_extract.sweep.fork_server import Forked, ForkServer, is_there
-from lit_extract.sweep.processes import Processes
-from lit_extract.sweep.turns import Turn
 
 PREDICT = [sys.executable, "-m", "lit_extract", "predict"]
 
@@ -191,21 +189,3 @@ def test_it_ends_with_its_sweep(tmp_path):
         assert ask(server, tmp_path / "log", "--help").wait() == 0
         server._line.end.close()  # as when the sweep is killed
         server._process.wait(30)
-
-
-def test_what_has_a_receipt_is_not_for_it(images, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("LIT_EXTRACT_RECEIPTS", raising=False)
-    command = [*PREDICT, *map(str, job(images, tmp_path / "features"))]
-    with ForkServer() as server:
-        processes = Processes(tmp_path, tmp_path, server)
-        first = processes.start(Turn(1, "first", command))
-        assert isinstance(first, Forked)
-        assert first.wait() == 0
-    with ForkServer() as server:
-        turn = Turn(2, "second", command)
-        second = Processes(tmp_path, tmp_path, server).start(turn)
-        assert isinstance(second, subprocess.Popen)
-        assert second.wait() == 0
-        assert "already done: " in turn.log.read_text()
-        assert server._process is None
