@@ -24,6 +24,7 @@ from lit_extract.finalize import finalize_locked, is_finished
 from lit_extract.layout import N_BYTES
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
+from lit_extract.one_order import check_one_order, ids_in_folder
 from lit_extract.outputs import output_paths, recorded_provenance
 from lit_extract.paths import AnyPath, RemoteError, exists, remove_file, to_path
 from lit_extract.precision import ieee_float32
@@ -91,9 +92,10 @@ def extract(
             f"data.preprocessing: {data.preprocessing} is not that of {model.model_name!r}, which is "
             f"{model.preprocessing}; make a data module for each model"
         )
-    with stopwatch("stimuli"):
-        data.setup("predict")
     folder = to_path(output_dir, "output_dir")
+    with stopwatch("stimuli"):
+        data.ids_in_folder = ids_in_folder(output_paths(model, data, folder)[1].parent)
+        data.setup("predict")
     data.output_dir = folder if isinstance(folder, Path) else None
     with stopwatch("weights"):  # a checkpoint is hashed
         job = Job(model, data, str(trainer.precision), folder)
@@ -104,6 +106,7 @@ def extract(
             return Extraction([], None, [], [])
         with job.saying_how_far():
             try:
+                job.check_one_order()
                 was_done = not overwrite and job.is_done()
                 if not was_done:
                     held_locks.enter_context(write_lock(job.store_path))
@@ -145,6 +148,15 @@ class Job:
             "torch": str(torch.__version__),
         }
         self.files, self.store_path = output_paths(model, data, output_dir)
+
+    def check_one_order(self) -> None:
+        """See that the stimuli are those of all features in the folder.
+
+        Raises:
+            InputError: They are not.
+        """
+        own = {*self.files.values(), self.store_path}
+        check_one_order(self.store_path.parent, self.stimulus_ids, own, self.data.source)
 
     def is_done(self) -> bool:
         """Whether all files are there with this provenance.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-STORE_SUFFIX = ".zarr"
+STORE_SUFFIX, FEATURES_SUFFIX = ".zarr", ".pt"
 BESIDE_SUFFIX = ".part"  # of what is being made or removed
 GROUP_KEY = "zarr.json"  # below the store's folder, as all keys
 FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "metadata"})  # of each features file

@@ -25,7 +25,7 @@ TWO_RANKS = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 def predict(folder, output, *options, plan=PLAN, **environment):
     config = runs.REPOSITORY / "configs" / "nsd" / "language.yaml"
     model = ("--model.name", "tiny", "--model.checkpoint", str(folder / "model"), "--model.loss", "true")
-    captions = ("--data.captions", str(folder / "captions.csv"), "--data.prompt_name", "test")
+    captions = ("--data.captions", str(folder / "captions.csv"), "--data.prompt_name", "test", "--data.subset", "first")
     log = output.with_name(f"{output.name}-{time.monotonic_ns()}.log")
     where = ("--output_dir", str(output))
     command = ("predict", "--config", str(config), *model, *captions, *plan, *TRAINER, *where, *options)
@@ -39,7 +39,7 @@ def complete(folder, output, *options, **settings):
 
 
 def file_of(output):
-    return output / "nsd" / "all" / "tiny_pool-avg_prompt-test.pt"
+    return output / "nsd" / "first" / "tiny_pool-avg_prompt-test.pt"
 
 
 def done_shards(output):

@@ -8,6 +8,8 @@ import pandas as pd
 
 from lit_extract.captioning.output import check_output, write_captions
 from lit_extract.datasets.captions import SEPARATOR
+from lit_extract.datasets.ids import parse_ids
+from lit_extract.datasets.reader import check_columns, read_table, with_numbers
 from lit_extract.errors import InputError, name_some, one_line
 
 COLUMNS = ("cocoId", "cocoSplit", "nsdId")
@@ -72,15 +74,16 @@ def read_annotations(files: Sequence[Path]) -> dict[int, list[str]]:
 
 
 def _read_images(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"stim_info: {str(path)!r} can't be read: {one_line(error)}") from None
-    if missing := [column for column in COLUMNS if column not in table.columns]:
-        columns = ", ".join(map(str, table.columns))
-        raise InputError(f"stim_info: {str(path)!r} lacks the column {name_some(missing)}; it has {columns}")
-    images = table[["nsdId", "cocoId", "cocoSplit"]].sort_values("nsdId", ignore_index=True)
-    images.columns = pd.Index(["nsd_id", "coco_id", "coco_split"])
+    what = f"stim_info: {str(path)!r}"
+    table = read_table(path, "stim_info")
+    check_columns(table, COLUMNS, what)
+    images = pd.DataFrame(
+        {
+            "nsd_id": parse_ids(table["nsdId"], "nsdId", what),
+            "coco_id": with_numbers(table)["cocoId"],
+            "coco_split": table["cocoSplit"],
+        }
+    ).sort_values("nsd_id", ignore_index=True)
     if images.empty or images["nsd_id"].tolist() != list(range(len(images))):
-        raise InputError(f"stim_info: nsdId in {str(path)!r} must count from 0, each number once")
+        raise InputError(f"{what}: nsdId must count from 0, each number once")
     return images

@@ -12,7 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from lit_extract.errors import InputError, one_line
+from lit_extract.datasets.captions import caption_texts
+from lit_extract.datasets.reader import as_text, check_columns, read_table
+from lit_extract.errors import InputError
 from lit_extract.paths import local_path
 
 SUFFIXES = (".csv", ".parquet")
@@ -55,25 +57,12 @@ def read_captions(path: Path) -> pd.DataFrame:
     Raises:
         InputError: It is missing, can't be read, or has no column caption.
     """
+    what = f"captions: {str(path)!r}"
     if path.suffix not in SUFFIXES:
-        raise InputError(f"{str(path)!r} must end in {' or '.join(SUFFIXES)}")
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path).astype("string").fillna("").astype(object)
-        else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"no file {str(path)!r}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{str(path)!r} is not UTF-8 (byte {error.start}): save it as CSV UTF-8") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{str(path)!r} can't be read: {one_line(error)}") from None
-    if "caption" not in table.columns:
-        columns = ", ".join(map(str, table.columns))
-        hint = "; save it with commas" if len(table.columns) == 1 and ";" in columns else ""
-        raise InputError(f"{str(path)!r} has no column caption; it has {columns}{hint}")
-    table["caption"] = table["caption"].str.strip()
-    return table
+        raise InputError(f"{what} must end in {' or '.join(SUFFIXES)}")
+    table = read_table(path, "captions")
+    check_columns(table, ["caption"], what)
+    return as_text(table.assign(caption=caption_texts(table, what)))
 
 
 def write_beside(path: Path, write: Callable[[Path], Any], before: Callable[[Path], Any] | None = None) -> None:

@@ -1,7 +1,7 @@
 """What all data modules share: the plan, and a DataLoader whose items are whole batches."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from lit_extract.data.plan import rows_to_shard_ends
+from lit_extract.datasets import table
 from lit_extract.errors import InputError
+from lit_extract.ranks import say
 from lit_extract.signals import leave_workers_alone
 from lit_extract.timing import stopwatch
 
@@ -37,6 +39,7 @@ class StimulusDataModule(LightningDataModule):
     unit = "stimuli"
     dataset_name: str
     output_dir: Path | None = None  # of the features; set by the job
+    ids_in_folder: Sequence[int] | Sequence[str] = ()  # of features that are in the output folder; set by the job
     room_for_features = 0  # bytes of the disk that the features will still take; set by the job
 
     def __init__(
@@ -71,6 +74,11 @@ class StimulusDataModule(LightningDataModule):
         self.rows_a_shard = 0  # as given, or as cut_shards() chooses for a model
         self.stimuli: pd.DataFrame | None = None
         self.n_bytes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each row's input, once it is set up
+
+    @property
+    def source(self) -> str:
+        """What chose the stimuli, for errors."""
+        return f"data.dataset: {self.dataset_name}"
 
     @property
     def file_suffix(self) -> str:
@@ -156,6 +164,13 @@ class StimulusDataModule(LightningDataModule):
             pin_memory=on_gpu,
             worker_init_fn=leave_workers_alone,
         )
+
+
+def say_what_is_ignored(stimuli: pd.DataFrame) -> None:
+    """Print how many files of a folder are no images, by suffix."""
+    if ignored := stimuli.attrs.get(table.IGNORED):
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
+        say(f"{stimuli.attrs[table.ROOT]}: files that are no images are ignored: {counts}")
 
 
 class _TimedLoader(DataLoader[Batch]):

@@ -4,7 +4,7 @@ B batch, T tokens.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +17,10 @@ from torch.utils.data import Dataset
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import TOKENS_A_BATCH, default_shard_rows, plan_token_batches
 from lit_extract.data.tokens import load_tokenizer
-from lit_extract.datasets.captions import ID_COLUMNS, load_captions
+from lit_extract.datasets import DATASETS, has_root, load_captions, load_dataset
+from lit_extract.datasets.captions import id_column_of
+from lit_extract.datasets.ids import id_key
+from lit_extract.datasets.matching import places_of
 from lit_extract.errors import InputError, name_some
 from lit_extract.ranks import say
 
@@ -60,14 +63,17 @@ class TokenBatches(Dataset[Batch]):
 
 
 class CaptionDataModule(StimulusDataModule):
-    """The captions of a file, as tokens of the model, in whole batches.
+    """The captions of a file, as tokens of the model, in whole batches, in the order of their dataset.
 
     Args:
         captions: CSV or Parquet with a column caption, or captions (several separated by ";", of which
-            the first counts), and an id column: nsd_id, bold_id, things_id, demo_id or stimulus_id.
+            the first counts), and an id column: nsd_id, bold_id, things_id, demo_id, path (of a folder of images) or
+            stimulus_id.
         dataset: Name of the dataset the captions are of; names the output folder.
+        root: Folder of the dataset, whose index gives the order of the rows; default: the dataset's environment
+            variable. Without either, what is known of the dataset and the features in the output folder do.
         prompt_name: Name of the captions, such as "coco"; goes into the name of the features file.
-        query: pandas query that chooses rows, such as "nsd_id < 1000"; needs a subset name of its own.
+        query: pandas query that chooses captions, such as "nsd_id < 1000"; needs a subset name of its own.
         subset: Name of the chosen rows; names the output folder.
         token_budget: Tokens a forward pass at most, padding included. Default: that of the run that this one
             goes on with, else chosen from the free memory.
@@ -87,6 +93,7 @@ class CaptionDataModule(StimulusDataModule):
         captions: str | None = None,
         prompt_name: str | None = None,
         dataset: str = "captions",
+        root: str | None = None,
         query: str | None = None,
         subset: str = WHOLE_SUBSET,
         token_budget: int | None = None,
@@ -105,9 +112,14 @@ class CaptionDataModule(StimulusDataModule):
         for setting, name in (("dataset", dataset), ("prompt_name", "none" if prompt_name is None else prompt_name)):
             if not name or not all(letter.isalnum() or letter in "._+-" for letter in name) or name.startswith("."):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
-        self.captions, self.dataset_name, self.prompt_name = captions, dataset, prompt_name
+        self.captions, self.dataset_name, self.root, self.prompt_name = captions, dataset, root, prompt_name
         self.token_budget, self.truncate, self.show_tokens = token_budget, truncate, show_tokens
         self.tokens_a_batch = token_budget  # as given, adopted or chosen
+
+    @property
+    def source(self) -> str:
+        """The caption file."""
+        return f"data.captions: {self.captions!r}"
 
     @property
     def file_suffix(self) -> str:
@@ -115,14 +127,43 @@ class CaptionDataModule(StimulusDataModule):
         return f"_prompt-{self.prompt_name}"
 
     def read_table(self) -> pd.DataFrame:
-        """The captions of the file.
+        """The captions of the file, in the order of the dataset.
 
         Raises:
-            InputError: There is none, or anything is wrong with it.
+            InputError: There is none, anything is wrong with it, or its stimuli are not those of the dataset.
         """
         if self.captions is None:
             raise InputError("data.captions: not given; give --data.captions FILE and --data.prompt_name NAME")
-        return load_captions(self.captions, self.query)
+        captions = load_captions(self.captions, self.query)
+        self._check_dataset(list(captions.columns))
+        ids = captions["stimulus_id"].tolist()
+        places = places_of(
+            self._stimuli_of_dataset(ids), ids, self.source, self.dataset_name, self.subset != WHOLE_SUBSET
+        )
+        if places != list(range(len(ids))):
+            say(f"{self.captions}: rows are put in the order of {self.dataset_name}")
+        ordered = captions.iloc[places].reset_index(drop=True)
+        ordered.attrs = captions.attrs
+        return ordered
+
+    def _stimuli_of_dataset(self, ids: list[int] | list[str]) -> Sequence[int] | Sequence[str]:
+        """Ids of the whole dataset in its order, from the best there is.
+
+        Its index, else what is known of it, else the features in the output folder, else the captions' own ids, which
+        are sorted if they are numbers of a known dataset.
+        """
+        if self.dataset_name in DATASETS:
+            if has_root(self.dataset_name, self.root):
+                stimuli: list[Any] = load_dataset(self.dataset_name, self.root)["stimulus_id"].tolist()
+                return stimuli
+            if (known := getattr(DATASETS[self.dataset_name], "IDS", None)) is not None:
+                return list(known)
+        elif self.root is not None:
+            raise InputError(f"data.root: data.dataset {self.dataset_name!r} is not one of {', '.join(DATASETS)}")
+        if {id_key(stimulus) for stimulus in ids} == {id_key(stimulus) for stimulus in self.ids_in_folder}:
+            return self.ids_in_folder
+        numbers = [stimulus for stimulus in ids if isinstance(stimulus, int)]
+        return sorted(numbers) if self.dataset_name in DATASETS and len(numbers) == len(ids) else ids
 
     def setup(self, stage: str | None = None) -> None:
         """Load and tokenize the captions, once."""
@@ -130,7 +171,6 @@ class CaptionDataModule(StimulusDataModule):
             return
         assert self.preprocessing is not None, "data.preprocessing is the model's"
         stimuli = self.read_table()
-        self._check_dataset(list(stimuli.columns))
         texts = stimuli["caption"].tolist()
         settings = self.preprocessing
         tokenizer = load_tokenizer(settings["tokenizer"], settings["source"], settings["options"])
@@ -218,7 +258,7 @@ class CaptionDataModule(StimulusDataModule):
 
     def _check_dataset(self, columns: list[str]) -> None:
         """The ids of one known dataset are not those of another."""
-        wanted = next((column for column, module in ID_COLUMNS.items() if self.dataset_name == module.NAME), None)
+        wanted = id_column_of(self.dataset_name)
         if wanted is not None and wanted not in columns:
             raise InputError(
                 f"data.captions: {self.captions!r} has no column {wanted}, which captions of data.dataset "

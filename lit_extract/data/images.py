@@ -23,7 +23,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import Dataset
 
-from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
+from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule, say_what_is_ignored
 from lit_extract.data.pixels import GEOMETRY, PixelCache, folder_name, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
@@ -173,6 +173,12 @@ class ImageDataModule(StimulusDataModule):
             raise InputError(str(error)) from None
         self.root, self.batch_size, self.on_bad_image, self.cache = root, batch_size, on_bad_image, cache
 
+    @property
+    def source(self) -> str:
+        """The folder of the dataset."""
+        assert self.stimuli is not None
+        return f"data.root: {self.stimuli.attrs[table.ROOT]!r}"
+
     def read_table(self) -> pd.DataFrame:
         """The images that are asked for."""
         return load_dataset(self.dataset_name, self.root, self.query)
@@ -183,6 +189,7 @@ class ImageDataModule(StimulusDataModule):
             stimuli = self.read_table()
             self.n_bytes = np.array(table.image_sizes(stimuli), dtype=np.int64)
             self.stimuli_hash = table.fingerprint(stimuli)
+            say_what_is_ignored(stimuli)
             self.stimuli = stimuli
 
     def default_shard_rows(self, row_bytes: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
+from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule, say_what_is_ignored
 from lit_extract.data.plan import cut
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import open_image
@@ -112,6 +112,7 @@ class ImageSourceDataModule(StimulusDataModule):
         self.sources = [ImageSource(*source) for source in zip(ids, stimuli["image"], rows, strict=True)]
         self.n_bytes = np.array(_sizes(self.sources), dtype=np.int64)
         self.stimuli_hash = table.fingerprint(stimuli)
+        say_what_is_ignored(stimuli)
         self.stimuli = stimuli
 
     def default_shard_rows(self, row_bytes: int) -> int:

@@ -1,5 +1,6 @@
 """Stimulus tables: which images a dataset has, in which order, and under which ids. No torch here."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,7 @@ from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
 from lit_extract.datasets.captions import load_captions
 from lit_extract.errors import InputError
 
-__all__ = ["DATASETS", "load_captions", "load_dataset"]
+__all__ = ["DATASETS", "has_root", "load_captions", "load_dataset"]
 
 DATASETS = {module.NAME: module for module in (nsd, bold5000, things, folder, demo)}
 
@@ -25,7 +26,8 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
     Returns:
         One row a stimulus, in dataset order: ``stimulus_id``, ``image`` (absolute path), then the
         dataset's own columns. ``image_row`` is the row in an HDF5 file, where there is one. What
-        an id means is in ``.attrs["stimulus_id_meaning"]``.
+        an id means is in ``.attrs["stimulus_id_meaning"]``; how many files of a folder are no images, by suffix, in
+        ``.attrs["ignored"]``.
 
     Raises:
         InputError: An unknown dataset; a missing root, index or column; a query that fails or
@@ -36,7 +38,18 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
     module = DATASETS[name]
     loaded: pd.DataFrame
     loaded, folder_used = module.load(root)
+    ignored = loaded.attrs.get(table.IGNORED, {})
     if query is not None:
         loaded = table.select(loaded, query)
-    loaded.attrs = {table.DATASET: name, table.ID_MEANING: module.ID_MEANING, table.ROOT: str(folder_used)}
+    loaded.attrs = {
+        table.DATASET: name,
+        table.ID_MEANING: module.ID_MEANING,
+        table.ROOT: str(folder_used),
+        table.IGNORED: ignored,
+    }
     return loaded
+
+
+def has_root(name: str, root: str | Path | None) -> bool:
+    """Whether it is known where a dataset lies: by the argument or its environment variable, or as it ships here."""
+    return bool(root) or name == demo.NAME or bool(os.environ.get(getattr(DATASETS[name], "ROOT_VARIABLE", "")))

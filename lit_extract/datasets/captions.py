@@ -1,86 +1,116 @@
 """Caption files: CSV or Parquet, one caption a row."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from lit_extract.datasets import bold5000, demo, nsd, table, things
-from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
+from lit_extract.datasets.ids import parse_ids
+from lit_extract.datasets.reader import read_table, with_numbers
+from lit_extract.errors import InputError, name_some
 
 # Column that identifies the stimulus in a caption file of a known dataset, and what it means.
 ID_COLUMNS = {"nsd_id": nsd, "bold_id": bold5000, "things_id": things, "demo_id": demo}
+FOLDER_ID = "path"  # of captions of a folder of images; those of other datasets have it besides
 SEPARATOR = ";"
+
+_LIST_SYNTAX = re.compile(r"\[\s*[bu]?(['\"]).*\1\s*\]", re.DOTALL)
+
+
+def id_column_of(dataset: str) -> str | None:
+    """Return the column that captions of a known dataset have their ids in; None of any other."""
+    if dataset == folder.NAME:
+        return FOLDER_ID
+    return next((column for column, module in ID_COLUMNS.items() if dataset == module.NAME), None)
 
 
 def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
-    """The captions of a file, in its order.
+    """Return the captions of a file, in its order.
 
     Args:
         path: CSV or Parquet with a column ``caption``, or ``captions`` of which several are separated
-            by ``;`` and the first counts.
+            by ``;`` (in Parquet, they may be lists) and the first counts.
         query: A :meth:`pandas.DataFrame.query` that chooses rows.
 
     Returns:
         ``stimulus_id``, ``caption`` (without surrounding blanks), then the other columns of the file.
         The id is ``nsd_id``, ``bold_id``, ``things_id``, ``demo_id`` or ``stimulus_id``, whichever the file
-        has, else the number of the row; ``.attrs["stimulus_id_meaning"]`` says which.
+        has, else ``path``, else the number of the row; ``.attrs["stimulus_id_meaning"]`` says which.
 
     Raises:
         InputError: A missing or unreadable file, no caption column, empty captions, ids that are
             missing or occur twice, or a query that fails or leaves no row.
     """
     path = Path(path)
-    captions = _read(path)
-    column = next((name for name in ("caption", "captions") if name in captions.columns), None)
-    if column is None:
-        columns = ", ".join(map(str, captions.columns))
-        raise InputError(f"data.captions: {str(path)!r} has no column caption or captions; it has {columns}")
-    text = captions[column].astype("string")
-    if column == "captions":
-        text = text.str.split(SEPARATOR).str[0]
-    text = text.str.strip()
-    ids = [name for name in (*ID_COLUMNS, "stimulus_id") if name in captions.columns]
-    id_column, meaning = _identify(path, ids)
-    _refuse(path, "no caption", captions, text.isna() | (text == ""), id_column)
-    rest = captions.drop(columns=[column, "stimulus_id"], errors="ignore")
-    rest.insert(0, "stimulus_id", captions[id_column] if id_column else range(len(captions)))
-    rest.insert(1, "caption", text.astype(object))
-    _refuse(path, f"no {id_column}", captions, rest["stimulus_id"].isna(), None)
-    _refuse(path, f"a {id_column} that occurs twice", captions, rest["stimulus_id"].duplicated(keep=False), id_column)
+    what = f"data.captions: {str(path)!r}"
+    captions = read_table(path, "data.captions")
+    column = caption_column(captions, what)
+    text = caption_texts(captions, what)
+    id_column, meaning = _identify(what, captions)
+    ids = parse_ids(captions[id_column], id_column, what) if id_column else range(len(captions))
+    _refuse(what, "no caption", text == "", id_column, ids)
+    rest = with_numbers(captions.drop(columns=[column, "stimulus_id"], errors="ignore"))
+    if id_column is not None and id_column in rest:
+        rest[id_column] = pd.Series(ids, index=rest.index)
+    rest.insert(0, "stimulus_id", list(ids))
+    rest.insert(1, "caption", text)
+    if rest.empty:
+        raise InputError(f"{what} has no rows")
     if query is not None:
         rest = table.select(rest, query)
     rest.attrs = {table.ID_MEANING: meaning}
     return rest
 
 
-def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"data.captions: no file {str(path)!r}")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"data.captions: {str(path)!r} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"data.captions: {str(path)!r} can't be read: {one_line(error)}") from None
+def caption_column(captions: pd.DataFrame, what: str) -> str:
+    """Return the column that has the captions.
+
+    Raises:
+        InputError: There is none.
+    """
+    column = next((name for name in ("caption", "captions") if name in captions.columns), None)
+    if column is None:
+        columns = ", ".join(captions.columns)
+        raise InputError(f"{what} has no column caption or captions; it has {columns}")
+    return column
 
 
-def _identify(path: Path, candidates: list[str]) -> tuple[str | None, str]:
+def caption_texts(captions: pd.DataFrame, what: str) -> "pd.Series[str]":
+    """Return one caption a row, without surrounding blanks: the first where there are several, "" where there is none.
+
+    Raises:
+        InputError: Something other than text, or text with the brackets and quotation marks of a list.
+    """
+    column = caption_column(captions, what)
+    texts, wrong = [], []
+    for row, value in enumerate(captions[column]):
+        several = isinstance(value, list)
+        text: Any = (value[0] if value else "") if several else value
+        if not isinstance(text, str) or _LIST_SYNTAX.fullmatch(text.strip()):
+            wrong.append(f"row {row} ({str(text)[:60]!r})")
+            continue
+        texts.append((text if several or column == "caption" else text.split(SEPARATOR)[0]).strip())
+    if wrong:
+        raise InputError(f"{what} has no plain text in column {column}, {name_some(wrong)}; write one caption a row")
+    return pd.Series(texts, index=captions.index, dtype=object)
+
+
+def _identify(what: str, captions: pd.DataFrame) -> tuple[str | None, str]:
+    candidates = [name for name in (*ID_COLUMNS, "stimulus_id") if name in captions.columns]
     if len(candidates) > 1:
-        raise InputError(f"data.captions: {str(path)!r} has several id columns, {', '.join(candidates)}; keep one")
-    if not candidates:
-        return None, "row of the caption file, counted from 0"
-    module = ID_COLUMNS.get(candidates[0])
-    return candidates[0], module.ID_MEANING if module else "stimulus_id of the caption file"
+        raise InputError(f"{what} has several id columns, {', '.join(candidates)}; keep one")
+    if candidates:
+        module = ID_COLUMNS.get(candidates[0])
+        return candidates[0], module.ID_MEANING if module else "stimulus_id of the caption file"
+    if FOLDER_ID in captions.columns:
+        return FOLDER_ID, folder.ID_MEANING
+    return None, "row of the caption file, counted from 0"
 
 
-def _refuse(path: Path, what: str, captions: pd.DataFrame, rows: "pd.Series[bool]", id_column: str | None) -> None:
-    if not rows.any():
-        return
-    offenders = [f"row {row}" for row in captions.index[rows]]
-    if id_column:
-        offenders = [
-            f"{row} ({id_column} {value})" for row, value in zip(offenders, captions.loc[rows, id_column], strict=True)
-        ]
-    raise InputError(f"data.captions: {str(path)!r} has {what} in {name_some(offenders)}")
+def _refuse(what: str, problem: str, rows: "pd.Series[bool]", id_column: str | None, ids: Any) -> None:
+    if rows.any():
+        places = [row for row, is_wrong in enumerate(rows) if is_wrong]
+        named = [f"row {row} ({id_column} {ids[row]})" if id_column else f"row {row}" for row in places]
+        raise InputError(f"{what} has {problem} in {name_some(named)}")

@@ -16,6 +16,8 @@ ID_MEANING = (
     "matrices count from 1)"
 )
 
+IDS = range(73_000)  # all there are, also where the index is not
+
 HDF5 = "nsd_stimuli.hdf5"
 HDF5_DATASET = "imgBrick"
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from lit_extract.datasets.ids import parse_ids
+from lit_extract.datasets.reader import check_columns, read_table, with_numbers
 from lit_extract.errors import InputError, name_some, one_line
 
 # columns that with_stimuli and nsd.py add
 RESERVED = ("stimulus_id", "image", "image_row")
 
 # attrs of a table, which survive until the first merge; load_dataset sets them
-DATASET, ID_MEANING, ROOT = "dataset", "stimulus_id_meaning", "root"
+DATASET, ID_MEANING, ROOT, IGNORED = "dataset", "stimulus_id_meaning", "root", "ignored"
 
 
 def find_root(dataset: str, root: str | Path | None, variable: str | None = None) -> Path:
@@ -37,21 +39,13 @@ def read_index(dataset: str, root: Path, names: Sequence[str], columns: Sequence
     """The first of ``names`` (CSV or Parquet, relative to ``root``) that exists, with its columns checked.
 
     Raises:
-        InputError: No such file, an unreadable or empty one, a missing column, or one with a name of ours.
+        InputError: No such file, an unreadable or empty one, a missing column, or one with a name that is used here.
     """
     path = next((root / name for name in names if (root / name).is_file()), None)
     if path is None:
         raise InputError(f"{dataset}: no index below {str(root)!r}; looked for {' and '.join(names)}")
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors, pyarrow's too
-        raise InputError(f"{dataset}: index {str(path)!r} can't be read: {one_line(error)}") from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise InputError(
-            f"{dataset}: index {str(path)!r} lacks the column {name_some(missing)}; it has "
-            f"{', '.join(map(str, table.columns))}"
-        )
+    table = read_table(path, f"{dataset}: index")
+    check_columns(table, columns, f"{dataset}: index {str(path)!r}")
     if taken := [column for column in RESERVED if column in table.columns]:
         raise InputError(
             f"{dataset}: index {str(path)!r} has a column {name_some(taken)}, a name that is used here; rename it"
@@ -65,24 +59,25 @@ def with_stimuli(dataset: str, table: pd.DataFrame, ids: str, images: Sequence[s
     """Put ``stimulus_id`` (from the column ``ids``) and ``image`` (absolute paths) in front.
 
     Raises:
-        InputError: An id is missing or occurs twice.
+        InputError: An id is missing, occurs twice, or is neither an integer nor text.
     """
-    column = table[ids]
-    if column.isna().any():
-        rows = [str(row) for row in column.index[column.isna()]]
-        raise InputError(f"{dataset}: no {ids} in row {name_some(rows)}")
-    if column.duplicated().any():
-        twice = [str(value) for value in column[column.duplicated()].unique()]
-        raise InputError(f"{dataset}: {ids} must be unique; twice: {name_some(twice)}")
-    table = table.reset_index(drop=True)
-    table.insert(0, "stimulus_id", table[ids])
+    found = parse_ids(table[ids], ids, f"{dataset}: the index")
+    table = with_numbers(table)
+    table[ids] = found
+    table.insert(0, "stimulus_id", found)
     table.insert(1, "image", list(images))
     return table
 
 
 def relative_images(root: Path, paths: "pd.Series[str]") -> list[str]:
-    """Absolute paths of images that the index gives relative to the root."""
-    return [str(root / str(path)) for path in paths]
+    """Absolute paths of images that the index gives relative to the root.
+
+    Raises:
+        InputError: A path is missing, or is not text.
+    """
+    if wrong := [str(row) for row, path in enumerate(paths) if not isinstance(path, str) or not path.strip()]:
+        raise InputError(f"the index below {str(root)!r} has no {paths.name} in row {name_some(wrong)}")
+    return [str(root / path) for path in paths]
 
 
 def image_sizes(table: pd.DataFrame) -> list[int]:

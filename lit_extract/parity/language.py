@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_extract.datasets import load_captions
-from lit_extract.errors import InputError
+from lit_extract.datasets.ids import id_key
+from lit_extract.errors import InputError, name_some
 from lit_extract.modules.weights import config_sha256, on_cpu_in_float32
-from lit_extract.parity.reference import Reference, check_ids, check_same, check_sizes, no_weights
+from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
 
 
 class LanguageReference(Reference):
@@ -34,8 +35,10 @@ class LanguageReference(Reference):
                 "Give --captions FILE"
             )
         captions = load_captions(self.where.captions, known["query"])
-        check_ids(ids, captions)
-        self.texts: list[str] = captions["caption"].tolist()
+        of_stimulus = dict(zip(map(id_key, captions["stimulus_id"]), captions["caption"], strict=True))
+        if missing := [str(stimulus) for stimulus in ids if id_key(stimulus) not in of_stimulus]:
+            raise InputError(f"captions: {self.where.captions!r} has none of {name_some(missing)}, which the file has")
+        self.texts: list[str] = [of_stimulus[id_key(stimulus)] for stimulus in ids]
         check_sizes(n_bytes_sha256, [len(text.encode()) for text in self.texts])
         self.source = known["source"] if "source" in known else self._folder()
         self.settings = {key: value for key, value in known["options"].items() if key != "attn_implementation"}

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lit_extract.datasets.ids import id_key
 from lit_extract.errors import InputError, one_line
 from lit_extract.features import Features
 from lit_extract.modules.weights import path_sha256
@@ -107,7 +108,7 @@ def check_ids(ids: list[Any], stimuli: pd.DataFrame) -> None:
     if len(ids) != len(theirs):
         raise InputError(f"the file has {len(ids)} rows, the stimuli are {len(theirs)}: they are not those of the file")
     for row, (ours, other) in enumerate(zip(ids, theirs, strict=True)):
-        if ours != other:
+        if id_key(ours) != id_key(other):
             raise InputError(f"row {row} of the file is stimulus {ours!r}, but of the dataset {other!r}")
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from lit_extract.datasets import load_captions, load_dataset
 from lit_extract.datasets.decode import open_image
+from lit_extract.datasets.ids import id_key
 from lit_extract.errors import InputError, one_line
 
 THUMBNAIL_SIZE = 144  # pixels of each side: sharp also where a pixel of the page is several of the screen
@@ -26,7 +27,6 @@ class Stimuli:
 
     Attributes:
         note: Why there are no pictures, if there are none.
-        captions: By stimulus.
         tell_captions_apart: Whether the captions are those of all language models.
 
     Raises:
@@ -35,31 +35,36 @@ class Stimuli:
 
     def __init__(self, dataset: str, root: str | None = None, captions: str | None = None) -> None:
         self.note: str | None = None
-        self._places: dict[Hashable, tuple[str, int | None]] = {}
+        self._places: dict[str, tuple[str, int | None]] = {}
         self._thumbnails: dict[Hashable, str | None] = {}
         try:
             table = load_dataset(dataset, root)
             rows = table["image_row"].tolist() if "image_row" in table else [None] * len(table)
-            self._places = dict(zip(table["stimulus_id"], zip(table["image"], rows, strict=True), strict=True))
+            places = zip(table["image"], rows, strict=True)
+            self._places = dict(zip(map(id_key, table["stimulus_id"]), places, strict=True))
         except InputError as error:
             if root is not None:
                 raise
             self.note = f"No pictures: {str(error).removeprefix('data.root: ').replace('data.root', 'root')}"
         self.tell_captions_apart = True
-        self.captions: dict[Hashable, str] = {}
+        self._captions: dict[str, str] = {}
         if captions is not None:
             texts = load_captions(Path(captions))
-            self.captions = dict(zip(texts["stimulus_id"], texts["caption"], strict=True))
+            self._captions = dict(zip(map(id_key, texts["stimulus_id"]), texts["caption"], strict=True))
 
     def open(self, stimulus: Hashable) -> Image.Image | None:
         """The picture, or None where it can't be had."""
-        if stimulus not in self._places:
+        if (key := id_key(stimulus)) not in self._places:
             return None
         try:
-            return open_image(*self._places[stimulus])
+            return open_image(*self._places[key])
         except Exception as error:  # Pillow raises almost anything on a broken file
             self.note = f"Some pictures can't be read: {one_line(error)}"
             return None
+
+    def caption(self, stimulus: Hashable) -> str | None:
+        """The caption, or None where there is none."""
+        return self._captions.get(id_key(stimulus))
 
     def thumbnail(self, stimulus: Hashable) -> str | None:
         """The middle square of the picture, small, as a data URL."""
@@ -76,7 +81,7 @@ class Stimuli:
 
     def _identity(self, stimulus: Hashable, kind: str) -> str | None:
         if kind == "language":
-            return self.captions.get(stimulus) if self.tell_captions_apart else None
+            return self.caption(stimulus) if self.tell_captions_apart else None
         picture = self.open(stimulus)
         if picture is None:
             return None

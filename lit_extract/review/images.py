@@ -9,9 +9,10 @@ from typing import NamedTuple
 import pandas as pd
 from PIL import Image
 
-from lit_extract.datasets import DATASETS, load_dataset, table
-from lit_extract.datasets.captions import ID_COLUMNS
+from lit_extract.datasets import load_dataset, table
+from lit_extract.datasets.captions import id_column_of
 from lit_extract.datasets.decode import open_image
+from lit_extract.datasets.ids import id_key
 from lit_extract.errors import InputError, name_some, one_line
 
 # What all browsers show as the models see it; everything else is decoded here.
@@ -104,15 +105,15 @@ def find_images(
         InputError: No such dataset, no column with its ids, or none of them is in it.
     """
     stimuli = load_dataset(dataset, root)
-    candidates = [id_column_of(dataset), "stimulus_id"]
+    candidates = [name for name in (id_column_of(dataset), "stimulus_id") if name]
     column = next((name for name in candidates if name in captions.columns), None)
     if column is None:
         raise InputError(
             f"dataset: captions of {dataset} have their ids in a column {' or '.join(candidates)}; these have "
             f"{', '.join(captions.columns)}"
         )
-    places = {str(stimulus): place for place, stimulus in enumerate(stimuli["stimulus_id"])}
-    found = [places.get(stimulus.strip().removesuffix(".0")) for stimulus in captions[column]]
+    places = {id_key(stimulus): place for place, stimulus in enumerate(stimuli["stimulus_id"])}
+    found = [places.get(id_key(stimulus)) for stimulus in captions[column]]
     if all(place is None for place in found):
         raise InputError(
             f"dataset: none of the {len(found)} ids in column {column} is in {dataset}, such as "
@@ -129,12 +130,6 @@ def find_images(
         ),
         column,
     )
-
-
-def id_column_of(dataset: str) -> str:
-    """The column of a dataset's captions that tells the stimuli."""
-    known = {module.NAME: column for column, module in ID_COLUMNS.items()}
-    return known.get(dataset, "path" if dataset in DATASETS else "stimulus_id")
 
 
 def _read_file(file: Path) -> Picture:

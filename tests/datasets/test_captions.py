@@ -67,7 +67,7 @@ def test_query_chooses_rows(tmp_path):
         ("nsd_id,text\n0,a\n", "no column caption or captions; it has nsd_id, text"),
         ("nsd_id,caption\n0,a\n1,\n2,  \n", r"no caption in row 1 \(nsd_id 1\), row 2 \(nsd_id 2\)"),
         ("nsd_id,captions\n0,;second\n", r"no caption in row 0"),
-        ("nsd_id,caption\n4,a\n4,b\n5,c\n", r"nsd_id that occurs twice in row 0 \(nsd_id 4\), row 1 \(nsd_id 4\)"),
+        ("nsd_id,caption\n4,a\n4,b\n5,c\n", r"nsd_id that occurs twice in row 0 \(4\), row 1 \(4\)"),
         ("nsd_id,caption\n1,a\n,b\n", "no nsd_id in row 1"),
         ("nsd_id,bold_id,caption\n1,2,a\n", "several id columns, nsd_id, bold_id"),
         ('nsd_id,caption\n0,"never closed\n', "can't be read"),

@@ -1,5 +1,6 @@
 """Stimulus tables of tiny fabricated datasets in each layout that is read, and everything that can be wrong."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -203,13 +204,16 @@ def test_missing_column_is_named_beside_those_there(tmp_path, dataset, index, co
     write_index(tmp_path, index, {k: v for k, v in columns.items() if k != path_column})
     message = refusal(dataset, tmp_path)
     assert str(tmp_path / index) in message
-    assert f"lacks the column {path_column};" in message
+    assert f"has no column {path_column};" in message
     assert next(iter(columns)) in message.partition("it has")[2]
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
-    [([7, 2, 7], "nsd: nsd_id must be unique; twice: 7"), ([7, None, 5], "nsd: no nsd_id in row 1")],
+    [
+        ([7, 2, 7], "nsd: the index has a nsd_id that occurs twice in row 0 (7), row 2 (7)"),
+        ([7, None, 5], "nsd: the index has no nsd_id in row 1"),
+    ],
 )
 def test_ids_that_do_not_identify_are_named(tmp_path, ids, message):
     write_index(tmp_path, "nsd.csv", {**NSD, "nsd_id": ids})
@@ -231,7 +235,9 @@ def test_index_with_a_column_of_ours_is_refused_or_understood(tmp_path, column):
 def test_index_that_can_not_be_read_is_named(tmp_path, name, content):
     (tmp_path / "preprocessed").mkdir()
     (tmp_path / "preprocessed" / name).write_bytes(content)
-    assert f"{str(tmp_path / 'preprocessed' / name)!r} can't be read" in refusal("bold5000", tmp_path)
+    assert re.search(
+        re.escape(str(tmp_path / "preprocessed" / name)) + ". (can.t be read|is empty)", refusal("bold5000", tmp_path)
+    )
 
 
 @pytest.mark.parametrize(

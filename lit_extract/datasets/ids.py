@@ -1,0 +1,82 @@
+"""Stimulus ids: integers, or text kept as it is; 3, "3" and 3.0 are the same id."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lit_extract.errors import InputError, name_some
+
+_LARGEST = 2**63  # ids are stored as 64-bit integers
+_EXACT_FLOAT = 2**53  # above it floats skip integers
+
+_INTEGER = re.compile(r"\s*(-?(?:0|[1-9][0-9]*))(?:\.0*)?\s*")
+_NUMBER = re.compile(r"\s*-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?\s*")
+
+
+def parse_ids(values: Iterable[Any], column: str, what: str) -> list[int] | list[str]:
+    """Return the ids of a column: integers if all of them are, else all text, each exactly as it was.
+
+    Args:
+        values: The column, as :func:`read_table` gives it.
+        column: Its name.
+        what: The file, for errors.
+
+    Raises:
+        InputError: An id is missing, occurs twice, is a number that is no integer, is out of range, or is neither a
+            number nor text; the first few are named.
+    """
+    values = list(values)
+    _refuse(what, f"no {column}", [row for row, value in enumerate(values) if _is_missing(value)])
+    integers = [_as_integer(value) for value in values]
+    all_numbers = all(map(_is_number, values))
+    wrong = [row for row, value in enumerate(values) if _is_wrong(value, integers[row], all_numbers)]
+    _refuse(what, f"a {column} that is neither an integer of 64 bits nor text", wrong, values)
+    found = [integer for integer in integers if integer is not None]
+    ids: list[int] | list[str] = found if len(found) == len(values) else [str(value) for value in values]
+    is_twice = pd.Series(ids, dtype=object).duplicated(keep=False)
+    _refuse(what, f"a {column} that occurs twice", np.flatnonzero(is_twice).tolist(), ids)
+    return ids
+
+
+def id_key(value: Any) -> str:
+    """Return what ids are compared by, whichever type a file or a person gave them."""
+    integer = _as_integer(value)
+    return str(value) if integer is None else str(integer)
+
+
+def _is_wrong(value: Any, integer: int | None, all_numbers: bool) -> bool:
+    """Whether a value is no id; text is one, but not 1.5 where all others are numbers."""
+    if integer is None:
+        return all_numbers or not isinstance(value, str)
+    return not -_LARGEST <= integer < _LARGEST
+
+
+def _as_integer(value: Any) -> int | None:
+    if isinstance(value, bool | np.bool_):
+        return None
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        return int(number) if number.is_integer() and abs(number) < _EXACT_FLOAT else None
+    match = _INTEGER.fullmatch(value) if isinstance(value, str) else None
+    return int(match[1]) if match and len(match[1]) < 25 else None
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, str) or _NUMBER.fullmatch(value) is not None
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value is pd.NA or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+
+
+def _refuse(what: str, problem: str, rows: Sequence[int], values: Sequence[Any] | None = None) -> None:
+    if rows:
+        named = [f"row {row}" if values is None else f"row {row} ({values[row]!r})" for row in rows]
+        raise InputError(f"{what} has {problem} in {name_some(named)}")

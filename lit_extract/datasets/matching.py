@@ -1,0 +1,59 @@
+"""Captions are matched to the stimuli of their dataset: all features of one folder have the same rows in one order."""
+
+from collections.abc import Sequence
+
+from lit_extract.datasets.ids import id_key
+from lit_extract.errors import InputError, name_some
+
+Ids = Sequence[int] | Sequence[str]
+
+
+def places_of(stimuli: Ids, ids: Ids, what: str, dataset: str, is_part: bool) -> list[int]:
+    """Return where each stimulus has its caption, in the order of the stimuli.
+
+    Args:
+        stimuli: All ids of the dataset, in its order, each once.
+        ids: Ids of the captions, each once.
+        what: The caption file, for errors.
+        dataset: Name of the dataset, for errors.
+        is_part: Stimuli without a caption are left out, instead of being refused.
+
+    Raises:
+        InputError: Captions of unknown stimuli, or stimuli without a caption, with their counts and the first of them.
+    """
+    places = {id_key(stimulus): place for place, stimulus in enumerate(ids)}
+    known = [id_key(stimulus) for stimulus in stimuli]
+    unknown = places.keys() - set(known)
+    missing = [] if is_part else [key for key in known if key not in places]
+    if unknown or missing:
+        first_unknown = [str(ids[place]) for place in sorted(places[key] for key in unknown)]
+        raise InputError(f"{what} {_problem(first_unknown, missing, len(known), dataset)}")
+    return [places[key] for key in known if key in places]
+
+
+def _problem(unknown: list[str], missing: list[str], n_known: int, dataset: str) -> str:
+    counts_from_one = str(n_known) in unknown and missing[:1] in (["0"], [])
+    problems = []
+    if unknown:
+        problems.append(f"has {len(unknown)} captions of stimuli that {dataset} has not: {name_some(unknown)}")
+    if missing:
+        problems.append(f"has no caption of {len(missing)} of the {n_known} stimuli of {dataset}: {name_some(missing)}")
+    if counts_from_one:
+        hint = f"the ids of {dataset} are counted from 0 here, and these probably from 1: subtract 1"
+    elif missing and not unknown:
+        hint = "add them, or name the part that there is with --data.subset NAME"
+    else:
+        hint = f"are these captions of {dataset}?"
+    return f"{' and '.join(problems)}; {hint}"
+
+
+def first_difference(ours: Ids, theirs: Ids) -> str | None:
+    """Return how two lists of stimuli differ, in a few words; None if they are the same in the same order."""
+    mine, other = [id_key(stimulus) for stimulus in ours], [id_key(stimulus) for stimulus in theirs]
+    if mine == other:
+        return None
+    if set(mine) == set(other):
+        row = next(row for row, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
+        return f"the same stimuli in another order: row {row} is {other[row]} there and {mine[row]} here"
+    both = len(set(mine) & set(other))
+    return f"{len(other)} stimuli, and this run has {len(mine)}, of which {both} are the same"
