@@ -36,7 +36,7 @@ def parsed(capsys, *configs):
 def test_there_are_configs_for_each_dataset():
     assert {name(path) for path in JOBS} == {
         *(f"{dataset}/vision" for dataset in VISION),
-        *(f"{dataset}/language" for dataset in VISION if dataset != "folder"),
+        *(f"{dataset}/language" for dataset in VISION),
         *(f"{dataset}/captions" for dataset in VISION),
     }
     assert len(HARDWARE) >= 3

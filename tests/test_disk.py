@@ -176,7 +176,8 @@ def test_on_a_disk_that_is_really_too_small(cli, tmp_path, small_disk):
     command = (
         *("predict", "--config", "configs/nsd/language.yaml", "--trainer.accelerator", "cpu"),
         *("--model.name", "tiny", "--model.checkpoint", tmp_path / "model"),
-        *("--data.captions", tmp_path / "captions.csv", "--data.prompt_name", "test", "--output_dir", disk),
+        *("--data.captions", tmp_path / "captions.csv", "--data.prompt_name", "test", "--data.subset", "first"),
+        *("--output_dir", disk),
     )
     code, _, err = cli(*command)
     assert code == 2

@@ -538,7 +538,7 @@ def test_captions_that_are_not_there(tmp_path, certify, arguments, said):
     [
         ("dog", "cat", "tokens_sha256: the file was made with"),
         ("dog", "horses", "stimuli have changed since the file was made"),
-        ("\n1,", "\n99,", "row 1 of the file is stimulus 1, but of the dataset 99"),
+        ("\n1,", "\n99,", "has none of 1, which the file has"),
     ],
 )
 def test_captions_that_are_others(tmp_path, certify, old, new, said):

@@ -83,7 +83,7 @@ def language(folder):
 
 
 def captions(folder):
-    return ("--data.captions", folder / "captions.csv", "--data.prompt_name", "test")
+    return ("--data.captions", folder / "captions.csv", "--data.prompt_name", "test", "--data.subset", "first")
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*/vision.yaml")), ids=lambda path: path.parent.name)
@@ -234,7 +234,7 @@ def test_the_batch_that_is_planned_is_the_one_that_a_run_chooses(cli, planned, l
     code, out, _ = cli("predict", *settings)
     assert code == 0
     assert "batches of" not in out
-    (file,) = tmp_path.glob("out/nsd/all/*.pt")
+    (file,) = tmp_path.glob("out/nsd/first/*.pt")
     assert load_features(file).provenance["token_budget"] == 1024
     assert batch() == [1024 // 60, 60], "as the file has it"
 

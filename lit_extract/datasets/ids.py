@@ -13,7 +13,7 @@ _LARGEST = 2**63  # ids are stored as 64-bit integers
 _EXACT_FLOAT = 2**53  # above it floats skip integers
 
 _INTEGER = re.compile(r"\s*(-?(?:0|[1-9][0-9]*))(?:\.0*)?\s*")
-_NUMBER = re.compile(r"\s*-?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?\s*")
+_NUMBER = re.compile(r"\s*-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?\s*")  # 007 is text
 
 
 def parse_ids(values: Iterable[Any], column: str, what: str) -> list[int] | list[str]:
