@@ -55,6 +55,6 @@ def _outputs_in(folder: AnyPath) -> list[AnyPath]:
     with remote_errors(folder):
         try:
             children: list[AnyPath] = list(folder.iterdir())
-        except FileNotFoundError:  # a remote folder is there when something is in it
+        except (FileNotFoundError, NotADirectoryError):  # a remote folder is there when something is in it
             return []
     return sorted(path for path in children if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX))
