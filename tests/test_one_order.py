@@ -2,6 +2,7 @@
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def predict(cli, tmp_path):
 @pytest.fixture
 def write(tmp_path):
     """A function that writes rows of the shipped captions in another order."""
-    with open(SHIPPED, encoding="utf-8", newline="") as file:
+    with Path(SHIPPED).open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
 
     def run(order, change=lambda row: row):
@@ -97,7 +98,7 @@ def test_vision_and_language_features_of_a_folder_can_be_compared(cli, tmp_path,
         *("--model.name", "tiny", "--model.checkpoint", tmp_path / "model", "--output_dir", tmp_path / "out"),
         *("--data.captions", tmp_path / "captions.csv", "--data.prompt_name", "own"),
     )
-    code, out, err = cli(*language, "--data.root", image_folder)
+    code, _, err = cli(*language, "--data.root", image_folder)
     assert (code, err) == (0, "")
     (captions,) = (tmp_path / "out").rglob("tiny*.pt")
     assert load_features(captions).stimulus_ids == stimuli
