@@ -127,7 +127,9 @@ def dtype() -> Any:
 
 def n_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    from lit_extract.host import usable_cores
+
+    return usable_cores()
 
 
 def seconds_of_extract(model: Any, data: Any, **trainer: Any) -> tuple[float, float]:

@@ -3,13 +3,12 @@
 A batch that does not fit is split (``modules/base.py``), after a pass that was for nothing.
 """
 
-import os
 from bisect import bisect_left
-from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
 
+from lit_extract import host
 from lit_extract.data.plan import TOKENS_A_BATCH
 from lit_extract.errors import InputError
 from lit_extract.memory import FRAGMENTATION, estimate
@@ -76,8 +75,4 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what PyTorch keeps of an earlier job of this process
         return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return host.free_memory()

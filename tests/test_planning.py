@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from language_models import save_captions, save_model
 
-from lit_extract import LanguageExtractor, VisionExtractor, load_features
+from lit_extract import DemoDataModule, LanguageExtractor, VisionExtractor, load_features
 from lit_extract.memory import forward_bytes
-from lit_extract.planning import Machine, Plan, fits_disk, room
+from lit_extract.planning import Machine, Plan, fits_disk, plan_model, room
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = ("--config", CONFIGS / "demo" / "vision.yaml")
@@ -194,9 +194,9 @@ def test_what_is_kept_of_each_model_is_not_free_for_the_next():
     ]
     assert room(plans) == (4 + 20, 35)
     assert room([]) == (0, 0)
-    assert fits_disk(plans, Machine(None, 0, 0, "32-true", 24))
-    assert not fits_disk(plans, Machine(None, 0, 0, "32-true", 23))
-    assert fits_disk(plans, Machine(None, 0, 0, "32-true", None)), "of a bucket nobody knows"
+    assert fits_disk(plans, Machine(None, 0, 0, 0, "32-true", 24))
+    assert not fits_disk(plans, Machine(None, 0, 0, 0, "32-true", 23))
+    assert fits_disk(plans, Machine(None, 0, 0, 0, "32-true", None)), "of a bucket nobody knows"
 
 
 def test_captions_are_looked_at_for_the_largest_batch(planned, llama):
@@ -237,6 +237,50 @@ def test_the_batch_that_is_planned_is_the_one_that_a_run_chooses(cli, planned, l
     (file,) = tmp_path.glob("out/nsd/first/*.pt")
     assert load_features(file).provenance["token_budget"] == 1024
     assert batch() == [1024 // 60, 60], "as the file has it"
+
+
+def test_host_memory_counts_beside_a_gpu(tmp_path):
+    """Random weights are drawn on the host in float32, whatever the GPU has."""
+    model = VisionExtractor("vit_tiny_patch16_224", untrained=True)
+
+    def fits(host_memory):
+        card = Machine("A40", 48 * GB, 47 * GB, host_memory, "bf16-true", None)
+        return plan_model(model, DemoDataModule(), 24, card, tmp_path).fits
+
+    needed = plan_model(
+        model, DemoDataModule(), 24, Machine("A40", 48 * GB, 47 * GB, None, "bf16-true", None), tmp_path
+    )
+    assert needed.host > 4 * model.num_params
+    assert [fits(None), fits(needed.host), fits(needed.host - 1)] == ["yes", "yes", "host"]
+
+
+def test_a_job_of_slurm_has_the_memory_that_it_was_given(plan, monkeypatch):
+    on_cpu = (*TINY, "--trainer.accelerator", "cpu")
+    assert plan(*on_cpu)[0] == 0
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
+    code, out, _ = plan(*on_cpu)
+    assert code == 3
+    assert "CPU of 104.9 MB" in out
+
+
+def test_a_model_that_fails_keeps_no_other_from_being_planned(plan, tmp_path, monkeypatch):
+    (tmp_path / "models.yml").write_text("vision: [test_vit, vit_tiny_patch16_224]\n")
+    original = VisionExtractor.__init__
+
+    def fail(self, name, *arguments, **settings):
+        if name == "test_vit":
+            raise AttributeError("'list' object has no attribute 'shape'")
+        original(self, name, *arguments, **settings)
+
+    monkeypatch.setattr(VisionExtractor, "__init__", fail)
+    code, out, err = plan(*DEMO, "--models", tmp_path / "models.yml", "--json")
+    assert (code, err) == (3, "")
+    models = json.loads(out)["models"]
+    assert [model["problem"] for model in models] == [
+        "AttributeError: 'list' object has no attribute 'shape'",
+        None,
+    ]
+    assert models[1]["fits"] == "yes"
 
 
 def test_a_large_card_gets_large_batches(planned, llama):
