@@ -14,10 +14,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, one_line
 from lit_extract.paths import RemoteError, read_files, remote_errors, remove_file
 
 if TYPE_CHECKING:
@@ -60,9 +61,22 @@ def lease(path: "UPath", target: "UPath") -> Iterator[None]:
 
 
 def lease_holder(path: "UPath") -> str | None:
-    """Which process and host hold a lease; None when none does, or it has expired."""
-    content = _read(path)
-    return _fields(content).get("holder", "unknown") if content and _age(path, content) <= EXPIRED_S else None
+    """Return which process and host hold a lease; None when none does, or it has expired.
+
+    Nothing is written, as credentials may allow reading only: its age is told by this machine's clock, which may differ
+    from the server's, by which :func:`lease` goes.
+    """
+    try:
+        content = _read(path)
+        if not content or _is_dead(_fields(content)):
+            return None
+        with remote_errors(path):
+            age = (datetime.now(UTC) - path.fs.modified(path.path)).total_seconds()
+    except FileNotFoundError:  # it has just been given back
+        return None
+    except RemoteError as error:
+        return f"unknown: {one_line(error)}"
+    return str(_fields(content).get("holder", "unknown")) if age <= EXPIRED_S else None
 
 
 def _take(path: "UPath", target: "UPath", content: bytes) -> None:

@@ -221,9 +221,7 @@ def _explanations(planned: Sequence[Plan], data: StimulusDataModule, machine: Ma
         lines.append("split: the batch does not fit, a smaller one does; the run splits it by itself")
     if any(plan.fits == "host" for plan in planned):
         assert machine.host_memory is not None
-        lines.append(
-            f"host: it fits the GPU, but not the {as_size(machine.host_memory)} of usable host memory"
-        )
+        lines.append(f"host: it fits the GPU, but not the {as_size(machine.host_memory)} of usable host memory")
     if isinstance(data, CaptionDataModule) and data.captions is None:
         lines.append(f"captions were not looked at: the longest is taken to have {TOKENS_A_CAPTION} tokens")
     return lines

@@ -247,9 +247,8 @@ def test_host_memory_counts_beside_a_gpu(tmp_path):
         card = Machine("A40", 48 * GB, 47 * GB, host_memory, "bf16-true", None)
         return plan_model(model, DemoDataModule(), 24, card, tmp_path).fits
 
-    needed = plan_model(
-        model, DemoDataModule(), 24, Machine("A40", 48 * GB, 47 * GB, None, "bf16-true", None), tmp_path
-    )
+    card = Machine("A40", 48 * GB, 47 * GB, None, "bf16-true", None)
+    needed = plan_model(model, DemoDataModule(), 24, card, tmp_path)
     assert needed.host > 4 * model.num_params
     assert [fits(None), fits(needed.host), fits(needed.host - 1)] == ["yes", "yes", "host"]
 

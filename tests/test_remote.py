@@ -525,6 +525,26 @@ def test_a_lease_is_renewed_and_so_never_expires(remote, quick):
     assert names(remote) == [".x.zarr.lock"], "what is another's is not removed"
 
 
+def test_status_reads_only(remote, run_job, cli, monkeypatch):
+    """As with credentials that allow no writing; a lock that can't be read keeps nothing from being listed."""
+    store = run_job(output_dir=remote, finalize=False).store
+    (store.parent / f".{store.name}.lock").write_bytes(json.dumps(FOREIGN).encode())
+
+    def refuse(*arguments, **settings):
+        raise PermissionError("Access Denied")
+
+    filesystem = type(remote.fs)
+    for name in ("_pipe_file", "_put_file", "_rm_file", "_rm", "_cp_file"):
+        monkeypatch.setattr(filesystem, name, refuse)
+    code, out, err = cli("status", remote)
+    assert (code, err) == (0, "")
+    assert f"running: test_vit.r160_in1k: {FOREIGN['holder']}" in out
+    monkeypatch.setattr(lease, "_read", lambda path: (_ for _ in ()).throw(RemoteError("can't use it: Access Denied")))
+    code, out, err = cli("status", remote)
+    assert (code, err) == (0, "")
+    assert "running: test_vit.r160_in1k: unknown: can't use it: Access Denied" in out
+
+
 def test_of_two_that_take_an_expired_lease_one_has_it(remote, monkeypatch):
     target, path = remote / "x.zarr", remote / ".x.zarr.lock"
     path.write_bytes(json.dumps({**FOREIGN, **lease._me(), "started": "long ago"}).encode())  # its process is dead
