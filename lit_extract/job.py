@@ -242,7 +242,7 @@ class Job:
             run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
     def check_precision(self, trainer: Trainer) -> None:
-        """Compute a few stimuli again in float32, unless an earlier run of this store has; nothing is lost if it fails."""
+        """Compute a few stimuli again in float32, unless an earlier run of this store has done so."""
         store = Store(self.store_path)
         if NOTE not in store.notes and not store.missing_rows():
             check_store(store, self.model, self.data, trainer)
