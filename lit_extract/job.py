@@ -21,6 +21,7 @@ from lit_extract.disk import bytes_there, check_room, features_bytes, store_byte
 from lit_extract.errors import InputError, NothingLeft
 from lit_extract.features import load_features, read_metadata
 from lit_extract.finalize import finalize_locked, is_finished
+from lit_extract.float32_check import check_store
 from lit_extract.layout import N_BYTES
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
@@ -31,6 +32,7 @@ from lit_extract.precision import ieee_float32
 from lit_extract.progress import Progress
 from lit_extract.provenance import features_provenance, inputs_sha256
 from lit_extract.ranks import is_rank_zero, say
+from lit_extract.rounding import NOTE
 from lit_extract.run import run_predict
 from lit_extract.signals import Interrupted, stoppable
 from lit_extract.store import Store
@@ -118,6 +120,8 @@ def extract(
                 job.predict(trainer, finalize, overwrite)
             else:
                 job.dismiss_ranks(trainer, NothingLeft())
+            if not was_done:
+                job.check_precision(trainer)
             if was_done and not keep_store:
                 job.remove_leftovers()
             elif finalize and not was_done:
@@ -248,6 +252,12 @@ class Job:
         writer = ActivationWriter(partial(self.open_store, trainer, finalize, overwrite))
         with ieee_float32() if self.provenance["precision"] == "32-true" else nullcontext():
             run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
+
+    def check_precision(self, trainer: Trainer) -> None:
+        """Compute a few stimuli again in float32, unless an earlier run of this store has done so."""
+        store = Store(self.store_path)
+        if NOTE not in store.notes and not store.missing_rows():
+            check_store(store, self.model, self.data, trainer)
 
     def dismiss_ranks(self, trainer: Trainer, reason: Exception) -> None:
         """Tell ranks that were not started by rank zero, and wait for it by now, why there is nothing to compute."""

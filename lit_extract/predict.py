@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
+from lit_extract import rounding
 from lit_extract.captioning.job import Captions, caption
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.errors import InputError, name_some, one_line, wrong_setting
@@ -20,6 +21,7 @@ from lit_extract.features import load_features
 from lit_extract.job import Extraction, extract
 from lit_extract.modules.base import Predictor
 from lit_extract.modules.caption import Captioner
+from lit_extract.store import Store
 from lit_extract.timing import seconds_since_start, stopwatch
 
 EXIT_OK, EXIT_BAD_ROWS = 0, 3
@@ -44,7 +46,7 @@ def predict_trainer(
         num_nodes: Machines that share the work.
         strategy: Lightning's strategy for several devices; "auto" is DDP.
         precision: "bf16-true", "bf16-mixed" or "32-true"; default: bf16-true on a GPU and on a CPU with
-            AMX, 32-true elsewhere.
+            AMX, 32-true elsewhere and for an untrained model, whose layers may differ by less than bf16 holds.
         callbacks: Further Lightning callbacks.
 
     Raises:
@@ -93,7 +95,7 @@ what differs: 'lit-extract predict --config configs/nsd/vision.yaml --model.name
 settings of the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor,
 Captioner) and --data.help NSDDataModule (or CaptionDataModule, ImageSourceDataModule, …) show them. A run that was
 interrupted goes on when the same command is given again. Exit code: 0 done, 2 something to mend, 3 done but some rows
-are not finite, or have no caption."""
+are not finite or have no caption, or when the precision has rounded away what differs between stimuli."""
 
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
@@ -143,6 +145,12 @@ are not finite, or have no caption."""
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As LightningCLI, which would warn about the arguments of the outer command."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def before_instantiate_classes(self) -> None:
+        """Run an untrained model in float32 unless asked otherwise: bf16 may erase what differs between stimuli."""
+        settings = self.config.model.get("init_args") or {}
+        if (settings.get("untrained") or self.config.get("untrained")) and self.config.trainer.precision is None:
+            self.config.trainer.precision = "32-true"
 
     def _set_seed(self) -> None:
         """No global seed."""
@@ -204,20 +212,30 @@ def _summarize_captions(captions: Captions) -> tuple[list[str], int]:
 
 
 def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
-    lines = []
+    lines, warnings = [], []
     for file in extraction.files:
         features = load_features(file)
+        about = features.metadata, features.layers, features.provenance["pool"]
         n, layers, dim = features.shape
         lines.append(f"{'already done: ' if extraction.was_done else ''}{file}")
         lines.append(f"  {n} stimuli × {layers} layers × {dim} dimensions, float32")
         lines.append(f"  layers {features.layers[0]} … {features.layers[-1]}")
+        lines.append(f"  {rounding.describe(*about)}")
+        warnings.append(rounding.warning(*about))
     if not extraction.files:
         store = extraction.store
         lines.append(f"all rows are in {store}; lit-extract finalize {store} makes the features files")
+        for pool in Store(extraction.store).pools if extraction.store is not None else ():
+            features = load_features(extraction.store, pool)
+            about = features.metadata, features.layers, pool
+            lines.append(f"  {pool}: {rounding.describe(*about)}")
+            warnings.append(rounding.warning(*about))
+    lines += [f"  warning: {lost}" for lost in dict.fromkeys(warnings) if lost]
     for rows, what in (
         (extraction.bad_input_rows, "could not be decoded and are NaN"),
         (extraction.not_finite_rows, "have NaN or infinite activations"),
     ):
         if rows:
             lines.append(f"  beware: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
-    return lines, EXIT_BAD_ROWS if extraction.bad_input_rows or extraction.not_finite_rows else EXIT_OK
+    is_good = not (extraction.bad_input_rows or extraction.not_finite_rows or any(warnings))
+    return lines, EXIT_OK if is_good else EXIT_BAD_ROWS

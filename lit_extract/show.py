@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lit_extract.errors import InputError
 from lit_extract.features import Features, load_features
 from lit_extract.paths import local_path
+from lit_extract.rounding import NOTE, describe, warning
 
 STIMULI_AT_MOST = 200
 
@@ -24,10 +25,16 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> None
     print(f"  {len(features.stimulus_ids)} stimuli × {len(features.layers)} layers, pooling {provenance['pool']}")
     print(f"  {features.n_done} rows done; layers {', '.join(features.layers)}")
     for key, value in {**provenance, **features.metadata["notes"]}.items():
+        if key == NOTE:
+            continue  # by layer and pooling; in words below
         print(f"  {key}: {value}")
     for key in ("bad_input_rows", "not_finite_rows"):
         if rows := features.metadata[key]:
             print(f"  {key}: {rows}")
+    about = features.metadata, features.layers, provenance["pool"]
+    print(f"  {describe(*about)}")
+    if lost := warning(*about):
+        print(f"  warning: {lost}")
     if picture is not None:
         draw(features, local_path(picture, "picture"))
         print(f"  drawn: {picture}")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lit_extract.archive import TensorRecord, data_start, read_content
 from lit_extract.errors import name_some, one_line
 from lit_extract.layout import FEATURES_KEYS, FORMAT
+from lit_extract.rounding import lost_layers
 
 CHUNK_BYTES = 4 * 2**20  # what is held of a file while it is read through
 
@@ -36,11 +37,15 @@ class Soundness:
         problems: What is wrong; empty when the file is sound.
         shape: (N, L, D), if it is known.
         not_finite: How many rows are not finite, as the file itself says.
+        lost: Layers in which rounding was as large as what differs between stimuli, as the file itself says.
+        precision: Of the run.
     """
 
     problems: list[str] = field(default_factory=list)
     shape: tuple[int, ...] | None = None
     not_finite: int = 0
+    lost: list[str] = field(default_factory=list)
+    precision: str = ""
 
 
 def check_soundness(path: Path) -> Soundness:
@@ -62,6 +67,9 @@ def check_soundness(path: Path) -> Soundness:
                 found.shape = content["feats"].shape
                 found.problems += _not_finite(content, rows)
                 found.problems += _wrong_losses(file, content)
+                metadata = content["metadata"]
+                found.precision = str(metadata["provenance"]["precision"])
+                found.lost = lost_layers(metadata, content["layers"], metadata["provenance"]["pool"])
                 found.not_finite = int((~rows.finite).sum())
     except (zipfile.BadZipFile, OSError) as error:
         if is_consistent:  # else it has been said

@@ -352,6 +352,12 @@ class Store:
         with remote_errors(self.path):
             self.group.attrs["kept"] = True
 
+    def note(self, name: str, value: Any) -> None:
+        """Add plain numbers, strings, lists and dicts to the notes."""
+        self.notes = {**self.notes, name: value}
+        with remote_errors(self.path):
+            self.group.attrs["notes"] = self.notes
+
     def remove(self) -> None:
         """Delete the store."""
         remove_store(self.path)

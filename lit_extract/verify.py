@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, name_some
 from lit_extract.parity.certificate import Where, describe, read_certificate, write_certificate
 from lit_extract.paths import local_path
 from lit_extract.soundness import Soundness, check_soundness
@@ -92,6 +92,11 @@ def summary(file: Path, found: Soundness, certificate: dict[str, Any] | None) ->
     parts = [f"{n} stimuli × {layers} layers × {dim} dimensions"]
     if found.not_finite:
         parts.append(f"{found.not_finite} rows not finite, as it says")
+    if found.lost:
+        parts.append(
+            f"warning: what {found.precision} rounded away is as large as the differences between stimuli, in "
+            f"{name_some(found.lost, 3)}; extract again with --trainer.precision 32-true --overwrite"
+        )
     if certificate is not None:
         parts.append(f"parity of {len(certificate['stimuli'])} stimuli ({certificate['precision']} against float32)")
         parts += [f"beware: {remark}" for remark in certificate["remarks"]]

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lit_extract.hub import hub_commit
@@ -98,6 +98,20 @@ class Extractor(Predictor):
     @abstractmethod
     def adopt(self, backbone: nn.Module) -> None:
         """Use this backbone; none is loaded then."""
+
+    @property
+    @abstractmethod
+    def loaded(self) -> nn.Module | None:
+        """The backbone with its weights, once it is loaded."""
+
+    def loaded_backbone(self, trainer: Trainer) -> nn.Module:
+        """The backbone with weights as a run of this Trainer has them, loaded now if that was not done."""
+        if self.loaded is None:
+            self.trainer = trainer
+            self.configure_model()
+            trainer.precision_plugin.convert_module(self)
+        assert self.loaded is not None
+        return self.loaded
 
     @abstractmethod
     def weights_source(self) -> tuple[str, Sequence[str]]:

@@ -202,6 +202,11 @@ class LanguageExtractor(Extractor):
         """Use this model, with its head."""
         self._model = [backbone]
 
+    @property
+    def loaded(self) -> nn.Module | None:
+        """The model with its weights and its head, once it is loaded."""
+        return self._model[0] if self._model else None
+
     def local_checkpoint(self) -> str | None:
         """The folder, when the weights are local."""
         return self.source if os.path.exists(self.source) else None  # noqa: PTH110 (Path's raises if it is too long)

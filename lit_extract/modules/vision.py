@@ -151,6 +151,11 @@ class VisionExtractor(Extractor):
         """Use this backbone."""
         self.backbone, self._scale = backbone, None
 
+    @property
+    def loaded(self) -> nn.Module | None:
+        """The backbone with its weights, once it is loaded."""
+        return self.backbone
+
     def local_checkpoint(self) -> str | None:
         """The checkpoint is always a local file."""
         return self.checkpoint

@@ -201,13 +201,18 @@ def _warnings(report: ModelReport) -> list[str]:
     if layers := [layer.name for layer in report.layers if layer.not_finite]:
         found.append(f"{label}: not finite for sampled stimuli, so not compared, in {name_some(layers)}")
     examples = "; ".join(" = ".join(map(str, group)) for group in rows.examples)
+    precision = str(report.source.features.provenance.get("precision"))
+    rounded = f" ({precision} may have rounded away what differs: extract again with --trainer.precision 32-true)"
+    likely = rounded if precision.startswith("bf16") else ""
     if rows.identical_though_different:
         found.append(
-            f"{label}: {rows.identical_though_different} rows are identical though their stimuli are not: {examples}"
+            f"{label}: {rows.identical_though_different} rows are identical though their stimuli are not{likely}: "
+            f"{examples}"
         )
     if rows.identical_unknown:
         found.append(
             f"{label}: {rows.identical_unknown} rows are identical; whether their stimuli are can't be told "
-            f"{'without --captions' if report.source.kind == 'language' else 'without the images (--root)'}: {examples}"
+            f"{'without --captions' if report.source.kind == 'language' else 'without the images (--root)'}{likely}: "
+            f"{examples}"
         )
     return found

@@ -127,7 +127,8 @@ def outcome(code: int, lines: Sequence[str], was_stopped: bool = False) -> tuple
     if code == 0:
         return (ALREADY_DONE if any(line.startswith("already done: ") for line in lines) else DONE), ""
     if code == EXIT_BAD_ROWS:
-        said = [line.strip().removeprefix("beware: ") for line in lines if line.startswith("  beware: ")]
+        marks = ("  beware: ", "  warning: ")
+        said = [line.partition(": ")[2].strip() for line in lines if line.startswith(marks)]
         return BAD_ROWS, "; ".join(said)
     errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
     stops = [line.removeprefix(OURS).partition("; run the same")[0] for line in lines if line.startswith(STOP)]
