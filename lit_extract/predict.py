@@ -222,11 +222,10 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
         lines.append(f"  layers {features.layers[0]} … {features.layers[-1]}")
         lines.append(f"  {rounding.describe(*about)}")
         warnings.append(rounding.warning(*about))
-    if not extraction.files:
-        store = extraction.store
+    if not extraction.files and (store := extraction.store) is not None:
         lines.append(f"all rows are in {store}; lit-extract finalize {store} makes the features files")
-        for pool in Store(extraction.store).pools if extraction.store is not None else ():
-            features = load_features(extraction.store, pool)
+        for pool in Store(store).pools:
+            features = load_features(store, pool)
             about = features.metadata, features.layers, pool
             lines.append(f"  {pool}: {rounding.describe(*about)}")
             warnings.append(rounding.warning(*about))

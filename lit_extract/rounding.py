@@ -15,29 +15,30 @@ def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> s
     if size := (provenance.get("preprocessing") or {}).get("input_size"):
         text += f", images of {size[-2]} × {size[-1]}"
     check = metadata["notes"].get(NOTE)
-    if check is None:
-        return f"{text}; not checked against float32"
-    if "failed" in check:
+    if isinstance(check, Mapping) and "failed" in check:
         return f"{text}; not checked against float32: {check['failed']}"
-    figures = check["pools"][pool]
-    largest = _largest(figures["relative_error"])
-    if largest is None:
-        return f"{text}; nothing to compare with float32"
-    layer, error = largest
-    text += f"; rounding: at most {100 * error:.2g} % of a layer's size ({layers[layer]})"
-    differences = _largest(figures["of_differences"])
-    return text if differences is None else f"{text}, {100 * differences[1]:.2g} % of the differences between stimuli"
+    errors = _by_layer(metadata, layers, pool, "relative_error")
+    if not errors:
+        return f"{text}; not checked against float32"
+    layer = max(errors, key=lambda layer: errors[layer])
+    text += f"; rounding: at most {100 * errors[layer]:.2g} % of a layer's size ({layer})"
+    differences = _by_layer(metadata, layers, pool, "of_differences").values()
+    return f"{text}, {100 * max(differences):.2g} % of the differences between stimuli" if differences else text
 
 
-def _largest(values: Sequence[float | None]) -> tuple[int, float] | None:
-    known = [(layer, value) for layer, value in enumerate(values) if value is not None]
-    return max(known, key=lambda item: item[1]) if known else None
+def _by_layer(metadata: Mapping[str, Any], layers: Sequence[str], pool: str, what: str) -> dict[str, float]:
+    """Figures of the note by layer, without those that were not to be had; none if it is no such note."""
+    figures: Any = metadata["notes"].get(NOTE)
+    for key in ("pools", pool, what):
+        figures = figures.get(key) if isinstance(figures, Mapping) else None
+    if not isinstance(figures, Sequence) or len(figures) != len(layers):
+        return {}
+    return {layer: value for layer, value in zip(layers, figures, strict=True) if isinstance(value, float)}
 
 
 def lost_layers(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> list[str]:
     """Layers in which what was rounded away is as large as the differences between stimuli, by the file's own note."""
-    figures = (metadata["notes"].get(NOTE) or {}).get("pools", {}).get(pool, {}).get("of_differences", [])
-    return [layer for layer, value in zip(layers, figures, strict=False) if value is not None and value >= 1]
+    return [layer for layer, value in _by_layer(metadata, layers, pool, "of_differences").items() if value >= 1]
 
 
 def warning(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str | None:
