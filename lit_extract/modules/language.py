@@ -57,6 +57,7 @@ class LanguageExtractor(Extractor):
     """
 
     kind = "language"
+    checkpoint_on_hub = True
     inputs = ("input_ids", "attention_mask", "n_bytes")
 
     def __init__(
