@@ -135,8 +135,8 @@ class LanguageExtractor(Extractor):
         self.preprocessing["options"]["revision"] = self.commit
         if config_sha256(self._load_config()) != config_sha256(self.config):
             raise InputError(
-                f"model.revision: the configuration of {self.source!r} has changed since the run to resume, which is of "
-                f"{self.commit}; resume it with --model.revision {self.commit}"
+                f"model.revision: the configuration of {self.source!r} has changed since the run to resume, "
+                f"which is of {self.commit}; resume it with --model.revision {self.commit}"
             )
 
     def configure_model(self) -> None:

@@ -3,6 +3,7 @@
 B batch, L layers, T tokens, D hidden size.
 """
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -436,12 +437,16 @@ def test_a_local_folder_goes_by_its_own_name(tmp_path):
     folder.mkdir()
     model = reference_model(TINY, seed=7)
     save_file(model.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text('{"architecture": "test_vit", "pretrained_cfg": {"input_size": [3, 160, 160]}}')
+    pretrained = reference_model(TINY).pretrained_cfg
+    config = {"input_size": [3, 160, 160], "fixed_input_size": True, "num_classes": 1000}
+    config |= {key: pretrained[key] for key in ("mean", "std")}
+    (folder / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": config}))
     extractor = extractor_of(f"local-dir:{folder}/", untrained=False)
     assert extractor.provenance()["model"] == "mine"
     assert extractor.provenance()["weights"] == "checkpoint"
     images = images_for(extractor)
-    assert torch.isfinite(features(extractor, images)["cls"]).all()
+    expected = features(extractor_of(TINY, seed=7), images)["cls"]
+    torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
 
 
 def test_weights_that_want_quickgelu_are_named_with_their_variant():
