@@ -100,7 +100,7 @@ def extract(
         data.setup("predict")
     data.output_dir = folder if isinstance(folder, Path) else None
     with stopwatch("weights"):  # a checkpoint is hashed
-        job = Job(model, data, str(trainer.precision), folder)
+        job = Job(model, data, str(trainer.precision), folder, overwrite)
     with stoppable(), ExitStack() as held_locks:
         if not is_rank_zero():
             with suppress(NothingLeft):  # rank zero says so
@@ -137,21 +137,31 @@ class Job:
         data: The stimuli, set up.
         precision: The trainer's.
         output_dir: Folder of all features.
+        overwrite: What is there does not count.
     """
 
-    def __init__(self, model: Extractor, data: StimulusDataModule, precision: str, output_dir: AnyPath) -> None:
+    def __init__(
+        self,
+        model: Extractor,
+        data: StimulusDataModule,
+        precision: str,
+        output_dir: AnyPath,
+        overwrite: bool = False,
+    ) -> None:
         assert data.stimuli is not None, "data.setup() comes first"
         data.cut_shards(row_bytes=len(model.layers) * model.n_dim * 4)
         self.model, self.data = model, data
         self.stimulus_ids = data.stimuli["stimulus_id"].tolist()
         self.id_meaning = data.stimuli.attrs[ID_MEANING]
+        self.files, self.store_path = output_paths(model, data, output_dir)
+        if not overwrite:
+            model.adopt_revision(recorded_provenance(self.files.values(), self.store_path))
         self.provenance: dict[str, Any] = {
             **model.provenance(),
             **data.provenance(),
             "precision": precision,
             "torch": str(torch.__version__),
         }
-        self.files, self.store_path = output_paths(model, data, output_dir)
 
     def check_one_order(self) -> None:
         """See that the stimuli are those of all features in the folder.

@@ -1,6 +1,7 @@
 """models.yml -> model entries."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -66,6 +67,22 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
     ):
         raise InputError(f"models file {path}: expected lists under {' and '.join(KINDS)}")
     return {kind: [_entry(path, kind, raw) for raw in content.get(kind) or []] for kind in KINDS}
+
+
+def own_name(name: str) -> str:
+    """A model's name without the place where a local folder lies; others are returned as they are.
+
+    Raises:
+        InputError: The folder has no name of its own.
+    """
+    prefix, colon, path = name.partition(":")
+    if not (prefix == "local-dir" and colon):
+        path = name
+        if not os.path.isdir(name):  # noqa: PTH112 (Path's raises if it is too long)
+            return name
+    if own := Path(path).resolve().name:
+        return own
+    raise InputError(f"model.name: the folder {path!r} has no name to call the features by")
 
 
 def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEntry | None:

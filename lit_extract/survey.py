@@ -16,7 +16,7 @@ from lit_extract.layout import BESIDE_SUFFIX, FEATURES_KEYS, STORE_SUFFIX, read_
 from lit_extract.listing import File, list_files
 from lit_extract.lock import LOCK_SUFFIX, lock_holder
 from lit_extract.paths import AnyPath, remote_errors, to_path
-from lit_extract.registry import default_models_file, read_models
+from lit_extract.registry import default_models_file, own_name, read_models
 
 DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
 LEFTOVER, NOT_OURS, UNREADABLE = "leftover", "not ours", "unreadable"
@@ -126,7 +126,7 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
     if isinstance(root, Path) and not root.is_dir():
         hint = f" (lit-extract show {root} tells of one file)" if root.exists() else ""
         raise InputError(f"folder: {str(root)!r} is not a folder{hint}")
-    expected = {kind: [model.name for model in listed] for kind, listed in read_models(models).items()}
+    expected = {kind: [own_name(model.name) for model in listed] for kind, listed in read_models(models).items()}
     files, unreadable = list_files(root, folders_like=_STORE_SUFFIXES)
     if not files and not isinstance(root, Path):
         raise InputError(f"folder: there is nothing at {str(root)!r}")

@@ -7,6 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lit_extract.hub import hub_commit
 from lit_extract.modules.compilation import check_compiler, compile_for
 from lit_extract.modules.weights import default_float32, path_sha256
-from lit_extract.registry import find_model
+from lit_extract.registry import find_model, own_name
 from lit_extract.timing import stopwatch
 
 
@@ -46,6 +47,7 @@ class Extractor(Predictor):
     """
 
     kind: ClassVar[str]
+    checkpoint_on_hub: ClassVar[bool] = False  # a checkpoint can be a repository
     rows_a_pass_on_cpu: ClassVar[int | None] = None  # more of them do not fit the caches; None: a whole batch
     extras: Mapping[str, str] = MappingProxyType({})  # per-row outputs besides the features, with their dtype
 
@@ -68,9 +70,13 @@ class Extractor(Predictor):
     ) -> None:
         super().__init__()
         entry = find_model(self.kind, name, models)
-        self.model_name, self.untrained, self.seed = name, untrained, seed
-        self.checkpoint = checkpoint or (entry.checkpoint if entry else None)
-        self.revision = revision or (entry.revision if entry else None)
+        self.model_name, self.untrained, self.seed = own_name(name), untrained, seed
+        self.checkpoint, self.revision = checkpoint, revision
+        if entry and not checkpoint:
+            # A revision is one of a repository: one that is given leaves no use for local weights of the entry.
+            is_local = not self.checkpoint_on_hub or (entry.checkpoint and Path(entry.checkpoint).exists())
+            self.checkpoint = None if revision and is_local else entry.checkpoint
+            self.revision = revision or entry.revision
         self.options: dict[str, Any] = {**(entry.options if entry else {}), **(options or {})}
         self.compiles = compile
         self._compiled: set[tuple[tuple[int, int], ...]] = set()
@@ -126,6 +132,19 @@ class Extractor(Predictor):
         """The commit on the hub that the weights come from."""
         repository, files = self.weights_source()
         return hub_commit(repository, self.revision, files)
+
+    def adopt_revision(self, recorded: Mapping[str, Any]) -> None:
+        """Use the commit that an earlier run recorded, when nobody asked for a revision.
+
+        A commit to the model's card changes what the main branch stands for, but not the weights.
+
+        Args:
+            recorded: Provenance of the run to resume; may be empty.
+        """
+        if self.revision is None and not self.untrained and not self.local_checkpoint():
+            commit = recorded.get("revision")
+            if isinstance(commit, str) and recorded.get("weights") == f"hub:{self.weights_source()[0]}":
+                self.commit = commit
 
     def provenance(self) -> dict[str, Any]:
         """What about the model changes the numbers."""

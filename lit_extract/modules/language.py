@@ -6,7 +6,7 @@ B batch, L layers, T tokens, D hidden size, P poolings, V vocabulary.
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -57,6 +57,7 @@ class LanguageExtractor(Extractor):
     """
 
     kind = "language"
+    checkpoint_on_hub = True
     inputs = ("input_ids", "attention_mask", "n_bytes")
 
     def __init__(
@@ -119,6 +120,24 @@ class LanguageExtractor(Extractor):
         if self.untrained:
             own["config_sha256"] = config_sha256(self.config)
         return {**super().provenance(), **own, "tokenizer": self.preprocessing["tokenizer"]}
+
+    def adopt_revision(self, recorded: Mapping[str, Any]) -> None:
+        """Use the commit of an earlier run, if its configuration is the one that was read.
+
+        Raises:
+            InputError: It is another.
+        """
+        latest = self.commit if "revision" in self._from else None
+        super().adopt_revision(recorded)
+        if latest is None or self.commit == latest:
+            return
+        self._from["revision"] = self.commit
+        self.preprocessing["options"]["revision"] = self.commit
+        if config_sha256(self._load_config()) != config_sha256(self.config):
+            raise InputError(
+                f"model.revision: the configuration of {self.source!r} has changed since the run to resume, "
+                f"which is of {self.commit}; resume it with --model.revision {self.commit}"
+            )
 
     def configure_model(self) -> None:
         """Load the weights, once, onto the device and in the run's precision.

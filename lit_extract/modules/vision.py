@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.modules.base import Extractor
+from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
 from lit_extract.modules.compilation import compile_blocks
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_image
 from lit_extract.modules.selection import check_pools, select_blocks
-from lit_extract.modules.weights import on_cpu_in_float32
+from lit_extract.modules.weights import on_cpu_in_float32, path_sha256
+from lit_extract.ranks import is_rank_zero, say
 from lit_extract.registry import read_models, unknown_model
 from lit_extract.timing import stopwatch
 
@@ -75,14 +77,20 @@ class VisionExtractor(Extractor):
             raise InputError(
                 f"model.checkpoint ({checkpoint!r}) and model.revision ({revision!r}): give one of the two"
             )
+        self._timm_name = name if self.model_name == name else f"local-dir:{Path(name.removeprefix('local-dir:'))}"
+        self._folder = None if self.model_name == name else self._timm_name.removeprefix("local-dir:")
         if self.checkpoint and not untrained and not Path(self.checkpoint).is_file():
             raise InputError(f"model.checkpoint: {self.checkpoint!r} is not a file")
         self._models = models
+        if self.options.get("in_chans", 3) != 3:
+            raise InputError(f"model.options: in_chans is {self.options['in_chans']}, but images here are RGB: 3")
         skeleton = self._create_skeleton()
         self.preprocessing = _preprocessing(skeleton, self.options)
         n_tokens, self.n_dim = _block_shape(name, skeleton, self.preprocessing["input_size"])
         self.n_prefix, has_class_token = _prefix_tokens(skeleton, n_tokens)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
+        notes = skeleton.pretrained_cfg.get("notes") or ()
+        self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
         self.hub_id = str(skeleton.pretrained_cfg.get("hf_hub_id"))
         chosen = select_blocks(layers, len(skeleton.blocks))
         self.layers = [f"blocks.{k}" for k in chosen]
@@ -95,7 +103,10 @@ class VisionExtractor(Extractor):
     def provenance(self) -> dict[str, Any]:
         """What about the model changes the numbers."""
         channels_last = {"channels_last": True} if self.memory_format is torch.channels_last else {}
-        return {**super().provenance(), **channels_last}
+        architecture = {}
+        if self._folder and (self.untrained or self.checkpoint):
+            architecture["config_sha256"] = path_sha256(Path(self._folder, "config.json"))
+        return {**super().provenance(), **architecture, **channels_last}
 
     def configure_model(self) -> None:
         """Build the backbone and load its weights, once, in float32; Lightning moves and casts it."""
@@ -103,6 +114,7 @@ class VisionExtractor(Extractor):
         if self.backbone is not None:
             return
         with stopwatch("weights"), on_cpu_in_float32(self.seed):
+            self._warn_of_activation()
             backbone: nn.Module = self._create_backbone()
         self.backbone = backbone.eval().requires_grad_(False).to(memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.compiles:
@@ -157,8 +169,8 @@ class VisionExtractor(Extractor):
         return self.backbone
 
     def local_checkpoint(self) -> str | None:
-        """The checkpoint is always a local file."""
-        return self.checkpoint
+        """The file, or the folder that the name gives."""
+        return self.checkpoint or self._folder
 
     def weights_source(self) -> tuple[str, Sequence[str]]:
         """Timm's repository on the hub."""
@@ -170,8 +182,8 @@ class VisionExtractor(Extractor):
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                skeleton = timm.create_model(self.model_name, pretrained=False, **self.options)
-        except (RuntimeError, ValueError, TypeError) as error:
+                skeleton = timm.create_model(self._timm_name, pretrained=False, **self.options)
+        except Exception as error:  # timm asserts, and its models raise what they like
             if ":" in self.model_name or _is_timm_name(self.model_name):
                 what = f"{self.model_name!r} with {self.options}"
                 raise InputError(f"model.name, model.options: timm can't build {what}: {one_line(error)}") from None
@@ -181,19 +193,74 @@ class VisionExtractor(Extractor):
 
     def _create_backbone(self) -> Any:
         if self.untrained:
-            return timm.create_model(self.model_name, pretrained=False, **self.options)
+            return timm.create_model(self._timm_name, pretrained=False, **self.options)
+        if self.checkpoint and Path(self.checkpoint).suffix == ".npz":
+            return self._from_npz(self.checkpoint)
+        removed: list[str] = []
+        overlay: dict[str, Any] = {}
         if self.checkpoint:
-            overlay = {"file": self.checkpoint, "custom_load": Path(self.checkpoint).suffix == ".npz"}
-        else:  # the commit that was recorded, not what the branch has become since
+            own = set(self._create_skeleton().state_dict())
+            weights, removed = unwrap(read_weights(self.checkpoint), own)
+            overlay = {"state_dict": weights, "source": "", "custom_load": False}
+        elif not self._folder:  # the commit that was recorded, not what the branch has become since
             overlay = {"hf_hub_id": f"{self.hub_id}@{self.commit}"}
         try:
-            return timm.create_model(self.model_name, pretrained=True, pretrained_cfg_overlay=overlay, **self.options)
+            with loading_noted() as loaded:
+                backbone = timm.create_model(
+                    self._timm_name, pretrained=True, pretrained_cfg_overlay=overlay, **self.options
+                )
         except Exception as error:  # network, hub, disk and format errors of several libraries
-            if self.checkpoint:
+            if local := self.local_checkpoint():
                 raise InputError(
-                    f"model.checkpoint: {self.checkpoint!r} does not fit {self.model_name!r}: {one_line(error)}"
+                    f"model.checkpoint: {local!r} does not fit {self.model_name!r}: {one_line(error)}"
                 ) from error
             raise InputError(self._no_weights(f"{type(error).__name__}: {one_line(error)}")) from error
+        backbone.pretrained_cfg.pop("state_dict", None)  # it would be kept twice
+        self._check(loaded)
+        if removed:
+            say(f"{self.checkpoint}: the weights fit without the wrappers {', '.join(removed)}")
+        return backbone
+
+    def _from_npz(self, file: str) -> Any:
+        """Weights in the format of JAX, which timm copies by itself: what it leaves out is still NaN."""
+        backbone = timm.create_model(self._timm_name, pretrained=False, **self.options)
+        for parameter in backbone.parameters():
+            nn.init.constant_(parameter, torch.nan)
+        try:
+            backbone.load_pretrained(file)
+        except Exception as error:  # of timm, numpy and the disk
+            raise InputError(
+                f"model.checkpoint: {file!r} does not fit {self.model_name!r}: {one_line(error)}"
+            ) from error
+        missing = [name for name, parameter in backbone.named_parameters() if parameter.isnan().any()]
+        self._check(Loaded(True, missing, []))
+        return backbone
+
+    def _check(self, loaded: Loaded) -> None:
+        """Raise InputError unless the weights are all that the layers need."""
+        source = self.local_checkpoint() or f"{self.hub_id}@{self.commit}"
+        needed: set[str] = set()
+        if loaded.missing:
+            size = self.preprocessing["input_size"]
+            needed = tensors_behind(self._create_skeleton(), self.layers, self.stop_after, size)
+        check_loaded(loaded, needed, source, self.model_name)
+
+    def _warn_of_activation(self) -> None:
+        """Warn of CLIP weights whose activation function is another than the model's."""
+        variant = self.model_name.replace("_clip_", "_clip_quickgelu_")
+        if (
+            self._wants_quickgelu
+            and not self.untrained
+            and "quickgelu" not in self.model_name
+            and "act_layer" not in self.options
+            and timm.is_model(variant.partition(".")[0])
+            and is_rank_zero()
+        ):
+            warnings.warn(
+                f"the weights of {self.model_name} were trained with QuickGELU, which this variant does not have; "
+                f"for the original features use --model.name {variant}",
+                stacklevel=2,
+            )
 
     def _no_weights(self, reason: str) -> str:
         return (
@@ -209,8 +276,11 @@ def _is_timm_name(name: str) -> bool:
 
 def _preprocessing(skeleton: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """Timm's evaluation config of the model, as plain lists and numbers."""
-    args = {"img_size": options["img_size"]} if isinstance(options.get("img_size"), int) else {}
-    config = resolve_model_data_config(skeleton, args=args)
+    size = options.get("img_size")
+    sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, list | tuple) else None
+    config = resolve_model_data_config(skeleton, args={"input_size": (3, *sides)} if sides else {})
+    if config["input_size"][0] != 3:
+        raise InputError(f"model.name: the model takes images of {config['input_size'][0]} channels; here they are RGB")
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 
 
@@ -227,21 +297,34 @@ def _block_shape(name: str, skeleton: nn.Module, input_size: list[int]) -> tuple
         )
     shapes: list[tuple[int, ...]] = []
 
-    def note(output: Tensor) -> Tensor:
-        shapes.append(tuple(output.shape))
+    def note(output: Any) -> Any:
+        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
         return output
 
-    with (
-        capture({str(k): block for k, block in enumerate(blocks)}, note, last=str(len(blocks) - 1)),
-        torch.no_grad(),
-    ):
-        skeleton(torch.empty(1, *input_size, device="meta"))
-    if shapes and shapes[0][0] != 1:  # TNT's blocks put out the pixels of each patch besides
-        raise InputError(f"model.name: the blocks of {name!r} do not put out one sequence of tokens for an image")
-    if len(set(shapes)) != 1 or len(shapes) != len(blocks) or len(shapes[0]) != 3:
-        widths = name_some([str(shape[1:]) for shape in dict.fromkeys(shapes)])
+    try:
+        with (
+            capture({str(k): block for k, block in enumerate(blocks)}, note, last=str(len(blocks) - 1)),
+            torch.no_grad(),
+        ):
+            skeleton(torch.empty(1, *input_size, device="meta"))
+    except Exception as error:  # of any model of timm's
         raise InputError(
-            f"model.name: the blocks of {name!r} are not of one width: {widths}; features need the same in every layer"
+            f"model.name: {name!r} can't compute an image of {input_size}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if any(len(shape) == 0 or shape[0] != 1 for shape in shapes):  # CrossViT: two sequences; TNT: pixels of each patch
+        raise InputError(f"model.name: the blocks of {name!r} do not put out one sequence of tokens for an image")
+    kinds = list(dict.fromkeys(shape[1:] for shape in shapes))
+    shown = name_some([str(kind) for kind in kinds])
+    if any(len(kind) != 2 for kind in kinds):
+        raise InputError(f"model.name: the blocks of {name!r} put out maps, not tokens (T, D): {shown}")
+    if len({kind[1] for kind in kinds}) > 1 or len(shapes) != len(blocks):
+        raise InputError(
+            f"model.name: the blocks of {name!r} are not of one width: {shown}; features need the same in every layer"
+        )
+    if len(kinds) > 1:  # ConViT
+        raise InputError(
+            f"model.name: the number of tokens changes between the blocks of {name!r} (T, D): {shown}; a class token "
+            "that joins later can't be told apart in each layer, which is not supported"
         )
     return shapes[0][1], shapes[0][2]
 
@@ -255,5 +338,9 @@ def _prefix_tokens(skeleton: nn.Module, n_tokens: int) -> tuple[int, bool]:
     stem = getattr(skeleton, "patch_embed", None) or getattr(skeleton, "stem", None)
     n_patches = getattr(stem, "num_patches", None)
     n_prefix = declared if n_patches is None else n_tokens - n_patches
-    assert n_prefix in (0, declared), f"{n_tokens} tokens, {n_patches} patches, {declared} prefix tokens"
+    if n_prefix not in (0, declared):
+        raise InputError(
+            f"model.name: timm says that the model has {n_patches} patches and {declared} tokens before them, but its "
+            f"blocks have {n_tokens} tokens: patches can't be told apart"
+        )
     return n_prefix, n_prefix > 0 and getattr(skeleton, "cls_token", None) is not None

@@ -5,6 +5,7 @@ T tokens, D hidden size.
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_extract.datasets import load_dataset, table
 from lit_extract.errors import InputError, one_line
+from lit_extract.modules.checkpoint import loading_noted, read_weights, unwrap
 from lit_extract.modules.weights import on_cpu_in_float32
 from lit_extract.parity.reference import Reference, check_ids, check_same, check_sizes, no_weights
 
@@ -45,14 +47,26 @@ class VisionReference(Reference):
         else:
             if weights == "checkpoint":
                 file = self.checkpoint()
-                overlay = {"file": file, "custom_load": file.endswith(".npz")}
+                if Path(file).is_dir():
+                    name, overlay = f"local-dir:{file}", {}
+                elif file.endswith(".npz"):
+                    overlay = {"file": file, "custom_load": True}
+                else:  # out of its wrappers, as it was when the file was made
+                    with torch.device("meta"):
+                        own = set(timm.create_model(name, pretrained=False, **options).state_dict())
+                    weights_there, _ = unwrap(read_weights(file), own)
+                    # a head that was left out is not looked at
+                    overlay = {"state_dict": weights_there, "source": "", "custom_load": False}
             else:
                 overlay = {"hf_hub_id": f"{weights.removeprefix('hub:')}@{known['revision']}"}
             try:
-                model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+                with loading_noted():
+                    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
             except Exception as error:  # network, hub, disk and format errors of several libraries
                 raise no_weights(name, weights, error) from error
-        size = {"img_size": options["img_size"]} if isinstance(options.get("img_size"), int) else {}
+        side = options.get("img_size")
+        sides = (side, side) if isinstance(side, int) else side
+        size = {"input_size": (3, *sides)} if sides else {}
         config = resolve_data_config(size, model=model)
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
         check_same("preprocessing", known["preprocessing"], plain)

@@ -3,6 +3,7 @@
 B batch, L layers, T tokens, D hidden size.
 """
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -336,3 +337,119 @@ def test_channels_last_is_another_layout_of_the_same_numbers():
     torch.testing.assert_close(found, features(plain, images)["cls"], rtol=1e-5, atol=1e-5)
     assert last.provenance() == {**plain.provenance(), "channels_last": True}
     assert "channels_last" not in plain.provenance()
+
+
+def wrapped(tmp_path, state, prefix="model."):
+    file = tmp_path / "wrapped.ckpt"
+    torch.save({"state_dict": {f"{prefix}{key}": value for key, value in state.items()}, "epoch": 3}, file)
+    return str(file)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.model.", "_orig_mod.backbone."])
+def test_wrappers_are_removed_and_reported(tmp_path, capsys, prefix):
+    state = reference_model(TINY, seed=11).state_dict()
+    file = wrapped(tmp_path, state, prefix)
+    extractor = extractor_of(TINY, untrained=False, checkpoint=file, options={"num_classes": 0})
+    images = images_for(extractor)
+    expected = features(extractor_of(TINY, seed=11), images)["cls"]
+    torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
+    assert f"without the wrappers state_dict, {prefix.split('.')[0]}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("classes", [{}, {"num_classes": 0}])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.pop("blocks.3.attn.qkv.weight"), r"lacks blocks\.3\.attn\.qkv\.weight, which the layers need"),
+        (lambda s: s.update({"net.pos_embed": s.pop("pos_embed")}), r"lacks pos_embed"),
+        (lambda s: s.update({"blocks.0.ls1.gamma": torch.ones(64)}), r"no place for blocks\.0\.ls1\.gamma"),
+        (lambda s: s.update({"blocks.0.mlp.fc1.bias": torch.ones(5)}), r"does not fit .*blocks\.0\.mlp\.fc1\.bias"),
+    ],
+)
+def test_weights_that_layers_need_are_all_from_the_checkpoint(tmp_path, classes, damage, message):
+    state = reference_model(TINY).state_dict()
+    damage(state)
+    extractor = VisionExtractor(TINY, checkpoint=wrapped(tmp_path, state), options=classes)
+    with pytest.raises(InputError, match=message):
+        extractor.configure_model()
+
+
+def test_weights_behind_the_last_layer_may_be_missing(tmp_path):
+    state = reference_model(TINY, seed=11).state_dict()
+    kept = {key: value for key, value in state.items() if not key.startswith(("head.", "norm.", "blocks.5."))}
+    extractor = extractor_of(TINY, untrained=False, checkpoint=wrapped(tmp_path, kept), layers=[0, 4])
+    images = images_for(extractor)
+    expected = features(extractor_of(TINY, seed=11, layers=[0, 4]), images)["cls"]
+    torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_images_need_not_be_square():
+    options = {"img_size": [80, 160]}
+    extractor = extractor_of(TINY, options=options, pool="avg")
+    assert extractor.preprocessing["input_size"] == [3, 80, 160]
+    images = images_for(extractor)
+    layers = reference_model(TINY, **options).forward_intermediates(
+        reference_input(TINY, images), norm=False, output_fmt="NLC", intermediates_only=True
+    )
+    expected = torch.stack([layer.mean(1) for layer in layers], dim=1)
+    torch.testing.assert_close(features(extractor, images)["avg"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("crossvit_9_240", {}, "do not put out one sequence of tokens"),
+        ("convit_tiny", {}, "number of tokens changes"),
+        ("samvit_base_patch16_224", {}, "put out maps"),
+        ("vitamin_xlarge_336", {}, "patches can't be told apart"),
+        (TINY, {"in_chans": 1}, "in_chans is 1, but images here are RGB"),
+        (TINY, {"global_pool": "nope"}, "timm can't build"),
+    ],
+)
+def test_models_that_fail_are_refused_for_the_real_reason(name, options, message):
+    with pytest.raises(InputError, match=message):
+        VisionExtractor(name, untrained=True, options=options, pool="avg")
+
+
+def test_recorded_commit_is_resumed_unless_a_revision_is_given(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **k: SimpleNamespace(sha=f"of-{k['revision']}"))
+    recorded = {"weights": "hub:timm/test_vit.r160_in1k", "revision": "before"}
+    for revision, expected in ((None, "before"), ("v2", "of-v2")):
+        extractor = VisionExtractor(TINY, revision=revision)
+        extractor.adopt_revision(recorded)
+        assert extractor.provenance()["revision"] == expected
+
+
+def test_settings_of_a_command_win_over_those_of_the_entry(tmp_path):
+    for name in ("entry.safetensors", "own.safetensors"):
+        (tmp_path / name).touch()
+    entry, own = (str(tmp_path / name) for name in ("entry.safetensors", "own.safetensors"))
+    models = tmp_path / "models.yml"
+    models.write_text(f"vision: [{{name: {TINY}, checkpoint: {entry}, revision: old}}]\n")
+    given = {"models": str(models)}
+    found = [VisionExtractor(TINY, **given, **settings) for settings in ({}, {"revision": "new"}, {"checkpoint": own})]
+    assert [(e.checkpoint, e.revision) for e in found] == [(entry, "old"), (None, "new"), (own, None)]
+
+
+def test_a_local_folder_goes_by_its_own_name(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    model = reference_model(TINY, seed=7)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    pretrained = reference_model(TINY).pretrained_cfg
+    config = {"input_size": [3, 160, 160], "fixed_input_size": True, "num_classes": 1000}
+    config |= {key: pretrained[key] for key in ("mean", "std")}
+    (folder / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": config}))
+    extractor = extractor_of(f"local-dir:{folder}/", untrained=False)
+    assert extractor.provenance()["model"] == "mine"
+    assert extractor.provenance()["weights"] == "checkpoint"
+    images = images_for(extractor)
+    expected = features(extractor_of(TINY, seed=7), images)["cls"]
+    torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
+
+
+def test_weights_that_want_quickgelu_are_named_with_their_variant():
+    extractor = VisionExtractor("vit_base_patch16_clip_224.openai")
+    with pytest.warns(UserWarning, match=r"vit_base_patch16_clip_quickgelu_224\.openai"):
+        extractor._warn_of_activation()

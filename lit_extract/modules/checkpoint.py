@@ -1,0 +1,180 @@
+"""Checkpoints of vision models: read, taken out of their wrappers, and proven to be what runs."""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.modules.hooks import capture
+
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
+# Parts that come after the blocks or serve pretraining only: a model without a place for them loses nothing.
+_NO_LAYER_NEEDS = ("head", "head_dist", "fc", "fc_norm", "norm", "mask_token", "attn_pool")
+
+
+@dataclass
+class Loaded:
+    """What a library did with the weights that it was given.
+
+    Args:
+        happened: Whether weights were loaded at all.
+        missing: Parameters and buffers of the model that the weights do not have.
+        unexpected: Weights that the model has no place for.
+    """
+
+    happened: bool = False
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def loading_noted() -> Iterator[Loaded]:
+    """Note what each ``load_state_dict`` leaves out, whichever library calls it and however strictly.
+
+    Timm stops being strict when ``num_classes`` differs from the published one, and returns nothing that tells.
+    Each tensor that is not missing was copied by name, and its shape was checked.
+    """
+    original, loaded = nn.Module.load_state_dict, Loaded()
+
+    def load(self: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        result = original(self, state_dict, strict=False, assign=assign)
+        loaded.happened = True
+        loaded.missing, loaded.unexpected = list(result.missing_keys), list(result.unexpected_keys)
+        return result
+
+    nn.Module.load_state_dict = load  # type: ignore[method-assign]
+    try:
+        yield loaded
+    finally:
+        nn.Module.load_state_dict = original  # type: ignore[method-assign]
+
+
+def read_weights(file: str) -> Any:
+    """The content of a checkpoint, which is not trusted.
+
+    Raises:
+        InputError: It can't be read, or is a pickle of more than tensors and plain values.
+    """
+    try:
+        if Path(file).suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the settings that timm and others save
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the disk, the format, and of pickles that want more
+        raise InputError(
+            f"model.checkpoint: {file!r} can't be read as weights alone: {one_line(error)}; save its state dict as "
+            "safetensors"
+        ) from error
+
+
+def unwrap(content: Any, own: set[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Take weights out of what training programs wrap them in.
+
+    Args:
+        content: What a checkpoint holds.
+        own: The model's names of its tensors.
+
+    Returns:
+        The weights, and the wrappers that were removed, the outermost first.
+
+    Raises:
+        InputError: There are no weights in it.
+    """
+    removed: list[str] = []
+    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        name = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if name is None:
+            break
+        content = content[name]
+        removed.append(name)
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)} if content else {}
+    if not weights:
+        raise InputError(f"model.checkpoint: no weights in it; looked for tensors, also in {', '.join(WRAPPERS)}")
+    prefixes = _best_prefixes(weights, own)
+    for prefix in prefixes:
+        weights = _without(weights, prefix)
+    return weights, removed + prefixes
+
+
+def _without(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a wrapping module that is under this prefix; its siblings are not the model's."""
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
+    """Prefixes under which most of the model's names are found; none unless removing them finds more."""
+    best: list[str] = []
+    most = len(own & weights.keys())
+    for prefix in PREFIXES:
+        if inner := _without(weights, prefix):
+            further = _best_prefixes(inner, own)
+            found = inner
+            for part in further:
+                found = _without(found, part)
+            if (count := len(own & found.keys())) > most:
+                best, most = [prefix, *further], count
+    return best
+
+
+def tensors_behind(skeleton: nn.Module, layers: list[str], stop_after: str, input_size: list[int]) -> set[str]:
+    """Names of the parameters and buffers on which layers depend: those that a gradient reaches.
+
+    Args:
+        skeleton: The model, on the meta device.
+        layers: The layers.
+        stop_after: The last of them.
+        input_size: (3, H, W).
+    """
+    tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    for tensor in floating.values():
+        tensor.requires_grad_(True)
+    with torch.enable_grad():
+        modules = {layer: skeleton.get_submodule(layer) for layer in layers}
+        with capture(modules, torch.sum, last=stop_after) as sums:
+            skeleton(torch.empty(1, *input_size, device="meta"))
+        total = torch.stack(list(sums.values())).sum()
+        gradients = torch.autograd.grad(total, list(floating.values()), allow_unused=True)
+    return {name for name, gradient in zip(floating, gradients, strict=True) if gradient is not None}
+
+
+def check_loaded(loaded: Loaded, needed: set[str], source: str, model: str) -> None:
+    """Raise InputError unless all that the layers need came from the weights, and nothing of them was left over.
+
+    Args:
+        loaded: What happened.
+        needed: Names of the tensors on which the layers depend.
+        source: Where the weights are.
+        model: Name of the model.
+    """
+    if not loaded.happened:
+        raise InputError(f"model.checkpoint: nothing was loaded from {source!r} for {model!r}")
+    if missing := [name for name in loaded.missing if name in needed]:
+        raise InputError(
+            f"model.checkpoint: {source!r} does not fit {model!r}: it lacks {name_some(missing)}, which the layers need"
+            f"{_left_over(loaded.unexpected)}; check model.name and model.options"
+        )
+    kept_out = {name.partition(".")[0] for name in loaded.missing} | set(_NO_LAYER_NEEDS)
+    unknown = [
+        name
+        for name in loaded.unexpected
+        if (part := name.partition(".")[0]) not in kept_out and not part.startswith("decoder")
+    ]
+    if unknown:
+        raise InputError(
+            f"model.checkpoint: {source!r} does not fit {model!r}, which has no place for {name_some(unknown)}; "
+            "check model.name and model.options"
+        )
+
+
+def _left_over(unexpected: list[str]) -> str:
+    return f", and has instead {name_some(unexpected, limit=3)}" if unexpected else ""
