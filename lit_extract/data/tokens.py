@@ -102,7 +102,7 @@ BACKENDS: dict[str, Callable[[str, dict[str, Any]], Tokenizer]] = {
 def _arguments_of(tokenizer: type) -> set[str]:
     """Names that the constructors of a tokenizer take."""
     constructors = [vars(base)["__init__"] for base in tokenizer.__mro__[:-1] if "__init__" in vars(base)]
-    return _ARGUMENTS.union(*(inspect.signature(constructor).parameters for constructor in constructors))
+    return set(_ARGUMENTS).union(*(inspect.signature(constructor).parameters for constructor in constructors))
 
 
 def load_tokenizer(backend: str, source: str, options: dict[str, Any]) -> Tokenizer:
