@@ -19,7 +19,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 def probe_tokens(vocabulary: int, context: int | None) -> tuple[Tensor, Tensor]:
     """Two texts (1, T) of the vocabulary whose first half is the same and whose second half differs in each token."""
     n = min(N_TOKENS, context or N_TOKENS)
-    ids = torch.linspace(vocabulary // 4, vocabulary - 1, 2 * n).long()  # special tokens are mostly first
+    start = vocabulary // 4  # special tokens are mostly first
+    ids = torch.tensor([start + k * (vocabulary - 1 - start) // (2 * n) for k in range(2 * n)])
     first, other = ids[:n].clone(), ids[:n].clone()
     other[n // 2 :] = ids[n + n // 2 :]
     return first[None], other[None]

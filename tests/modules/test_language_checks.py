@@ -39,9 +39,15 @@ class Trainer:
 
 def configured(folder, bf16=False, **settings):
     extractor = LanguageExtractor(str(folder), **settings)
-    if bf16:
-        extractor._trainer = Trainer()
-    extractor.configure_model()
+    if not bf16:
+        extractor.configure_model()
+        return extractor
+    extractor._trainer = Trainer()
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning does
+    try:
+        extractor.configure_model()
+    finally:
+        torch.set_default_dtype(torch.float32)
     return extractor
 
 
