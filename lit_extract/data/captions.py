@@ -184,7 +184,8 @@ class CaptionDataModule(StimulusDataModule):
             raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
         captions = self._fit(captions, settings["context"], stimuli["stimulus_id"].tolist())
         if settings["exclude_bos"]:
-            _check_bos(captions, tokenizer.bos_id)
+            _check_bos(captions, tokenizer.bos_id, settings["exclude_bos"], stimuli["stimulus_id"].tolist())
+        _warn_of_bos(captions, tokenizer.bos_id, settings.get("bos_id"))
         self.lengths = [len(caption) for caption in captions]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
         self._tokens = np.fromiter(
@@ -279,8 +280,28 @@ class CaptionDataModule(StimulusDataModule):
         return [caption[:context] for caption in captions]
 
 
-def _check_bos(captions: list[list[int]], bos_id: int | None) -> None:
-    if bos_id is None or any(caption[0] != bos_id for caption in captions):
+def _check_bos(captions: list[list[int]], bos_id: int | None, exclude_bos: bool | str, ids: list[Any]) -> None:
+    """Leaving the first token out must leave out the one that was meant, and something to average."""
+    if exclude_bos is True and (bos_id is None or any(caption[0] != bos_id for caption in captions)):
         raise InputError(
-            "model.exclude_bos is true, but the model's tokenizer does not begin captions with a BOS token"
+            "model.exclude_bos is true, but the model's tokenizer does not begin captions with a BOS token; "
+            "to leave out the first token whatever it is, pass --model.exclude_bos first"
+        )
+    if alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) < 2]:
+        raise InputError(
+            f"model.exclude_bos: {exclude_bos!r} leaves nothing to average of captions of one token: "
+            f"{name_some(alone)}; leave them out with data.query"
+        )
+
+
+def _warn_of_bos(captions: list[list[int]], bos_id: int | None, expected: int | None) -> None:
+    """Say once that the tokenizer leaves out a BOS token that it has and the configuration names.
+
+    Many configurations name a token that is never used: one that also ends texts (GPT-2's), or one that the tokenizer
+    does not know as its BOS (Qwen's). These are no reason to warn.
+    """
+    if expected is not None and bos_id == expected and not any(caption[0] == bos_id for caption in captions):
+        say(
+            f"warning: the model's configuration names a BOS token ({bos_id}), but its tokenizer does not put it "
+            "before captions; if the model was trained with it, pass --model.options '{add_bos_token: true}'"
         )

@@ -1,10 +1,20 @@
 """Tokenizers: Hugging Face's, or sentencepiece itself."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from lit_extract.errors import InputError, one_line
+from lit_extract.errors import InputError, name_some, one_line
+
+_LOCATION = frozenset(("trust_remote_code", "revision", "gguf_file", "subfolder"))
+# Hugging Face's tokenizers take anything, and ignore what they do not know. These are what they know but do not
+# have in the signatures of their constructors.
+_ARGUMENTS = frozenset(
+    "add_bos_token add_eos_token add_prefix_space additional_special_tokens bos_token clean_up_tokenization_spaces "
+    "cls_token do_lower_case eos_token fix_mistral_regex from_slow legacy mask_token model_max_length pad_token "
+    "sep_token sp_model_kwargs split_special_tokens tokenizer_type truncation_side unk_token use_fast".split()
+)
 
 
 class Tokenizer(Protocol):
@@ -31,6 +41,11 @@ class HuggingFaceTokenizer:
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if unknown := sorted(set(options) - _LOCATION - _arguments_of(type(self.tokenizer))):
+            raise InputError(
+                f"model.options: {name_some(unknown)}: neither the configuration, the weights nor the tokenizer "
+                f"({type(self.tokenizer).__name__}) has an argument of that name"
+            )
         self.bos_id: int | None = self.tokenizer.bos_token_id
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -58,6 +73,8 @@ class SentencePieceTokenizer:
     def __init__(self, source: str, options: dict[str, Any]) -> None:
         import sentencepiece
 
+        if unknown := sorted(set(options) - _LOCATION):
+            raise InputError(f"model.options: {name_some(unknown)}: the sentencepiece tokenizer takes no options")
         path = Path(source, "tokenizer.model")
         if not path.is_file():
             from huggingface_hub import hf_hub_download
@@ -82,16 +99,24 @@ BACKENDS: dict[str, Callable[[str, dict[str, Any]], Tokenizer]] = {
 }
 
 
+def _arguments_of(tokenizer: type) -> set[str]:
+    """Names that the constructors of a tokenizer take."""
+    constructors = [vars(base)["__init__"] for base in tokenizer.__mro__[:-1] if "__init__" in vars(base)]
+    return set(_ARGUMENTS).union(*(inspect.signature(constructor).parameters for constructor in constructors))
+
+
 def load_tokenizer(backend: str, source: str, options: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a model.
 
     Raises:
-        InputError: An unknown backend, or a tokenizer that can't be loaded.
+        InputError: An unknown backend or option, or a tokenizer that can't be loaded.
     """
     if backend not in BACKENDS:
         raise InputError(f"model.tokenizer: {backend!r} must be one of {', '.join(BACKENDS)}")
     try:
         return BACKENDS[backend](source, options)
+    except InputError:
+        raise
     except Exception as error:  # of several libraries, the hub and the disk
         raise InputError(
             f"model.tokenizer: the tokenizer of {source!r} can't be loaded: {type(error).__name__}: {one_line(error)}"

@@ -5,7 +5,6 @@ B batch, L layers, T tokens, D hidden size, P poolings, V vocabulary.
 
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,14 +14,15 @@ from torch.nn import functional
 
 from lit_extract.errors import InputError, one_line
 from lit_extract.modules.base import Extractor
+from lit_extract.modules.causality import check_causal, probe_tokens
 from lit_extract.modules.compilation import compile_blocks
 from lit_extract.modules.hooks import capture
+from lit_extract.modules.options import split_options
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, full_columns, pool_text
+from lit_extract.modules.pretrained import check_complete, load_pretrained
 from lit_extract.modules.selection import check_pools, select_blocks
-from lit_extract.modules.weights import config_sha256, on_cpu_in_float32
+from lit_extract.modules.weights import config_sha256, default_float32, on_cpu_in_float32
 from lit_extract.timing import stopwatch
-
-_TOKENIZER_OPTIONS = ("trust_remote_code", "revision", "gguf_file", "subfolder")
 
 LOGITS_BYTES = 256 * 2**20
 
@@ -42,12 +42,14 @@ class LanguageExtractor(Extractor):
             name; for an untrained model, its configuration and tokenizer.
         revision: Branch, tag or commit on the hub.
         options: Further arguments for from_pretrained of the configuration, the weights and the
-            tokenizer, such as {gguf_file: model.gguf}.
+            tokenizer, such as {gguf_file: model.gguf}. What neither the configuration nor loading weights
+            knows is the tokenizer's, such as {add_bos_token: true}.
         pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file.
         layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings,
             then blocks, of which the last is behind the final norm), or the indices of some blocks;
             negative ones count from the end.
-        exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models.
+        exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models; "first":
+            leave out the first token whatever it is, for tokenizers without BOS, such as Qwen's and GPT-2's.
         loss: Also compute each caption's loss and bits per byte, which needs the head.
         tokenizer: "huggingface", or "sentencepiece" to read tokenizer.model with sentencepiece itself.
         trust_remote_code: Run code that comes with the model.
@@ -70,7 +72,7 @@ class LanguageExtractor(Extractor):
         options: dict[str, Any] | None = None,
         pool: LanguagePooling | list[LanguagePooling] = "avg",
         layers: Literal["blocks", "hidden_states"] | list[int] = "blocks",
-        exclude_bos: bool = False,
+        exclude_bos: bool | Literal["first"] = False,
         loss: bool = False,
         tokenizer: str | None = None,
         trust_remote_code: bool = False,
@@ -79,6 +81,8 @@ class LanguageExtractor(Extractor):
     ) -> None:
         super().__init__(name, untrained, seed, checkpoint, revision, options, models, compile)
         self.source = self.checkpoint or name
+        if exclude_bos not in (True, False, "first"):
+            raise InputError(f"model.exclude_bos: {exclude_bos!r} must be true, false or 'first'")
         self.exclude_bos, self.loss = exclude_bos, loss
         backend = tokenizer or self.options.pop("tokenizer", "huggingface")
         self._from = {"trust_remote_code": trust_remote_code, **self.options}
@@ -94,6 +98,8 @@ class LanguageExtractor(Extractor):
             # transformers' default attention leaves Gemma-2's soft cap out without a word
             self.options["attn_implementation"] = "eager"
         skeleton = self._create_skeleton()
+        if skeleton.get_output_embeddings() is None or not hasattr(skeleton.get_input_embeddings(), "weight"):
+            raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings or no head of tokens")
         blocks = find_blocks(skeleton, self.config.num_hidden_layers)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
         self.n_dim = int(self.config.hidden_size)
@@ -106,9 +112,10 @@ class LanguageExtractor(Extractor):
         self.preprocessing = {
             "tokenizer": backend,
             "source": self.source,
-            "options": {key: self._from[key] for key in _TOKENIZER_OPTIONS if key in self._from},
+            "options": self._tokenizer_options,
             "context": getattr(self.config, "max_position_embeddings", None),
             "exclude_bos": exclude_bos,
+            "bos_id": _bos_id(self.config),
         }
         self._model: list[Any] = []
 
@@ -150,9 +157,14 @@ class LanguageExtractor(Extractor):
         trainer = self._trainer
         device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
         dtype = torch.bfloat16 if trainer is not None and trainer.precision == "bf16-true" else torch.float32
+        random: dict[str, str] = {}
         with stopwatch("weights"):
-            model = self._random_model(device, dtype) if self.untrained else self._trained_model(device, dtype)
+            if self.untrained:
+                model = self._random_model(device, dtype)
+            else:
+                model, random = self._trained_model(device, dtype)
         model.eval().requires_grad_(False)
+        self._probe(model, random)
         if self.compiles:
             compile_blocks(find_blocks(model.base_model, self.config.num_hidden_layers), dynamic=True)
         self._model.append(model)
@@ -243,7 +255,7 @@ class LanguageExtractor(Extractor):
         predicted = mask[:, 1:]
         before = hidden[:, :-1][predicted]  # (predicted tokens, D)
         targets = input_ids[:, 1:][predicted]
-        chunk = max(1, LOGITS_BYTES // (4 * self.config.vocab_size))
+        chunk = max(1, LOGITS_BYTES // (4 * len(self.model.get_output_embeddings().weight)))
         losses = [
             functional.cross_entropy(self._logits(states).float(), target, reduction="none")
             for states, target in zip(torch.split(before, chunk), torch.split(targets, chunk), strict=True)
@@ -263,9 +275,18 @@ class LanguageExtractor(Extractor):
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self.source, **self._from)
+            config, unused = AutoConfig.from_pretrained(self.source, return_unused_kwargs=True, **self._from)
         except Exception as error:  # of the hub, the network, the disk and the format
             raise self._unavailable(error) from error
+        self._from, self._tokenizer_options = split_options(self._from, unused)
+        for field in ("num_hidden_layers", "hidden_size"):
+            if not isinstance(getattr(config, field, None), int):
+                parts = [part for part in getattr(config, "sub_configs", {}) if hasattr(config, part)]
+                of_parts = f", being composed of {', '.join(parts)}" if parts else ""
+                raise InputError(
+                    f"model.name: the configuration of {self.model_name!r} ({config.model_type}) has no one "
+                    f"{field}{of_parts}, which is not supported; choose a plain causal language model"
+                )
         for unsupported in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
             if self.loss and getattr(config, unsupported, None) not in (None, 1, 1.0):
                 raise InputError(
@@ -278,10 +299,11 @@ class LanguageExtractor(Extractor):
         try:
             with torch.device("meta"):
                 return self._from_config()
-        except (ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # of the model's own code, which has configurations it was not written for
             raise InputError(
-                f"model.name: transformers knows no causal language model for {self.model_name!r}: {one_line(error)}"
-            ) from None
+                f"model.name: transformers can't make a causal language model of {self.model_name!r}: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
 
     def _random_model(self, device: torch.device, dtype: torch.dtype) -> Any:
         with on_cpu_in_float32(self.seed):
@@ -298,23 +320,42 @@ class LanguageExtractor(Extractor):
             self.config, trust_remote_code=self._from["trust_remote_code"], dtype=torch.float32, **attention
         )
 
-    def _trained_model(self, device: torch.device, dtype: torch.dtype) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        settings = {**self._from, **self.options}
+    def _trained_model(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, dict[str, str]]:
+        # options may have got another attention since
+        own = {key: value for key, value in self.options.items() if key in self._from or key == "attn_implementation"}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model, info = AutoModelForCausalLM.from_pretrained(
-                    self.source, dtype=dtype, device_map={"": device}, output_loading_info=True, **settings
-                )
+            return load_pretrained(self.source, {**self._from, **own}, dtype, device)
         except Exception as error:  # of the hub, the network, the disk and the format
             raise self._unavailable(error) from error
-        if missing := info.get("missing_keys"):
-            raise InputError(
-                f"model.checkpoint: {self.source!r} lacks the weights {one_line(ValueError(sorted(missing)))}"
-            )
-        return model
+
+    def _probe(self, model: Any, random: dict[str, str]) -> None:
+        """See, by two short texts, that the forward pass works, is causal, and needs no weights that are random."""
+        base = model.base_model
+        blocks = find_blocks(base, self.config.num_hidden_layers)
+        needs_end = self.loss or "norm" in self.layers
+        last = len(blocks) - 1 if needs_end else max(self._hooked)
+        names = [f"blocks.{k}" for k in range(last + 1)]
+        vocabulary = len(model.get_input_embeddings().weight)
+        texts = probe_tokens(vocabulary, self.preprocessing["context"])
+
+        def states_of(ids: Tensor) -> list[Tensor]:
+            wanted = dict(zip(names, blocks, strict=False))
+            with capture(wanted, Tensor.clone, last=None if needs_end else names[-1]) as states:
+                base(input_ids=ids.to(model.device), use_cache=False)
+            return [states[name] for name in names]
+
+        with torch.no_grad(), default_float32():
+            try:
+                states_of(texts[0])
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of the model's own code
+                raise InputError(
+                    f"model.name: the forward pass of {self.model_name!r} fails: {type(error).__name__}: "
+                    f"{one_line(error)}"
+                ) from error
+            check_complete(self.source, model, random, last, lambda: states_of(texts[0]), self.loss)
+            check_causal(self.model_name, states_of, texts)
 
     def _unavailable(self, error: Exception) -> InputError:
         if self.local_checkpoint():
@@ -351,3 +392,9 @@ def _choose_layers(
 def _output_width(skeleton: Any) -> int:
     """Width of the last hidden state, which is what the head takes."""
     return int(skeleton.get_output_embeddings().in_features)
+
+
+def _bos_id(config: Any) -> int | None:
+    """The BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
+    bos, eos = getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)
+    return bos if isinstance(bos, int) and bos not in (eos if isinstance(eos, list) else [eos]) else None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lit_extract.datasets import load_captions
 from lit_extract.datasets.ids import id_key
 from lit_extract.errors import InputError, name_some
+from lit_extract.modules.options import split_options
 from lit_extract.modules.weights import config_sha256, on_cpu_in_float32
 from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
 
@@ -45,7 +46,8 @@ class LanguageReference(Reference):
         self.settings |= {"trust_remote_code": self.where.trust_remote_code}
         if "revision" in known:
             self.settings["revision"] = known["revision"]
-        self.config = self._load("config", "AutoConfig")
+        self.config, unused = self._load("config", "AutoConfig", return_unused_kwargs=True)
+        self.settings, self.tokenizer_settings = split_options(self.settings, unused)
         tokenize = self._tokenizer()
         context = getattr(self.config, "max_position_embeddings", None) if known["truncate"] else None
         self.tokens = [tokenize(text)[:context] for text in self.texts]
@@ -117,11 +119,12 @@ class LanguageReference(Reference):
         import transformers
 
         try:
-            loaded = getattr(transformers, loader).from_pretrained(self.source, **self.settings, **settings)
+            own = self.tokenizer_settings if what == "tokenizer" else self.settings
+            loaded = getattr(transformers, loader).from_pretrained(self.source, **own, **settings)
         except Exception as error:  # of the hub, the network, the disk and the format
             raise no_weights(f"{what} of {self.provenance['model']}", self.source, error) from error
         if what == "config" and "config_sha256" in self.provenance:
-            check_same("config_sha256", self.provenance["config_sha256"], config_sha256(loaded))
+            check_same("config_sha256", self.provenance["config_sha256"], config_sha256(loaded[0]))
         return loaded
 
     def _tokenizer(self) -> Callable[[str], list[int]]:

@@ -200,6 +200,16 @@ def _warnings(report: ModelReport) -> list[str]:
         found.append(f"{label}: {rows.unlisted} rows are not finite in the last layer, which the file does not say")
     if layers := [layer.name for layer in report.layers if layer.not_finite]:
         found.append(f"{label}: not finite for sampled stimuli, so not compared, in {name_some(layers)}")
+    if layers := [layer.name for layer in report.layers if layer.follows_length]:
+        way_out = (
+            "; look at which tokens are massive"
+            if report.source.features.provenance.get("exclude_bos")
+            else "; leave it out with --model.exclude_bos true, or first for a tokenizer without BOS"
+        )
+        found.append(
+            f"{label}: the size of features follows 1 / number of tokens, as when one massive token is averaged in, in "
+            f"{name_some(layers)}{way_out}"
+        )
     examples = "; ".join(" = ".join(map(str, group)) for group in rows.examples)
     precision = str(report.source.features.provenance.get("precision"))
     rounded = f" ({precision} may have rounded away what differs: extract again with --trainer.precision 32-true)"

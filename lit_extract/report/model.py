@@ -58,6 +58,7 @@ class LayerReport:
         norms: Of the finite rows.
         effective_rank: Of the centred sample.
         outliers: Large dimensions, of the finite rows.
+        follows_length: The norms follow 1 / length, as one massive token was averaged in; of captions only.
     """
 
     name: str
@@ -66,6 +67,7 @@ class LayerReport:
     norms: Norms | None
     effective_rank: float | None
     outliers: Outliers | None
+    follows_length: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ def report_model(
     features = source.features
     row_of = {stimulus: row for row, stimulus in enumerate(features.stimulus_ids)}
     chosen = [row_of[stimulus] for stimulus in sampled]
+    lengths = _averaged_lengths(features, chosen)
     n, depth = len(sampled), len(features.layers)
     drawn = np.unique(np.linspace(0, n - 1, min(n, DRAWN_AT_MOST)).astype(int)).tolist()
     k = similarity.neighbours_at_most(n)
@@ -188,7 +191,7 @@ def report_model(
         feats = features.layer(place)[chosen].numpy()
         finite = np.isfinite(feats).all(axis=1)
         gram = similarity.centred_gram(feats) if finite.all() else None
-        layers.append(_report_layer(name, feats, finite, gram))
+        layers.append(_report_layer(name, feats, finite, gram, lengths))
         if gram is not None and not layers[-1].constant:
             vectors[place], nearest[place] = similarity.cka_vector(gram), similarity.nearest(feats, k)
             rdms[place] = _rdm(features, place, [chosen[row] for row in drawn])
@@ -199,8 +202,21 @@ def report_model(
     return ModelReport(source, rows, sampled, feats.shape[1], layers, neighbours, geometry)
 
 
+def _averaged_lengths(features: Features, rows: list[int]) -> NDArray[np.int64] | None:
+    """Tokens (n,) of which a row is the mean; None of other poolings, and of the store of an unfinished run."""
+    mask = features.extras.get("mask")
+    if mask is None or features.provenance["pool"] != "avg":
+        return None
+    lengths: NDArray[np.int64] = mask[rows].sum(dim=1).numpy().astype(np.int64)
+    return lengths - bool(features.provenance.get("exclude_bos"))
+
+
 def _report_layer(
-    name: str, feats: NDArray[np.float32], finite: NDArray[np.bool_], gram: NDArray[np.float64] | None
+    name: str,
+    feats: NDArray[np.float32],
+    finite: NDArray[np.bool_],
+    gram: NDArray[np.float64] | None,
+    lengths: NDArray[np.int64] | None,
 ) -> LayerReport:
     sound = feats[finite]
     rank = statistics.effective_rank(gram) if gram is not None else np.nan
@@ -211,6 +227,7 @@ def _report_layer(
         norms=statistics.norms(sound) if len(sound) else None,
         effective_rank=None if np.isnan(rank) else rank,
         outliers=statistics.outliers(sound) if len(sound) else None,
+        follows_length=lengths is not None and statistics.follows_length(sound, lengths[finite]),
     )
 
 

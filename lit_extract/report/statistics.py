@@ -34,6 +34,28 @@ def norms(feats: Floats) -> Norms:
     return Norms(float(median), float(p5), float(p95))
 
 
+FEWEST_LENGTHS = 10  # stimuli for a slope
+LENGTHS_VARY = 0.05  # standard deviation of the logarithm; of captions about 0.2
+FIRST_TOKEN_SLOPE, FIRST_TOKEN_CORRELATION = -0.75, -0.9
+
+
+def follows_length(feats: Floats, lengths: NDArray[np.integer]) -> bool:
+    """Whether the norms of mean-pooled rows (n, D), finite, follow 1 / length: one massive token was averaged in.
+
+    In logarithms the slope is then -1; the mean of tokens of like size and random direction has -0.5 at most, so a
+    correlation with 1 / length alone would not tell them apart.
+    """
+    size = np.linalg.norm(feats.astype(np.float64), axis=1)
+    if len(size) < FEWEST_LENGTHS or not (size > 0).all() or not (lengths > 0).all():
+        return False
+    x, y = np.log(lengths), np.log(size)
+    if x.std() < LENGTHS_VARY or y.std() == 0:
+        return False
+    correlation = np.corrcoef(x, y)[0, 1]
+    slope = correlation * y.std() / x.std()
+    return bool(slope < FIRST_TOKEN_SLOPE and correlation < FIRST_TOKEN_CORRELATION)
+
+
 @dataclass(frozen=True)
 class Outliers:
     """Dimensions that are larger than the others.

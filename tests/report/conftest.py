@@ -18,10 +18,22 @@ from lit_extract.store_folder import StoreSpec
 def save(tmp_path):
     """A function that saves features (N, L, D) of the demo below ``tmp_path / "demo"``; it returns the path.
 
-    ``shards`` are those that are done, five rows each; all of them make a .pt.
+    ``shards`` are those that are done, five rows each; all of them make a .pt. ``lengths`` are tokens a row, ``known``
+    further provenance.
     """
 
-    def save(name, feats, ids=None, untrained=False, kind="vision", shards=None, layers=None, pool="cls"):
+    def save(
+        name,
+        feats,
+        ids=None,
+        untrained=False,
+        kind="vision",
+        shards=None,
+        layers=None,
+        pool="cls",
+        lengths=None,
+        **known,
+    ):
         n, depth, dim = feats.shape
         folder = tmp_path / "demo" / ("all-untrained" if untrained else "all")
         weights = {"weights": "untrained", "seed": 0} if untrained else {"weights": "checkpoint"}
@@ -32,7 +44,8 @@ def save(tmp_path):
             n_dim=dim,
             shard_rows=len(feats) if shards is None else 5,
             stimulus_ids=list(range(n)) if ids is None else list(ids),
-            provenance={"model": name, "dataset": "demo", "subset": "all", **weights, **of_captions},
+            provenance={"model": name, "dataset": "demo", "subset": "all", **weights, **of_captions, **known},
+            extras={} if lengths is None else {"n_tokens": "int32"},
             notes={"files": {pool: f"{name}_pool-{pool}.pt"}, "num_params": 123},
         )
         store = Store.create(folder / f"{name}_pool-{pool}.zarr", spec)
@@ -41,7 +54,8 @@ def save(tmp_path):
             part = feats[rows.start : rows.stop].astype(np.float32)
             status = np.where(np.isfinite(part).all(axis=(1, 2)), OK, NOT_FINITE)
             status = np.where(np.isnan(part).all(axis=(1, 2)), BAD_INPUT, status)
-            store.write_shard(shard, {pool: part}, status.astype(np.uint8))
+            extras = {} if lengths is None else {"n_tokens": lengths[rows.start : rows.stop].astype(np.int32)}
+            store.write_shard(shard, {pool: part}, status.astype(np.uint8), extras)
         return finalize(store.path)[0] if shards is None else store.path
 
     return save

@@ -383,3 +383,25 @@ def test_sampling_keeps_the_order_of_the_dataset():
     assert chosen == sorted(chosen, key=items.index)
     assert len(set(chosen)) == 10
     assert sources.sample(items, 100, seed=0) == items
+
+
+def test_a_massive_first_token_in_the_average_is_warned_of_with_the_way_out(save, numbers):
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(6, 30, size=60)
+    sums = np.stack([generator.normal(size=(length, 3, 16)).sum(axis=0) for length in lengths])
+    massive = np.zeros((3, 16))
+    massive[1:, 3] = 500  # the first layer has none
+    save("plain", sums / lengths[:, None, None], kind="language", pool="avg", lengths=lengths)
+    save("last", (sums + massive) / lengths[:, None, None], kind="language", pool="last", lengths=lengths)
+    save("sink", (sums + massive) / lengths[:, None, None], kind="language", pool="avg", lengths=lengths)
+    shorter = (sums + massive) / (lengths - 1)[:, None, None]
+    save("left", shorter, kind="language", pool="avg", lengths=lengths, exclude_bos="first")
+    found = numbers()
+    warnings = [warning for warning in found["warnings"] if "1 / number of tokens" in warning]
+    assert [warning.partition(":")[0] for warning in warnings] == ["left", "sink"]
+    assert warnings[1].endswith(
+        "in blocks.1, blocks.2; leave it out with --model.exclude_bos true, or first for a tokenizer without BOS"
+    )
+    assert "--model.exclude_bos" not in warnings[0]
+    (sink,) = [model for model in found["models"] if model["label"] == "sink"]
+    assert [layer["follows_length"] for layer in sink["layers"]] == [False, True, True]

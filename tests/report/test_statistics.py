@@ -54,3 +54,35 @@ def test_rows_that_are_not_finite_or_identical_are_found_across_chunks():
     found = statistics.look_at_rows(rows[first : first + 4] for first in range(0, 11, 4))
     assert np.flatnonzero(~found.finite).tolist() == [2, 6, 7]
     assert found.identical == [[1, 4, 9], [8, 10]]
+
+
+def mean_features(massive, lengths, dim=64, seed=0):
+    """Means (n, D) of random tokens, the first of which has one massive dimension."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for length in lengths:
+        tokens = generator.normal(size=(length, dim))
+        tokens[0, 3] += massive
+        rows.append(tokens.mean(axis=0))
+    return np.array(rows, dtype=np.float32)
+
+
+LENGTHS = np.random.default_rng(1).integers(6, 30, size=200)
+
+
+@pytest.mark.parametrize(
+    ("massive", "lengths", "expected"),
+    [
+        (1000, LENGTHS, True),
+        (300, LENGTHS, True),
+        (0, LENGTHS, False),  # 1 / sqrt(length), which 1 / length correlates with
+        (1000, np.full(200, 12), False),
+        (1000, LENGTHS[:5], False),
+    ],
+)
+def test_a_massive_first_token_is_seen_in_the_norms(massive, lengths, expected):
+    assert statistics.follows_length(mean_features(massive, lengths), lengths) is expected
+
+
+def test_tokens_with_a_common_direction_do_not_follow_the_length():
+    assert statistics.follows_length(mean_features(0, LENGTHS) + 1, LENGTHS) is False
