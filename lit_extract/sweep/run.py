@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from lit_extract.arguments import CONFIG_OPTIONS
 from lit_extract.errors import InputError
 from lit_extract.relay import heard
 from lit_extract.sweep.display import Display, clock, make_display
@@ -255,9 +256,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("lit-extract sweep", description=_DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "--config", action="append", default=[], metavar="FILE", help="Settings of predict; may be given several times."
-    )
+    what = "Settings of predict; may be given several times."
+    add(*CONFIG_OPTIONS, dest="config", action="append", default=[], metavar="FILE", help=what)
     add("--models", metavar="FILE", help="The models.yml; default: ./models.yml, else the one shipped.")
     add("--match", metavar="PATTERN", help="Only models with this text in their name, or whose name fits '*clip*'.")
     flags = {
