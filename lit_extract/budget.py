@@ -3,7 +3,6 @@
 A batch that does not fit is split (``modules/base.py``), after a pass that was for nothing.
 """
 
-import os
 from bisect import bisect_left
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lightning.pytorch import Trainer
 
 from lit_extract.data.plan import TOKENS_A_BATCH
 from lit_extract.errors import InputError
+from lit_extract.host import host_memory
 from lit_extract.memory import FRAGMENTATION, estimate
 from lit_extract.modules.base import Extractor
 from lit_extract.ranks import say
@@ -79,5 +79,5 @@ def free_memory(device: torch.device) -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(int(fields["MemAvailable"].split()[0]) * 1024, host_memory())
+    return host_memory()

@@ -14,10 +14,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, one_line
 from lit_extract.paths import RemoteError, read_files, remote_errors, remove_file
 
 if TYPE_CHECKING:
@@ -60,9 +61,21 @@ def lease(path: "UPath", target: "UPath") -> Iterator[None]:
 
 
 def lease_holder(path: "UPath") -> str | None:
-    """Which process and host hold a lease; None when none does, or it has expired."""
-    content = _read(path)
-    return _fields(content).get("holder", "unknown") if content and _age(path, content) <= EXPIRED_S else None
+    """Which process and host hold a lease; None when none does, or it has expired. Nothing is written.
+
+    Without writing the server's clock is not known: the one of this machine may be off by some minutes.
+    """
+    try:
+        if (content := _read(path)) is None or _is_dead(_fields(content)):
+            return None
+        with remote_errors(path):
+            renewed = path.fs.modified(path.path)
+    except FileNotFoundError:
+        return None
+    except RemoteError as error:
+        return f"unknown: {one_line(error)}"
+    age = (datetime.now(UTC) - renewed).total_seconds()
+    return str(_fields(content).get("holder", "unknown")) if age <= EXPIRED_S else None
 
 
 def _take(path: "UPath", target: "UPath", content: bytes) -> None:

@@ -282,3 +282,36 @@ def test_help(cli, capsys):
     text = capsys.readouterr().out
     for setting in ("--models", "--match", "--rows", "--card_memory", "--json", "--output_dir", "--trainer.precision"):
         assert setting in text, setting
+
+
+def test_one_model_that_can_not_be_planned_is_a_line_and_the_others_are_planned(plan, tmp_path, monkeypatch):
+    from lit_extract import plan_cli
+
+    def fails_for_one(model, *rest):
+        if model.model_name == "test_vit2.r160_in1k":
+            raise ZeroDivisionError("of a defect")
+        return plan_model(model, *rest)
+
+    plan_model = plan_cli.plan_model
+    monkeypatch.setattr(plan_cli, "plan_model", fails_for_one)
+    models = tmp_path / "models.yml"
+    models.write_text("vision: [test_vit2.r160_in1k, test_vit3.r160_in1k]\n")
+    config = ("--config", CONFIGS / "demo" / "vision.yaml", "--model.pool", "avg", "--trainer.accelerator", "cpu")
+    code, out, _ = plan(*config, "--models", models, "--rows", 10)
+    assert code == 3
+    assert "not planned: 1" in out
+    assert "test_vit2.r160_in1k: ZeroDivisionError: of a defect" in out
+    assert "test_vit3.r160_in1k" in out
+    with pytest.raises(ZeroDivisionError):
+        plan(*config, "--model.name", "test_vit2.r160_in1k", "--rows", 10)
+
+
+def test_a_host_that_is_too_small_for_a_gpu_s_model_does_not_fit(planned, plan):
+    model = ("--model.name", "vit_large_patch16_224.mae", "--model.untrained", "true")
+    given = ("--config", CONFIGS / "demo" / "vision.yaml", *model, "--card_memory", 48)
+    (enough,) = planned(*given, "--host_memory", 16)["models"]
+    assert enough["fits"] == "yes"
+    (short,) = planned(*given, "--host_memory", 2, code=3)["models"]
+    assert (short["fits"], short["host"]) == ("host", enough["host"])
+    assert enough["host"] > 4 * enough["parameters"]
+    assert "the memory of the host does not suffice, 2.0 GB" in plan(*given, "--host_memory", 2)[1]

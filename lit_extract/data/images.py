@@ -9,7 +9,6 @@ B batch, H height, W width.
 """
 
 import errno
-import os
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +29,7 @@ from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import open_image
 from lit_extract.disk import as_size, free_bytes
 from lit_extract.errors import InputError, one_line
+from lit_extract.host import usable_cores
 from lit_extract.ranks import say
 
 WORKERS_AT_MOST = 16
@@ -252,7 +252,7 @@ class ImageDataModule(StimulusDataModule):
         On a CPU decoding and the model take turns, each with all threads: side by side each would wait for
         the other's in every layer.
         """
-        cores = len(os.sched_getaffinity(0)) // world_size
+        cores = usable_cores() // world_size
         return max(1, min(cores, WORKERS_AT_MOST)) if on_gpu else 0
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def run_turn(turn: Turn, processes: Processes, display: Display, signals: "_Sign
                     display.say(f"{_name(signals.received)}: waiting until {turn.model} has stopped")
         assert turn.log is not None
         turn.state, turn.reason = outcome(code, last_lines(turn.log), bool(signals.received))
+        processes.has_finished_one |= turn.state in (DONE, BAD_ROWS)
     except OSError as error:  # a full disk, say; perhaps others fare better
         turn.state, turn.reason = FAILED, f"can't run it: {error}"
     display.end(turn)
