@@ -84,9 +84,9 @@ def tell(stop: Interrupted) -> None:
         return
     if stop.is_stuck and os.environ.get(PROGRESS) != "1":
         print(
-            "lit-extract: not queued again, as no shard was finished since this run started, and the next one would get "
-            "no further: give the job more time, or smaller shards (--data.shard_rows N; with --overwrite when some "
-            "are done)",
+            "lit-extract: not queued again, as no shard was finished since this run started, and the next one would "
+            "get no further: give the job more time, or smaller shards (--data.shard_rows N; with --overwrite when "
+            "some are done)",
             file=sys.stderr,
             flush=True,
         )

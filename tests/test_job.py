@@ -13,6 +13,7 @@ from lit_extract import DemoDataModule, ImageFolderDataModule, VisionExtractor, 
 from lit_extract.errors import InputError
 from lit_extract.layout import safe_name
 from lit_extract.predict import predict_trainer
+from lit_extract.store import Store
 
 TINY = "test_vit.r160_in1k"
 
@@ -96,7 +97,7 @@ def test_a_second_time_it_is_done_and_nothing_is_computed(run_job, monkeypatch):
         ({"seed": 1}, ["seed was 0, now 1"]),
         ({"precision": "bf16-true"}, ["precision was '32-true', now 'bf16-true'"]),
         ({"data_batch_size": 3, "data_shard_rows": 3}, ["batch_size was 2, now 3", "shard_rows was 8, now 3"]),
-        ({"layers": [0]}, ["layers was ['blocks.0', 'blocks.1'", "now ['blocks.0']"]),
+        ({"layers": [0]}, ["layers had 6 entries, now 1"]),
         ({"pool": ["avg", "cls"], "seed": 1}, ["seed was 0, now 1"]),
     ],
 )
@@ -215,13 +216,13 @@ def test_a_data_module_may_serve_a_second_model_with_more_layers(image_folder, t
 
 
 def test_a_store_without_a_finished_shard_takes_any_other_settings(run_job, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyError, match="early"):
-        patch.setattr("lit_extract.store.Store.write_shard", _fail_early)
+    monkeypatch.setattr("lit_extract.store.Store.write_shard", _fail_early)
+    with pytest.raises(KeyError, match="early"):
         run_job()
+    monkeypatch.undo()
     (store,) = tmp_path.rglob("*.zarr")
     assert not Store(store).done_shards()
     done = run_job(data_batch_size=3, data_shard_rows=3, seed=1)
-    monkeypatch.undo()
     reference = run_job(tmp_path / "reference", data_batch_size=3, data_shard_rows=3, seed=1)
     assert torch.equal(load_features(done.files[0]).feats, load_features(reference.files[0]).feats)
 

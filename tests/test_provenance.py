@@ -24,8 +24,6 @@ def test_stimuli_are_not_told_by_their_hashes():
     old, new = {"stimuli_sha256": "0" * 64, "rows": 3}, {"stimuli_sha256": "1" * 64, "rows": 4}
     assert differing(old, new).startswith("the stimuli are others, or in another order (--data.subset NAME keeps both)")
     said = differing(old, new, "/a", "/b")
-    assert (
-        said
-        == "the stimuli were the images below '/a', now those below '/b', which are others (--data.subset NAME keeps both)"
-    )
+    where = "the stimuli were the images below '/a', now those below '/b', which are others"
+    assert said == f"{where} (--data.subset NAME keeps both)"
     assert differing(old, old, "/a", "/b") == "", "data that were moved are the same"

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pandas as pd
 import pytest
 
-from lit_extract.datasets import load_dataset
+from lit_extract.datasets import load_dataset, nsd
+from lit_extract.datasets.decode import open_image
 from lit_extract.datasets.table import image_sizes
 from lit_extract.errors import InputError
 
