@@ -41,14 +41,14 @@ def run(tmp_path):
 def test_a_single_device_runs_in_a_shell_of_a_job_with_eight_tasks(run, of_node):
     code, said, folder = run(**SHELL, **of_node)
     assert code == 0, said
-    assert "srun" not in said
+    assert "`srun`" not in said
     assert torch.load(next(folder.glob("*.pt")), weights_only=True)["feats"].shape == (24, 6, 64)
 
 
 def test_no_hint_at_srun_without_a_job(run):
     code, said, _ = run()
     assert code == 0, said
-    assert "srun" not in said
+    assert "`srun`" not in said
 
 
 @pytest.mark.slow
