@@ -4,13 +4,14 @@ A batch that does not fit is split (``modules/base.py``), after a pass that was 
 """
 
 from bisect import bisect_left
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
 
-from lit_extract import host
 from lit_extract.data.plan import TOKENS_A_BATCH
 from lit_extract.errors import InputError
+from lit_extract.host import host_memory
 from lit_extract.memory import FRAGMENTATION, estimate
 from lit_extract.modules.base import Extractor
 from lit_extract.ranks import say
@@ -75,4 +76,8 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what PyTorch keeps of an earlier job of this process
         return int(torch.cuda.mem_get_info(device)[0])
-    return host.free_memory()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
+        return min(int(fields["MemAvailable"].split()[0]) * 1024, host_memory())
+    return host_memory()

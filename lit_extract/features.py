@@ -19,7 +19,8 @@ from torch import Tensor
 from lit_extract.archive import TensorRecord, read_content
 from lit_extract.disk import check_room
 from lit_extract.errors import InputError, one_line
-from lit_extract.layout import FEATURES_KEYS, STORE_SUFFIX
+from lit_extract.layout import FEATURES_FORMAT, FEATURES_KEYS, STORE_SUFFIX, check_format
+from lit_extract.listing import refuse_plain_folder
 from lit_extract.paths import AnyPath, RemoteError, remote_errors, to_path
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
         InputError: Not a features file or store, or no such pooling.
     """
     path = to_path(path, "features")
+    refuse_plain_folder(path, "features")
     is_store = path.is_dir() if isinstance(path, Path) else path.suffix == STORE_SUFFIX
     return _from_store(path, pool) if is_store else _from_file(path, pool)
 
@@ -175,6 +177,11 @@ def _open(path: AnyPath) -> dict[str, Any]:
     try:
         content = _load(path) if isinstance(path, Path) else _fetch_all_but_feats(path)
         if set(content) >= FEATURES_KEYS and set(content["metadata"]["provenance"].keys()) >= {"model", "pool"}:
+            metadata = content["metadata"]
+            try:
+                check_format(metadata.get("format", 1), FEATURES_FORMAT, metadata.get("notes"))
+            except ValueError as error:
+                raise InputError(f"features: {str(path)!r}: {error}") from None
             return content
         reason = one_line(ValueError(f"it holds {sorted(map(str, content))}"))
     except FileNotFoundError:

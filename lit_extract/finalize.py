@@ -20,7 +20,8 @@ from lit_extract.archive import check_archive, write_filled
 from lit_extract.disk import bytes_there, check_room, features_bytes
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
-from lit_extract.layout import BAD_INPUT, N_BYTES, NOT_FINITE
+from lit_extract.layout import BAD_INPUT, FEATURES_FORMAT, N_BYTES, NOT_FINITE
+from lit_extract.listing import refuse_plain_folder
 from lit_extract.lock import write_lock
 from lit_extract.paths import (
     AnyPath,
@@ -39,8 +40,6 @@ from lit_extract.store_folder import is_store
 if TYPE_CHECKING:
     from upath import UPath
 
-FORMAT = 1
-
 
 def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
     """Turn a complete store into its features files, one a pooling.
@@ -58,6 +57,7 @@ def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
     path = to_path(store, "store")
     if isinstance(path, Path) and not path.is_dir():
         raise InputError(f"store: {str(path)!r} is not a folder")
+    refuse_plain_folder(path, "store")
     if not is_store(path):
         raise InputError(f"store: there is none at {str(path)!r}")
     with write_lock(path):
@@ -98,7 +98,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
     return list(files.values())
 
 
-def is_finished(file: AnyPath, provenance: dict[str, Any]) -> bool:
+def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = None) -> bool:
     """Whether ``file`` is there, with exactly this provenance.
 
     Raises:
@@ -107,12 +107,12 @@ def is_finished(file: AnyPath, provenance: dict[str, Any]) -> bool:
     if not exists(file):
         return False
     try:
-        found = read_metadata(file)["provenance"]
+        found = read_metadata(file)
     except InputError as error:
         raise InputError(
             f"{error}. Move it elsewhere, pass --overwrite to predict to replace it, or choose another --output_dir"
         ) from None
-    if difference := differing(found, provenance):
+    if difference := differing(found["provenance"], provenance, found.get("notes", {}).get("root"), root):
         raise InputError(
             f"{str(file)!r} was made with other settings: {difference}. Pass --overwrite to predict to replace it, or "
             "choose another --output_dir"
@@ -226,7 +226,7 @@ def _content(store: Store, pool: str) -> dict[str, Any]:
         "layers": store.layers,
         "stimulus_ids": store.stimulus_ids(),
         "metadata": {
-            "format": FORMAT,
+            "format": FEATURES_FORMAT,
             "provenance": features_provenance(store.provenance, pool),
             "notes": {key: value for key, value in store.notes.items() if key != "files"},
             "n_bytes_sha256": inputs_sha256(store.extra(N_BYTES)) if N_BYTES in store.extras else None,

@@ -1,78 +1,65 @@
-"""Cores and memory that this process may use, which containers and schedulers make less than the machine has."""
+"""How many cores and how much memory of this machine a process may use."""
 
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_MEBIBYTE = 2**20
+_UNLIMITED = 2**60  # cgroup v1 writes a number like this for "no limit"
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may run on; where the system does not tell (macOS), all there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may run on; not every system knows of such a limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def usable_memory() -> int:
-    """Return the bytes of host memory that this process may use at most: the machine's, a cgroup's or a SLURM job's."""
+def host_memory() -> int:
+    """Bytes of memory that a process may take here: physical, or what cgroups or SLURM leave of it."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([physical, *cgroup_limits(), *slurm_limits(os.environ)])
+    return min([physical, *cgroup_limits(), *slurm_limits(os.environ, usable_cores())])
 
 
-def free_memory() -> int:
-    """Return the bytes of host memory that are free now, within :func:`usable_memory`."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return usable_memory()
-    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
-    return min(int(fields["MemAvailable"].split()[0]) * 1024, usable_memory())
-
-
-def cgroup_limits(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Yield the memory limits, in bytes, of the control groups that this process is in; groups are within groups.
-
-    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and ``cgroup-v1/memory.html``.
+def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Limits in bytes of this process's cgroup (version 1 or 2) and of all that contain it.
 
     Args:
-        process: What the kernel tells of the process's groups.
-        root: Where the groups are mounted.
+        root: Where cgroups are mounted.
+        own: The file that names the cgroups of this process.
     """
     try:
-        lines = process.read_text(encoding="utf-8").splitlines()
+        lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mounted, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            mounted, name = root / "memory", "memory.limit_in_bytes"
-        else:
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and "memory" not in controllers.split(","):
             continue
-        group = mounted / path.lstrip("/")
-        for folder in (group, *group.parents):
+        top = root / "memory" if controllers else root
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        below = Path(path.lstrip("/"))
+        for folder in (below, *below.parents):
             try:
-                text = (folder / name).read_text(encoding="utf-8").strip()
-            except OSError:  # in a container, groups outside of it
-                text = "max"
-            if text != "max":
-                yield int(text)
-            if folder == mounted:
-                break
+                limit = int((top / folder / name).read_text(encoding="ascii"))
+            except (OSError, ValueError):  # no such file, or "max"
+                continue
+            if limit < _UNLIMITED:
+                yield limit
 
 
-def slurm_limits(environment: Mapping[str, str]) -> Iterator[int]:
-    """Yield the memory limits, in bytes, that SLURM notes in the environment of a job (in MiB; 0 is no limit).
+def slurm_limits(environment: Mapping[str, str], cores: int) -> Iterator[int]:
+    """Limits in bytes of a SLURM job on this machine; 0 stands for all of the memory.
 
-    Source: https://slurm.schedmd.com/sbatch.html, output environment variables.
+    Args:
+        environment: With SLURM's variables, which are in MiB.
+        cores: When the job does not say how many it has here.
     """
+    counts = {
+        "SLURM_MEM_PER_NODE": 1,
+        "SLURM_MEM_PER_CPU": _number(environment.get("SLURM_CPUS_ON_NODE")) or cores,
+        "SLURM_MEM_PER_GPU": _number(environment.get("SLURM_GPUS_ON_NODE")) or 1,
+    }
+    for name, count in counts.items():
+        if mebibytes := _number(environment.get(name)):
+            yield mebibytes * count * 2**20
 
-    def number(name: str) -> int:
-        text = environment.get(name, "")
-        return int(text) if text.isdigit() else 0
 
-    if a_node := number("SLURM_MEM_PER_NODE"):
-        yield a_node * _MEBIBYTE
-    if a_core := number("SLURM_MEM_PER_CPU"):
-        yield a_core * (number("SLURM_CPUS_ON_NODE") or 1) * _MEBIBYTE
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lit_extract import __version__
 from lit_extract.budget import settle_token_budget
 from lit_extract.data.base import StimulusDataModule
-from lit_extract.datasets.table import ID_MEANING
+from lit_extract.datasets.table import ID_MEANING, ROOT
 from lit_extract.disk import bytes_there, check_room, features_bytes, store_bytes
 from lit_extract.errors import InputError, NothingLeft
 from lit_extract.features import load_features, read_metadata
@@ -153,6 +153,8 @@ class Job:
         self.model, self.data = model, data
         self.stimulus_ids = data.stimuli["stimulus_id"].tolist()
         self.id_meaning = data.stimuli.attrs[ID_MEANING]
+        self.root: str | None = data.stimuli.attrs.get(ROOT)
+        self.done_at_start: int | None = None  # shards
         self.files, self.store_path = output_paths(model, data, output_dir)
         if not overwrite:
             model.adopt_revision(recorded_provenance(self.files.values(), self.store_path))
@@ -181,7 +183,8 @@ class Job:
         if not self.data.is_settled:
             self.provenance |= self.data.adopt(recorded_provenance(self.files.values()))
         finished = {
-            pool: is_finished(file, features_provenance(self.provenance, pool)) for pool, file in self.files.items()
+            pool: is_finished(file, features_provenance(self.provenance, pool), self.root)
+            for pool, file in self.files.items()
         }
         for file in self.files.values():
             if exists(file) and read_metadata(file).get("n_bytes_sha256") != inputs_sha256(self.data.n_bytes):
@@ -192,10 +195,21 @@ class Job:
         return all(finished.values())
 
     def is_complete(self) -> bool:
-        """Whether the store has all rows, so that only finalizing is left."""
+        """Whether the store has all rows, so that only finalizing is left.
+
+        A store of other settings in which nothing is done yet is removed, to be made again. The caller has the lock.
+        """
         if not is_store(self.store_path):
             return False
-        return not self._resume().missing_rows()
+        try:
+            return not self._resume().missing_rows()
+        except RemoteError:
+            raise
+        except InputError:
+            if Store(self.store_path).done_shards():
+                raise
+            remove_store(self.store_path)
+            return False
 
     def open_store(self, trainer: Trainer, finalize: bool, overwrite: bool) -> Store:
         """The store of this job, created unless it is there; says what is done.
@@ -208,6 +222,7 @@ class Job:
             self.provenance |= self.data.choose(partial(settle_token_budget, self.model, trainer))
             if overwrite:
                 self.remove_output()
+            self.done_at_start = 0
             try:
                 return Store.create(self.store_path, self._spec())
             except RemoteError:
@@ -215,7 +230,7 @@ class Job:
             except OSError as error:
                 raise InputError(f"can't write {str(self.store_path)!r}: {error}") from error
         store = self._resume()
-        done = len(store.done_shards())
+        done = self.done_at_start = len(store.done_shards())
         say(f"resuming {store.path}: {done} of {store.n_shards} shards done, {store.n_shards - done} left")
         self._check_room(done, finalize, overwrite)
         return store
@@ -242,7 +257,7 @@ class Job:
     def _resume(self) -> Store:
         store = Store(self.store_path)
         self.provenance |= self.data.adopt(store.provenance)
-        store.check_provenance(self.provenance)
+        store.check_provenance(self.provenance, self.root)
         if damaged := store.drop_damaged():
             say(f"beware: {len(damaged)} shards of {store.path} were damaged on disk and are computed anew")
         store.mend_stimulus_ids(self.stimulus_ids)
@@ -288,7 +303,9 @@ class Job:
         except Interrupted as stop:
             with suppress(InputError):
                 store = Store(self.store_path)
-                stop.how_far = f"{len(store.done_shards())} of {store.n_shards} shards are done"
+                done = len(store.done_shards())
+                stop.how_far = f"{done} of {store.n_shards} shards are done"
+                stop.is_stuck = self.done_at_start is None or done <= self.done_at_start
             raise
 
     def remove_output(self) -> None:
@@ -334,6 +351,7 @@ class Job:
             "files": {pool: file.name for pool, file in self.files.items()},
             "num_params": self.model.num_params,
             "stimulus_id_meaning": self.id_meaning,
+            "root": self.root,
             "lit_extract": __version__,
             "lightning": lightning.__version__,
             "python": platform.python_version(),

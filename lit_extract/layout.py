@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+# docs/store-format.md describes both; each grows when its readers must change.
+STORE_FORMAT, FEATURES_FORMAT = 1, 1
 STORE_SUFFIX, FEATURES_SUFFIX = ".zarr", ".pt"
 BESIDE_SUFFIX = ".part"  # of what is being made or removed
 GROUP_KEY = "zarr.json"  # below the store's folder, as all keys
@@ -23,6 +24,24 @@ MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
 STATUS, STIMULUS_ID = "status", "stimulus_id"
 N_BYTES = "n_bytes"  # the extra that says how large each row's input was when it was read
 IDS_KEY = f"{STIMULUS_ID}/c/0"
+
+
+def check_format(found: object, known: int, notes: object) -> None:
+    """See that this version reads a store or a features file.
+
+    Args:
+        found: Its format.
+        known: The newest format that this version reads; older ones it reads, too.
+        notes: Its notes, which name the version that made it.
+
+    Raises:
+        ValueError: It is newer.
+    """
+    if isinstance(found, int) and 1 <= found <= known:
+        return
+    made_by = notes.get("lit_extract") if isinstance(notes, Mapping) else None
+    version = f"lit-extract {made_by}, which made it" if made_by else "a newer lit-extract"
+    raise ValueError(f"it has format {found}; this version reads {known}: install {version}, or a later one")
 
 
 def safe_name(name: str) -> str:
@@ -113,8 +132,7 @@ def read_layout(read: Callable[[str], bytes]) -> Layout:
     """
     try:
         attributes = _metadata(read, GROUP_KEY)["attributes"]
-        if attributes["format"] != FORMAT:
-            raise ValueError(f"it has format {attributes['format']}; this version reads {FORMAT}")
+        check_format(attributes["format"], STORE_FORMAT, attributes.get("notes"))
         pools = [str(pool) for pool in attributes["pools"]]
         if any(Path(pool).name != pool for pool in pools):
             raise ValueError(f"it has poolings {pools}, which are no names")

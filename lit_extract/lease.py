@@ -61,21 +61,20 @@ def lease(path: "UPath", target: "UPath") -> Iterator[None]:
 
 
 def lease_holder(path: "UPath") -> str | None:
-    """Return which process and host hold a lease; None when none does, or it has expired.
+    """Which process and host hold a lease; None when none does, or it has expired. Nothing is written.
 
-    Nothing is written, as credentials may allow reading only: its age is told by this machine's clock, which may differ
-    from the server's, by which :func:`lease` goes.
+    Without writing the server's clock is not known: the one of this machine may be off by some minutes.
     """
     try:
-        content = _read(path)
-        if not content or _is_dead(_fields(content)):
+        if (content := _read(path)) is None or _is_dead(_fields(content)):
             return None
         with remote_errors(path):
-            age = (datetime.now(UTC) - path.fs.modified(path.path)).total_seconds()
-    except FileNotFoundError:  # it has just been given back
+            renewed = path.fs.modified(path.path)
+    except FileNotFoundError:
         return None
     except RemoteError as error:
         return f"unknown: {one_line(error)}"
+    age = (datetime.now(UTC) - renewed).total_seconds()
     return str(_fields(content).get("holder", "unknown")) if age <= EXPIRED_S else None
 
 

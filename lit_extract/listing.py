@@ -5,6 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from lit_extract.errors import InputError
+from lit_extract.layout import GROUP_KEY, STORE_SUFFIX
 from lit_extract.paths import AnyPath, remote_errors
 
 if TYPE_CHECKING:
@@ -80,3 +82,19 @@ def _remote_files(root: "UPath") -> dict[str, File]:
         modified = written.timestamp() if isinstance(written, datetime) else float(written)
         files[name.removeprefix(prefix)] = File(int(info["size"]), modified)
     return files
+
+
+def refuse_plain_folder(path: AnyPath, setting: str) -> None:
+    """Refuse a folder that is no store, though there may be features in it.
+
+    Raises:
+        InputError: It is one; the message names the first of the features files or stores in it.
+    """
+    if not isinstance(path, Path) or not path.is_dir() or path.suffix == STORE_SUFFIX or (path / GROUP_KEY).exists():
+        return
+    wanted = (STORE_SUFFIX,) if setting == "store" else (".pt", STORE_SUFFIX)
+    inside = sorted(file for file in path.rglob("*") if file.suffix in wanted and not file.name.startswith("."))
+    hint = f"give one of the {len(inside)} in it, such as {str(inside[0])!r}" if inside else "there are none in it"
+    raise InputError(
+        f"{setting}: {str(path)!r} is a folder, not {' or '.join(f'a {suffix}' for suffix in wanted)}; {hint}"
+    )

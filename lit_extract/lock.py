@@ -1,9 +1,11 @@
 """One writer at a time."""
 
+import errno
 import fcntl
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from upath import UPath
 
 LOCK_SUFFIX = ".lock"
+NO_LOCKS = "LIT_EXTRACT_NO_LOCKS"  # environment variable: 1 goes without where a file system has no locks
+_HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)  # all other errors are of the file system
 
 _P = TypeVar("_P", Path, "UPath")
 
@@ -25,7 +29,7 @@ def write_lock(target: AnyPath) -> AbstractContextManager[None]:
     """Hold the right to write ``target``; it ends with the process, however that ends, or soon after if it is remote.
 
     Raises:
-        InputError: Another process holds it, the message says which; or there is no writing there.
+        InputError: Another process holds it, the message says which; there are no locks, or there is no writing there.
     """
     return _record_lock(target) if isinstance(target, Path) else lease(_lock_file(target), target)
 
@@ -37,7 +41,7 @@ def _record_lock(target: Path) -> Iterator[None]:
     A POSIX record lock, not the flock of the usual lock-file packages: that one is inherited by
     data-loading workers, which outlive a killed parent by seconds and would keep the next run out.
     """
-    path = _lock_file(target)
+    path, goes_without = _lock_file(target), False
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +50,17 @@ def _record_lock(target: Path) -> Iterator[None]:
             raise InputError(f"can't write {str(target)!r}: {error}") from None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD_BY_ANOTHER:
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+                if goes_without := os.environ.get(NO_LOCKS) == "1":
+                    break
+                raise InputError(
+                    f"can't lock {str(path)!r}: {error.strerror}; its file system has no locks (as NFS without lockd, "
+                    f"Lustre without -o flock). Choose an --output_dir on another one, or set {NO_LOCKS}=1 and see "
+                    "yourself that no two runs write the same features"
+                ) from None
             holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown"
             os.close(descriptor)
             raise InputError(
@@ -55,6 +69,9 @@ def _record_lock(target: Path) -> Iterator[None]:
         if _is_current(path, descriptor):
             break
         os.close(descriptor)  # its last holder has just removed the file
+    if goes_without:
+        yield
+        return
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     try:
@@ -65,7 +82,7 @@ def _record_lock(target: Path) -> Iterator[None]:
 
 
 def lock_holder(target: AnyPath) -> str | None:
-    """Which process and host hold the lock on ``target``, without taking it; None when none does.
+    """Which process and host hold the lock on ``target``, without taking it; None when none does, or nobody knows.
 
     Not for the process that holds it: a POSIX record lock goes when its process closes the file, any time it does.
     """
@@ -78,10 +95,14 @@ def lock_holder(target: AnyPath) -> str | None:
     except OSError as error:
         return f"unknown: {error.strerror}"
     try:
+        if sys.platform != "linux":
+            return None  # other systems lay out what is asked in another way
         asked = fcntl.fcntl(descriptor, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         if _FLOCK.unpack(asked)[0] == fcntl.F_UNLCK:
             return None
         return os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown"
+    except OSError:  # a file system without locks
+        return None
     finally:
         os.close(descriptor)
 

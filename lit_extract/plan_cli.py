@@ -20,7 +20,7 @@ from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.disk import as_size, free_bytes
 from lit_extract.errors import InputError, one_line, wrong_setting
-from lit_extract.host import usable_memory
+from lit_extract.host import host_memory
 from lit_extract.memory import CONTEXT_BYTES
 from lit_extract.modules.base import Extractor
 from lit_extract.paths import to_path
@@ -29,7 +29,7 @@ from lit_extract.predict import PredictCLI, default_precision
 from lit_extract.registry import default_models_file, matching_models
 
 EXIT_OK, EXIT_DOES_NOT_FIT = 0, 3
-FORMAT = 1
+PLAN_FORMAT = 1  # of --json, docs/store-format.md
 
 
 class PlanCLI(PredictCLI):
@@ -59,6 +59,11 @@ code: 0 all is planned and fits, 2 something to mend, 3 some models do not fit o
         parser.add_argument(
             "--card_memory", type=PositiveFloat | None, help="GB of the GPU; default: the GPU here, else an A40's 48."
         )
+        parser.add_argument(
+            "--host_memory",
+            type=PositiveFloat | None,
+            help="GB of the host; default: what this machine, its cgroup or SLURM allows, when the run is for it.",
+        )
         parser.add_argument("--json", **flag, help="Print JSON, in bytes.")
 
     def instantiate_classes(self) -> None:
@@ -80,17 +85,19 @@ def main(args: list[str]) -> int:
     rows = config.rows or _count_rows(_data(config))
     names = _model_names(config, extractor.kind)
     plans = [
-        _plan_or_problem(config, extractor, name, rows, machine)
+        _plan_or_problem(config, extractor, name, rows, machine, len(names) > 1)
         for name in tqdm(names, unit=" models", leave=False, disable=None if len(names) > 1 else True)
     ]
     if len(names) == 1 and plans[0].problem:
         raise InputError(plans[0].problem)
     print(as_json(plans, machine) if config.json else as_text(plans, machine, _data(config), config.output_dir))
-    fits = fits_disk(plans, machine) and all(plan.fits in ("yes", "split") for plan in plans)
+    fits = fits_disk(plans, machine) and all(plan.fits not in ("no", "host") for plan in plans)
     return EXIT_OK if fits else EXIT_DOES_NOT_FIT
 
 
-def _plan_or_problem(config: Namespace, extractor: type[Extractor], name: str, rows: int, machine: Machine) -> Plan:
+def _plan_or_problem(
+    config: Namespace, extractor: type[Extractor], name: str, rows: int, machine: Machine, is_one_of_many: bool
+) -> Plan:
     untrained = {"untrained": True} if config.untrained else {}
     models = {"models": config.models} if config.models else {}
     try:
@@ -100,7 +107,9 @@ def _plan_or_problem(config: Namespace, extractor: type[Extractor], name: str, r
         return plan_model(model, _data(config), rows, machine, folder, *keep, config.overwrite)
     except InputError as error:
         return Plan(name, problem=str(error))
-    except Exception as error:  # of one model, which must not keep the others from being planned
+    except Exception as error:  # of this model alone; the others can be planned
+        if not is_one_of_many:
+            raise
         return Plan(name, problem=f"{type(error).__name__}: {one_line(error)}")
 
 
@@ -137,22 +146,23 @@ def _machine(config: Namespace) -> Machine:
     precision = config.trainer.precision or (default_precision(config.trainer.accelerator) if known else "bf16-true")
     folder = to_path(config.output_dir, "output_dir")
     free = free_bytes(folder) if isinstance(folder, Path) else None
+    host = round(config.host_memory * 10**9) if config.host_memory else None
     if on_cpu:
-        memory = usable_memory()
-        return Machine(None, memory, free_memory(torch.device("cpu")), memory, precision, free)
+        return Machine(None, host or host_memory(), free_memory(torch.device("cpu")), precision, free)
     if has_gpu and not config.card_memory:
         card = torch.cuda.get_device_properties(0)
-        on_card = free_memory(torch.device("cuda", 0))
-        return Machine(card.name, card.total_memory, on_card, usable_memory(), precision, free)
+        return Machine(
+            card.name, card.total_memory, free_memory(torch.device("cuda", 0)), precision, free, host or host_memory()
+        )
     memory = round((config.card_memory or 48) * 10**9)
-    return Machine("GPU" if config.card_memory else "A40", memory, memory - CONTEXT_BYTES, None, precision, free)
+    return Machine("GPU" if config.card_memory else "A40", memory, memory - CONTEXT_BYTES, precision, free, host)
 
 
 def as_json(plans: Sequence[Plan], machine: Machine) -> str:
     """One object; sizes are in bytes."""
     one_by_one, at_once = room(plans)
     content = {
-        "format": FORMAT,
+        "format": PLAN_FORMAT,
         "machine": asdict(machine),
         "models": [asdict(plan) for plan in plans],
         "total": {
@@ -219,9 +229,8 @@ def _explanations(planned: Sequence[Plan], data: StimulusDataModule, machine: Ma
     lines = ["disk: the most at once, .pt files and the store they are made of; device, host: memory, the most at once"]
     if any(plan.fits == "split" for plan in planned):
         lines.append("split: the batch does not fit, a smaller one does; the run splits it by itself")
-    if any(plan.fits == "host" for plan in planned):
-        assert machine.host_memory is not None
-        lines.append(f"host: it fits the GPU, but not the {as_size(machine.host_memory)} of usable host memory")
+    if machine.host_memory is not None and any(plan.fits == "host" for plan in planned):
+        lines.append(f"host: the memory of the host does not suffice, {as_size(machine.host_memory)} may be taken here")
     if isinstance(data, CaptionDataModule) and data.captions is None:
         lines.append(f"captions were not looked at: the longest is taken to have {TOKENS_A_CAPTION} tokens")
     return lines

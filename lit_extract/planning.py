@@ -34,17 +34,17 @@ class Machine:
         card: Name of the GPU; None: the run is on the CPU.
         memory: Bytes of the GPU, or of the host.
         free_memory: Bytes of it that are free now, or would be on a GPU that is not here.
-        host_memory: Bytes of the host that this process may use; None: not known, as the GPU is in another machine.
         precision: The trainer's.
         free_disk: Bytes that are free for the output; None: not known, as it goes elsewhere.
+        host_memory: Bytes of the host beside a GPU; None: not known, as the GPU is elsewhere.
     """
 
     card: str | None
     memory: int
     free_memory: int
-    host_memory: int | None
     precision: str
     free_disk: int | None
+    host_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Plan:
         disk_kept: What of it stays in the end.
         device: Memory of the GPU; None on a CPU.
         host: Memory of the host.
-        fits: "yes"; "split": the batch does not fit, but less of it does, and the run splits it; "no"; "host": all
-            of the above, but the memory of the host is too small.
+        fits: "yes"; "split": the batch does not fit, but less of it does, and the run goes on with that; "host": the
+            device suffices, but not the memory of the host; "no".
         geometry: How the model sees images; models with the same share a cache of pixels.
         pixels: Bytes of that cache.
     """
@@ -86,7 +86,7 @@ class Plan:
     disk_kept: int = 0
     device: int | None = None
     host: int = 0
-    fits: Literal["yes", "split", "no", "host"] = "no"
+    fits: Literal["yes", "split", "host", "no"] = "no"
     geometry: str = ""
     pixels: int = 0
 
@@ -137,11 +137,11 @@ def plan_model(
     batch_bytes = sum(tensor.nbytes for tensor in model.blank_inputs(*batch).values())
     host = host_bytes(model, forward, on_gpu, n_pools * shard_rows * row_bytes, batch_bytes, workers)
     needed = device_bytes(forward) if on_gpu else host
-    fits: Literal["yes", "split", "no", "host"] = "yes" if needed <= machine.memory else "no"
+    fits: Literal["yes", "split", "host", "no"] = "yes" if needed <= machine.memory else "no"
     if fits == "no" and on_gpu:
         one_row = estimate(model, 1, batch[1], machine.precision, on_gpu)
         fits = "split" if device_bytes(one_row) <= machine.memory else "no"
-    if fits != "no" and on_gpu and machine.host_memory is not None and host > machine.host_memory:
+    if on_gpu and fits != "no" and machine.host_memory is not None and host > machine.host_memory:
         fits = "host"
     size = model.preprocessing.get("input_size", [0])
     cache = getattr(data, "cache", "off")

@@ -14,7 +14,9 @@ from transformers.utils.logging import disable_progress_bar
 import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
 from lit_extract import rounding
+from lit_extract.arguments import in_order
 from lit_extract.captioning.job import Captions, caption
+from lit_extract.cluster import plugins_of_cluster
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.errors import InputError, name_some, one_line, wrong_setting
 from lit_extract.features import load_features
@@ -53,21 +55,26 @@ def predict_trainer(
         InputError: Lightning refuses the settings, on this machine or altogether.
     """
     try:
-        return Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy=strategy,
-            precision=precision or default_precision(accelerator),
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,  # the data module's plan keeps two ranks out of one shard
-        )
+        with plugins_of_cluster(num_nodes) as plugins:
+            return Trainer(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=num_nodes,
+                strategy=strategy,
+                precision=precision or default_precision(accelerator),
+                callbacks=callbacks,
+                plugins=plugins,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,  # the data module's plan keeps two ranks out of one shard
+            )
+    except InputError:
+        raise
     except (
         MisconfigurationException,
+        RuntimeError,  # of SLURM's variables
         ValueError,
         TypeError,
     ) as error:  # a GPU that is not there, say
@@ -143,8 +150,8 @@ are not finite or have no caption, or when the precision has rounded away what d
         parser.link_arguments("model.preprocessing", "data.init_args.preprocessing", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As LightningCLI, which would warn about the arguments of the outer command."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        """As LightningCLI, which would warn about the arguments of the outer command; their order does not matter."""
+        self.config = parser.parse_args(in_order(args) if isinstance(args, list) else args)  # type: ignore[arg-type]
 
     def before_instantiate_classes(self) -> None:
         """Run an untrained model in float32 unless asked otherwise: bf16 may erase what differs between stimuli."""

@@ -14,13 +14,15 @@ from lit_extract.team import Team
 
 SECONDS_TO_FINISH = 10.0
 
-# Rows travel with their index, workers are chosen by us, and a rank may have nothing left to do.
+# Rows travel with their index, workers are chosen by us, a rank may have nothing left to do, and a single process needs
+# no srun.
 _EXPECTED = (
     "Couldn't infer the batch indices",
     ".*does not have many workers",
     ".*zero length",
     ".*zero across",
     ".*treespec, LeafSpec",
+    "The `srun` command is available",
 )
 
 

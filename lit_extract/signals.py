@@ -22,6 +22,8 @@ from lit_extract.ranks import LAUNCHER, is_rank_zero
 DUPLICATES_WITHIN = 0.3
 SECONDS_BETWEEN_LOOKS = 1.0
 
+PROGRESS = "LIT_EXTRACT_PROGRESS"  # environment variable: 1 when a sweep has finished other models since it started
+
 BY_ANOTHER_RANK = 0  # in the place of a signal: another rank failed
 
 
@@ -36,6 +38,7 @@ class Interrupted(SystemExit):
         super().__init__(128 + number)
         self.number = number
         self.how_far = ""  # what is done; whoever knows fills it in
+        self.is_stuck = False  # nothing was finished since the run started: the next one would fare no better
 
     def __str__(self) -> str:
         by = f" by {signal.Signals(self.number).name}" if self.number else ""
@@ -77,8 +80,18 @@ def stoppable(exit_at_second: bool = False) -> Iterator[None]:
 def tell(stop: Interrupted) -> None:
     """Say how to go on, or see to it."""
     print(f"lit-extract: {stop}", file=sys.stderr, flush=True)
-    if stop.number == signal.SIGUSR1:
-        _requeue()
+    if stop.number != signal.SIGUSR1:
+        return
+    if stop.is_stuck and os.environ.get(PROGRESS) != "1":
+        print(
+            "lit-extract: not queued again, as no shard was finished since this run started, and the next one would "
+            "get no further: give the job more time, or smaller shards (--data.shard_rows N; with --overwrite when "
+            "some are done)",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
+    _requeue()
 
 
 def asked() -> int | None:

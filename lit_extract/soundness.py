@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lit_extract.archive import TensorRecord, data_start, read_content
 from lit_extract.errors import name_some, one_line
-from lit_extract.layout import FEATURES_KEYS, FORMAT
+from lit_extract.layout import FEATURES_FORMAT, FEATURES_KEYS, check_format
 from lit_extract.rounding import lost_layers
 
 CHUNK_BYTES = 4 * 2**20  # what is held of a file while it is read through
@@ -88,8 +88,10 @@ def inconsistencies(content: dict[str, Any]) -> list[str]:
         return ["metadata are no dict"]
     if lacking := _METADATA_KEYS - set(metadata):
         return [f"its metadata have no {', '.join(sorted(lacking))}"]
-    if metadata["format"] != FORMAT:
-        return [f"it has format {metadata['format']!r}; this version reads {FORMAT}"]
+    try:
+        check_format(metadata["format"], FEATURES_FORMAT, metadata["notes"])
+    except ValueError as error:
+        return [str(error)]
     provenance = metadata["provenance"]
     if not isinstance(provenance, dict):
         return ["provenance is no dict"]

@@ -15,7 +15,7 @@ from lit_extract.paths import AnyPath
 from lit_extract.registry import KINDS
 from lit_extract.survey import LEFTOVER, NOT_OURS, RUNNING, UNREADABLE, Entry, Missing, Survey
 
-FORMAT = 1
+STATUS_FORMAT = 1  # of --json, docs/store-format.md
 WIDTH = 120
 _MODELS_SHOWN = 8
 
@@ -24,7 +24,7 @@ def as_json(survey: Survey) -> str:
     """One object; docs/store-format.md says what is in it."""
     return json.dumps(
         {
-            "format": FORMAT,
+            "format": STATUS_FORMAT,
             "folder": str(survey.folder),
             "models_file": str(survey.models_file),
             "entries": [_entry_as_json(entry) for entry in survey.entries],

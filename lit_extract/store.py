@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.layout import (
     BAD_INPUT,
-    FORMAT,
     GROUP_KEY,
     IDS_KEY,
     MISSING,
     N_BYTES,
     STATUS,
     STIMULUS_ID,
+    STORE_FORMAT,
+    check_format,
     count_shards,
     rows_key,
     shard_bytes,
@@ -82,8 +83,10 @@ class Store:
     def _open(self) -> None:
         self.group = open_group(self.path)
         attributes: dict[str, Any] = dict(self.group.attrs)
-        if (found := attributes["format"]) != FORMAT:
-            raise InputError(f"store {str(self.path)!r} has format {found}; this version reads {FORMAT}")
+        try:
+            check_format(attributes["format"], STORE_FORMAT, attributes.get("notes"))
+        except ValueError as error:
+            raise InputError(f"store {str(self.path)!r}: {error}") from None
         self.pools: list[str] = attributes["pools"]
         self.extras: list[str] = attributes["extras"]
         self.layers: list[str] = attributes["layers"]
@@ -315,9 +318,9 @@ class Store:
             except FileNotFoundError:
                 raise ValueError("its file is lost") from None
 
-    def check_provenance(self, provenance: Mapping[str, Any]) -> None:
+    def check_provenance(self, provenance: Mapping[str, Any], root: str | None = None) -> None:
         """Raise InputError naming each setting in which the store differs from ``provenance``."""
-        if difference := differing(self.provenance, provenance):
+        if difference := differing(self.provenance, provenance, self.notes.get("root"), root):
             raise InputError(
                 f"{str(self.path)!r} was begun with other settings: {difference}. Run with the same settings to go "
                 "on, pass --overwrite to start anew, or choose another --output_dir"

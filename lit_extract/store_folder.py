@@ -20,7 +20,17 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.array_spec import ArrayConfigParams
 
-from lit_extract.layout import BAD_INPUT, BESIDE_SUFFIX, FORMAT, GROUP_KEY, MISSING, NOT_FINITE, OK, STATUS, STIMULUS_ID
+from lit_extract.layout import (
+    BAD_INPUT,
+    BESIDE_SUFFIX,
+    GROUP_KEY,
+    MISSING,
+    NOT_FINITE,
+    OK,
+    STATUS,
+    STIMULUS_ID,
+    STORE_FORMAT,
+)
 from lit_extract.paths import AnyPath, exists, remote_errors, remove_below, remove_file, sizes_below
 
 
@@ -85,7 +95,7 @@ def _build(folder: Path, spec: StoreSpec) -> None:
         folder,
         zarr_format=3,
         attributes={
-            "format": FORMAT,
+            "format": STORE_FORMAT,
             "id": uuid.uuid4().hex,
             "pools": list(spec.pools),
             "extras": list(spec.extras),

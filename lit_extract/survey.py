@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_extract.archive import TensorRecord, read_content
 from lit_extract.errors import InputError, one_line
-from lit_extract.layout import BESIDE_SUFFIX, FEATURES_KEYS, STORE_SUFFIX, read_layout
+from lit_extract.layout import BESIDE_SUFFIX, FEATURES_FORMAT, FEATURES_KEYS, STORE_SUFFIX, check_format, read_layout
 from lit_extract.listing import File, list_files
 from lit_extract.lock import LOCK_SUFFIX, lock_holder
 from lit_extract.paths import AnyPath, remote_errors, to_path
@@ -224,6 +224,7 @@ def _features_entry(path: AnyPath, file: File) -> Iterator[Entry]:
         if lacking := FEATURES_KEYS - set(content):
             raise ValueError(f"it has no {', '.join(sorted(lacking))}")
         feats, metadata = content["feats"], content["metadata"]
+        check_format(metadata.get("format", 1), FEATURES_FORMAT, metadata.get("notes"))
         if not isinstance(feats, TensorRecord) or len(feats.shape) != 3:
             raise ValueError("its feats are no tensor of stimuli, layers and dimensions")
         yield replace(

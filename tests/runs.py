@@ -141,7 +141,7 @@ def slurm(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, str]:
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\nexit $(cat {folder}/code 2>/dev/null || echo 0)\n')
     scontrol.chmod(0o755)
     job = {"JOB_ID": "4711", "JOB_NAME": "features", "NTASKS": world_size, "NTASKS_PER_NODE": world_size}
-    task = {"PROCID": rank, "LOCALID": rank, "NODEID": 0}
+    task = {"STEP_ID": 0, "PROCID": rank, "LOCALID": rank, "NODEID": 0}
     variables = {f"SLURM_{name}": str(value) for name, value in {**job, **task}.items()}
     return {**variables, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 

@@ -170,7 +170,7 @@ def test_a_path_to_nothing_is_named(tmp_path):
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is not a lit-extract store"):
+    with pytest.raises(InputError, match=r"is a folder, not a .pt or a .zarr; there are none in it"):
         load_features(tmp_path)
 
 
@@ -217,3 +217,40 @@ def test_a_missing_package_is_one_clear_error(saved, monkeypatch, package, conve
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=r"pip install 'lit-extract\[report\]'"):
         getattr(load_features(saved[0]), convert)(0)
+
+
+def test_a_folder_is_named_as_one_with_what_is_in_it(make_store, cli):
+    store, _ = make_store()
+    folder, file = store.path.parent, store.path.parent / "m_pool-cls.pt"
+    for command in (("show", folder), ("finalize", folder)):
+        code, _, err = cli(*command)
+        assert code == 2
+        assert f"{str(folder)!r} is a folder" in err
+        assert repr(str(store.path)) in err
+    finalize(store.path)
+    with pytest.raises(InputError) as error:
+        load_features(folder)
+    assert repr(str(file)) in str(error.value)
+    assert "overwrite" not in str(error.value)
+    assert "damaged" not in str(error.value)
+
+
+def test_a_newer_file_names_the_version_that_reads_it_and_an_old_store_does_not_mind(make_store, cli):
+    store, _ = make_store()
+    (file,) = finalize(store.path, keep_store=True)
+    content = torch.load(file, weights_only=True)
+    content["metadata"]["format"] = 2
+    content["metadata"]["notes"]["lit_extract"] = "9.9"
+    content["metadata"]["provenance"] |= {"subset": "all"}
+    torch.save(content, file)
+    said = "has format 2; this version reads 1: install lit-extract 9.9"
+    with pytest.raises(InputError, match=said):
+        load_features(file)
+    assert load_features(store.path).n_done == 10
+    code, out, _ = cli("status", file.parent)
+    assert code == 0
+    assert f"not ours: {file.name}" in out
+    assert said in out
+    del content["metadata"]["format"]  # of a file as old as can be
+    torch.save(content, file)
+    assert load_features(file).n_done == 10

@@ -1,60 +1,55 @@
-"""Cores and memory within the limits of containers and schedulers."""
+"""Memory and cores that a process may use: limits of cgroups and SLURM, not only what is built in."""
 
 import os
 
 import pytest
 
-from lit_extract import host
-from lit_extract.host import cgroup_limits, slurm_limits
-
-GB = 10**9
+from lit_extract.host import cgroup_limits, host_memory, slurm_limits, usable_cores
 
 
-def test_groups_within_groups_each_have_a_limit(tmp_path):
-    (tmp_path / "cgroup").write_text("0::/slurm/job_7/step_0\n")
-    root = tmp_path / "fs"
-    (root / "slurm/job_7/step_0").mkdir(parents=True)
-    (root / "slurm/job_7/step_0/memory.max").write_text("max\n")
-    (root / "slurm/job_7/memory.max").write_text(f"{8 * GB}\n")
-    (root / "slurm/memory.max").write_text(f"{64 * GB}\n")
-    (tmp_path / "memory.max").write_text("1\n")  # above the mount: none of ours
-    assert list(cgroup_limits(tmp_path / "cgroup", root)) == [8 * GB, 64 * GB]
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
-def test_the_older_groups_have_a_tree_for_memory(tmp_path):
-    (tmp_path / "cgroup").write_text("11:cpu,cpuacct:/job\n10:memory:/job\n1:name=systemd:/x:y\n")
-    root = tmp_path / "fs"
-    (root / "memory/job").mkdir(parents=True)
-    (root / "memory/job/memory.limit_in_bytes").write_text(f"{3 * GB}\n")
-    assert list(cgroup_limits(tmp_path / "cgroup", root)) == [3 * GB]
+def test_version_2_limits_of_all_groups_on_the_way_up_count(tmp_path):
+    write(tmp_path / "own", "0::/slurm/job_7/step_0\n")
+    write(tmp_path / "fs" / "slurm" / "job_7" / "step_0" / "memory.max", "max\n")
+    write(tmp_path / "fs" / "slurm" / "job_7" / "memory.max", "4000\n")
+    write(tmp_path / "fs" / "slurm" / "memory.max", "9000\n")
+    assert sorted(cgroup_limits(tmp_path / "fs", tmp_path / "own")) == [4000, 9000]
 
 
-def test_without_groups_there_is_no_limit(tmp_path):
-    assert list(cgroup_limits(tmp_path / "none", tmp_path)) == []
+def test_version_1_has_a_hierarchy_of_its_own(tmp_path):
+    write(tmp_path / "own", "5:cpu,cpuacct:/other\n4:memory:/slurm/uid_1\n0::/\n")
+    write(tmp_path / "fs" / "memory" / "slurm" / "uid_1" / "memory.limit_in_bytes", "5000\n")
+    write(tmp_path / "fs" / "memory" / "memory.limit_in_bytes", f"{2**63 - 4096}\n")
+    assert list(cgroup_limits(tmp_path / "fs", tmp_path / "own")) == [5000]
+    assert list(cgroup_limits(tmp_path / "fs", tmp_path / "none")) == []
 
 
 @pytest.mark.parametrize(
-    ("environment", "limits"),
+    ("variables", "mebibytes"),
     [
         ({}, []),
-        ({"SLURM_MEM_PER_NODE": "1000"}, [1000 * 2**20]),
+        ({"SLURM_MEM_PER_NODE": "2000"}, [2000]),
         ({"SLURM_MEM_PER_NODE": "0"}, []),
-        ({"SLURM_MEM_PER_CPU": "2000", "SLURM_CPUS_ON_NODE": "4"}, [8000 * 2**20]),
-        ({"SLURM_MEM_PER_CPU": "2000"}, [2000 * 2**20]),
-        ({"SLURM_MEM_PER_NODE": "lots"}, []),
+        ({"SLURM_MEM_PER_CPU": "100"}, [300]),
+        ({"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_ON_NODE": "8"}, [800]),
+        ({"SLURM_MEM_PER_GPU": "1000", "SLURM_GPUS_ON_NODE": "2"}, [2000]),
     ],
 )
-def test_limits_of_slurm(environment, limits):
-    assert list(slurm_limits(environment)) == limits
+def test_slurm_says_mebibytes(variables, mebibytes):
+    assert list(slurm_limits(variables, cores=3)) == [size * 2**20 for size in mebibytes]
 
 
 def test_the_smallest_limit_counts(monkeypatch):
+    assert 0 < host_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
-    assert host.usable_memory() == 100 * 2**20
-    assert host.free_memory() <= 100 * 2**20
+    assert host_memory() == 100 * 2**20
 
 
-def test_cores_where_the_system_has_no_affinity(monkeypatch):
-    assert host.usable_cores() == len(os.sched_getaffinity(0))
+def test_systems_without_affinity_have_cores_too(monkeypatch):
+    assert usable_cores() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert host.usable_cores() == os.cpu_count()
+    assert usable_cores() == os.cpu_count()

@@ -13,6 +13,7 @@ from lit_extract import DemoDataModule, ImageFolderDataModule, VisionExtractor, 
 from lit_extract.errors import InputError
 from lit_extract.layout import safe_name
 from lit_extract.predict import predict_trainer
+from lit_extract.store import Store
 
 TINY = "test_vit.r160_in1k"
 
@@ -96,7 +97,7 @@ def test_a_second_time_it_is_done_and_nothing_is_computed(run_job, monkeypatch):
         ({"seed": 1}, ["seed was 0, now 1"]),
         ({"precision": "bf16-true"}, ["precision was '32-true', now 'bf16-true'"]),
         ({"data_batch_size": 3, "data_shard_rows": 3}, ["batch_size was 2, now 3", "shard_rows was 8, now 3"]),
-        ({"layers": [0]}, ["layers was ['blocks.0', 'blocks.1'", "now ['blocks.0']"]),
+        ({"layers": [0]}, ["layers had 6 entries, now 1"]),
         ({"pool": ["avg", "cls"], "seed": 1}, ["seed was 0, now 1"]),
     ],
 )
@@ -212,3 +213,44 @@ def test_a_data_module_may_serve_a_second_model_with_more_layers(image_folder, t
             file = extract(extractor, module, trainer, output_dir=str(tmp_path / f"{place}-{layers}")).files[0]
             outputs.append(load_features(file))
         assert outputs[0].provenance == outputs[1].provenance
+
+
+def test_a_store_without_a_finished_shard_takes_any_other_settings(run_job, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_extract.store.Store.write_shard", _fail_early)
+    with pytest.raises(KeyError, match="early"):
+        run_job()
+    monkeypatch.undo()
+    (store,) = tmp_path.rglob("*.zarr")
+    assert not Store(store).done_shards()
+    done = run_job(data_batch_size=3, data_shard_rows=3, seed=1)
+    reference = run_job(tmp_path / "reference", data_batch_size=3, data_shard_rows=3, seed=1)
+    assert torch.equal(load_features(done.files[0]).feats, load_features(reference.files[0]).feats)
+
+
+def _fail_early(*_, **__):
+    raise KeyError("early")
+
+
+def test_a_store_with_a_finished_shard_keeps_its_settings(run_job, tmp_path):
+    done = run_job(finalize=False, data_shard_rows=4)
+    next(done.store.glob("cls/c/0/0/0")).unlink()
+    with pytest.raises(InputError, match="seed was 0, now 1"):
+        run_job(data_shard_rows=4, seed=1)
+    assert Store(done.store).done_shards() == {1}
+
+
+def test_a_second_folder_of_images_is_said_to_be_one(run_job, tmp_path, image_folder):
+    run_job(finalize=False)
+    other = tmp_path / "others"
+    other.mkdir()
+    (other / "x.png").write_bytes((image_folder / "3.png").read_bytes())
+    for _ in range(2):  # of a store, then of a features file
+        with pytest.raises(InputError) as error:
+            run_job(data_root=str(other))
+        assert repr(str(image_folder)) in str(error.value)
+        assert repr(str(other)) in str(error.value)
+        assert "--data.subset NAME" in str(error.value)
+        assert "sha256" not in str(error.value)
+        run_job()
+    (file,) = (tmp_path / "out").rglob("*.pt")
+    assert load_features(file).metadata["notes"]["root"] == str(image_folder)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lit_extract.layout import FORMAT, read_layout
+from lit_extract.layout import STORE_FORMAT, read_layout
 
 
 def read_from(folder):
@@ -53,7 +53,11 @@ def test_a_kept_store_says_so(make_store):
         ("zarr.json", lambda text: "\x80", "its zarr.json is not whole"),
         ("zarr.json", lambda text: "[]", "no store of lit-extract"),
         ("zarr.json", lambda text: '{"zarr_format": 3, "node_type": "group"}', "no store of lit-extract"),
-        ("zarr.json", lambda text: text.replace(f'"format": {FORMAT}', '"format": 9'), "format 9; this version reads"),
+        (
+            "zarr.json",
+            lambda text: text.replace(f'"format": {STORE_FORMAT}', '"format": 9'),
+            "format 9; this version reads",
+        ),
         ("zarr.json", lambda text: text.replace('"shard_rows": 4', '"shard_rows": 0'), "0 rows a shard"),
         ("zarr.json", lambda text: text.replace('"cls"', '"../cls"'), "which are no names"),
         ("cls/zarr.json", lambda text: json.dumps({**json.loads(text), "shape": [1, 2]}), "3"),

@@ -1,5 +1,6 @@
 """One writer at a time, also across kills: other processes hold the lock for real."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -108,3 +109,50 @@ def test_never_two_at_once_though_the_file_comes_and_goes(tmp_path):
     counts = [int(process.communicate()[0] or 0) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert min(counts) > 0
+
+
+WITHOUT_LOCKS = """
+import errno, fcntl, sys
+def fail(*_):
+    raise OSError(errno.{name}, "no locks here")
+fcntl.lockf = fcntl.fcntl = fail
+from lit_extract.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def test_a_file_system_without_locks_is_no_other_run(make_store, name):
+    store, _ = make_store()
+    script = [sys.executable, "-c", WITHOUT_LOCKS.format(name=name)]
+
+    def run(*arguments, **environment):
+        done = subprocess.run([*script, *arguments], capture_output=True, text=True, env={**os.environ, **environment})
+        return done.returncode, done.stdout, done.stderr
+
+    code, _, said = run("finalize", str(store.path))
+    assert code == 2
+    assert "no locks here" in said
+    assert "LIT_EXTRACT_NO_LOCKS=1" in said
+    assert "another run" not in said
+    assert said.count("\n") == 1
+    (store.path.parent / f".{store.path.name}.lock").touch()
+    code, said, _ = run("status", str(store.path.parent))
+    assert code == 0
+    assert "running" not in said
+    code, said, err = run("finalize", str(store.path), LIT_EXTRACT_NO_LOCKS="1")
+    assert (code, err) == (0, "")
+    assert said == f"{store.path.parent / 'm_pool-cls.pt'}\n"
+
+
+@pytest.mark.parametrize("name", ["EACCES", "EAGAIN"])
+def test_only_these_mean_another_run(make_store, monkeypatch, name):
+    store, _ = make_store()
+
+    def fail(*_):
+        raise OSError(getattr(errno, name), "taken")
+
+    monkeypatch.setattr("fcntl.lockf", fail)
+    monkeypatch.setenv("LIT_EXTRACT_NO_LOCKS", "1")
+    with pytest.raises(InputError, match="is being written by another run"):
+        finalize(store.path)

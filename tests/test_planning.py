@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from language_models import save_captions, save_model
 
-from lit_extract import DemoDataModule, LanguageExtractor, VisionExtractor, load_features
+from lit_extract import LanguageExtractor, VisionExtractor, load_features
 from lit_extract.memory import forward_bytes
-from lit_extract.planning import Machine, Plan, fits_disk, plan_model, room
+from lit_extract.planning import Machine, Plan, fits_disk, room
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = ("--config", CONFIGS / "demo" / "vision.yaml")
@@ -194,9 +194,9 @@ def test_what_is_kept_of_each_model_is_not_free_for_the_next():
     ]
     assert room(plans) == (4 + 20, 35)
     assert room([]) == (0, 0)
-    assert fits_disk(plans, Machine(None, 0, 0, 0, "32-true", 24))
-    assert not fits_disk(plans, Machine(None, 0, 0, 0, "32-true", 23))
-    assert fits_disk(plans, Machine(None, 0, 0, 0, "32-true", None)), "of a bucket nobody knows"
+    assert fits_disk(plans, Machine(None, 0, 0, "32-true", 24))
+    assert not fits_disk(plans, Machine(None, 0, 0, "32-true", 23))
+    assert fits_disk(plans, Machine(None, 0, 0, "32-true", None)), "of a bucket nobody knows"
 
 
 def test_captions_are_looked_at_for_the_largest_batch(planned, llama):
@@ -239,20 +239,6 @@ def test_the_batch_that_is_planned_is_the_one_that_a_run_chooses(cli, planned, l
     assert batch() == [1024 // 60, 60], "as the file has it"
 
 
-def test_host_memory_counts_beside_a_gpu(tmp_path):
-    """Random weights are drawn on the host in float32, whatever the GPU has."""
-    model = VisionExtractor("vit_tiny_patch16_224", untrained=True)
-
-    def fits(host_memory):
-        card = Machine("A40", 48 * GB, 47 * GB, host_memory, "bf16-true", None)
-        return plan_model(model, DemoDataModule(), 24, card, tmp_path).fits
-
-    card = Machine("A40", 48 * GB, 47 * GB, None, "bf16-true", None)
-    needed = plan_model(model, DemoDataModule(), 24, card, tmp_path)
-    assert needed.host > 4 * model.num_params
-    assert [fits(None), fits(needed.host), fits(needed.host - 1)] == ["yes", "yes", "host"]
-
-
 def test_a_job_of_slurm_has_the_memory_that_it_was_given(plan, monkeypatch):
     on_cpu = (*TINY, "--trainer.accelerator", "cpu")
     assert plan(*on_cpu)[0] == 0
@@ -260,26 +246,6 @@ def test_a_job_of_slurm_has_the_memory_that_it_was_given(plan, monkeypatch):
     code, out, _ = plan(*on_cpu)
     assert code == 3
     assert "CPU of 104.9 MB" in out
-
-
-def test_a_model_that_fails_keeps_no_other_from_being_planned(plan, tmp_path, monkeypatch):
-    (tmp_path / "models.yml").write_text("vision: [test_vit, vit_tiny_patch16_224]\n")
-    original = VisionExtractor.__init__
-
-    def fail(self, name, *arguments, **settings):
-        if name == "test_vit":
-            raise AttributeError("'list' object has no attribute 'shape'")
-        original(self, name, *arguments, **settings)
-
-    monkeypatch.setattr(VisionExtractor, "__init__", fail)
-    code, out, err = plan(*DEMO, "--models", tmp_path / "models.yml", "--json")
-    assert (code, err) == (3, "")
-    models = json.loads(out)["models"]
-    assert [model["problem"] for model in models] == [
-        "AttributeError: 'list' object has no attribute 'shape'",
-        None,
-    ]
-    assert models[1]["fits"] == "yes"
 
 
 def test_a_large_card_gets_large_batches(planned, llama):
@@ -325,3 +291,36 @@ def test_help(cli, capsys):
     text = capsys.readouterr().out
     for setting in ("--models", "--match", "--rows", "--card_memory", "--json", "--output_dir", "--trainer.precision"):
         assert setting in text, setting
+
+
+def test_one_model_that_can_not_be_planned_is_a_line_and_the_others_are_planned(plan, tmp_path, monkeypatch):
+    from lit_extract import plan_cli
+
+    def fails_for_one(model, *rest):
+        if model.model_name == "test_vit2.r160_in1k":
+            raise ZeroDivisionError("of a defect")
+        return plan_model(model, *rest)
+
+    plan_model = plan_cli.plan_model
+    monkeypatch.setattr(plan_cli, "plan_model", fails_for_one)
+    models = tmp_path / "models.yml"
+    models.write_text("vision: [test_vit2.r160_in1k, test_vit3.r160_in1k]\n")
+    config = ("--config", CONFIGS / "demo" / "vision.yaml", "--model.pool", "avg", "--trainer.accelerator", "cpu")
+    code, out, _ = plan(*config, "--models", models, "--rows", 10)
+    assert code == 3
+    assert "not planned: 1" in out
+    assert "test_vit2.r160_in1k: ZeroDivisionError: of a defect" in out
+    assert "test_vit3.r160_in1k" in out
+    with pytest.raises(ZeroDivisionError):
+        plan(*config, "--model.name", "test_vit2.r160_in1k", "--rows", 10)
+
+
+def test_a_host_that_is_too_small_for_a_gpu_s_model_does_not_fit(planned, plan):
+    model = ("--model.name", "vit_large_patch16_224.mae", "--model.untrained", "true")
+    given = ("--config", CONFIGS / "demo" / "vision.yaml", *model, "--card_memory", 48)
+    (enough,) = planned(*given, "--host_memory", 16)["models"]
+    assert enough["fits"] == "yes"
+    (short,) = planned(*given, "--host_memory", 2, code=3)["models"]
+    assert (short["fits"], short["host"]) == ("host", enough["host"])
+    assert enough["host"] > 4 * enough["parameters"]
+    assert "the memory of the host does not suffice, 2.0 GB" in plan(*given, "--host_memory", 2)[1]

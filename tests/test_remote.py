@@ -674,3 +674,31 @@ def test_a_file_address_is_a_local_path(tmp_path):
     assert to_path(f"file://{tmp_path}/x") == tmp_path / "x"
     assert to_path("s3://bucket/a//b").path == "bucket/a//b"
     assert isinstance(to_path("s3://bucket/x"), UPath)
+
+
+def test_status_writes_nothing_and_shows_what_is_there_without_leave_to_write(make_store, remote, cli, monkeypatch):
+    make_store(folder=remote)
+    lock = remote / ".m_pool-cls.zarr.lock"
+    lock.write_bytes(json.dumps(FOREIGN).encode())
+
+    def refuse(*_, **__):
+        raise PermissionError("read-only")
+
+    for name in ("_pipe_file", "_rm_file", "_rm"):
+        monkeypatch.setattr(S3FileSystem, name, refuse)
+    code, out, err = cli("status", remote, "--json")
+    assert (code, err) == (0, "")
+    (entry,) = json.loads(out)["entries"]
+    assert (entry["path"], entry["state"], entry["holder"]) == (
+        str(remote / "m_pool-cls.zarr"),
+        "running",
+        FOREIGN["holder"],
+    )
+
+    def unknown(*_, **__):
+        raise PermissionError("no heads")
+
+    monkeypatch.setattr(S3FileSystem, "modified", unknown)
+    code, out, err = cli("status", remote, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["entries"][0]["holder"].startswith("unknown: ")

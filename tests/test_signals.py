@@ -346,3 +346,24 @@ def test_while_finalizing(tmp_path, script, make_store):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "m_pool-cls.zarr"]
     with runs.command(tmp_path / "log", "finalize", str(store.path)) as run:
         assert run.wait() == 0
+
+
+def test_without_a_finished_shard_the_job_is_not_queued_again(slow, slurm):
+    folder, variables = slurm
+    for load, step, text in ((60, 0, "loading"), (0, 60, "step 0")):
+        with slow(load=load, step=step, **variables) as run:
+            wait_for(run, text)
+            run.process.send_signal(signal.SIGUSR1)
+            assert run.wait() == 138, run.output
+            assert "not queued again, as no shard was finished" in run.output
+            assert "--data.shard_rows" in run.output
+    assert not (folder / "asked").exists()
+
+
+def test_in_a_sweep_that_has_finished_another_model_it_is(slow, slurm):
+    folder, variables = slurm
+    with slow(step=60, **variables, **{signals.PROGRESS: "1"}) as run:
+        wait_for(run, "step 0")
+        run.process.send_signal(signal.SIGUSR1)
+        assert run.wait() == 138, run.output
+    assert (folder / "asked").read_text() == "requeue 4711\n"

@@ -103,6 +103,7 @@ class CaptionJob:
                 f"data.dataset: {data.dataset_name} has a column {name_some(taken)}, a name that the "
                 "output uses; rename it"
             )
+        self.done_at_start = 0
         self.provenance = {**model.provenance(), **data.provenance()}
 
     def run(self, trainer: Trainer) -> Captions:
@@ -118,6 +119,7 @@ class CaptionJob:
         records = self.parts.records()
         self._check_images(records)
         self.data.done_rows = {row for row, record in records.items() if is_done(record)}
+        self.done_at_start = len(self.data.done_rows)
         if len(self.data.done_rows) < len(self.table):
             self._say_what_is_left(records)
             self._predict(trainer)
@@ -130,6 +132,7 @@ class CaptionJob:
             yield
         except Interrupted as stop:
             done = sum(map(is_done, self.parts.records().values()))
+            stop.is_stuck = done <= self.done_at_start
             stop.how_far = f"{done} of {len(self.table)} images are done"
             raise
 

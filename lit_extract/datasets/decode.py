@@ -25,5 +25,5 @@ def _hdf5_images(path: str) -> Any:
 
     key = (os.getpid(), path)
     if key not in _open_hdf5:
-        _open_hdf5[key] = h5py.File(path, "r")[HDF5_DATASET]
+        _open_hdf5[key] = h5py.File(path, "r", locking=False)[HDF5_DATASET]
     return _open_hdf5[key]

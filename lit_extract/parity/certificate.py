@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_extract.errors import InputError, one_line
 
-FORMAT = 1
+CERTIFICATE_FORMAT = 1
 PASS, FAIL = "pass", "fail"
 
 
@@ -56,8 +56,8 @@ def read_certificate(file: Path) -> dict[str, Any] | None:
     path = certificate_path(file)
     try:
         certificate: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if certificate["format"] != FORMAT:
-            raise ValueError(f"it has format {certificate['format']}; this version reads {FORMAT}")
+        if certificate["format"] != CERTIFICATE_FORMAT:
+            raise ValueError(f"it has format {certificate['format']}; this version reads {CERTIFICATE_FORMAT}")
         records = certificate["records_crc32"]
         if lacking := {"stimuli", "precision", "remarks"} - certificate.keys():
             raise ValueError(f"it has no {', '.join(sorted(lacking))}")

@@ -18,7 +18,7 @@ from lit_extract import __version__
 from lit_extract.errors import InputError
 from lit_extract.features import Features, load_features
 from lit_extract.parity import figures
-from lit_extract.parity.certificate import FAIL, FORMAT, PASS, Where, checksums
+from lit_extract.parity.certificate import CERTIFICATE_FORMAT, FAIL, PASS, Where, checksums
 from lit_extract.parity.language import LanguageReference
 from lit_extract.parity.reference import Reference
 from lit_extract.parity.vision import VisionReference
@@ -56,7 +56,7 @@ def certify(file: Path, k: int, seed: int, where: Where) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         raise InputError("device: in float32 the model does not fit the GPU; give --device cpu") from None
     return {
-        "format": FORMAT,
+        "format": CERTIFICATE_FORMAT,
         "file": file.name,
         "records_crc32": identity,
         **_judge(features, rows, others, bad, again),

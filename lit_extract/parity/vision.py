@@ -94,7 +94,7 @@ class VisionReference(Reference):
             return Image.open(self.paths[row]).convert("RGB")
         import h5py
 
-        with h5py.File(self.paths[row]) as file:
+        with h5py.File(self.paths[row], "r", locking=False) as file:
             return Image.fromarray(file["imgBrick"][self.image_rows[row]])
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lit_extract.errors import InputError, one_line
 from lit_extract.review.rows import Entry
 
-FORMAT = 1
+JOURNAL_FORMAT = 1
 
 
 class Content(NamedTuple):
@@ -74,8 +74,8 @@ def read_journal(path: Path, captions_sha256: str) -> Content:
 
 
 def _check_header(path: Path, header: dict[str, Any], captions_sha256: str) -> None:
-    if header["format"] != FORMAT:
-        raise InputError(f"{str(path)!r} has format {header['format']}; this version reads {FORMAT}")
+    if header["format"] != JOURNAL_FORMAT:
+        raise InputError(f"{str(path)!r} has format {header['format']}; this version reads {JOURNAL_FORMAT}")
     if header["captions_sha256"] != captions_sha256:
         raise InputError(
             f"{str(path)!r} has decisions about other captions; move it away, with its review file, to begin anew"
@@ -101,7 +101,7 @@ class Journal:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             os.ftruncate(self._file, self._n_bytes)
             if not self._n_bytes:
-                self._append([{"format": FORMAT, "captions_sha256": captions_sha256}])
+                self._append([{"format": JOURNAL_FORMAT, "captions_sha256": captions_sha256}])
                 _sync_folder(path.parent)
         except OSError as error:
             raise InputError(f"can't write {str(path)!r}: {one_line(error)}") from None

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from lit_extract import relay
+from lit_extract import relay, signals
 from lit_extract.layout import safe_name
 from lit_extract.sweep.fork_server import Forked, ForkServer, end_with_parent
 from lit_extract.sweep.turns import Turn
@@ -24,6 +24,7 @@ class Processes:
 
     def __init__(self, logs: Path, relays: Path, server: ForkServer) -> None:
         self.logs, self.relays, self.server = logs, relays, server
+        self.has_finished_one = False
 
     def relay(self, turn: Turn) -> Path:
         """Where a run tells how far it is."""
@@ -37,6 +38,7 @@ class Processes:
         """
         turn.log = self.logs / f"{turn.number:02d}-{safe_name(turn.model)}.log"
         environment = {**os.environ, relay.VARIABLE: str(self.relay(turn)), "PYTHONUNBUFFERED": "1"}
+        environment |= {signals.PROGRESS: "1"} if self.has_finished_one else {}
         log = turn.log
         log.write_text(shlex.join(turn.command) + "\n", encoding="utf-8")
 

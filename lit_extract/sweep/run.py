@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from lit_extract.arguments import CONFIG_OPTIONS
 from lit_extract.errors import InputError
 from lit_extract.relay import heard
 from lit_extract.sweep.display import Display, clock, make_display
@@ -105,6 +106,7 @@ def run_turn(turn: Turn, processes: Processes, display: Display, signals: "_Sign
                     display.say(f"{_name(signals.received)}: waiting until {turn.model} has stopped")
         assert turn.log is not None
         turn.state, turn.reason = outcome(code, last_lines(turn.log), bool(signals.received))
+        processes.has_finished_one |= turn.state in (DONE, BAD_ROWS)
     except OSError as error:  # a full disk, say; perhaps others fare better
         turn.state, turn.reason = FAILED, f"can't run it: {error}"
     display.end(turn)
@@ -256,9 +258,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("lit-extract sweep", description=_DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "--config", action="append", default=[], metavar="FILE", help="Settings of predict; may be given several times."
-    )
+    what = "Settings of predict; may be given several times."
+    add(*CONFIG_OPTIONS, dest="config", action="append", default=[], metavar="FILE", help=what)
     add("--models", metavar="FILE", help="The models.yml; default: ./models.yml, else the one shipped.")
     add("--match", metavar="PATTERN", help="Only models with this text in their name, or whose name fits '*clip*'.")
     flags = {

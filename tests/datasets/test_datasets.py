@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pandas as pd
 import pytest
 
-from lit_extract.datasets import load_dataset
+from lit_extract.datasets import load_dataset, nsd
+from lit_extract.datasets.decode import open_image
 from lit_extract.datasets.table import image_sizes
 from lit_extract.errors import InputError
 
@@ -300,3 +302,21 @@ heavy = {"torch", "lightning", "zarr", "timm", "h5py", "PIL"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_locked_brick_is_read(tmp_path):
+    file = tmp_path / "nsd_stimuli.hdf5"
+    with h5py.File(file, "w") as brick:
+        brick["imgBrick"] = np.full((2, 4, 4, 3), 7, dtype=np.uint8)
+    script = (
+        "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(OSError, match="lock"):
+            h5py.File(file, "r")
+        table, _ = nsd.load(tmp_path)
+        assert len(table) == 2
+        assert np.array(open_image(str(file), 1)).tolist() == np.full((4, 4, 3), 7).tolist()
+        holder.communicate(b"\n")

@@ -18,7 +18,7 @@ DEMO = [
 # As srun: each task a process of its own that knows its place; the exit code is the highest.
 SRUN = """#!/bin/bash
 for ((task = 0; task < SLURM_NTASKS; task++)); do
-    SLURM_PROCID=$task SLURM_NODEID=$((task / SLURM_NTASKS_PER_NODE)) \\
+    SLURM_STEP_ID=0 SLURM_PROCID=$task SLURM_NODEID=$((task / SLURM_NTASKS_PER_NODE)) \\
         SLURM_LOCALID=$((task % SLURM_NTASKS_PER_NODE)) "$@" &
 done
 code=0
