@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,10 +78,13 @@ class VisionReference(Reference):
         from PIL import Image
 
         if self.image_rows is None:
-            return Image.open(self.paths[row]).convert("RGB")
+            image = Image.open(self.paths[row])
+            if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip
+                return Image.fromarray(np.rint(np.asarray(image) * (255 / 65535)).astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
         import h5py
 
-        with h5py.File(self.paths[row]) as file:
+        with h5py.File(self.paths[row], locking=False) as file:
             return Image.fromarray(file["imgBrick"][self.image_rows[row]])
 
 
