@@ -214,6 +214,8 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
     if not extraction.files:
         store = extraction.store
         lines.append(f"all rows are in {store}; lit-extract finalize {store} makes the features files")
+    if extraction.n_rotated:
+        lines.append(f"  {extraction.n_rotated} images have an EXIF rotation, which is not applied")
     for rows, what in (
         (extraction.bad_input_rows, "could not be decoded and are NaN"),
         (extraction.not_finite_rows, "have NaN or infinite activations"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lit_extract.datasets.nsd import HDF5_DATASET
 
@@ -44,7 +44,11 @@ class Reading:
         """
         if not isinstance(self.data, bytes):
             return Image.fromarray(self.data), False
-        with Image.open(io.BytesIO(self.data)) as image:
+        try:
+            opened = Image.open(io.BytesIO(self.data))
+        except UnidentifiedImageError:  # which would name the place in memory
+            raise UnidentifiedImageError("not an image that Pillow can open") from None
+        with opened as image:
             return to_rgb(image), is_rotated(image)
 
 

@@ -42,7 +42,7 @@ def _count_rows(path: Path) -> int:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             shape, dtype = file[HDF5_DATASET].shape, file[HDF5_DATASET].dtype
     except (OSError, KeyError) as error:
         raise InputError(f"{NAME}: {str(path)!r} has no readable dataset {HDF5_DATASET}: {one_line(error)}") from None
