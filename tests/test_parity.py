@@ -142,7 +142,8 @@ def test_nothing_of_what_made_the_file_is_used(file, certify, monkeypatch):
         "lit_extract.modules.vision.VisionExtractor.activations",
         "lit_extract.modules.pooling.pool_image",
         "lit_extract.datasets.decode.open_image",
-        "lit_extract.data.images.open_image",
+        "lit_extract.datasets.decode.to_rgb",
+        "lit_extract.data.images.read_stimulus",
         "lit_extract.data.images.ImageBatches.__getitem__",
     ):
         monkeypatch.setattr(name, not_independent)

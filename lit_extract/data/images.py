@@ -27,14 +27,13 @@ from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
 from lit_extract.data.pixels import GEOMETRY, Noted, PixelCache, folder_name, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
-from lit_extract.datasets.decode import Reading, read_stimulus
+from lit_extract.datasets.decode import Reading, contents, read_stimulus
 from lit_extract.disk import as_size, free_bytes
 from lit_extract.errors import InputError, one_line
 from lit_extract.layout import INPUT_COLUMNS, INPUTS
 from lit_extract.ranks import say
 
 WORKERS_AT_MOST = 16
-THREADS_TO_READ = 8  # which a file system over a network answers at once
 
 
 class ImageBatches(Dataset[dict[str, Any]]):
@@ -226,15 +225,7 @@ class ImageDataModule(StimulusDataModule):
 
     def contents(self, rows: Sequence[int]) -> NDArray[np.int64]:
         """Hash of each image's file, or of its pixels in an HDF5 file; 0 where it can't be read."""
-
-        def content(source: tuple[str, int | None]) -> int:
-            try:
-                return read_stimulus(*source).content
-            except OSError:
-                return 0
-
-        with ThreadPoolExecutor(THREADS_TO_READ) as threads:
-            return np.array(list(threads.map(content, self._sources(rows))), dtype=np.int64)
+        return np.array(contents(self._sources(rows)), dtype=np.int64)
 
     def readable(self, rows: Sequence[int]) -> list[int]:
         """Those of the rows whose images decode now."""

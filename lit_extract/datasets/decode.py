@@ -3,6 +3,8 @@
 import hashlib
 import io
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lit_extract.datasets.nsd import HDF5_DATASET
+
+THREADS_TO_READ = 8  # which a file system over a network answers at once
 
 # Pillow opens 16-bit PNG and PGM as I;16 or, by its version, as I: 32 bits that hold values up to 65535.
 _SIXTEEN_BITS_IN_32 = ("PNG", "PPM")
@@ -50,6 +54,29 @@ class Reading:
             raise UnidentifiedImageError("not an image that Pillow can open") from None
         with opened as image:
             return to_rgb(image), is_rotated(image)
+
+    def has_rotation(self) -> bool:
+        """What :meth:`decode` tells of the rotation, from the beginning of the file; False when it is broken."""
+        if not isinstance(self.data, bytes):
+            return False
+        try:
+            with Image.open(io.BytesIO(self.data)) as image:
+                return image.format != "TIFF" and is_rotated(image)
+        except Exception:  # Pillow raises almost anything on a broken file
+            return False
+
+
+def contents(stimuli: Sequence[tuple[str, int | None]]) -> list[int]:
+    """Hash of the content of each stimulus (file, row in it) as it is now; 0 where it can't be read."""
+
+    def content(stimulus: tuple[str, int | None]) -> int:
+        try:
+            return read_stimulus(*stimulus).content
+        except OSError:
+            return 0
+
+    with ThreadPoolExecutor(THREADS_TO_READ) as threads:
+        return list(threads.map(content, stimuli))
 
 
 def read_stimulus(path: str, image_row: int | None = None) -> Reading:
