@@ -13,9 +13,7 @@ from lit_extract.layout import CONTENT, MTIME, SIZE
 from lit_extract.ranks import say
 
 
-def changed_rows(
-    recorded: NDArray[np.int64], rows: NDArray[np.bool_], data: StimulusDataModule
-) -> NDArray[np.int64]:
+def changed_rows(recorded: NDArray[np.int64], rows: NDArray[np.bool_], data: StimulusDataModule) -> NDArray[np.int64]:
     """Rows whose inputs are others than those that were read.
 
     A file of the same size and time is taken as unchanged, as Git and make do; any other is read and its content
@@ -32,7 +30,9 @@ def changed_rows(
     if is_known.any():
         touched = np.flatnonzero(rows & is_known & (other_size | (recorded[:, MTIME] != data.mtimes_ns)))
         if len(touched):
-            say(f"{len(touched)} stimuli have files of another size or time than when they were read: reading them again")
+            say(
+                f"comparing the content of {len(touched)} stimuli, whose files have another size or time than when read"
+            )
             changed[touched] = data.contents(touched.tolist()) != recorded[touched, CONTENT]
     return np.flatnonzero(changed)
 

@@ -280,7 +280,9 @@ class Job:
         status = store.status()
         changed = changed_rows(store.inputs(), ~np.isin(status, (MISSING, BAD_INPUT)), self.data)
         self._changed = {*changed.tolist()} & {*self.repairable}
-        self._refuse(np.array([row for row in changed if row not in self._changed]), f"since {str(store.path)!r} was begun")
+        self._refuse(
+            np.array([row for row in changed if row not in self._changed]), f"since {str(store.path)!r} was begun"
+        )
         return store
 
     def predict(self, trainer: Trainer, finalize: bool, overwrite: bool) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lit_extract import VisionExtractor, load_features
 from lit_extract.errors import InputError
+from lit_extract.finalize import _write_beside
 from lit_extract.store import Store
 
 SKIP = {"data_on_bad_image": "skip", "data_shard_rows": 2}
@@ -155,7 +156,9 @@ def test_a_kept_store_is_repaired_with_its_file_and_stays(run_job, break_image, 
     assert computed == [1]
     assert extraction.store == first.store
     assert_repaired(extraction.files[0], [6], intact["cls"], before)
-    assert load_features(extraction.store).feats.numpy().tobytes() == content_of(first.files[0])["feats"].numpy().tobytes()
+    assert (
+        load_features(extraction.store).feats.numpy().tobytes() == content_of(first.files[0])["feats"].numpy().tobytes()
+    )
 
 
 class KilledError(Exception):
@@ -172,9 +175,11 @@ def test_killed_between_any_two_writes_of_a_repair_nothing_is_lost(
     restore = break_image("4.png")
     pools = {"pool": ["cls", "avg"], **SKIP}
     first = run_job(finalize=finished, **pools)
-    before = {pool: load_features(first.store, pool).feats.numpy() for pool in intact} if not finished else {
-        load_features(file).provenance["pool"]: content_of(file)["feats"].numpy() for file in first.files
-    }
+    before = (
+        {pool: load_features(first.store, pool).feats.numpy() for pool in intact}
+        if not finished
+        else {load_features(file).provenance["pool"]: content_of(file)["feats"].numpy() for file in first.files}
+    )
     restore()
     left = writes
 
@@ -190,7 +195,7 @@ def test_killed_between_any_two_writes_of_a_repair_nothing_is_lost(
 
     with monkeypatch.context() as patch:
         patch.setattr(zarr.Array, "__setitem__", count(zarr.Array.__setitem__))
-        patch.setattr("lit_extract.finalize._write_beside", count(__import__("lit_extract.finalize").finalize._write_beside))
+        patch.setattr("lit_extract.finalize._write_beside", count(_write_beside))
         patch.setattr("lit_extract.finalize.Store.remove", count(Store.remove))
         try:
             run_job(**pools)
@@ -237,7 +242,9 @@ def test_an_image_that_changed_is_noticed_though_its_size_is_the_same(run_job, i
     Image.new("RGB", (23, 27), (30, 20, 10)).save(path, compress_level=0)
     os.utime(path, ns=(time + 1, time + 1))
     assert path.stat().st_size == size
-    with pytest.raises(InputError, match=r"stimuli have changed since .*: 3\.png\. Restore the files, or .*--overwrite"):
+    with pytest.raises(
+        InputError, match=r"stimuli have changed since .*: 3\.png\. Restore the files, or .*--overwrite"
+    ):
         run_job(data_shard_rows=2)
 
 
@@ -250,7 +257,7 @@ def test_images_that_were_only_copied_are_the_same(run_job, image_folder, comput
     capsys.readouterr()
     assert run_job(data_shard_rows=2).was_done == finished
     assert computed == []
-    assert "7 stimuli have files of another size or time than when they were read: reading them again" in (
+    assert "comparing the content of 7 stimuli, whose files have another size or time than when read" in (
         capsys.readouterr().out
     )
 

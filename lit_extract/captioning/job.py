@@ -116,8 +116,8 @@ class CaptionJob:
         begun = self.parts.check_provenance(self.provenance)
         if begun and self.parts.is_finished():
             sidecar = read_sidecar(self.parts.output)
-            if (inputs := noted_inputs(sidecar)) is not None:
-                self._check_images(inputs, np.ones(len(inputs), dtype=np.bool_))
+            if (noted := noted_inputs(sidecar)) is not None:
+                self._check_images(noted, np.ones(len(noted), dtype=np.bool_))
             self.parts.remove_folder()  # what a killed run may have left of it
             counts = sidecar.get("cut_off", 0), sidecar.get("exif_rotations", 0)
             return Captions(self.parts.output, len(self.table), {}, *counts, was_done=True)

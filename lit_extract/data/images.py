@@ -2,8 +2,8 @@
 
 Images are seen as timm's evaluation pipelines see them: decoded by Pillow, ``convert("RGB")``
 (grayscale and palette expanded, CMYK converted, alpha dropped, EXIF rotation not applied; 16-bit grayscale
-scaled like its 8-bit twin, which Pillow would clip), resized and cropped by ``timm.data.create_transform``. They travel as uint8; the extractor normalizes them in
-float32, on the device.
+scaled like its 8-bit twin, which Pillow would clip), resized and cropped by ``timm.data.create_transform``.
+They travel as uint8; the extractor normalizes them in float32, on the device.
 
 B batch, H height, W width.
 """
@@ -69,9 +69,9 @@ class ImageBatches(Dataset[dict[str, Any]]):
         return len(self.batches)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """The batch: ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,), ``errors``, why they are, and ``inputs``.
+        """The batch: ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,) and ``errors``, why they are.
 
-        The latter (B, 4) are what is noted of each image: size and time of its file, content, rotation.
+        ``inputs`` (B, 4) is what was noted of each image: size and time of its file, content, rotation.
 
         Decoded by as many threads as the forward pass has; in a worker process that is one. Pixels of earlier models
         are there sooner than threads.

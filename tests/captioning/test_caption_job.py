@@ -254,7 +254,7 @@ def test_images_that_were_only_copied_are_the_same_and_a_finished_file_is_answer
         os.utime(path, ns=(1, 1))
     _, code, printed, _ = caption()
     assert (code, engine.started) == (0, 1)
-    assert "10 stimuli have files of another size or time" in printed
+    assert "comparing the content of 10 stimuli" in printed
     assert "already done: " in printed
 
 

@@ -270,15 +270,16 @@ def test_what_is_free_must_also_do_for_the_features(image_folder, tmp_path, monk
 
 def test_state_is_of_the_image_and_its_place_in_the_dataset(image_folder):
     path, root = str(image_folder / "1.png"), str(image_folder)
+    stat = (image_folder / "1.png").stat()
     states = [
-        image_state(path, None, root, os.stat(path)),
-        image_state(path, 0, root, os.stat(path)),
-        image_state(path, 1, root, os.stat(path)),
-        image_state(str(image_folder / "2.png"), None, root, os.stat(path)),
-        image_state(path, None, root, os.stat(image_folder / "2.png")),
+        image_state(path, None, root, stat),
+        image_state(path, 0, root, stat),
+        image_state(path, 1, root, stat),
+        image_state(str(image_folder / "2.png"), None, root, stat),
+        image_state(path, None, root, (image_folder / "2.png").stat()),
     ]
     assert len(set(states)) == 5
-    assert image_state(path, None, root, os.stat(path)) == states[0]
+    assert image_state(path, None, root, stat) == states[0]
 
 
 def test_content_and_rotation_come_out_of_it_as_of_decoding(image_folder, tmp_path, count_decoded):

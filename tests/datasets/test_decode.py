@@ -87,9 +87,7 @@ def _white_is_zero(path):
     path.write_bytes(data[:place] + b"\0" + data[place + 1 :])
 
 
-@pytest.mark.parametrize(
-    ("write", "mode"), [(_float_tiff, "F"), (_integer_tiff, "I"), (_white_is_zero, "I;16")]
-)
+@pytest.mark.parametrize(("write", "mode"), [(_float_tiff, "F"), (_integer_tiff, "I"), (_white_is_zero, "I;16")])
 def test_pixels_without_a_defined_range_are_refused(tmp_path, write, mode):
     write(tmp_path / "a.tif")
     with Image.open(tmp_path / "a.tif") as image:
