@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 
+import h5py
 import numpy as np
 import pytest
 import runs
@@ -11,9 +12,11 @@ import torch
 import zarr
 from PIL import Image
 
-from lit_extract import VisionExtractor, load_features
+from lit_extract import NSDDataModule, VisionExtractor, extract, load_features
+from lit_extract.datasets import decode
 from lit_extract.errors import InputError
 from lit_extract.finalize import _write_beside
+from lit_extract.predict import predict_trainer
 from lit_extract.store import Store
 
 SKIP = {"data_on_bad_image": "skip", "data_shard_rows": 2}
@@ -266,6 +269,29 @@ def test_files_of_the_same_size_and_time_are_not_read_again(run_job, monkeypatch
     run_job(data_shard_rows=2)
     monkeypatch.setattr("lit_extract.data.images.read_stimulus", lambda *_: pytest.fail("read again"))
     assert run_job(data_shard_rows=2).was_done
+
+
+def test_rows_of_an_hdf5_file_are_compared_by_their_pixels(tmp_path, computed, capsys):
+    path = tmp_path / "nsd_stimuli.hdf5"
+    with h5py.File(path, "w") as file:
+        file["imgBrick"] = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
+
+    def run(workers):
+        model = VisionExtractor("test_vit.r160_in1k", untrained=True, pool="cls")
+        data = NSDDataModule(str(tmp_path), batch_size=2, num_workers=workers, cache="off")
+        return extract(model, data, predict_trainer("cpu", devices=1, precision="32-true"), str(tmp_path / "out"))
+
+    run(0)
+    os.utime(path, ns=(1, 1))
+    computed.clear()
+    assert run(2).was_done
+    assert computed == []
+    assert "comparing the content of 5 stimuli" in capsys.readouterr().out
+    with h5py.File(path, "r+") as file:
+        file["imgBrick"][3] = 0
+    with pytest.raises(InputError, match=r"stimuli have changed since .*: 3\. Restore"):
+        run(0)
+    assert decode._open_hdf5 == {}
 
 
 def as_before_contents_were_noted(file):

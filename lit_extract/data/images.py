@@ -27,7 +27,7 @@ from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
 from lit_extract.data.pixels import GEOMETRY, Noted, PixelCache, folder_name, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
-from lit_extract.datasets.decode import Reading, contents, read_stimulus
+from lit_extract.datasets.decode import Reading, contents, hdf5_closed_after, read_stimulus
 from lit_extract.disk import as_size, free_bytes
 from lit_extract.errors import InputError, one_line
 from lit_extract.layout import INPUT_COLUMNS, INPUTS
@@ -239,7 +239,7 @@ class ImageDataModule(StimulusDataModule):
                 return False
             return True
 
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        with hdf5_closed_after(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
             return [row for row, good in zip(rows, threads.map(decodes, self._sources(rows)), strict=True) if good]
 
     def _sources(self, rows: Sequence[int]) -> list[tuple[str, int | None]]:

@@ -3,8 +3,9 @@
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def contents(stimuli: Sequence[tuple[str, int | None]]) -> list[int]:
         except OSError:
             return 0
 
-    with ThreadPoolExecutor(THREADS_TO_READ) as threads:
+    with hdf5_closed_after(), ThreadPoolExecutor(THREADS_TO_READ) as threads:
         return list(threads.map(content, stimuli))
 
 
@@ -127,6 +128,16 @@ def is_rotated(image: Image.Image) -> bool:
 
 
 _open_hdf5: dict[tuple[int, str], Any] = {}
+
+
+@contextmanager
+def hdf5_closed_after() -> Iterator[None]:
+    """Close what this process has open: workers that are forked later would share its place in the file."""
+    try:
+        yield
+    finally:
+        for key in [key for key in _open_hdf5 if key[0] == os.getpid()]:
+            _open_hdf5.pop(key).file.close()
 
 
 def _hdf5_images(path: str) -> Any:
