@@ -92,6 +92,8 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         replaced=bytes_there(map(_part, files.values())),  # of a finalize that was killed; they are written over
         advice=f"make room, then run lit-extract finalize {store.path}",
     )
+    if store.missing_rows():
+        _check_earlier([files[pool] for pool in left])
     for pool in left:
         _write_features(there, pool, files[pool])
     if keep_store and not store.missing_rows():  # what a repair fills of one is no store to keep
@@ -101,6 +103,20 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
     for path in (store.path, *files.values()):
         abort_uploads(path)
     return list(files.values())
+
+
+def _check_earlier(files: Iterable[AnyPath]) -> None:
+    """See that features files whose rows go into new ones are whole: a new checksum would vouch for damage."""
+    for file in files:
+        try:
+            _verify(file)
+        except RemoteError:
+            raise
+        except OSError as error:
+            raise InputError(
+                f"{str(file)!r} is damaged ({error}), so that its bad rows can't be repaired; restore it, or pass "
+                "--overwrite to predict to compute all rows from scratch"
+            ) from None
 
 
 def is_finished(file: AnyPath, provenance: dict[str, Any]) -> bool:

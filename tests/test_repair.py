@@ -13,6 +13,7 @@ import zarr
 from PIL import Image
 
 from lit_extract import NSDDataModule, VisionExtractor, extract, load_features
+from lit_extract.archive import read_content
 from lit_extract.datasets import decode
 from lit_extract.errors import InputError
 from lit_extract.finalize import _write_beside
@@ -162,6 +163,35 @@ def test_a_kept_store_is_repaired_with_its_file_and_stays(run_job, break_image, 
     assert (
         load_features(extraction.store).feats.numpy().tobytes() == content_of(first.files[0])["feats"].numpy().tobytes()
     )
+
+
+def test_a_repair_whose_image_changes_before_it_is_finalized_is_of_the_image_as_it_is(
+    run_job, break_image, image_folder, intact, computed, tmp_path
+):
+    content = (image_folder / "4.png").read_bytes()
+    break_image("4.png")
+    (file,) = run_job(**SKIP).files
+    before = content_of(file)["feats"].numpy()
+    Image.new("RGB", (30, 30), (200, 10, 10)).save(image_folder / "4.png")
+    repaired = run_job(finalize=False, **SKIP)
+    assert repaired.store.exists()
+    (image_folder / "4.png").write_bytes(content)
+    computed.clear()
+    run_job(**SKIP)
+    assert computed == [1]
+    assert_repaired(file, [4], intact["cls"], before)
+
+
+def test_damage_of_a_file_is_not_carried_into_the_repaired_one(run_job, break_image):
+    restore = break_image("4.png")
+    (file,) = run_job(**SKIP).files
+    content = bytearray(file.read_bytes())
+    content[read_content(file)["feats"].offset + 5] ^= 1
+    file.write_bytes(content)
+    restore()
+    with pytest.raises(InputError, match=r"pt' is damaged .*checksum.*; restore it, or pass --overwrite"):
+        run_job(**SKIP)
+    assert file.read_bytes() == content
 
 
 class KilledError(Exception):
