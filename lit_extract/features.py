@@ -45,7 +45,7 @@ class Features:
             are NaN.
         extras: What else a finished file holds: of language models the attention ``mask`` (N, T) and, when
             asked for, ``loss`` (nats a token) and ``bpb`` (bits a byte), means over stimuli, with
-            ``row_loss`` and ``row_bpb`` (N,).
+            ``row_loss`` and ``row_bpb`` (N,); of vision models ``inputs`` (N, 4), what was noted of each image.
     """
 
     path: AnyPath
@@ -267,7 +267,7 @@ def _from_store(path: AnyPath, pool: str | None) -> Features:
     def read(layer: int | None) -> Tensor:
         layers = range(len(store.layers)) if layer is None else [layer]
         feats = torch.stack([torch.from_numpy(store.read_layer(chosen, k)) for k in layers], dim=1)
-        feats[torch.from_numpy(status == MISSING)] = torch.nan
+        feats[torch.from_numpy(np.isin(status, (MISSING, BAD_INPUT)))] = torch.nan
         return feats if layer is None else feats[:, 0]
 
     metadata = {

@@ -20,7 +20,8 @@ from lit_extract.archive import check_archive, write_filled
 from lit_extract.disk import bytes_there, check_room, features_bytes
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
-from lit_extract.layout import BAD_INPUT, FEATURES_FORMAT, N_BYTES, NOT_FINITE
+from lit_extract.inputs import sizes_sha256
+from lit_extract.layout import BAD_INPUT, FEATURES_FORMAT, INPUTS, N_BYTES, NOT_FINITE, ROTATED, SIZE
 from lit_extract.listing import refuse_plain_folder
 from lit_extract.lock import write_lock
 from lit_extract.paths import (
@@ -33,7 +34,8 @@ from lit_extract.paths import (
     remove_file,
     to_path,
 )
-from lit_extract.provenance import differing, features_provenance, inputs_sha256
+from lit_extract.provenance import differing, features_provenance
+from lit_extract.repair import Rows
 from lit_extract.store import Store
 from lit_extract.store_folder import is_store
 
@@ -67,7 +69,8 @@ def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
 def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
     """:func:`finalize` for a caller that holds the store's lock."""
     store.drop_damaged()
-    if missing := store.missing_rows():
+    there = Rows(store)
+    if missing := there.missing():
         rows = [f"{rows.start} to {rows.stop - 1}" for rows in missing]
         raise InputError(
             f"{str(store.path)!r} is not complete: {sum(map(len, missing))} of {store.n_stimuli} rows are missing: "
@@ -77,7 +80,9 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
     left = [
         pool
         for pool, file in files.items()
-        if not is_finished(file, features_provenance(store.provenance, pool)) or not _is_verified(store, file)
+        if not is_finished(file, features_provenance(store.provenance, pool))
+        or there.repaired(pool)
+        or not _is_verified(store, file)
     ]
     size = features_bytes(store.n_stimuli, len(store.layers), store.n_dim)
     check_room(
@@ -87,15 +92,31 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         replaced=bytes_there(map(_part, files.values())),  # of a finalize that was killed; they are written over
         advice=f"make room, then run lit-extract finalize {store.path}",
     )
+    if store.missing_rows():
+        _check_earlier([files[pool] for pool in left])
     for pool in left:
-        _write_features(store, pool, files[pool])
-    if keep_store:
+        _write_features(there, pool, files[pool])
+    if keep_store and not store.missing_rows():  # what a repair fills of one is no store to keep
         store.keep()
     else:
         store.remove()
     for path in (store.path, *files.values()):
         abort_uploads(path)
     return list(files.values())
+
+
+def _check_earlier(files: Iterable[AnyPath]) -> None:
+    """See that features files whose rows go into new ones are whole: a new checksum would vouch for damage."""
+    for file in files:
+        try:
+            _verify(file)
+        except RemoteError:
+            raise
+        except OSError as error:
+            raise InputError(
+                f"{str(file)!r} is damaged ({error}), so that its bad rows can't be repaired; restore it, or pass "
+                "--overwrite to predict to compute all rows from scratch"
+            ) from None
 
 
 def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = None) -> bool:
@@ -136,14 +157,15 @@ def _is_verified(store: Store, file: AnyPath) -> bool:
     return True
 
 
-def _write_features(store: Store, pool: str, file: AnyPath) -> None:
+def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
+    store = there.store
     shape = store.n_stimuli, len(store.layers), store.n_dim
-    shards = _ahead(store, pool)
-    tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(store)}
+    shards = _ahead(there, pool)
+    tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(there, pool)}
     try:
         with tempfile.TemporaryDirectory() as folder:
             skeleton = Path(folder, "skeleton.pt")  # takes no room: all numbers are holes
-            _save_skeleton(_content(store, pool), tensors, skeleton)
+            _save_skeleton(_content(there, pool), tensors, skeleton)
             chunks = [numbers.chunks for numbers in tensors.values()]
             if isinstance(file, Path):
                 _write_beside(file, skeleton, chunks)
@@ -156,14 +178,15 @@ def _write_features(store: Store, pool: str, file: AnyPath) -> None:
         ) from error
 
 
-def _ahead(store: Store, pool: str) -> Iterator[NDArray[np.float32]]:
+def _ahead(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
     """The shards one after the other, the next of which is read while one is used; each is gone when the next comes."""
+    store = there.store
     shape = len(store.rows_of(0)), len(store.layers), store.n_dim
     both = [np.empty(shape, dtype=np.float32) for _ in range(min(2, store.n_shards))]
 
     def read(shard: int) -> NDArray[np.float32]:
         store.expect(pool, shard + 1)
-        return store.read_shard(pool, shard, both[shard % 2])
+        return there.shard(pool, shard, both[shard % 2])
 
     with ThreadPoolExecutor(1, "lit-extract reader") as thread:
         coming = thread.submit(read, 0)
@@ -218,9 +241,15 @@ class _Numbers:
     chunks: Iterable[NDArray[Any]]
 
 
-def _content(store: Store, pool: str) -> dict[str, Any]:
+def _content(there: Rows, pool: str) -> dict[str, Any]:
     """All of a features file but its tensors."""
-    status = store.status()
+    store, status, inputs = there.store, there.status(pool), there.inputs(pool)
+    before = there.files[pool].metadata if pool in there.files else {"notes": {}}
+    notes = {**store.notes, **before["notes"]}
+    if repaired := there.repaired(pool):
+        notes["repaired_rows"] = sorted({*notes.get("repaired_rows", []), *repaired})
+    if inputs is not None:
+        notes["exif_rotations"] = int((inputs[:, ROTATED] != 0).sum())
     content: dict[str, Any] = {
         "num_params": store.notes["num_params"],
         "layers": store.layers,
@@ -228,8 +257,8 @@ def _content(store: Store, pool: str) -> dict[str, Any]:
         "metadata": {
             "format": FEATURES_FORMAT,
             "provenance": features_provenance(store.provenance, pool),
-            "notes": {key: value for key, value in store.notes.items() if key != "files"},
-            "n_bytes_sha256": inputs_sha256(store.extra(N_BYTES)) if N_BYTES in store.extras else None,
+            "notes": {key: value for key, value in notes.items() if key != "files"},
+            "n_bytes_sha256": _sizes_sha256(there, inputs, before),
             "bad_input_rows": np.flatnonzero(status == BAD_INPUT).tolist(),
             "not_finite_rows": np.flatnonzero(status == NOT_FINITE).tolist(),
         },
@@ -240,12 +269,23 @@ def _content(store: Store, pool: str) -> dict[str, Any]:
     return content
 
 
+def _sizes_sha256(there: Rows, inputs: NDArray[np.int64] | None, before: dict[str, Any]) -> str | None:
+    """Hash of the sizes of the inputs, by which earlier versions tell that they changed."""
+    if inputs is not None:
+        return sizes_sha256(inputs[:, SIZE])
+    if there.files:  # of an earlier version; its images still have the sizes that they had
+        return before.get("n_bytes_sha256")
+    return sizes_sha256(there.store.extra(N_BYTES)) if N_BYTES in there.store.extras else None
+
+
 # Per-row values of language models: their mean under the name, the rows under row_<name>.
 _MEANS = ("loss", "bpb")
 
 
-def _extra_tensors(store: Store) -> dict[str, _Numbers]:
-    tensors = {}
+def _extra_tensors(there: Rows, pool: str) -> dict[str, _Numbers]:
+    tensors, store = {}, there.store
+    if (inputs := there.inputs(pool)) is not None:
+        tensors[INPUTS] = _Numbers(inputs.shape, torch.int64, [inputs])
     if "n_tokens" in store.extras:
         lengths = store.extra("n_tokens")
         mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.uint8)

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from numpy.typing import NDArray
 
 from lit_extract import __version__
 from lit_extract.budget import settle_token_budget
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.table import ID_MEANING, ROOT
 from lit_extract.disk import bytes_there, check_room, features_bytes, store_bytes
-from lit_extract.errors import InputError, NothingLeft
-from lit_extract.features import load_features, read_metadata
+from lit_extract.errors import InputError, NothingLeft, name_some
+from lit_extract.features import load_features
 from lit_extract.finalize import finalize_locked, is_finished
 from lit_extract.float32_check import check_store
-from lit_extract.layout import N_BYTES
+from lit_extract.inputs import changed_rows, sizes_sha256
+from lit_extract.layout import BAD_INPUT, MISSING, count_shards
 from lit_extract.lock import write_lock
 from lit_extract.modules.base import Extractor
 from lit_extract.one_order import check_one_order, ids_in_folder
@@ -30,8 +33,9 @@ from lit_extract.outputs import output_paths, recorded_provenance
 from lit_extract.paths import AnyPath, RemoteError, exists, remove_file, to_path
 from lit_extract.precision import ieee_float32
 from lit_extract.progress import Progress
-from lit_extract.provenance import features_provenance, inputs_sha256
+from lit_extract.provenance import features_provenance
 from lit_extract.ranks import is_rank_zero, say
+from lit_extract.repair import Left, by_shard, inputs_of, status_of
 from lit_extract.rounding import NOTE
 from lit_extract.run import run_predict
 from lit_extract.signals import Interrupted, stoppable
@@ -50,6 +54,7 @@ class Extraction:
         store: The store, if it is still there.
         bad_input_rows: Rows whose image could not be decoded: NaN.
         not_finite_rows: Rows for which the model gave NaN or infinity.
+        n_rotated: Images with an EXIF rotation, which is not applied.
         was_done: The files were there already, with the same provenance.
     """
 
@@ -58,6 +63,7 @@ class Extraction:
     bad_input_rows: list[int]
     not_finite_rows: list[int]
     was_done: bool = False
+    n_rotated: int = 0
 
 
 def extract(
@@ -125,7 +131,8 @@ def extract(
             if was_done and not keep_store:
                 job.remove_leftovers()
             elif finalize and not was_done:
-                finalize_locked(Store(job.store_path), keep_store)
+                store = Store(job.store_path)
+                finalize_locked(store, keep_store or (bool(job.repairable) and store.is_kept))
         return job.report(was_done)
 
 
@@ -164,6 +171,8 @@ class Job:
             "precision": precision,
             "torch": str(torch.__version__),
         }
+        self.repairable: list[int] = []  # rows that are bad in finished files, and can be read now
+        self._changed: set[int] = set()  # those of them that a repair has computed of other files than today's
 
     def check_one_order(self) -> None:
         """See that the stimuli are those of all features in the folder.
@@ -186,13 +195,39 @@ class Job:
             pool: is_finished(file, features_provenance(self.provenance, pool), self.root)
             for pool, file in self.files.items()
         }
-        for file in self.files.values():
-            if exists(file) and read_metadata(file).get("n_bytes_sha256") != inputs_sha256(self.data.n_bytes):
-                raise InputError(
-                    f"stimuli have changed since {str(file)!r} was made: some of their files have another size. "
-                    "Restore them, or pass --overwrite to extract anew"
-                )
-        return all(finished.values())
+        bad = sorted({row for pool, is_there in finished.items() if is_there for row in self._check_file(pool)})
+        if not all(finished.values()):
+            return False
+        self.repairable = self.data.readable(bad)
+        return not self.repairable
+
+    def _check_file(self, pool: str) -> list[int]:
+        """See that a features file is of the stimuli as they are now; return the rows of which it has none.
+
+        Raises:
+            InputError: They have changed.
+        """
+        file = self.files[pool]
+        features = load_features(file)
+        inputs, metadata = inputs_of(features), features.metadata
+        since = f"since {str(file)!r} was made"
+        if inputs is None and metadata.get("n_bytes_sha256") != sizes_sha256(self.data.n_bytes):
+            raise InputError(
+                f"stimuli have changed {since}: some of their files have another size. Restore them, or pass "
+                "--overwrite to compute all from scratch"
+            )
+        if inputs is not None:
+            self._refuse(changed_rows(inputs, status_of(features) != BAD_INPUT, self.data), since)
+        bad: list[int] = metadata["bad_input_rows"]
+        return bad
+
+    def _refuse(self, changed: NDArray[np.int64], since: str) -> None:
+        if len(changed):
+            raise InputError(
+                f"stimuli have changed {since}, whose features are of their files as they were: "
+                f"{name_some([str(self.stimulus_ids[row]) for row in changed])}. Restore the files, or pass "
+                "--overwrite to compute all from scratch"
+            )
 
     def is_complete(self) -> bool:
         """Whether the store has all rows, so that only finalizing is left.
@@ -202,7 +237,7 @@ class Job:
         if not is_store(self.store_path):
             return False
         try:
-            return not self._resume().missing_rows()
+            store = self._resume()
         except RemoteError:
             raise
         except InputError:
@@ -210,6 +245,24 @@ class Job:
                 raise
             remove_store(self.store_path)
             return False
+        left = self.left(store)
+        return len(left.done) == store.n_shards and not left.again
+
+    def left(self, store: Store) -> Left:
+        """What is left to compute: of finished features files the rows that can be read now, and could not before."""
+        status = store.status()
+        if not self.repairable:
+            again = self.data.readable(np.flatnonzero(status == BAD_INPUT).tolist())
+            return Left(store.done_shards(), by_shard(again, store.shard_rows))
+        again = [row for row in self.repairable if status[row] in (MISSING, BAD_INPUT) or row in self._changed]
+        return Left(set(range(store.n_shards)), by_shard(again, store.shard_rows))
+
+    def _say_and_return_left(self, store: Store) -> Left:
+        left = self.left(store)
+        if rows := [row for rows in left.again.values() for row in rows]:
+            ids = name_some([str(self.stimulus_ids[row]) for row in rows])
+            say(f"{len(rows)} stimuli that could not be decoded can be now, and are computed: {ids}")
+        return left
 
     def open_store(self, trainer: Trainer, finalize: bool, overwrite: bool) -> Store:
         """The store of this job, created unless it is there; says what is done.
@@ -231,7 +284,8 @@ class Job:
                 raise InputError(f"can't write {str(self.store_path)!r}: {error}") from error
         store = self._resume()
         done = self.done_at_start = len(store.done_shards())
-        say(f"resuming {store.path}: {done} of {store.n_shards} shards done, {store.n_shards - done} left")
+        if not self.repairable:
+            say(f"resuming {store.path}: {done} of {store.n_shards} shards done, {store.n_shards - done} left")
         self._check_room(done, finalize, overwrite)
         return store
 
@@ -250,7 +304,10 @@ class Job:
         """Of the store, and of the features files."""
         shape = len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
         files = list(self.files.values())
-        left = [file for file in files if overwrite or not exists(file)] if finalize else []
+        left = [file for file in files if overwrite or self.repairable or not exists(file)] if finalize else []
+        if self.repairable:
+            n_shards = count_shards(shape[0], self.data.rows_a_shard)
+            done_shards = max(done_shards, n_shards - len(by_shard(self.repairable, self.data.rows_a_shard)))
         store = store_bytes(*shape, self.data.rows_a_shard, len(files), done_shards)
         return store, len(left) * features_bytes(*shape)
 
@@ -261,7 +318,12 @@ class Job:
         if damaged := store.drop_damaged():
             say(f"beware: {len(damaged)} shards of {store.path} were damaged on disk and are computed anew")
         store.mend_stimulus_ids(self.stimulus_ids)
-        store.check_inputs(self.data.n_bytes)
+        status = store.status()
+        changed = changed_rows(store.inputs(), ~np.isin(status, (MISSING, BAD_INPUT)), self.data)
+        self._changed = {*changed.tolist()} & {*self.repairable}
+        self._refuse(
+            np.array([row for row in changed if row not in self._changed]), f"since {str(store.path)!r} was begun"
+        )
         return store
 
     def predict(self, trainer: Trainer, finalize: bool, overwrite: bool) -> None:
@@ -274,7 +336,7 @@ class Job:
         if isinstance(self.store_path, Path):
             to_write = sum(self._bytes_to_write(0, finalize, overwrite))
             self.data.room_for_features = max(0, to_write - bytes_there([self.store_path]))
-        writer = ActivationWriter(partial(self.open_store, trainer, finalize, overwrite))
+        writer = ActivationWriter(partial(self.open_store, trainer, finalize, overwrite), self._say_and_return_left)
         with ieee_float32() if self.provenance["precision"] == "32-true" else nullcontext():
             run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
@@ -343,7 +405,8 @@ class Job:
         if source := next(iter(files), store):
             metadata = load_features(source, None if files else self.model.pools[0]).metadata
             bad, not_finite = metadata["bad_input_rows"], metadata["not_finite_rows"]
-            return Extraction(files, store, bad, not_finite, was_done)
+            n_rotated = metadata["notes"].get("exif_rotations", 0) if files else Store(source).n_rotated()
+            return Extraction(files, store, bad, not_finite, was_done, n_rotated)
         return Extraction(files, store, [], [], was_done)
 
     def _spec(self) -> StoreSpec:
@@ -367,5 +430,5 @@ class Job:
             self.stimulus_ids,
             self.provenance,
             notes,
-            {**self.model.extras, N_BYTES: "int64"},
+            {**self.model.extras, **dict.fromkeys(self.data.input_columns, "int64")},
         )

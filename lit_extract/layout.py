@@ -23,6 +23,11 @@ MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
 
 STATUS, STIMULUS_ID = "status", "stimulus_id"
 N_BYTES = "n_bytes"  # the extra that says how large each row's input was when it was read
+# What was noted of each row's image when it was read, extras of a store and columns of a features file's "inputs":
+# size and time of its file, a hash of its content (0: not known), and whether it has an EXIF rotation.
+INPUT_COLUMNS = (N_BYTES, "mtime_ns", "content", "rotated")
+INPUTS = "inputs"
+SIZE, MTIME, CONTENT, ROTATED = range(len(INPUT_COLUMNS))
 IDS_KEY = f"{STIMULUS_ID}/c/0"
 
 

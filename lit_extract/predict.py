@@ -210,12 +210,18 @@ def main(args: list[str]) -> int:
 def _summarize_captions(captions: Captions) -> tuple[list[str], int]:
     lines = [f"{'already done: ' if captions.was_done else ''}{captions.file}"]
     lines.append(f"  {captions.n_rows - len(captions.failed)} of {captions.n_rows} images have a caption")
+    if captions.n_rotated:
+        lines.append(_rotated(captions.n_rotated))
     if captions.cut_off:
         lines.append(f"  beware: {captions.cut_off} captions are cut off, as they are longer than --model.max_tokens")
     if captions.failed:
         lines.append(f"  beware: {len(captions.failed)} images failed; the same command tries them again:")
     lines += [f"    {stimulus}: {reason}" for stimulus, reason in list(captions.failed.items())[:FAILURES_SHOWN]]
     return lines, EXIT_BAD_ROWS if captions.failed else EXIT_OK
+
+
+def _rotated(n_images: int) -> str:
+    return f"  {n_images} images have an EXIF rotation, which is not applied"
 
 
 def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
@@ -237,6 +243,8 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
             lines.append(f"  {pool}: {rounding.describe(*about)}")
             warnings.append(rounding.warning(*about))
     lines += [f"  warning: {lost}" for lost in dict.fromkeys(warnings) if lost]
+    if extraction.n_rotated:
+        lines.append(_rotated(extraction.n_rotated))
     for rows, what in (
         (extraction.bad_input_rows, "could not be decoded and are NaN"),
         (extraction.not_finite_rows, "have NaN or infinite activations"),

@@ -1,12 +1,8 @@
 """What determines the numbers, and how two such records differ."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lit_extract.errors import name_some
 
@@ -53,8 +49,3 @@ def _cut(value: Any) -> str:
 def features_provenance(provenance: dict[str, Any], pool: str) -> dict[str, Any]:
     """Provenance of one pooling's file."""
     return {**provenance, "pool": pool}
-
-
-def inputs_sha256(n_bytes: NDArray[np.int64]) -> str:
-    """Hash of the size of each row's input: it changes when images are encoded anew, say."""
-    return hashlib.sha256(n_bytes.astype("<i8").tobytes()).hexdigest()

@@ -19,13 +19,13 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.errors import InputError, one_line
 from lit_extract.layout import (
-    BAD_INPUT,
+    CONTENT,
     GROUP_KEY,
     IDS_KEY,
-    MISSING,
-    N_BYTES,
+    INPUT_COLUMNS,
+    ROTATED,
     STATUS,
     STIMULUS_ID,
     STORE_FORMAT,
@@ -137,6 +137,25 @@ class Store:
                 self._array(pool)[rows.start : rows.stop] = feats[pool]
         return len(self.pools) * self._shard_bytes()
 
+    def replace_shard(
+        self,
+        shard: int,
+        feats: Mapping[str, NDArray[np.float32]],
+        status: NDArray[np.uint8],
+        extras: Mapping[str, NDArray[Any]],
+    ) -> int:
+        """As :meth:`write_shard`, of a shard that is done: at each moment its other rows are there.
+
+        Each file is replaced as a whole, the status last: a run that is killed before that leaves the rows that were
+        bad as bad, whatever is in their features, and the next run computes them again.
+        """
+        rows = self.rows_of(shard)
+        self.check_current()
+        with remote_errors(self.path):
+            for name, values in {**feats, **extras, STATUS: status}.items():
+                self._array(name)[rows.start : rows.stop] = values
+        return len(self.pools) * self._shard_bytes()
+
     def check_current(self) -> None:
         """See that a remote store is still the one that was opened.
 
@@ -182,6 +201,24 @@ class Store:
             InputError: Some of them are damaged on disk.
         """
         return self._read_rows(name)
+
+    def inputs(self) -> NDArray[np.int64]:
+        """What was noted of each row's input when it was read (N, 4); 0 where it was not.
+
+        Raises:
+            InputError: Some of it is damaged on disk.
+        """
+        columns = [self.extra(name) if name in self.extras else np.zeros(self.n_stimuli) for name in INPUT_COLUMNS]
+        return np.stack(columns, axis=1).astype(np.int64)
+
+    def n_rotated(self) -> int:
+        """Images with an EXIF rotation, of those that are done."""
+        return int((self.inputs()[:, ROTATED] != 0).sum())
+
+    @property
+    def knows_content(self) -> bool:
+        """Whether the content of inputs is noted: not of captions, nor by earlier versions."""
+        return INPUT_COLUMNS[CONTENT] in self.extras
 
     def _read_rows(self, name: str) -> NDArray[Any]:
         """A value of every row whose shard is done; what others left behind is not looked at."""
@@ -325,30 +362,6 @@ class Store:
                 f"{str(self.path)!r} was begun with other settings: {difference}. Run with the same settings to go "
                 "on, pass --overwrite to start anew, or choose another --output_dir"
             )
-
-    def check_inputs(self, n_bytes: NDArray[np.int64]) -> None:
-        """See that the inputs of the rows that are done are those of today.
-
-        A shard with bad inputs that have been mended since is set aside, to be computed anew.
-
-        Args:
-            n_bytes: (N,) size of each row's input now.
-
-        Raises:
-            InputError: An input was good and has another size now.
-        """
-        status = self.status()
-        differ = (status != MISSING) & (self.extra(N_BYTES) != n_bytes)
-        if (changed := np.flatnonzero(differ & (status != BAD_INPUT))).size:
-            ids = self.stimulus_ids()
-            raise InputError(
-                f"stimuli have changed since {str(self.path)!r} was begun, whose features are of their files as they "
-                f"were: {name_some([str(ids[row]) for row in changed])}. Restore the files, or pass "
-                "--overwrite to start anew"
-            )
-        for shard in {int(row) // self.shard_rows for row in np.flatnonzero(differ)}:
-            for pool in self.pools:
-                remove_file(self._shard_file(pool, shard))
 
     def keep(self) -> None:
         """Note that the store was kept on purpose, so that no later run takes it for a leftover."""

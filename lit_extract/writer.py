@@ -5,7 +5,8 @@ B batch, L layers, D hidden size.
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
 from lit_extract.errors import InputError, NothingLeft, one_line
-from lit_extract.layout import BAD_INPUT, MISSING, N_BYTES, NOT_FINITE, OK
+from lit_extract.layout import BAD_INPUT, INPUT_COLUMNS, INPUTS, MISSING, NOT_FINITE, OK, SIZE
 from lit_extract.paths import AnyPath, RemoteError
+from lit_extract.repair import Left, Rows
 from lit_extract.signals import held
 from lit_extract.store import Store
 from lit_extract.timing import WRITING, stopwatch
@@ -30,11 +32,33 @@ class _ShardBuffer:
         shape = (len(self.rows), len(store.layers), store.n_dim)
         self.feats = {pool: np.empty(shape, dtype=np.float32) for pool in store.pools}
         self.extras: dict[str, NDArray[Any]] = {}
-        self.names = [name for name in store.extras if name != N_BYTES]
+        self.names = [name for name in store.extras if name not in INPUT_COLUMNS]
+        self.inputs = np.zeros((len(self.rows), len(INPUT_COLUMNS)), dtype=np.int64)
         self.status = np.full(len(self.rows), MISSING, dtype=np.uint8)
+        self.replaces = False
 
-    def put(self, prediction: dict[str, Any]) -> None:
-        """Place a batch's rows by their global index."""
+    def fill(self, there: Rows, again: Sequence[int], n_bytes: NDArray[np.int64]) -> None:
+        """Take the rows that are there already, all but those that are computed again.
+
+        Args:
+            there: The rows.
+            again: Which are computed again.
+            n_bytes: (N,) size of each row's input, where nothing else was noted; that it has not changed was seen.
+        """
+        rows = slice(self.rows.start, self.rows.stop)
+        self.inputs[:, SIZE] = n_bytes[rows]
+        status = [there.status(pool)[rows] for pool in self.feats]
+        self.status = np.where(np.any([one == BAD_INPUT for one in status], 0), BAD_INPUT, np.max(status, 0))
+        for pool, feats in self.feats.items():
+            feats[:] = there.shard(pool, self.shard)
+            inputs = there.inputs(pool)
+            if inputs is not None:
+                self.inputs = inputs[rows].copy()
+        self.status[np.array(again) - rows.start] = MISSING
+        self.replaces = self.shard in there.done
+
+    def put(self, prediction: dict[str, Any], inputs: NDArray[np.int64]) -> None:
+        """Place a batch's rows by their global index, with what was noted of their inputs (B, 4)."""
         places: NDArray[np.int64] = prediction["index"].numpy() - self.rows.start
         assert (self.status[places] == MISSING).all(), "a row came twice"
         for pool, feats in prediction["feats"].items():
@@ -42,6 +66,7 @@ class _ShardBuffer:
         for name in self.names:
             values = prediction[name].numpy()
             self.extras.setdefault(name, np.zeros(len(self.rows), dtype=values.dtype))[places] = values
+        self.inputs[places] = inputs
         self.status[places] = np.where(prediction["bad"].numpy(), BAD_INPUT, OK)
 
     def is_full(self) -> bool:
@@ -53,6 +78,17 @@ class _ShardBuffer:
             finite = np.isfinite(feats).all(axis=(1, 2))
             self.status[~finite & (self.status == OK)] = NOT_FINITE
 
+    def write(self, store: Store) -> int:
+        """Write the shard; return the bytes written."""
+        inputs = {name: self.inputs[:, k] for k, name in enumerate(INPUT_COLUMNS) if name in store.extras}
+        write = store.replace_shard if self.replaces else store.write_shard
+        return write(self.shard, self.feats, self.status, {**self.extras, **inputs})
+
+
+def _all_shards(store: Store) -> Left:
+    """Whatever is not done."""
+    return Left(store.done_shards(), {})
+
 
 class ActivationWriter(BasePredictionWriter):
     """Streams predictions into a store.
@@ -63,11 +99,12 @@ class ActivationWriter(BasePredictionWriter):
     Args:
         open_store: Opens the store, creating it or checking that it may be resumed; called once, on
             rank zero. The other ranks open what it returned, or raise what it raised.
+        what_is_left: Says what is to be computed of the store; called once, on rank zero.
     """
 
-    def __init__(self, open_store: Callable[[], Store]) -> None:
+    def __init__(self, open_store: Callable[[], Store], what_is_left: Callable[[Store], Left] = _all_shards) -> None:
         super().__init__(write_interval="batch")
-        self.open_store = open_store
+        self.open_store, self.what_is_left = open_store, what_is_left
         self.bytes_written = 0
         self._on_its_way: Any = None  # a prediction that is still being copied from the GPU
         self._buffers: dict[int, _ShardBuffer] = {}
@@ -77,12 +114,12 @@ class ActivationWriter(BasePredictionWriter):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Rank zero creates or checks the store; all ranks learn which shards are done."""
-        opened: tuple[AnyPath, set[int]] | None = None
+        opened: tuple[AnyPath, Left] | None = None
         error: Exception | None = None
         if trainer.is_global_zero:
             try:
                 store = self.open_store()
-                opened = store.path, store.done_shards()
+                opened = store.path, self.what_is_left(store)
             except Exception as raised:  # all ranks must hear of it, or they would wait forever
                 error = raised
         said = error if error is None or isinstance(error, NothingLeft) else InputError(one_line(error))
@@ -90,10 +127,12 @@ class ActivationWriter(BasePredictionWriter):
         if error is not None or said is not None:
             raise error or said  # type: ignore[misc]
         assert opened is not None
-        path, done = opened
+        path, left = opened
         self.store = Store(path)
+        self.again = left.again
         self.n_bytes = trainer.datamodule.n_bytes  # type: ignore[attr-defined]
-        trainer.datamodule.done_shards = done  # type: ignore[attr-defined]
+        trainer.datamodule.done_shards = left.done  # type: ignore[attr-defined]
+        trainer.datamodule.again = left.again  # type: ignore[attr-defined]
         trainer.datamodule.adopt(self.store.provenance)  # type: ignore[attr-defined]  # what rank zero chose
         self._thread = threading.Thread(target=self._write, name="lit-extract writer", daemon=True)
         self._thread.start()
@@ -110,7 +149,8 @@ class ActivationWriter(BasePredictionWriter):
     ) -> None:
         """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch."""
         with held():
-            before, self._on_its_way = self._on_its_way, prediction
+            inputs = (batch or {}).get(INPUTS)  # of images; of captions only the size is known
+            before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
             if before is not None:
                 self._place(before)
             if prediction["arrived"] is None:
@@ -131,10 +171,25 @@ class ActivationWriter(BasePredictionWriter):
         with stopwatch("into the shard"):
             if shard not in self._buffers:
                 self._buffers[shard] = _ShardBuffer(self.store, shard)
+                if shard in self.again:
+                    self._buffers[shard].fill(self._there, self.again[shard], self.n_bytes)
             buffer = self._buffers[shard]
-            buffer.put(prediction)
+            buffer.put(prediction, self._inputs(prediction))
             if buffer.is_full():
                 self._hand_over(self._buffers.pop(shard))
+
+    @cached_property
+    def _there(self) -> Rows:
+        """All rows as they were before this run."""
+        return Rows(self.store)
+
+    def _inputs(self, prediction: dict[str, Any]) -> NDArray[np.int64]:
+        """What was noted of the inputs of a batch (B, 4)."""
+        if (noted := prediction[INPUTS]) is not None:
+            return np.asarray(noted.numpy())
+        inputs = np.zeros((len(prediction["index"]), len(INPUT_COLUMNS)), dtype=np.int64)
+        inputs[:, SIZE] = self.n_bytes[prediction["index"].numpy()]
+        return inputs
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait until all of this rank's is on disk."""
@@ -168,9 +223,8 @@ class ActivationWriter(BasePredictionWriter):
             while (buffer := self._full.get()) is not None:
                 with stopwatch(WRITING):
                     buffer.mark_not_finite()
-                extras = {**buffer.extras, N_BYTES: self.n_bytes[buffer.rows.start : buffer.rows.stop]}
                 with stopwatch(WRITING):
-                    self.bytes_written += self.store.write_shard(buffer.shard, buffer.feats, buffer.status, extras)
+                    self.bytes_written += buffer.write(self.store)
         except BaseException as error:  # handed to the main thread
             self._failure = error
 

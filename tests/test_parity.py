@@ -5,6 +5,7 @@ N stimuli, L layers, D hidden size.
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -14,6 +15,7 @@ import sentencepiece
 import timm
 import torch
 from language_models import save_captions, save_model
+from PIL import Image
 from safetensors.torch import save_file
 
 from lit_extract import (
@@ -142,11 +144,27 @@ def test_nothing_of_what_made_the_file_is_used(file, certify, monkeypatch):
         "lit_extract.modules.vision.VisionExtractor.activations",
         "lit_extract.modules.pooling.pool_image",
         "lit_extract.datasets.decode.open_image",
-        "lit_extract.data.images.open_image",
+        "lit_extract.datasets.decode.to_rgb",
+        "lit_extract.data.images.read_stimulus",
         "lit_extract.data.images.ImageBatches.__getitem__",
     ):
         monkeypatch.setattr(name, not_independent)
     assert certify(file)[0] == 0
+
+
+def test_16_bit_grayscale_is_certified(cli, tmp_path):
+    """Of images that convert("RGB") alone would show white."""
+    for row in range(4):
+        values = np.random.default_rng(row).integers(2**8, 2**16, (40, 50), dtype=np.uint16)
+        Image.fromarray(values).save(tmp_path / f"{row}.png")
+    config = Path(__file__).parents[1] / "configs" / "folder" / "vision.yaml"
+    settings = ["--model.name", TINY, "--model.untrained", "true", "--trainer.precision", "32-true"]
+    where = ["--data.root", tmp_path, "--output_dir", tmp_path / "out", "--trainer.accelerator", "cpu"]
+    code, _, err = cli("predict", "--config", config, *settings, *where)
+    assert code == 0, err
+    (file,) = (tmp_path / "out").rglob("*.pt")
+    code, out, _ = cli("verify", file, "--parity", 4, "--root", tmp_path)
+    assert code == 0, out
 
 
 def roll(content):

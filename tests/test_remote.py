@@ -403,6 +403,25 @@ def test_a_job_equals_a_local_one_is_done_once_and_can_be_done_anew(run_job, rem
     assert run_job(output_dir=remote, seed=1).store == kept.store, "it was kept on purpose"
 
 
+def test_a_bad_row_is_repaired_and_the_others_come_from_the_remote_file(run_job, remote, image_folder, monkeypatch):
+    whole = (image_folder / "4.png").read_bytes()
+    (image_folder / "4.png").write_bytes(bytes(len(whole)))
+    settings = {"output_dir": remote, "data_shard_rows": 2, "data_on_bad_image": "skip"}
+    before = load_features(run_job(**settings).files[0]).feats.numpy()
+    (image_folder / "4.png").write_bytes(whole)
+    written = []
+    write_shard = Store.write_shard
+    monkeypatch.setattr(
+        Store, "write_shard", lambda self, shard, *rest: written.append(shard) or write_shard(self, shard, *rest)
+    )
+    extraction = run_job(**settings)
+    assert written == [2]
+    assert (extraction.bad_input_rows, extraction.store) == ([], None)
+    after = load_features(extraction.files[0]).feats.numpy()
+    assert np.delete(after, 4, 0).tobytes() == np.delete(before, 4, 0).tobytes()
+    assert np.isfinite(after[4]).all()
+
+
 def test_interrupted_it_goes_on_where_it_stopped(run_job, remote, monkeypatch, capsys):
     undisturbed = load_features(run_job(data_shard_rows=2).files[0]).feats
     write_shard = Store.write_shard

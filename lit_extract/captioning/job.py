@@ -8,15 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import lightning
+import numpy as np
 from lightning.pytorch import Trainer
+from numpy.typing import NDArray
 
 from lit_extract import __version__
 from lit_extract.captioning.output import COLUMNS, CUT_OFF, FAILED, OK, check_output
-from lit_extract.captioning.parts import Parts, Record, is_done, read_sidecar
+from lit_extract.captioning.parts import Parts, Record, inputs_of, is_done, noted_inputs, read_sidecar
 from lit_extract.captioning.writer import CaptionWriter
 from lit_extract.data.sources import ImageSourceDataModule
 from lit_extract.datasets.table import ID_MEANING, RESERVED
 from lit_extract.errors import InputError, name_some
+from lit_extract.inputs import changed_rows
+from lit_extract.layout import ROTATED
 from lit_extract.lock import write_lock
 from lit_extract.modules.caption import Captioner
 from lit_extract.progress import Progress
@@ -33,6 +37,7 @@ class Captions:
         n_rows: Its rows.
         failed: Why an image has no caption, by stimulus.
         cut_off: How many captions were longer than max_tokens.
+        n_rotated: Images with an EXIF rotation, which is not applied.
         was_done: The file was there already, with the same provenance.
     """
 
@@ -40,6 +45,7 @@ class Captions:
     n_rows: int
     failed: dict[str, str]
     cut_off: int
+    n_rotated: int
     was_done: bool = False
 
 
@@ -110,16 +116,21 @@ class CaptionJob:
         """Ask about what is left, and write the file."""
         begun = self.parts.check_provenance(self.provenance)
         if begun and self.parts.is_finished():
+            sidecar = read_sidecar(self.parts.output)
+            if (noted := noted_inputs(sidecar)) is not None:
+                self._check_images(noted, np.ones(len(noted), dtype=np.bool_))
             self.parts.remove_folder()  # what a killed run may have left of it
-            cut_off = read_sidecar(self.parts.output).get("cut_off", 0)
-            return Captions(self.parts.output, len(self.table), {}, cut_off, was_done=True)
+            counts = sidecar.get("cut_off", 0), sidecar.get("exif_rotations", 0)
+            return Captions(self.parts.output, len(self.table), {}, *counts, was_done=True)
         if not begun or not self.parts.folder.exists():
             self.parts.begin(self.provenance, self._notes())
         self.parts.check_untouched()
         records = self.parts.records()
-        self._check_images(records)
         self.data.done_rows = {row for row, record in records.items() if is_done(record)}
         self.done_at_start = len(self.data.done_rows)
+        rows = range(len(self.table))
+        inputs = [inputs_of(records.get(row, {})) for row in rows]
+        self._check_images(np.array(inputs), np.array([row in self.data.done_rows for row in rows]))
         if len(self.data.done_rows) < len(self.table):
             self._say_what_is_left(records)
             self._predict(trainer)
@@ -138,7 +149,7 @@ class CaptionJob:
 
     def _predict(self, trainer: Trainer) -> None:
         assert self.data.shard_rows is not None
-        writer = CaptionWriter(self.parts, self.data.shard_rows, self.data.n_bytes.tolist())
+        writer = CaptionWriter(self.parts, self.data.shard_rows)
         run_predict(trainer, self.model, self.data, [writer, Progress(writer)])
 
     def _finish(self) -> Captions:
@@ -155,23 +166,20 @@ class CaptionJob:
             str(row["stimulus_id"]): row["status"].removeprefix(f"{FAILED}: ") for row in rows if not is_done(row)
         }
         cut_off = sum(row["status"] == CUT_OFF for row in rows)
-        self.parts.publish(table, failed=len(failed), cut_off=cut_off)
+        inputs = np.array([inputs_of(record) for record in rows])
+        n_rotated = int((inputs[:, ROTATED] != 0).sum())
+        self.parts.publish(table, inputs, failed=len(failed), cut_off=cut_off, exif_rotations=n_rotated)
         if not failed:
             self.parts.remove_folder()
-        return Captions(self.parts.output, len(rows), failed, cut_off)
+        return Captions(self.parts.output, len(rows), failed, cut_off, n_rotated)
 
-    def _check_images(self, records: dict[int, Record]) -> None:
+    def _check_images(self, inputs: NDArray[np.int64], rows: NDArray[np.bool_]) -> None:
         """An image that changed after it was captioned would have the caption of another."""
-        sizes = self.data.n_bytes.tolist()
-        changed = [
-            str(record["stimulus_id"])
-            for row, record in records.items()
-            if is_done(record) and sizes[row] != record["n_bytes"]
-        ]
-        if changed:
+        if changed := changed_rows(inputs, rows, self.data).tolist():
+            named = name_some([str(self.data.sources[row].stimulus) for row in changed])
             raise InputError(
-                f"the images of {name_some(changed)} changed since they were captioned; pass --overwrite to start "
-                "anew, or choose another --output"
+                f"the images of {named} changed since they were captioned; restore them, pass --overwrite to start "
+                "from scratch, or choose another --output"
             )
 
     def _say_what_is_left(self, records: dict[int, Record]) -> None:

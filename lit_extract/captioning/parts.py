@@ -1,7 +1,7 @@
 """Finished captions on disk, shard by shard: one JSON-lines file a shard, written beside and renamed.
 
-A record is a row: ``index``, ``stimulus_id``, ``caption``, ``status`` and ``n_bytes``. The provenance lies in a
-JSON beside the future output, which stays there when the parts are gone.
+A record is a row: ``index``, ``stimulus_id``, ``caption``, ``status``, and what was noted of its image. The provenance
+lies in a JSON next to the future output, which stays there when the parts are gone.
 """
 
 import hashlib
@@ -11,10 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lit_extract.captioning.output import FAILED, beside, write_beside, write_captions
 from lit_extract.errors import InputError, one_line
+from lit_extract.layout import INPUT_COLUMNS, INPUTS
 from lit_extract.provenance import differing
 
 Record = dict[str, Any]
@@ -89,12 +92,19 @@ class Parts:
                 "--overwrite"
             )
 
-    def publish(self, captions: pd.DataFrame, **counts: int) -> None:
-        """Write the output, in the place of an earlier one; the sidecar tells either from a file that was edited."""
+    def publish(self, captions: pd.DataFrame, inputs: NDArray[np.int64], **counts: int) -> None:
+        """Write the output, in the place of an earlier one; the sidecar tells either from a file that was edited.
+
+        Args:
+            captions: The table.
+            inputs: (N, 4) what was noted of each row's image.
+            counts: For the sidecar.
+        """
 
         def note(partial: Path) -> None:
             hashes = [_sha256(file) for file in (partial, self.output) if file.exists()]
-            self._write_sidecar({**self._read_sidecar(), **counts, "output_sha256": hashes})
+            noted = [" ".join(map(str, row)) for row in inputs.tolist()]
+            self._write_sidecar({**self._read_sidecar(), **counts, "output_sha256": hashes, INPUTS: noted})
 
         write_captions(captions, self.output, note)
 
@@ -152,6 +162,18 @@ def read_sidecar(output: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{str(path)!r} is damaged: {one_line(error)}") from None
     return content if isinstance(content, dict) else {}
+
+
+def noted_inputs(sidecar: Mapping[str, Any]) -> NDArray[np.int64] | None:
+    """What a sidecar notes of each row's image (N, 4); None of earlier versions."""
+    if INPUTS not in sidecar:
+        return None
+    return np.array([[int(value) for value in row.split()] for row in sidecar[INPUTS]], dtype=np.int64)
+
+
+def inputs_of(record: Record) -> list[int]:
+    """What a record notes of its image, 0 where an earlier version noted nothing."""
+    return [int(record.get(name, 0)) for name in INPUT_COLUMNS]
 
 
 def is_done(record: Record) -> bool:

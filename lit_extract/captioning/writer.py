@@ -1,6 +1,5 @@
 """From replies to parts on disk, a shard at a time."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -10,6 +9,7 @@ from lit_extract.captioning.output import CUT_OFF, FAILED, OK
 from lit_extract.captioning.parts import Parts, Record
 from lit_extract.data.sources import ImageSource
 from lit_extract.errors import InputError
+from lit_extract.layout import INPUT_COLUMNS, INPUTS
 from lit_extract.modules.engines import Reply
 from lit_extract.signals import held
 
@@ -20,12 +20,11 @@ class CaptionWriter(BasePredictionWriter):
     Args:
         parts: Where they go.
         shard_rows: Rows a shard.
-        n_bytes: Bytes of each row's image file.
     """
 
-    def __init__(self, parts: Parts, shard_rows: int, n_bytes: Sequence[int]) -> None:
+    def __init__(self, parts: Parts, shard_rows: int) -> None:
         super().__init__(write_interval="batch")
-        self.parts, self.shard_rows, self.n_bytes = parts, shard_rows, n_bytes
+        self.parts, self.shard_rows = parts, shard_rows
         self.bytes_written = 0
 
     def write_on_batch_end(
@@ -40,10 +39,8 @@ class CaptionWriter(BasePredictionWriter):
     ) -> None:
         """Put the replies about a shard on disk."""
         rows = prediction["index"].tolist()
-        records = [
-            _record(row, source, reply, self.n_bytes[row])
-            for row, source, reply in zip(rows, batch["sources"], prediction["replies"], strict=True)
-        ]
+        of_each = zip(rows, batch["sources"], prediction["replies"], batch[INPUTS].tolist(), strict=True)
+        records = [_record(*of_one) for of_one in of_each]
         shard = rows[0] // self.shard_rows
         assert all(row // self.shard_rows == shard for row in rows), "a batch crosses shards"
         try:
@@ -56,12 +53,12 @@ class CaptionWriter(BasePredictionWriter):
             ) from error
 
 
-def _record(row: int, source: ImageSource, reply: Reply, n_bytes: int) -> Record:
+def _record(row: int, source: ImageSource, reply: Reply, inputs: list[int]) -> Record:
     status = f"{FAILED}: {reply.error}" if reply.error is not None else CUT_OFF if reply.cut_off else OK
     return {
         "index": row,
         "stimulus_id": source.stimulus,
         "caption": reply.text,
         "status": status,
-        "n_bytes": n_bytes,
+        **dict(zip(INPUT_COLUMNS, inputs, strict=True)),
     }

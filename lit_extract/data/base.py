@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_extract.data.plan import rows_to_shard_ends
 from lit_extract.datasets import table
 from lit_extract.errors import InputError
+from lit_extract.layout import N_BYTES
 from lit_extract.ranks import say
 from lit_extract.signals import leave_workers_alone
 from lit_extract.timing import stopwatch
@@ -37,6 +38,7 @@ class StimulusDataModule(LightningDataModule):
     """
 
     unit = "stimuli"
+    input_columns: Sequence[str] = (N_BYTES,)  # what is noted of each row's input
     dataset_name: str
     output_dir: Path | None = None  # of the features; set by the job
     ids_in_folder: Sequence[int] | Sequence[str] = ()  # of features that are in the output folder; set by the job
@@ -73,7 +75,10 @@ class StimulusDataModule(LightningDataModule):
         self.rows_to_shard_ends: list[int] = []  # of each planned batch
         self.rows_a_shard = 0  # as given, or as cut_shards() chooses for a model
         self.stimuli: pd.DataFrame | None = None
-        self.n_bytes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each row's input, once it is set up
+        self.again: Mapping[int, Sequence[int]] = {}  # rows to compute again of shards that are done
+        # of each row's input, once it is set up; of files only, the time
+        self.n_bytes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self.mtimes_ns: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     @property
     def source(self) -> str:
@@ -117,6 +122,14 @@ class StimulusDataModule(LightningDataModule):
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """What about the data changes the numbers; ``setup`` must have run."""
+
+    def contents(self, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Hash of the content of some rows' inputs as they are now, 0 where there is none; they are read."""
+        return np.zeros(len(rows), dtype=np.int64)
+
+    def readable(self, rows: Sequence[int]) -> list[int]:
+        """Those of the rows whose inputs are not bad now."""
+        return []
 
     @abstractmethod
     def plan(self, rank: int, world_size: int) -> list[Any]:

@@ -2,8 +2,9 @@
 
 A folder per dataset and geometry holds two flat files with a place for each row of the whole dataset: ``pixels``,
 uint8 (N, 3, H, W), and ``rows``, a record per row that is written after its pixels: which state of which image they
-are of, and their checksum. A row counts when both are right. So nothing needs a lock: two jobs that write a row at once
-write the same bytes, and what a kill or a full disk left half is seen and decoded anew.
+are of, what else was noted of it, and the checksum of all that. A row counts when both are right. So nothing needs a
+lock: two jobs that write a row at once write the same bytes, and what a kill or a full disk left half is seen and
+decoded anew.
 
 N rows of the dataset, H height, W width.
 """
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -27,32 +28,41 @@ DECODERS = ("pillow", "timm", "torchvision")  # another version may give other p
 
 PIXELS, ROWS, ABOUT = "pixels", "rows", "about.json"
 
-_RECORD = struct.Struct("<16sI")
+FORMAT = 2  # another one has folders of its own
+_RECORD = struct.Struct("<16sIq?")
 
 # By process: a descriptor of the parent's is not there in a worker that was not forked.
 _opened: dict[tuple[int, Path, bool], tuple[int, int]] = {}
 _opening = threading.Lock()
 
 
-def image_state(path: str, image_row: int | None, root: str) -> bytes:
-    """What tells one state of an image from another: which it is in its dataset, and the file as it is now.
+class Noted(NamedTuple):
+    """What is kept of an image besides its pixels.
+
+    Args:
+        content: Hash of what was decoded.
+        rotated: Whether it has an EXIF rotation.
+    """
+
+    content: int
+    rotated: bool
+
+
+def image_state(path: str, image_row: int | None, root: str, stat: os.stat_result) -> bytes:
+    """What tells one state of an image from another: which it is in its dataset, and the state of its file.
 
     With the time of its last change of any kind, as Git does: a file of the same size whose time was set back counts
     as another.
-
-    Raises:
-        OSError: The file is not there.
     """
-    now = os.stat(path)  # noqa: PTH116 (half the time of Path.stat, 73,000 times)
     name = os.path.relpath(path, root)
-    known = f"{name}\0{image_row}\0{now.st_size}\0{now.st_mtime_ns}\0{now.st_ctime_ns}\0{now.st_ino}"
+    known = f"{name}\0{image_row}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
     return hashlib.blake2b(known.encode(), digest_size=16).digest()
 
 
 def folder_name(dataset: str, stimuli_sha256: str, preprocessing: Mapping[str, Any]) -> str:
     """Name of the folder for the pixels of a whole dataset in one geometry, as today's decoders see it."""
     known = {**{key: preprocessing[key] for key in GEOMETRY}, **{package: version(package) for package in DECODERS}}
-    digest = hashlib.sha256(json.dumps([stimuli_sha256, known], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([stimuli_sha256, known, FORMAT], sort_keys=True).encode()).hexdigest()
     _, height, width = preprocessing["input_size"]
     return f"{dataset}-{height}x{width}-{digest[:12]}"
 
@@ -80,8 +90,8 @@ class PixelCache:
             taken = 0
         return max(0, self.n_rows * (self.row_bytes + _RECORD.size) - taken)
 
-    def read(self, row: int, image: bytes, pixels: NDArray[np.uint8]) -> bool:
-        """Fill in ``pixels`` (3, H, W) if the row is there.
+    def read(self, row: int, image: bytes, pixels: NDArray[np.uint8]) -> Noted | None:
+        """Fill in ``pixels`` (3, H, W) if the row is there, and return what else was noted of it.
 
         Args:
             row: Of the whole dataset.
@@ -90,18 +100,19 @@ class PixelCache:
         """
         try:
             if (files := self._files()) is None:
-                return False
+                return None
             record = os.pread(files[1], _RECORD.size, row * _RECORD.size)
             if len(record) != _RECORD.size:
-                return False
-            stored, checksum = _RECORD.unpack(record)
+                return None
+            stored, checksum, *rest = _RECORD.unpack(record)
             if stored != image or os.preadv(files[0], [pixels.data], row * self.row_bytes) != self.row_bytes:
-                return False
+                return None
         except OSError:
-            return False
-        return bool(google_crc32c.value(pixels) == checksum)
+            return None
+        noted = Noted(*rest)
+        return noted if _checksum(pixels, noted) == checksum else None
 
-    def write(self, row: int, image: bytes, pixels: NDArray[np.uint8]) -> None:
+    def write(self, row: int, image: bytes, pixels: NDArray[np.uint8], noted: Noted) -> None:
         """Keep a row's pixels (3, H, W); a disk that does not want them ends the writing, not the run."""
         if not self.may_write:
             return
@@ -109,7 +120,7 @@ class PixelCache:
             files = self._files(to_write=True)
             assert files is not None
             if os.pwrite(files[0], pixels.data, row * self.row_bytes) == self.row_bytes:
-                record = _RECORD.pack(image, google_crc32c.value(pixels))
+                record = _RECORD.pack(image, _checksum(pixels, noted), *noted)
                 os.pwrite(files[1], record, row * _RECORD.size)
         except OSError:
             self.may_write = False
@@ -131,6 +142,10 @@ class PixelCache:
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / ABOUT).write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+
+
+def _checksum(pixels: NDArray[np.uint8], noted: Noted) -> int:
+    return int(google_crc32c.extend(google_crc32c.value(pixels), struct.pack("<q?", *noted)))
 
 
 def _open(path: Path, mode: int) -> int:

@@ -5,8 +5,9 @@ batch is made of the same rows whichever rank computes it and however often the 
 interrupted, so its numbers are the same bits.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, takewhile
+from types import MappingProxyType
 
 SHARD_BYTES = 128 * 2**20
 # A small model's 128 MB would be 14,000 rows: too few shards to share among ranks, too much to lose.
@@ -50,7 +51,8 @@ def plan_batches(
     done: Collection[int] = (),
     rank: int = 0,
     world_size: int = 1,
-) -> list[range]:
+    again: Mapping[int, Sequence[int]] = MappingProxyType({}),
+) -> list[Sequence[int]]:
     """The batches that one rank has left to do.
 
     Args:
@@ -60,12 +62,13 @@ def plan_batches(
         done: Numbers of the shards that are finished.
         rank: This process.
         world_size: How many processes share the work: each takes every ``world_size``-th shard left.
+        again: By number of a finished shard, the rows of it that are to be computed again.
 
     Returns:
         Global row indices of each batch, shard after shard.
     """
-    shards = shards_left(n_rows, shard_rows, done, rank, world_size)
-    return [batch for shard in shards for batch in cut(shard.start, shard.stop, batch_size)]
+    shards = shards_left(n_rows, shard_rows, done, rank, world_size, again)
+    return [rows[first : first + batch_size] for rows in shards for first in range(0, len(rows), batch_size)]
 
 
 def plan_token_batches(
@@ -108,11 +111,20 @@ def _rows_that_fit(lengths: Sequence[int], token_budget: int) -> int:
     return sum(1 for _ in takewhile(lambda tokens: tokens <= PADDING_AT_MOST, padding))
 
 
-def shards_left(n_rows: int, shard_rows: int, done: Collection[int], rank: int, world_size: int) -> list[range]:
-    """Rows of the shards that one rank has left to do: every ``world_size``-th of those not done."""
+def shards_left(
+    n_rows: int,
+    shard_rows: int,
+    done: Collection[int],
+    rank: int,
+    world_size: int,
+    again: Mapping[int, Sequence[int]] = MappingProxyType({}),
+) -> list[Sequence[int]]:
+    """Rows of the shards that one rank has left to do: every ``world_size``-th of those with rows left."""
     finished = set(done)
-    left = [rows for number, rows in enumerate(cut(0, n_rows, shard_rows)) if number not in finished]
-    return left[rank::world_size]
+    left = [
+        again.get(number, () if number in finished else rows) for number, rows in enumerate(cut(0, n_rows, shard_rows))
+    ]
+    return [rows for rows in left if rows][rank::world_size]
 
 
 def rows_to_shard_ends(batches: Sequence[Sequence[int]], shard_rows: int) -> list[int]:

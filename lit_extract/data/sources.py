@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,14 +10,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule, say_what_is_ignored
 from lit_extract.data.plan import cut
 from lit_extract.datasets import load_dataset, table
-from lit_extract.datasets.decode import open_image
+from lit_extract.datasets.decode import contents, open_image, read_stimulus
 from lit_extract.errors import InputError, name_some
+from lit_extract.layout import INPUTS
 from lit_extract.ranks import say
 
 # Enough to keep vLLM's batches full; few enough to have in memory at once, and to ask again after a kill.
@@ -57,7 +60,10 @@ def encode(source: ImageSource, max_size: int | None = None) -> str:
 
 
 class SourceBatches(Dataset[Batch]):
-    """A dataset whose items are the shards of a plan: ``index`` (B,) and ``sources``, B of them."""
+    """A dataset whose items are the shards of a plan: ``index`` (B,), ``sources``, B of them, and ``inputs`` (B, 4).
+
+    The latter are noted before the images are sent: one that changes meanwhile is told from what was noted.
+    """
 
     def __init__(self, sources: list[ImageSource], batches: list[list[int]]) -> None:
         self.sources, self.batches = sources, batches
@@ -67,7 +73,17 @@ class SourceBatches(Dataset[Batch]):
 
     def __getitem__(self, item: int) -> Batch:
         rows = self.batches[item]
-        return {"index": torch.tensor(rows), "sources": [self.sources[row] for row in rows]}
+        sources = [self.sources[row] for row in rows]
+        return {"index": torch.tensor(rows), "sources": sources, INPUTS: torch.tensor([_note(s) for s in sources])}
+
+
+def _note(source: ImageSource) -> tuple[int, int, int, bool]:
+    """Size and time of an image's file, its content, and whether it has an EXIF rotation."""
+    try:
+        reading = read_stimulus(source.path, source.image_row)
+    except OSError:
+        return MISSING, 0, 0, False
+    return reading.stat.st_size, reading.stat.st_mtime_ns, reading.content, reading.has_rotation()
 
 
 class ImageSourceDataModule(StimulusDataModule):
@@ -110,10 +126,15 @@ class ImageSourceDataModule(StimulusDataModule):
         ids = stimuli["stimulus_id"].tolist()
         rows = stimuli["image_row"].tolist() if "image_row" in stimuli else [None] * len(stimuli)
         self.sources = [ImageSource(*source) for source in zip(ids, stimuli["image"], rows, strict=True)]
-        self.n_bytes = np.array(_sizes(self.sources), dtype=np.int64)
+        self.n_bytes, self.mtimes_ns = np.array(_states(self.sources), dtype=np.int64).T
         self.stimuli_hash = table.fingerprint(stimuli)
         say_what_is_ignored(stimuli)
         self.stimuli = stimuli
+
+    def contents(self, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Hash of each image's file, or of its pixels in an HDF5 file; 0 where it can't be read."""
+        sources = [self.sources[row] for row in rows]
+        return np.array(contents([(source.path, source.image_row) for source in sources]), dtype=np.int64)
 
     def default_shard_rows(self, row_bytes: int) -> int:
         """Not asked for: the constructor has a default."""
@@ -149,19 +170,20 @@ class ImageSourceDataModule(StimulusDataModule):
         return 0
 
 
-def _sizes(sources: list[ImageSource]) -> list[int]:
-    """Bytes of each image file, -1 where there is none.
+def _states(sources: list[ImageSource]) -> list[tuple[int, int]]:
+    """Bytes of each image file and the time of its last change; -1 bytes where there is none.
 
     Raises:
         InputError: None of them is there.
     """
-    known: dict[str, int] = {}
+    known: dict[str, tuple[int, int]] = {}
     for path in dict.fromkeys(source.path for source in sources):
         try:
-            known[path] = Path(path).stat().st_size
+            stat = Path(path).stat()
+            known[path] = stat.st_size, stat.st_mtime_ns
         except OSError:
-            known[path] = MISSING
-    missing = [path for path, size in known.items() if size == MISSING]
+            known[path] = MISSING, 0
+    missing = [path for path, (size, _) in known.items() if size == MISSING]
     if len(missing) == len(known):
         raise InputError(f"all {len(known)} images are missing: {name_some(missing)}; check data.root")
     if missing:

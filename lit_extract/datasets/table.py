@@ -81,16 +81,21 @@ def relative_images(root: Path, paths: "pd.Series[str]") -> list[str]:
 
 
 def image_sizes(table: pd.DataFrame) -> list[int]:
-    """Size in bytes of each row's image file.
+    """Size in bytes of each row's image file; as :func:`image_stats`."""
+    return [stat.st_size for stat in image_stats(table)]
+
+
+def image_stats(table: pd.DataFrame) -> list[os.stat_result]:
+    """State of each row's image file.
 
     Raises:
         InputError: Images that are missing, the first few named, with the count.
     """
-    known: dict[str, int] = {}
+    known: dict[str, os.stat_result] = {}
     missing: list[str] = []
     for path in dict.fromkeys(table["image"]):
         try:
-            known[path] = Path(path).stat().st_size
+            known[path] = Path(path).stat()
         except OSError:
             missing.append(path)
     if missing:

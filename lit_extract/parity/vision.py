@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -91,7 +92,10 @@ class VisionReference(Reference):
         from PIL import Image
 
         if self.image_rows is None:
-            return Image.open(self.paths[row]).convert("RGB")
+            image = Image.open(self.paths[row])
+            if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip
+                return Image.fromarray(np.rint(np.asarray(image) * (255 / 65535)).astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
         import h5py
 
         with h5py.File(self.paths[row], "r", locking=False) as file:

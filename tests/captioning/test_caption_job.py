@@ -143,7 +143,7 @@ def test_broken_and_missing_images(caption, images, engine):
     (images / "03.png").write_bytes(whole[:40])
     output, code, printed, _ = caption()
     assert code == 3
-    assert f"{images}/03.png'" in printed.partition("    03.png: ")[2]
+    assert f"{images}/03.png" in printed.partition("    03.png: ")[2]
     (images / "03.png").write_bytes(whole)
     engine.asked.clear()
     assert caption()[1] == 0
@@ -222,3 +222,61 @@ def test_output_is_needed_for_captions_and_refused_for_features(run, engine, ima
     code, _, error = run(*vision, "--model.name", "test_vit.r160_in1k", "--output", "x.csv")
     assert code == 2
     assert "--output: for captions only" in error
+
+
+def _another(path):
+    """Another image of the same size, at another time."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert path.stat().st_size == before.st_size
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_image_that_changed_since_it_was_captioned_is_named_though_its_size_is_the_same(
+    caption, engine, images, finished
+):
+    engine.failures = {} if finished else {"09.png": 99}
+    output, *_ = caption()
+    before = output.read_bytes()
+    _another(images / "02.png")
+    _, code, _, error = caption()
+    assert code == 2
+    assert "the images of 02.png changed since they were captioned; restore them, pass --overwrite" in error
+    assert output.read_bytes() == before
+
+
+def test_images_that_were_only_copied_are_the_same_and_a_finished_file_is_answered(caption, engine, images):
+    caption()
+    for path in images.iterdir():
+        os.utime(path, ns=(1, 1))
+    _, code, printed, _ = caption()
+    assert (code, engine.started) == (0, 1)
+    assert "comparing the content of 10 stimuli" in printed
+    assert "already done: " in printed
+
+
+def test_a_sidecar_of_an_earlier_version_still_answers(caption, engine, images):
+    output, *_ = caption()
+    sidecar = output.with_name("out.csv.json")
+    content = json.loads(sidecar.read_text())
+    del content["inputs"], content["exif_rotations"]
+    sidecar.write_text(json.dumps(content))
+    _another(images / "02.png")
+    _, code, printed, _ = caption()
+    assert (code, engine.started) == (0, 1)
+    assert printed.startswith("already done: ")
+
+
+def test_exif_rotations_are_counted(caption, images):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for name in ("01.png", "04.png"):
+        Image.new("RGB", (8, 6), (20 * int(name[:2]),) * 3).save(images / name, exif=exif)
+    for _ in range(2):
+        output, code, printed, _ = caption()
+        assert code == 0
+        assert printed.count("  2 images have an EXIF rotation, which is not applied\n") == 1
+    assert json.loads(output.with_name("out.csv.json").read_text())["exif_rotations"] == 2

@@ -1,5 +1,6 @@
 """The pixel cache gives what decoding gives, to the byte, or nothing: whatever happened to it or to the images."""
 
+import hashlib
 import multiprocessing
 import os
 import resource
@@ -13,7 +14,7 @@ from PIL import Image
 
 import lit_extract.data.images
 from lit_extract.data.images import ImageBatches, ImageFolderDataModule
-from lit_extract.data.pixels import PIXELS, ROWS, PixelCache, folder_name, image_state
+from lit_extract.data.pixels import PIXELS, ROWS, Noted, PixelCache, folder_name, image_state
 
 SMALL = {
     "input_size": (3, 48, 48),
@@ -45,13 +46,13 @@ def decoded(image_folder):
 def count_decoded(monkeypatch):
     """Rows that were decoded, in the order of their batches."""
     rows = []
-    true_open = ImageBatches.open
+    true_read = ImageBatches.read
 
-    def open_and_count(self, row):
+    def read_and_count(self, row):
         rows.append(row)
-        return true_open(self, row)
+        return true_read(self, row)
 
-    monkeypatch.setattr(ImageBatches, "open", open_and_count)
+    monkeypatch.setattr(ImageBatches, "read", read_and_count)
     return rows
 
 
@@ -169,7 +170,7 @@ def _delete(name):
 
 
 def _exchange_two_rows(cache):
-    for name, size in ((PIXELS, 3 * 48 * 48), (ROWS, 20)):
+    for name, size in ((PIXELS, 3 * 48 * 48), (ROWS, 29)):
         content = the_file(cache, name).read_bytes()
         rows = [content[size * row : size * (row + 1)] for row in range(7)]
         rows[1], rows[4] = rows[4], rows[1]
@@ -214,7 +215,7 @@ def _write_on_and_on(folder, seed):
     generator = np.random.default_rng(seed)
     while True:
         row = int(generator.integers(50))
-        cache.write(row, state(row), numbers(row))
+        cache.write(row, state(row), numbers(row), Noted(row, False))
 
 
 def test_two_writers_that_are_killed_leave_no_wrong_row(tmp_path):
@@ -269,14 +270,39 @@ def test_what_is_free_must_also_do_for_the_features(image_folder, tmp_path, monk
 
 def test_state_is_of_the_image_and_its_place_in_the_dataset(image_folder):
     path, root = str(image_folder / "1.png"), str(image_folder)
+    stat = (image_folder / "1.png").stat()
     states = [
-        image_state(path, None, root),
-        image_state(path, 0, root),
-        image_state(path, 1, root),
-        image_state(str(image_folder / "2.png"), None, root),
+        image_state(path, None, root, stat),
+        image_state(path, 0, root, stat),
+        image_state(path, 1, root, stat),
+        image_state(str(image_folder / "2.png"), None, root, stat),
+        image_state(path, None, root, (image_folder / "2.png").stat()),
     ]
-    assert len(set(states)) == 4
-    assert image_state(path, None, root) == states[0]
+    assert len(set(states)) == 5
+    assert image_state(path, None, root, stat) == states[0]
+
+
+def test_content_and_rotation_come_out_of_it_as_of_decoding(image_folder, tmp_path, count_decoded):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(image_folder / "3.png", exif=exif)
+
+    def inputs():
+        module = ImageFolderDataModule(
+            str(image_folder), preprocessing=SMALL, num_workers=0, batch_size=2, cache=str(tmp_path / "cache")
+        )
+        return torch.cat([batch["inputs"] for batch in module.predict_dataloader()])
+
+    first = inputs()
+    count_decoded.clear()
+    assert torch.equal(inputs(), first)
+    assert count_decoded == []
+    files = [image_folder / f"{row}.png" for row in range(7)]
+    digests = [hashlib.blake2b(file.read_bytes(), digest_size=8).digest() for file in files]
+    assert first[:, 0].tolist() == [file.stat().st_size for file in files]
+    assert first[:, 1].tolist() == [file.stat().st_mtime_ns for file in files]
+    assert first[:, 2].tolist() == [int.from_bytes(digest, "little", signed=True) for digest in digests]
+    assert first[:, 3].tolist() == [row == 3 for row in range(7)]
 
 
 @pytest.mark.parametrize(("settings", "where"), [({}, "out/.pixels"), ({"data_cache": "off"}, None)])

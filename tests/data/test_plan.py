@@ -135,3 +135,20 @@ def test_shards_that_cut_batches_are_refused(batch_size, shard_rows, message):
 )
 def test_rows_to_the_end_of_the_shard(batches, shard_rows, expected):
     assert rows_to_shard_ends(batches, shard_rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("done", "again", "expected"),
+    [
+        ({0, 1, 2}, {}, []),
+        ({0, 1, 2}, {1: [5]}, [[5]]),
+        ({0, 1, 2}, {0: [0, 1, 3], 2: [8]}, [[0, 1], [3], [8]]),
+        ({0}, {0: [2]}, [[2], [4, 5], [6, 7], [8, 9]]),
+    ],
+)
+def test_rows_that_are_computed_again_are_all_that_is_left_of_their_shard(done, again, expected):
+    plan = plan_batches(10, 4, 2, done, again=again)
+    assert [list(batch) for batch in plan] == expected
+    halves = [plan_batches(10, 4, 2, done, rank, 2, again) for rank in (0, 1)]
+    assert sorted(map(list, (batch for half in halves for batch in half))) == sorted(expected)
+    assert not {row // 4 for batch in halves[0] for row in batch} & {row // 4 for batch in halves[1] for row in batch}
