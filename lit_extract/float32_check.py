@@ -5,22 +5,21 @@ The weights stay those of the run, rounded as they were: ``verify --parity`` mea
 K stimuli that are computed again, L layers, D hidden size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.errors import InputError, one_line
 from lit_extract.layout import OK
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.weights import default_float32
-from lit_extract.precision import ieee_float32
+from lit_extract.precision import ieee_float32, in_float32
 from lit_extract.ranks import say
 from lit_extract.rounding import NOTE
 from lit_extract.store import Store
@@ -101,46 +100,6 @@ def _one(model: Extractor, batch: Mapping[str, Any], device: torch.device) -> ND
     inputs = {name: batch[name].to(device) for name in model.inputs}
     feats: NDArray[np.float32] = model.activations(inputs)["feats"][0].cpu().numpy()
     return feats
-
-
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """Have a model of bf16 weights compute in float32; afterwards it has the same bits as before.
-
-    A block's weights are float32 only while it runs, so that the memory for one more block is enough.
-    """
-    blocks = [block for parts in model.modules() if isinstance(parts, nn.ModuleList | nn.Sequential) for block in parts]
-    inside = {id(part) for block in blocks for part in block.modules() if part is not block}
-    blocks = [block for block in blocks if id(block) not in inside]  # those that are part of no other
-    in_blocks = {id(tensor) for block in blocks for tensor in _numbers(block)}
-    outside = [tensor for tensor in _numbers(model) if id(tensor) not in in_blocks]
-    dtypes = {id(tensor): tensor.dtype for tensor in _numbers(model)}
-
-    def widen(tensors: Sequence[Tensor]) -> None:
-        for tensor in tensors:
-            tensor.data = tensor.data.float()
-
-    def narrow(tensors: Sequence[Tensor]) -> None:
-        for tensor in tensors:
-            tensor.data = tensor.data.to(dtypes[id(tensor)])
-
-    handles = []
-    for block in blocks:
-        handles.append(block.register_forward_pre_hook(lambda module, _: widen(_numbers(module))))
-        handles.append(block.register_forward_hook(lambda module, *_: narrow(_numbers(module)), always_call=True))
-    try:
-        widen(outside)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        narrow(_numbers(model))
-
-
-def _numbers(module: nn.Module) -> list[Tensor]:
-    """Weights and buffers with fewer bits than float32, or that had."""
-    half_or_single = (torch.bfloat16, torch.float16, torch.float32)
-    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in half_or_single]
 
 
 def compare(found: NDArray[np.float32], again: NDArray[np.float32]) -> dict[str, list[float | None]]:

@@ -101,12 +101,16 @@ def extract(
             f"{model.preprocessing}; make a data module for each model"
         )
     folder = to_path(output_dir, "output_dir")
+    files, store_path = output_paths(model, data, folder)
+    if not overwrite:  # before the tokenizer is loaded, which is of the same commit
+        model.adopt_revision(recorded_provenance(files.values(), store_path))
+        data.preprocessing = model.preprocessing
     with stopwatch("stimuli"):
-        data.ids_in_folder = ids_in_folder(output_paths(model, data, folder)[1].parent)
+        data.ids_in_folder = ids_in_folder(store_path.parent)
         data.setup("predict")
     data.output_dir = folder if isinstance(folder, Path) else None
     with stopwatch("weights"):  # a checkpoint is hashed
-        job = Job(model, data, str(trainer.precision), folder, overwrite)
+        job = Job(model, data, str(trainer.precision), folder)
     with stoppable(), ExitStack() as held_locks:
         if not is_rank_zero():
             with suppress(NothingLeft):  # rank zero says so
@@ -144,17 +148,9 @@ class Job:
         data: The stimuli, set up.
         precision: The trainer's.
         output_dir: Folder of all features.
-        overwrite: What is there does not count.
     """
 
-    def __init__(
-        self,
-        model: Extractor,
-        data: StimulusDataModule,
-        precision: str,
-        output_dir: AnyPath,
-        overwrite: bool = False,
-    ) -> None:
+    def __init__(self, model: Extractor, data: StimulusDataModule, precision: str, output_dir: AnyPath) -> None:
         assert data.stimuli is not None, "data.setup() comes first"
         data.cut_shards(row_bytes=len(model.layers) * model.n_dim * 4)
         self.model, self.data = model, data
@@ -163,8 +159,6 @@ class Job:
         self.root: str | None = data.stimuli.attrs.get(ROOT)
         self.done_at_start: int | None = None  # shards
         self.files, self.store_path = output_paths(model, data, output_dir)
-        if not overwrite:
-            model.adopt_revision(recorded_provenance(self.files.values(), self.store_path))
         self.provenance: dict[str, Any] = {
             **model.provenance(),
             **data.provenance(),

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_extract import CaptionDataModule, ImageFolderDataModule, LanguageExtractor, VisionExtractor, extract
 from lit_extract.features import load_features
-from lit_extract.float32_check import choose_rows, compare, in_float32
+from lit_extract.float32_check import choose_rows, compare
 from lit_extract.layout import BAD_INPUT, OK
 from lit_extract.modules.weights import on_cpu_in_float32
+from lit_extract.precision import in_float32
 from lit_extract.predict import PredictCLI, predict_trainer
 from lit_extract.store import Store
 

@@ -22,6 +22,7 @@ from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, full
 from lit_extract.modules.pretrained import check_complete, load_pretrained
 from lit_extract.modules.selection import check_pools, select_blocks
 from lit_extract.modules.weights import config_sha256, default_float32, on_cpu_in_float32
+from lit_extract.precision import ieee_float32, in_float32
 from lit_extract.timing import stopwatch
 
 LOGITS_BYTES = 256 * 2**20
@@ -355,7 +356,8 @@ class LanguageExtractor(Extractor):
                     f"{one_line(error)}"
                 ) from error
             check_complete(self.source, model, random, last, lambda: states_of(texts[0]), self.loss)
-            check_causal(self.model_name, states_of, texts)
+            with ieee_float32(), in_float32(base):
+                check_causal(self.model_name, states_of, texts)
 
     def _unavailable(self, error: Exception) -> InputError:
         if self.local_checkpoint():
