@@ -21,9 +21,16 @@ def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> s
     if not errors:
         return f"{text}; not checked against float32"
     layer = max(errors, key=lambda layer: errors[layer])
-    text += f"; rounding: at most {100 * errors[layer]:.2g} % of a layer's size ({layer})"
+    if errors[layer] == 0:
+        return f"{text}; no rounding beyond float32"
+    text += f"; rounding: at most {_share(errors[layer])} a layer's size ({layer})"
     differences = _by_layer(metadata, layers, pool, "of_differences").values()
-    return f"{text}, {100 * max(differences):.2g} % of the differences between stimuli" if differences else text
+    return f"{text}, {_share(max(differences))} the differences between stimuli" if differences else text
+
+
+def _share(part: float) -> str:
+    """A part as people read it: ``0.8 % of``, ``3.5 times``."""
+    return f"{100 * part:.2g} % of" if part < 1 else f"{part:.2g} times"
 
 
 def _by_layer(metadata: Mapping[str, Any], layers: Sequence[str], pool: str, what: str) -> dict[str, float]:
