@@ -6,6 +6,7 @@ from typing import Any
 from lit_extract.errors import name_some
 
 NOTE = "precision_check"  # in the notes of a store and of a features file
+FLOAT32 = 1e-5  # relative errors below it are those of another order of summation
 
 
 def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str:
@@ -21,7 +22,7 @@ def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> s
     if not errors:
         return f"{text}; not checked against float32"
     layer = max(errors, key=lambda layer: errors[layer])
-    if errors[layer] == 0:
+    if errors[layer] < FLOAT32:
         return f"{text}; no rounding beyond float32"
     text += f"; rounding: at most {_share(errors[layer])} a layer's size ({layer})"
     differences = _by_layer(metadata, layers, pool, "of_differences").values()

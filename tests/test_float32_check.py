@@ -57,7 +57,7 @@ def test_bf16_that_erases_what_differs_is_a_warning_everywhere(predict, cli, tmp
 def test_an_untrained_model_runs_in_float32_unless_asked_otherwise(predict, tmp_path):
     code, said, _ = predict(*UNTRAINED)
     assert code == 0, said
-    assert "32-true, images of 160 × 160; rounding: at most" in said
+    assert "32-true, images of 160 × 160; no rounding beyond float32" in said
     features = load_features(str(tmp_path / f"{FILE}.pt"))
     assert features.provenance["precision"] == "32-true"
     check = features.metadata["notes"]["precision_check"]
