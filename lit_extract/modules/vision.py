@@ -343,4 +343,5 @@ def _prefix_tokens(skeleton: nn.Module, n_tokens: int) -> tuple[int, bool]:
             f"model.name: timm says that the model has {n_patches} patches and {declared} tokens before them, but its "
             f"blocks have {n_tokens} tokens: patches can't be told apart"
         )
-    return n_prefix, n_prefix > 0 and getattr(skeleton, "cls_token", None) is not None
+    embeddings = getattr(skeleton, "embeds", skeleton)  # where NaFlexViT has it
+    return n_prefix, n_prefix > 0 and getattr(embeddings, "cls_token", None) is not None

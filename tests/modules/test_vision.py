@@ -95,6 +95,23 @@ def test_averages_equal_timm_intermediates(name):
 
 
 @torch.no_grad()
+def test_naflexvit_keeps_its_class_token_with_its_embeddings():
+    """Against timm itself: eight tokens before the patches, of which the first is the class token."""
+    settings = {"img_size": 64, "depth": 2, "embed_dim": 96, "num_heads": 3}
+    model = VisionExtractor("naflexvit_base_patch16_radio_v3", untrained=True, pool=["cls", "avg"], options=settings)
+    model.configure_model()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        feats = model.activations({"image": images})["feats"]
+        layers = model.backbone.forward_intermediates(
+            model.normalize(images), norm=False, intermediates_only=True, output_fmt="NLC", return_prefix_tokens=True
+        )
+    for k, (patches, prefix) in enumerate(layers):
+        assert prefix.shape[1] == 8
+        assert torch.equal(feats[:, 0, k], prefix[:, 0])
+        assert torch.allclose(feats[:, 1, k], patches.mean(dim=1), atol=1e-6)
+
+
 def test_last_block_is_not_normed():
     extractor = extractor_of(TINY)
     images = images_for(extractor)
