@@ -79,6 +79,6 @@ def test_a_commit_to_the_card_stops_no_run(kind, predict, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "already done" in again.stdout
 
-    anew = predict(*settings, "--overwrite")
-    assert anew.returncode == 0, anew.stderr
+    replaced = predict(*settings, "--overwrite")
+    assert replaced.returncode == 0, replaced.stderr
     assert load_features(file).provenance["revision"] == SECOND

@@ -4,7 +4,7 @@ A folder per dataset and geometry holds two flat files with a place for each row
 uint8 (N, 3, H, W), and ``rows``, a record per row that is written after its pixels: which state of which image they
 are of, what else was noted of it, and the checksum of all that. A row counts when both are right. So nothing needs a
 lock: two jobs that write a row at once write the same bytes, and what a kill or a full disk left half is seen and
-decoded anew.
+decoded again.
 
 N rows of the dataset, H height, W width.
 """
