@@ -59,15 +59,16 @@ def test_all_switches_say_so_whatever_was_set_before_and_that_comes_back():
 @pytest.mark.parametrize(("precision", "inside"), [("32-true", "ieee"), ("bf16-true", "tf32"), ("bf16-mixed", "tf32")])
 def test_a_run_in_float32_switches_them_and_no_other_does(precision, inside, tmp_path, monkeypatch):
     extractor = VisionExtractor("test_vit.r160_in1k", untrained=True)
-    whole, seen = extractor.activations, set()
+    whole, seen = extractor.activations, []
 
     def activations(inputs):
-        seen.add(backends.cudnn.conv.fp32_precision)
+        seen.append((len(inputs["image"]), backends.cudnn.conv.fp32_precision))
         return whole(inputs)
 
     monkeypatch.setattr(extractor, "activations", activations)
     assert backends.cudnn.conv.fp32_precision == "tf32", "PyTorch's default is another by now"
     extract(extractor, DemoDataModule(), predict_trainer("cpu", devices=1, precision=precision), str(tmp_path))
-    assert seen == {inside}
+    assert set(seen[:-8]) == {(16, inside), (8, inside)}, "24 images, 16 at a time"
+    assert set(seen[-8:]) == {(1, "ieee")}, "the check of some of them against float32"
     assert backends.cudnn.conv.fp32_precision == "tf32"
     assert torch.get_float32_matmul_precision() == "highest"

@@ -124,8 +124,9 @@ def test_what_is_planned_is_what_is_made(cli, planned, tmp_path, pool):
 
 
 def test_a_card_and_its_batch(planned):
+    tiny = (*TINY, "--trainer.precision", "bf16-true")
     plans = {
-        memory: planned(*TINY, "--rows", 1000, "--card_memory", memory, code=code)["models"][0]
+        memory: planned(*tiny, "--rows", 1000, "--card_memory", memory, code=code)["models"][0]
         for memory, code in ((48, 0), (0.62, 0), (0.6, 3))
     }
     assert {memory: plan["fits"] for memory, plan in plans.items()} == {48: "yes", 0.62: "split", 0.6: "no"}
@@ -162,7 +163,7 @@ def test_models_of_the_file_have_its_settings(planned, tmp_path):
     models = tmp_path / "some.yml"
     models.write_text("vision: [{name: test_vit.r160_in1k, options: {img_size: 320}}]\n")
     sizes = [
-        planned(*settings, "--rows", 100)["models"][0]["device"]
+        planned(*settings, "--rows", 100, "--trainer.precision", "bf16-true")["models"][0]["device"]
         for settings in ((*DEMO, "--models", models), (*TINY, "--model.models", models), TINY)
     ]
     assert sizes[0] == sizes[1] > sizes[2]
