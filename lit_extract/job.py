@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from lit_extract.progress import Progress
 from lit_extract.provenance import features_provenance
 from lit_extract.ranks import is_rank_zero, say
 from lit_extract.repair import Left, by_shard, inputs_of, status_of
-from lit_extract.rounding import NOTE
+from lit_extract.rounding import NOTE, warning
 from lit_extract.run import run_predict
 from lit_extract.signals import Interrupted, stoppable
 from lit_extract.store import Store
@@ -55,6 +55,7 @@ class Extraction:
         bad_input_rows: Rows whose image could not be decoded: NaN.
         not_finite_rows: Rows for which the model gave NaN or infinity.
         n_rotated: Images with an EXIF rotation, which is not applied.
+        warnings: Where the precision has rounded away what differs between stimuli, a sentence each.
         was_done: The files were there already, with the same provenance.
     """
 
@@ -64,6 +65,7 @@ class Extraction:
     not_finite_rows: list[int]
     was_done: bool = False
     n_rotated: int = 0
+    warnings: list[str] = field(default_factory=list)
 
 
 def extract(
@@ -396,12 +398,18 @@ class Job:
         """What is on disk now."""
         files = [file for file in self.files.values() if exists(file)]
         store = self.store_path if is_store(self.store_path) else None
-        if source := next(iter(files), store):
-            metadata = load_features(source, None if files else self.model.pools[0]).metadata
-            bad, not_finite = metadata["bad_input_rows"], metadata["not_finite_rows"]
-            n_rotated = metadata["notes"].get("exif_rotations", 0) if files else Store(source).n_rotated()
-            return Extraction(files, store, bad, not_finite, was_done, n_rotated)
-        return Extraction(files, store, [], [], was_done)
+        if files:
+            found = [load_features(file) for file in files]
+        elif store is not None:
+            found = [load_features(store, pool) for pool in self.model.pools]
+        else:
+            return Extraction(files, store, [], [], was_done)
+        metadata = found[0].metadata
+        bad, not_finite = metadata["bad_input_rows"], metadata["not_finite_rows"]
+        n_rotated = metadata["notes"].get("exif_rotations", 0) if files else Store(self.store_path).n_rotated()
+        lost = (warning(each.metadata, each.layers, each.provenance["pool"]) for each in found)
+        warnings = list(dict.fromkeys(sentence for sentence in lost if sentence))
+        return Extraction(files, store, bad, not_finite, was_done, n_rotated, warnings)
 
     def _spec(self) -> StoreSpec:
         notes = {

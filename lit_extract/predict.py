@@ -225,24 +225,20 @@ def _rotated(n_images: int) -> str:
 
 
 def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
-    lines, warnings = [], []
+    lines = []
     for file in extraction.files:
         features = load_features(file)
-        about = features.metadata, features.layers, features.provenance["pool"]
         n, layers, dim = features.shape
         lines.append(f"{'already done: ' if extraction.was_done else ''}{file}")
         lines.append(f"  {n} stimuli × {layers} layers × {dim} dimensions, float32")
         lines.append(f"  layers {features.layers[0]} … {features.layers[-1]}")
-        lines.append(f"  {rounding.describe(*about)}")
-        warnings.append(rounding.warning(*about))
+        lines.append(f"  {rounding.describe(features.metadata, features.layers, features.provenance['pool'])}")
     if not extraction.files and (store := extraction.store) is not None:
         lines.append(f"all rows are in {store}; lit-extract finalize {store} makes the features files")
         for pool in Store(store).pools:
             features = load_features(store, pool)
-            about = features.metadata, features.layers, pool
-            lines.append(f"  {pool}: {rounding.describe(*about)}")
-            warnings.append(rounding.warning(*about))
-    lines += [f"  warning: {lost}" for lost in dict.fromkeys(warnings) if lost]
+            lines.append(f"  {pool}: {rounding.describe(features.metadata, features.layers, pool)}")
+    lines += [f"  warning: {warning}" for warning in extraction.warnings]
     if extraction.n_rotated:
         lines.append(_rotated(extraction.n_rotated))
     for rows, what in (
@@ -251,5 +247,5 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
     ):
         if rows:
             lines.append(f"  beware: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
-    is_good = not (extraction.bad_input_rows or extraction.not_finite_rows or any(warnings))
+    is_good = not (extraction.bad_input_rows or extraction.not_finite_rows or extraction.warnings)
     return lines, EXIT_OK if is_good else EXIT_BAD_ROWS

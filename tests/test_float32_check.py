@@ -54,6 +54,14 @@ def test_bf16_that_erases_what_differs_is_a_warning_everywhere(predict, cli, tmp
     assert "warning: what bf16-true rounded away" in said
 
 
+def test_a_program_learns_of_it_too(image_folder, tmp_path):
+    model = VisionExtractor(NAME, untrained=True, options={"init_values": 1e-5})
+    trainer = predict_trainer("cpu", devices=1, precision="bf16-true")
+    done = extract(model, ImageFolderDataModule(str(image_folder)), trainer, str(tmp_path / "out"))
+    (warning,) = done.warnings
+    assert warning.startswith("what bf16-true rounded away is as large as the differences between stimuli, in blocks.")
+
+
 def test_an_untrained_model_runs_in_float32_unless_asked_otherwise(predict, tmp_path):
     code, said, _ = predict(*UNTRAINED)
     assert code == 0, said

@@ -313,11 +313,13 @@ def _block_shape(name: str, skeleton: nn.Module, input_size: list[int]) -> tuple
         ) from error
     if any(len(shape) == 0 or shape[0] != 1 for shape in shapes):  # CrossViT: two sequences; TNT: pixels of each patch
         raise InputError(f"model.name: the blocks of {name!r} do not put out one sequence of tokens for an image")
+    if len(shapes) != len(blocks):  # Twins: groups of blocks, of which no group is called
+        raise InputError(f"model.name: the blocks of {name!r} are not called one after the other, each once")
     kinds = list(dict.fromkeys(shape[1:] for shape in shapes))
     shown = name_some([str(kind) for kind in kinds])
     if any(len(kind) != 2 for kind in kinds):
         raise InputError(f"model.name: the blocks of {name!r} put out maps, not tokens (T, D): {shown}")
-    if len({kind[1] for kind in kinds}) > 1 or len(shapes) != len(blocks):
+    if len({kind[1] for kind in kinds}) > 1:
         raise InputError(
             f"model.name: the blocks of {name!r} are not of one width: {shown}; features need the same in every layer"
         )
