@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lit_extract.errors import InputError
-from lit_extract.layout import GROUP_KEY, STORE_SUFFIX
+from lit_extract.layout import FEATURES_SUFFIX, GROUP_KEY, STORE_SUFFIX
 from lit_extract.paths import AnyPath, remote_errors
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def refuse_plain_folder(path: AnyPath, setting: str) -> None:
     """
     if not isinstance(path, Path) or not path.is_dir() or path.suffix == STORE_SUFFIX or (path / GROUP_KEY).exists():
         return
-    wanted = (STORE_SUFFIX,) if setting == "store" else (".pt", STORE_SUFFIX)
+    wanted = (STORE_SUFFIX,) if setting == "store" else (FEATURES_SUFFIX, STORE_SUFFIX)
     inside = sorted(file for file in path.rglob("*") if file.suffix in wanted and not file.name.startswith("."))
     hint = f"give one of the {len(inside)} in it, such as {str(inside[0])!r}" if inside else "there are none in it"
     raise InputError(

@@ -66,7 +66,7 @@ class Plan:
         disk_kept: What of it stays in the end.
         device: Memory of the GPU; None on a CPU.
         host: Memory of the host.
-        fits: "yes"; "split": the batch does not fit, but less of it does, and the run goes on with that; "host": the
+        fits: "yes"; "split": the batch does not fit, but less of it does, and the run splits it; "host": the
             device suffices, but not the memory of the host; "no".
         geometry: How the model sees images; models with the same share a cache of pixels.
         pixels: Bytes of that cache.

@@ -213,9 +213,9 @@ def _summarize_captions(captions: Captions) -> tuple[list[str], int]:
     if captions.n_rotated:
         lines.append(_rotated(captions.n_rotated))
     if captions.cut_off:
-        lines.append(f"  beware: {captions.cut_off} captions are cut off, as they are longer than --model.max_tokens")
+        lines.append(f"  warning: {captions.cut_off} captions are cut off, as they are longer than --model.max_tokens")
     if captions.failed:
-        lines.append(f"  beware: {len(captions.failed)} images failed; the same command tries them again:")
+        lines.append(f"  warning: {len(captions.failed)} images failed; the same command tries them again:")
     lines += [f"    {stimulus}: {reason}" for stimulus, reason in list(captions.failed.items())[:FAILURES_SHOWN]]
     return lines, EXIT_BAD_ROWS if captions.failed else EXIT_OK
 
@@ -246,6 +246,6 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
         (extraction.not_finite_rows, "have NaN or infinite activations"),
     ):
         if rows:
-            lines.append(f"  beware: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
+            lines.append(f"  warning: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
     is_good = not (extraction.bad_input_rows or extraction.not_finite_rows or extraction.warnings)
     return lines, EXIT_OK if is_good else EXIT_BAD_ROWS

@@ -12,7 +12,15 @@ import numpy as np
 
 from lit_extract.archive import TensorRecord, read_content
 from lit_extract.errors import InputError, one_line
-from lit_extract.layout import BESIDE_SUFFIX, FEATURES_FORMAT, FEATURES_KEYS, STORE_SUFFIX, check_format, read_layout
+from lit_extract.layout import (
+    BESIDE_SUFFIX,
+    FEATURES_FORMAT,
+    FEATURES_KEYS,
+    FEATURES_SUFFIX,
+    STORE_SUFFIX,
+    check_format,
+    read_layout,
+)
 from lit_extract.listing import File, list_files
 from lit_extract.lock import LOCK_SUFFIX, lock_holder
 from lit_extract.paths import AnyPath, remote_errors, to_path
@@ -21,7 +29,6 @@ from lit_extract.registry import default_models_file, own_name, read_models
 DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
 LEFTOVER, NOT_OURS, UNREADABLE = "leftover", "not ours", "unreadable"
 
-FILE_SUFFIX = ".pt"
 _STORE_SUFFIXES = (STORE_SUFFIX, STORE_SUFFIX + BESIDE_SUFFIX)
 
 
@@ -164,7 +171,7 @@ def _entries(root: AnyPath, listing: Mapping[str, File]) -> Iterator[Entry]:
         store = next((place for place, part in enumerate(parts) if part.endswith(_STORE_SUFFIXES)), None)
         if store is not None:
             stores.setdefault(root.joinpath(*parts[: store + 1]), {})["/".join(parts[store + 1 :])] = file
-        elif name.endswith((FILE_SUFFIX, FILE_SUFFIX + BESIDE_SUFFIX)):
+        elif name.endswith((FEATURES_SUFFIX, FEATURES_SUFFIX + BESIDE_SUFFIX)):
             features[path] = file
         elif name.startswith(".") and name.endswith(STORE_SUFFIX + LOCK_SUFFIX):
             locked.append(path.with_name(name[1 : -len(LOCK_SUFFIX)]))
@@ -176,7 +183,7 @@ def _entries(root: AnyPath, listing: Mapping[str, File]) -> Iterator[Entry]:
         yield Entry(target, RUNNING, 0, 0.0, holder=holders[target])
     written_in = {target.parent for target in holders}
     for path, file in features.items():
-        if path.name.endswith(FILE_SUFFIX):
+        if path.name.endswith(FEATURES_SUFFIX):
             yield from _features_entry(path, file)
         elif path.parent not in written_in:
             yield Entry(path, LEFTOVER, *file, "of a run that was killed while it made the features file")

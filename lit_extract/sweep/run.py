@@ -129,8 +129,7 @@ def outcome(code: int, lines: Sequence[str], was_stopped: bool = False) -> tuple
     if code == 0:
         return (ALREADY_DONE if any(line.startswith("already done: ") for line in lines) else DONE), ""
     if code == EXIT_BAD_ROWS:
-        marks = ("  beware: ", "  warning: ")
-        said = [line.partition(": ")[2].strip() for line in lines if line.startswith(marks)]
+        said = [line.strip().removeprefix("warning: ") for line in lines if line.startswith("  warning: ")]
         return BAD_ROWS, "; ".join(said)
     errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
     stops = [line.removeprefix(OURS).partition("; run the same")[0] for line in lines if line.startswith(STOP)]

@@ -121,7 +121,7 @@ def test_an_image_that_keeps_failing_is_recorded_and_the_next_run_does_only_it(c
     engine.failures = {"05.png": 4}
     output, code, printed, _ = caption("--model.attempts", "2")
     assert code == 3
-    assert "9 of 10 images have a caption\n  beware: 1 images failed" in printed
+    assert "9 of 10 images have a caption\n  warning: 1 images failed" in printed
     assert "    05.png: it has a cold\n" in printed
     table = pd.read_csv(output, keep_default_na=False)
     assert table["status"].tolist() == [*["ok"] * 5, "failed: it has a cold", *["ok"] * 4]

@@ -265,7 +265,7 @@ def test_a_killed_sweep_leaves_no_model_running(parent):
         (0, ["features/x.pt"], False, ("done", "")),
         (0, ["already done: features/x.pt"], False, ("already done", "")),
         (0, ["features/x.pt"], True, ("done", "")),
-        (3, ["x.pt", "  beware: 2 rows are NaN: 1, 2"], False, ("bad rows", "2 rows are NaN: 1, 2")),
+        (3, ["x.pt", "  warning: 2 rows are NaN: 1, 2"], False, ("bad rows", "2 rows are NaN: 1, 2")),
         (2, ["a", "lit-extract: error: data.root: gone", "b"], False, ("failed", "data.root: gone")),
         (2, ["lit-extract: error: data.root: gone"], True, ("failed", "data.root: gone")),
         (143, ["lit-extract: stopped by SIGTERM: 3 of 9; run the same command again to go on"], True, None),
