@@ -1,6 +1,7 @@
 # make demo   features of the shipped photographs, from nothing to a picture
 # make test   all tests
 # make lint   ruff and mypy
+# make fuzz   damaged and hostile files, others each time, for an hour or MINUTES
 # make bench  what is fast here, measured side by side; some sections: make bench ONLY="vision finalize"
 # make thingsvision   an environment for it (7 GB), so that make bench measures it too
 # make test-vllm, bench-vllm   captions with the real vLLM, on CPU, in an environment of its own
@@ -21,7 +22,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 THINGSVISION_VENV := .venv-thingsvision
 THINGSVISION_READY := $(THINGSVISION_VENV)/.ready
 
-.PHONY: setup demo test lint bench thingsvision clean test-vllm bench-vllm
+.PHONY: setup demo test fuzz lint bench thingsvision clean test-vllm bench-vllm
 
 setup: $(READY)
 
@@ -38,6 +39,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10
+
+MINUTES ?= 60
+
+fuzz: setup
+	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) --processes $(TEST_PROCESSES)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,188 @@
+"""What comes out of a file is input: read within limits, and checked as a whole before anything uses it.
+
+Each format is described once, as a type that pydantic checks strictly (no "1" for 1, no 1 for True), at the place where
+it is read. Here is what the formats have in common.
+"""
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, TypeVar
+
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
+
+from lit_extract.errors import InputError
+
+# Far above anything that a real file has; they keep a hostile one from filling the memory.
+MAX_RECORD_BYTES = 64 * 2**20  # of a JSON record that is read as a whole
+MAX_CONFIG_BYTES = 2**20  # of a YAML file
+MAX_NAME_BYTES = 255  # of a name in a folder, on all file systems of Linux
+MAX_PATH_BYTES = 4095
+
+T = TypeVar("T")
+
+_KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a named pipe",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+    stat.S_ISSOCK: "a socket",
+}
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading bytes; a named pipe or a device would never end, or never begin.
+
+    Raises:
+        OSError: It is missing, may not be read, is something other than a regular file, or the name is impossible.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL, or half of a surrogate pair
+        raise OSError(errno.EINVAL, f"not a possible name ({error})", str(path)) from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file.
+
+    Args:
+        path: The file.
+        limit: Bytes that it may have at most.
+
+    Raises:
+        OSError: As :func:`open_regular`; or it has more bytes.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes, the most that is read of such a file", str(path))
+    return content
+
+
+def validate(form: "TypeAdapter[T]", value: object, what: str) -> T:
+    """Check a value against its form, strictly.
+
+    Args:
+        form: What it must be.
+        value: What a file had.
+        what: Where it comes from, for the error.
+
+    Raises:
+        InputError: It is something else; the first few deviations are named.
+    """
+    try:
+        return form.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise InputError(f"{what}: {_deviations(error)}") from None
+
+
+def validate_json(form: "TypeAdapter[T]", content: bytes | str, what: str) -> T:
+    """Parse JSON and check it against its form, strictly.
+
+    Args:
+        form: What it must be.
+        content: UTF-8.
+        what: Where it comes from, for the error.
+
+    Raises:
+        InputError: It is no JSON, nested too deeply, or something else than it must be.
+    """
+    try:
+        return form.validate_json(content, strict=True)
+    except ValidationError as error:
+        raise InputError(f"{what}: {_deviations(error)}") from None
+
+
+def _deviations(error: ValidationError, limit: int = 3) -> str:
+    found = error.errors(include_url=False, include_context=False)
+    shown = [_deviation(".".join(map(str, one["loc"])), one["msg"], one["input"]) for one in found[:limit]]
+    more = f"; … ({len(found)} in all)" if len(found) > limit else ""
+    return "; ".join(shown) + more
+
+
+def _deviation(place: str, message: str, value: object) -> str:
+    found = "" if isinstance(value, dict | list | bytes) else f", not {shorten(repr(value))}"
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return f"{shorten(place) + ': ' if place else ''}{message[:1].lower()}{message[1:]}{found}"
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """Return a value as it may be printed: on one line, without control characters, and short."""
+    text = value if isinstance(value, str) and is_printable(value) else ascii(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def is_printable(text: str) -> bool:
+    """Return whether text has no control characters, which a terminal would obey, and no halves of surrogate pairs."""
+    return _UNPRINTABLE.search(text) is None
+
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _printable(text: str) -> str:
+    if not is_printable(text):
+        raise ValueError("must have no control characters and no halves of surrogate pairs")
+    return text
+
+
+def _one_name(text: str) -> str:
+    if text in ("", ".", "..") or re.search(r"[/\\]", text) or len(text.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"must be a plain name of at most {MAX_NAME_BYTES} bytes, without / and \\")
+    return text
+
+
+Text = Annotated[str, StringConstraints(max_length=100_000), AfterValidator(_printable)]  # one line that is printed
+OneName = Annotated[Text, AfterValidator(_one_name)]  # of a file or folder in another
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def check_name(name: str, setting: str) -> str:
+    """Return ``name`` if it is a plain name of a file or a folder, never a path.
+
+    Raises:
+        InputError: It is something else.
+    """
+    return validate(_ONE_NAME, name, setting)
+
+
+_ONE_NAME: TypeAdapter[str] = TypeAdapter(OneName)
+
+
+def plain_values(value: Any, max_depth: int = 50, max_items: int = 10_000_000) -> Any:
+    """Return a value of a file made of dicts with text keys, lists, numbers, text, booleans and None, and nothing else.
+
+    Args:
+        value: What a parser made of a file; where it has an object twice, each counts.
+        max_depth: How deeply it may be nested.
+        max_items: Values that it may have in all.
+
+    Raises:
+        ValueError: It is something else, too deep or too large, or refers to itself.
+    """
+    left = max_items
+    todo = [(value, 0)]
+    while todo:
+        item, depth = todo.pop()
+        left -= 1
+        if depth > max_depth:
+            raise ValueError(f"it is nested more than {max_depth} deep")
+        if isinstance(item, dict):
+            if wrong := next((key for key in item if type(key) is not str), None):
+                raise ValueError(f"it has a key {shorten(wrong)}, which is no text")
+            todo += [(inner, depth + 1) for inner in item.values()]
+        elif isinstance(item, list):
+            todo += [(inner, depth + 1) for inner in item]
+        elif item is not None and type(item) not in (bool, int, float, str):
+            raise ValueError(f"it has a {type(item).__name__}, which is no plain value")
+        if left < len(todo):
+            raise ValueError(f"it has more than {max_items:,} values")
+    return value
