@@ -1,7 +1,7 @@
 """Runs a reader on a file that may be damaged or hostile, and sees that nothing but an answer comes of it.
 
-Allowed: the right content, or one InputError. Not allowed: another exception, more than 10 s or 500 MB, a process that
-is started, a connection, a file written outside the given folder, a module imported that the project does not depend on.
+Allowed: the right content, or one InputError. Not allowed: another exception, more than 10 s or 500 MB, a process
+that is started, a connection, a file written outside the given folder, a module that the project does not depend on.
 """
 
 import atexit
