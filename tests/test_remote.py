@@ -317,7 +317,7 @@ def test_a_failure_in_the_middle_of_an_upload_leaves_nothing(make_store, small_p
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "read_shard", fail)
-        with pytest.raises(InputError, match=r"can't write 's3://.*: no route to host; nothing is lost: mend it"):
+        with pytest.raises(InputError, match=r"can't write 's3://.*: no route to host; nothing is lost: fix it"):
             finalize(store.path)
     assert begun, "it failed before anything was uploaded"
     assert uploads(small_parts) == []
