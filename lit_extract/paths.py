@@ -194,8 +194,8 @@ def write_file(folder: AnyPath, key: str, pieces: Iterable[bytes | memoryview]) 
         with remote_errors(file):
             file.fs.pipe_file(file.path, bytes(content))  # type: ignore[union-attr]
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
     refuse_way_out(folder, file)
+    file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
         with beside.open("xb") as out:
