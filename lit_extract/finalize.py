@@ -5,7 +5,7 @@ N stimuli, L layers, D hidden size.
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lit_extract.archive import check_archive, write_filled
+from lit_extract.archive import TensorRecord, check_archive, read_content, write_filled
 from lit_extract.disk import bytes_there, check_room, features_bytes
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
 from lit_extract.inputs import sizes_sha256
-from lit_extract.layout import BAD_INPUT, FEATURES_FORMAT, INPUTS, N_BYTES, NOT_FINITE, ROTATED, SIZE
+from lit_extract.layout import BAD_INPUT, FEATURES_FORMAT, INPUTS, MISSING, N_BYTES, N_TOKENS, NOT_FINITE, ROTATED, SIZE
 from lit_extract.listing import refuse_plain_folder
 from lit_extract.lock import write_lock
 from lit_extract.paths import (
@@ -30,6 +31,7 @@ from lit_extract.paths import (
     abort_uploads,
     exists,
     new_object,
+    open_to_read,
     remote_errors,
     remove_file,
     to_path,
@@ -38,6 +40,7 @@ from lit_extract.provenance import differing, features_provenance
 from lit_extract.repair import Rows
 from lit_extract.store import Store
 from lit_extract.store_folder import is_store
+from lit_extract.untrusted import Count, validate
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -84,7 +87,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         or there.repaired(pool)
         or not _is_verified(store, file)
     ]
-    size = features_bytes(store.n_stimuli, len(store.layers), store.n_dim)
+    size = features_bytes(store.n_stimuli, len(store.layers), store.n_dim) + store.n_stimuli * _longest(store)
     check_room(
         store.path.parent,
         store=0,
@@ -96,6 +99,8 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         _check_earlier([files[pool] for pool in left])
     for pool in left:
         _write_features(there, pool, files[pool])
+    for pool, file in files.items():
+        _check_same(store, pool, file)
     if keep_store and not store.missing_rows():  # what a repair fills of one is no store to keep
         store.keep()
     else:
@@ -157,22 +162,52 @@ def _is_verified(store: Store, file: AnyPath) -> bool:
     return True
 
 
+def _check_same(store: Store, pool: str, file: AnyPath) -> None:
+    """See that a features file has the stimuli and layers of its store, which goes after that.
+
+    Raises:
+        InputError: It has not, or can't be read.
+    """
+    try:
+        with remote_errors(file), open_to_read(file, whole=False) as opened:
+            found = read_content(opened)
+    except RemoteError:
+        raise
+    except (ValueError, OSError) as error:
+        raise InputError(f"{str(file)!r} can't be read back: {error}; {str(store.path)!r} is kept") from None
+    expected = {"stimulus_ids": store.stimulus_ids(), "layers": store.layers, "num_params": store.notes["num_params"]}
+    others = [name for name, value in expected.items() if repr(found.get(name)) != repr(value)]
+    feats, metadata = found.get("feats"), found.get("metadata")
+    if not isinstance(feats, TensorRecord) or feats.shape != store.layout.shape:
+        others.append("feats")
+    provenance = metadata.get("provenance") if isinstance(metadata, dict) else None
+    if not isinstance(provenance, dict) or differing(provenance, features_provenance(store.provenance, pool)):
+        others.append("provenance")
+    if others:
+        raise InputError(
+            f"{str(file)!r} has other {', '.join(others)} than {str(store.path)!r}, which is kept; move the file "
+            "elsewhere, then run lit-extract finalize again"
+        )
+
+
 def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
     store = there.store
     shape = store.n_stimuli, len(store.layers), store.n_dim
     shards = _ahead(there, pool)
     tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(there, pool)}
+    content = _content(there, pool)
     try:
         with tempfile.TemporaryDirectory() as folder:
             skeleton = Path(folder, "skeleton.pt")  # takes no room: all numbers are holes
-            _save_skeleton(_content(there, pool), tensors, skeleton)
+            _save_skeleton(content, tensors, skeleton)
             chunks = [numbers.chunks for numbers in tensors.values()]
+            expected = {name: numbers.shape for name, numbers in tensors.items()} | content
             if isinstance(file, Path):
-                _write_beside(file, skeleton, chunks)
+                _write_beside(file, skeleton, chunks, expected)
             else:
-                _upload(file, skeleton, chunks, store)
+                _upload(file, skeleton, chunks, expected, store)
     except OSError as error:
-        mend = "make room" if isinstance(file, Path) else "mend it"
+        mend = "make room" if isinstance(file, Path) else "fix it"
         raise InputError(
             f"can't write {str(file)!r}: {error}; nothing is lost: {mend}, then run lit-extract finalize {store.path}"
         ) from error
@@ -197,15 +232,18 @@ def _ahead(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
             yield numbers
 
 
-def _write_beside(file: Path, skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]]) -> None:
+def _write_beside(
+    file: Path, skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]], expected: Mapping[str, Any]
+) -> None:
     """Write beside, verify while it goes to the disk, rename."""
     part = _part(file)
+    part.unlink(missing_ok=True)  # of a killed run; a link would be written through
     try:
         with part.open("wb") as out, ThreadPoolExecutor(1, "lit-extract sync") as thread:
             write_filled(skeleton, chunks, out)
             out.flush()
             on_disk = thread.submit(os.fsync, out.fileno())
-            _verify(part)
+            _verify(part, expected)
             on_disk.result()
     except BaseException:
         part.unlink(missing_ok=True)
@@ -213,13 +251,15 @@ def _write_beside(file: Path, skeleton: Path, chunks: Sequence[Iterable[NDArray[
     part.replace(file)
 
 
-def _upload(file: "UPath", skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]], store: Store) -> None:
+def _upload(
+    file: "UPath", skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]], expected: Mapping[str, Any], store: Store
+) -> None:
     """Upload front to back, without a copy on the local disk; then verify."""
     with new_object(file) as out:
         write_filled(skeleton, chunks, out)
         store.check_current()
     try:
-        _verify(file)
+        _verify(file, expected)
     except RemoteError:
         raise
     except OSError:
@@ -244,10 +284,13 @@ class _Numbers:
 def _content(there: Rows, pool: str) -> dict[str, Any]:
     """All of a features file but its tensors."""
     store, status, inputs = there.store, there.status(pool), there.inputs(pool)
+    if (status == MISSING).any():
+        raise InputError(f"{str(store.path)!r} has rows without a status; run the same predict command again")
     before = there.files[pool].metadata if pool in there.files else {"notes": {}}
     notes = {**store.notes, **before["notes"]}
     if repaired := there.repaired(pool):
-        notes["repaired_rows"] = sorted({*notes.get("repaired_rows", []), *repaired})
+        earlier = validate(_ROWS, notes.get("repaired_rows", []), f"{store.notes['files'][pool]}: notes.repaired_rows")
+        notes["repaired_rows"] = sorted({*earlier, *repaired})
     if inputs is not None:
         notes["exif_rotations"] = int((inputs[:, ROTATED] != 0).sum())
     content: dict[str, Any] = {
@@ -265,7 +308,7 @@ def _content(there: Rows, pool: str) -> dict[str, Any]:
     }
     for name in _MEANS:
         if name in store.extras:
-            content[name] = float(np.nanmean(store.extra(name)))
+            content[name] = _mean(store.extra(name))
     return content
 
 
@@ -278,6 +321,16 @@ def _sizes_sha256(there: Rows, inputs: NDArray[np.int64] | None, before: dict[st
     return sizes_sha256(there.store.extra(N_BYTES)) if N_BYTES in there.store.extras else None
 
 
+def _mean(values: NDArray[np.float32]) -> float:
+    """Mean of the values that are numbers."""
+    numbers = values[~np.isnan(values)]
+    with np.errstate(over="ignore", invalid="ignore"):  # of damaged ones
+        return float(np.mean(numbers)) if len(numbers) else float("nan")
+
+
+_ROWS: TypeAdapter[list[int]] = TypeAdapter(list[Count])
+
+
 # Per-row values of language models: their mean under the name, the rows under row_<name>.
 _MEANS = ("loss", "bpb")
 
@@ -286,15 +339,30 @@ def _extra_tensors(there: Rows, pool: str) -> dict[str, _Numbers]:
     tensors, store = {}, there.store
     if (inputs := there.inputs(pool)) is not None:
         tensors[INPUTS] = _Numbers(inputs.shape, torch.int64, [inputs])
-    if "n_tokens" in store.extras:
-        lengths = store.extra("n_tokens")
-        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.uint8)
-        tensors["mask"] = _Numbers(mask.shape, torch.uint8, [mask])
+    if N_TOKENS in store.extras:
+        lengths = store.extra(N_TOKENS)
+        tensors["mask"] = _Numbers((len(lengths), int(lengths.max())), torch.uint8, _mask(lengths))
     for name in _MEANS:
         if name in store.extras:
             values = store.extra(name)
             tensors[f"row_{name}"] = _Numbers(values.shape, torch.float32, [values])
     return tensors
+
+
+def _longest(store: Store) -> int:
+    """Tokens of the longest caption; 0 of images."""
+    return int(store.extra(N_TOKENS).max()) if N_TOKENS in store.extras else 0
+
+
+def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:
+    """1 where a caption has a token (rows, T), some rows at a time."""
+    longest = int(lengths.max())
+    at_once = max(1, _MASK_BYTES // max(1, longest))
+    for first in range(0, len(lengths), at_once):
+        yield (np.arange(longest) < lengths[first : first + at_once, None]).astype(np.uint8)
+
+
+_MASK_BYTES = 2**24  # made at once
 
 
 def _save_skeleton(content: dict[str, Any], tensors: dict[str, _Numbers], part: Path) -> None:
@@ -305,8 +373,12 @@ def _save_skeleton(content: dict[str, Any], tensors: dict[str, _Numbers], part: 
         torch.save({**holes, **content}, part)
 
 
-def _verify(file: AnyPath) -> None:
-    """Read all of it back and compare it with its checksums.
+def _verify(file: AnyPath, expected: Mapping[str, Any] | None = None) -> None:
+    """Read all of it back and compare it with its checksums, and with what was to be written.
+
+    Args:
+        file: The features file.
+        expected: Its content, with a shape in the place of each tensor.
 
     Raises:
         OSError: It is damaged, or can't be read.
@@ -314,7 +386,11 @@ def _verify(file: AnyPath) -> None:
     try:
         with remote_errors(file), file.open("rb") as opened:
             check_archive(opened)
+            found = read_content(opened) if expected is not None else {}
     except RemoteError:
         raise
     except ValueError as error:
         raise OSError(f"what was read back differs from what was written: {error}") from None
+    found = {name: value.shape if isinstance(value, TensorRecord) else value for name, value in found.items()}
+    if expected is not None and repr(found) != repr(expected):
+        raise OSError("what was read back differs from what was written: its stimulus ids, shape or metadata")

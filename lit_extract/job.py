@@ -311,6 +311,7 @@ class Job:
         store = Store(self.store_path)
         self.provenance |= self.data.adopt(store.provenance)
         store.check_provenance(self.provenance, self.root)
+        self._check_shape(store)
         if damaged := store.drop_damaged():
             say(f"beware: {len(damaged)} shards of {store.path} were damaged on disk and are computed anew")
         store.mend_stimulus_ids(self.stimulus_ids)
@@ -321,6 +322,23 @@ class Job:
             np.array([row for row in changed if row not in self._changed]), f"since {str(store.path)!r} was begun"
         )
         return store
+
+    def _check_shape(self, store: Store) -> None:
+        """See that a store is as large as its provenance makes it, and has the names of the features files.
+
+        Raises:
+            InputError: It is not.
+        """
+        known, spec = store.layout, self._spec()
+        found = known.pools, known.layers, known.shape, known.shard_rows, known.notes["files"]
+        shape = len(spec.stimulus_ids), len(spec.layers), spec.n_dim
+        expected = list(spec.pools), list(spec.layers), shape, spec.shard_rows, spec.notes["files"]
+        are_noted = {name: known.extras.get(name) for name in self.model.extras} == dict(self.model.extras)
+        if found != expected or not are_noted:
+            raise InputError(
+                f"{str(store.path)!r} has other poolings, layers, shape or files than a run with its settings makes; "
+                "its metadata are damaged: restore them, or pass --overwrite to compute all from scratch"
+            )
 
     def predict(self, trainer: Trainer, finalize: bool, overwrite: bool) -> None:
         """Compute what is missing.

@@ -18,8 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from lit_extract.errors import InputError, one_line
 from lit_extract.paths import RemoteError, read_files, remote_errors, remove_file
+from lit_extract.untrusted import Text, shorten, validate_json
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -27,7 +31,20 @@ if TYPE_CHECKING:
 RENEWED_S = 20.0  # a lease is renewed so often
 ALIVE_S = 60.0  # renewed since: its process lives
 EXPIRED_S = 240.0  # not renewed since: it is another's to take
+MAX_LEASE_BYTES = 10_000
 SETTLED_S = 2.0  # two that take the same expired lease have both done so by then
+
+
+class _Holder(TypedDict, total=False):
+    """What a lease says of the process that holds it."""
+
+    holder: Text
+    machine: str
+    process: int
+    started: str | None
+
+
+_HOLDER: TypeAdapter[_Holder] = TypeAdapter(_Holder)
 
 
 @contextmanager
@@ -75,7 +92,7 @@ def lease_holder(path: "UPath") -> str | None:
     except RemoteError as error:
         return f"unknown: {one_line(error)}"
     age = (datetime.now(UTC) - renewed).total_seconds()
-    return str(_fields(content).get("holder", "unknown")) if age <= EXPIRED_S else None
+    return _holder(content) if age <= EXPIRED_S else None
 
 
 def _take(path: "UPath", target: "UPath", content: bytes) -> None:
@@ -85,8 +102,8 @@ def _take(path: "UPath", target: "UPath", content: bytes) -> None:
             continue  # it has just been given back
         if (age := _age(path, found)) <= ALIVE_S:
             raise InputError(
-                f"{str(target)!r} is being written by another run ({_fields(found).get('holder', 'unknown')}, heard of "
-                f"{max(age, 0):.0f} s ago); wait for it, or stop it first. If it was killed, its lock expires in "
+                f"{str(target)!r} is being written by another run ({_holder(found)}, heard of {max(age, 0):.0f} s "
+                "ago); wait for it, or stop it first. If it was killed, its lock expires in "
                 f"{EXPIRED_S - age:.0f} s, or when you delete {str(path)!r}"
             )
         if age <= EXPIRED_S:
@@ -124,15 +141,19 @@ def _renew(path: "UPath", content: bytes, ended: threading.Event) -> None:
 
 
 def _read(path: "UPath") -> bytes | None:
-    return read_files(path.parent, [path.name]).get(path.name)
+    return read_files(path.parent, [path.name], MAX_LEASE_BYTES).get(path.name)
 
 
-def _fields(content: bytes) -> dict[str, Any]:
-    with suppress(ValueError):
-        fields = json.loads(content)
-        if isinstance(fields, dict):
-            return fields
+def _fields(content: bytes) -> _Holder:
+    """What a lease says; nothing if it is not one of ours, which counts as another's all the same."""
+    with suppress(InputError):
+        return validate_json(_HOLDER, content, "lease")
     return {}
+
+
+def _holder(content: bytes) -> str:
+    """Return which process and host hold a lease, as it may be printed."""
+    return shorten(_fields(content).get("holder", "unknown"), 200)
 
 
 def _age(path: "UPath", content: bytes) -> float:
@@ -161,15 +182,15 @@ def _me() -> dict[str, Any]:
     return {}
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
+def _is_dead(holder: _Holder) -> bool:
     """Whether the process of a lease was on this machine, and is no more."""
     me = _me()
     if not me or holder.get("machine") != me["machine"]:
         return False
-    return _started(holder.get("process")) != holder.get("started")
+    return _started(holder.get("process", 0)) != holder.get("started")
 
 
-def _started(process: object) -> str | None:
+def _started(process: int) -> str | None:
     """When a process started, in ticks since the machine did; None when it has ended."""
     with suppress(OSError):
         state, *fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()

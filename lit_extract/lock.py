@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from lit_extract.errors import InputError
 from lit_extract.lease import lease, lease_holder
 from lit_extract.paths import AnyPath
+from lit_extract.untrusted import open_own, shorten
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -45,7 +46,7 @@ def _record_lock(target: Path) -> Iterator[None]:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise InputError(f"can't write {str(target)!r}: {error}") from None
         try:
@@ -61,7 +62,7 @@ def _record_lock(target: Path) -> Iterator[None]:
                     f"Lustre without -o flock). Choose an --output_dir on another one, or set {NO_LOCKS}=1 and see "
                     "yourself that no two runs write the same features"
                 ) from None
-            holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown"
+            holder = _holder(descriptor)
             os.close(descriptor)
             raise InputError(
                 f"{str(target)!r} is being written by another run ({holder}); wait for it, or stop it first"
@@ -89,7 +90,7 @@ def lock_holder(target: AnyPath) -> str | None:
     if not isinstance(target, Path):
         return lease_holder(_lock_file(target))
     try:
-        descriptor = os.open(_lock_file(target), os.O_RDONLY)
+        descriptor = open_own(_lock_file(target), os.O_RDONLY)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -100,7 +101,7 @@ def lock_holder(target: AnyPath) -> str | None:
         asked = fcntl.fcntl(descriptor, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         if _FLOCK.unpack(asked)[0] == fcntl.F_UNLCK:
             return None
-        return os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown"
+        return _holder(descriptor)
     except OSError:  # a file system without locks
         return None
     finally:
@@ -112,6 +113,11 @@ _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of Linux: type, whence, start
 
 def _lock_file(target: _P) -> _P:
     return target.with_name(f".{target.name}{LOCK_SUFFIX}")
+
+
+def _holder(descriptor: int) -> str:
+    """What the holder has written into a lock's file, as it may be printed."""
+    return shorten(os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown", 200)
 
 
 def _is_current(path: Path, descriptor: int) -> bool:

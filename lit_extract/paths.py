@@ -3,13 +3,18 @@
 An object store has no folders, no renaming and no locks. What it has: an object is there complete or not at all.
 """
 
+import errno
 import io
+import os
+import stat
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from lit_extract.errors import InputError, one_line
+from lit_extract.untrusted import open_regular, read_regular
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -136,18 +141,31 @@ def open_to_read(file: AnyPath, whole: bool) -> BinaryIO:
     """A file opened for reading bytes.
 
     Args:
-        file: Local or remote.
+        file: Local, then a regular file, or remote.
         whole: All of a remote file is wanted, and fits the memory; else what is read is fetched, and no more.
     """
     if isinstance(file, Path):
-        return file.open("rb")
+        return open_regular(file)
     return io.BytesIO(file.fs.cat_file(file.path)) if whole else file.fs.open(file.path, "rb", cache_type="none")
 
 
-def read_files(folder: AnyPath, keys: Sequence[str]) -> dict[str, bytes]:
-    """Content of small files by their relative paths; those that are not there are left out."""
+def read_files(folder: AnyPath, keys: Sequence[str], limit: int) -> dict[str, bytes]:
+    """Content of small files by their relative paths; those that are not there are left out.
+
+    Args:
+        folder: Local or remote.
+        keys: Which files.
+        limit: Bytes that a local one may have at most.
+
+    Raises:
+        OSError: One can't be read, is larger, or is something other than a regular file.
+    """
     if isinstance(folder, Path):
-        return {key: (folder / key).read_bytes() for key in keys if (folder / key).exists()}
+        found = {}
+        for key in keys:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found[key] = read_regular(folder / key, limit)
+        return found
     places = {(folder / key).path: key for key in keys}
     with remote_errors(folder):
         contents = folder.fs.cat(list(places), on_error="return") if places else {}
@@ -157,14 +175,57 @@ def read_files(folder: AnyPath, keys: Sequence[str]) -> dict[str, bytes]:
     return {places[path]: content for path, content in contents.items() if isinstance(content, bytes)}
 
 
+def write_file(folder: AnyPath, key: str, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file below a folder: it appears when it is complete, in the place of what is there.
+
+    Args:
+        folder: Local or remote.
+        key: Its relative path.
+        pieces: Its content, each written before the next is asked for.
+
+    Raises:
+        OSError: It can't be written, or a link leads out of the folder.
+    """
+    file = folder / key
+    if not isinstance(file, Path) or not isinstance(folder, Path):
+        content = bytearray()
+        for piece in pieces:
+            content += piece
+        with remote_errors(file):
+            file.fs.pipe_file(file.path, bytes(content))  # type: ignore[union-attr]
+        return
+    refuse_way_out(folder, file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with beside.open("xb") as out:
+            out.writelines(pieces)
+        beside.replace(file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def refuse_way_out(folder: Path, file: Path) -> None:
+    """See that a file that is about to be written or renamed lies in its folder, also by the links that lead to it.
+
+    Raises:
+        OSError: It does not.
+    """
+    if not file.parent.resolve().is_relative_to(folder.resolve()):
+        raise OSError(errno.ELOOP, f"a link leads out of {str(folder)!r}", str(file))
+
+
 def file_sizes(folder: AnyPath, keys: Iterable[str]) -> Mapping[str, int]:
-    """Bytes of each of these files that is there, by its relative path; a remote folder may tell of others too."""
+    """Bytes of each of these regular files that is there, by its relative path; a remote folder may tell of others."""
     if not isinstance(folder, Path):
         return sizes_below(folder)
     sizes = {}
     for key in keys:
         with suppress(FileNotFoundError, NotADirectoryError):
-            sizes[key] = (folder / key).stat().st_size
+            found = os.stat(folder / key)  # noqa: PTH116 (half the time of Path.stat, for each shard)
+            if stat.S_ISREG(found.st_mode):
+                sizes[key] = found.st_size
     return sizes
 
 

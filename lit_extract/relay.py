@@ -6,6 +6,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from lit_extract.errors import InputError
+from lit_extract.untrusted import Count, Text, read_regular, validate_json
+
 VARIABLE = "LIT_EXTRACT_PROGRESS_FILE"
 
 
@@ -22,9 +27,9 @@ class Advance:
         seconds_left: Until all are done.
     """
 
-    unit: str
-    rows: int
-    rows_done: int
+    unit: Text
+    rows: Count
+    rows_done: Count
     rate: float
     seconds_left: float
 
@@ -37,8 +42,12 @@ def tell(advance: Advance) -> None:
 
 
 def heard(path: Path) -> Advance | None:
-    """What a run has last told; None when that is nothing yet, or half written just now."""
+    """What a run has last told; None when that is nothing yet, half written just now, or something else."""
     try:
-        return Advance(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError):
+        return validate_json(_ADVANCE, read_regular(path, _MAX_BYTES), "progress")
+    except (OSError, InputError):
         return None
+
+
+_ADVANCE: TypeAdapter[Advance] = TypeAdapter(Advance)
+_MAX_BYTES = 10_000

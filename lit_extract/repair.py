@@ -111,9 +111,9 @@ class Rows:
 
 
 def _earlier_files(store: Store) -> Mapping[str, Features]:
-    """The features file of each pooling; none unless all are there with the store's provenance."""
-    files = {}
-    for pool, name in store.notes.get("files", {}).items():
+    """The features file of each pooling; none unless all are there with the store's provenance, rows and layers."""
+    files: dict[str, Features] = {}
+    for pool, name in store.notes["files"].items():
         file: AnyPath = store.path.parent / name
         try:
             if not exists(file):
@@ -125,4 +125,9 @@ def _earlier_files(store: Store) -> Mapping[str, Features]:
             return {}
         if differing(files[pool].provenance, features_provenance(store.provenance, pool)):
             return {}
+        if files[pool].shape != store.layout.shape or files[pool].layers != store.layers:
+            return {}
+    if files:
+        ids = store.stimulus_ids()
+        return files if all(file.stimulus_ids == ids for file in files.values()) else {}
     return files

@@ -2,16 +2,17 @@
 
 A store is a zarr v3 group (``docs/store-format.md``): per pooling one float32 array (N, L, D) cut into
 shards of rows, with inner chunks of one layer; ``status`` (N,), written before its shard; and
-``stimulus_id`` (N,). A shard file is the commit mark of its rows: zarr writes it beside and renames
-it, so it is there complete or not at all, as an object of a remote store is by itself.
+``stimulus_id`` (N,). A shard file is the commit mark of its rows: it is written beside and renamed,
+so it is there complete or not at all, as an object of a remote store is by itself. Its seal ties it to this place
+in this store.
 
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
-import json
+import io
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,13 @@ from lit_extract.layout import (
     GROUP_KEY,
     IDS_KEY,
     INPUT_COLUMNS,
+    MISSING,
+    N_TOKENS,
+    NOT_FINITE,
+    OK,
     ROTATED,
     STATUS,
-    STIMULUS_ID,
-    STORE_FORMAT,
-    check_format,
-    count_shards,
     rows_key,
-    shard_bytes,
     shard_key,
 )
 from lit_extract.paths import (
@@ -42,13 +42,20 @@ from lit_extract.paths import (
     file_sizes,
     open_to_read,
     read_files,
+    refuse_way_out,
     remote_errors,
-    remove_file,
     rename_file,
+    write_file,
 )
 from lit_extract.provenance import differing
-from lit_extract.shards import read_layers
-from lit_extract.store_folder import ALWAYS_WRITE, StoreSpec, create_store, open_group, remove_store
+from lit_extract.shards import ForeignShardError, Form, Place, read_layers, write_layers
+from lit_extract.store_folder import StoreSpec, create_store, remove_store
+from lit_extract.store_ids import encode_ids, read_ids
+from lit_extract.store_metadata import MAX_METADATA_BYTES, group_content, id_in, ids_sha256, read_layout
+
+MAX_TOKENS = 2**20  # of a caption; the mask has so many bytes a row
+# What rows that are done may have.
+_ALLOWED = {STATUS: (OK, NOT_FINITE), N_TOKENS: (0, MAX_TOKENS)}
 
 
 class CorruptShardError(InputError):
@@ -67,35 +74,21 @@ class Store:
 
     def __init__(self, path: AnyPath) -> None:
         self.path = path
-        self._arrays: dict[str, Any] = {}
         try:
             with remote_errors(path):
-                self._open()
-        except InputError:
+                self.layout = read_layout(path)
+        except RemoteError:
             raise
-        except Exception as error:  # zarr raises almost anything on what is no group, or a damaged one
+        except (ValueError, OSError) as error:
             raise InputError(
-                f"{str(path)!r} is not a lit-extract store, or its metadata are damaged: {one_line(error)}; predict "
-                "--overwrite starts anew"
+                f"{str(path)!r} is not a lit-extract store, or its metadata are damaged: {one_line(error)}; restore "
+                "them, or start from scratch with predict --overwrite"
             ) from None
-        self.n_shards = count_shards(self.n_stimuli, self.shard_rows)
-
-    def _open(self) -> None:
-        self.group = open_group(self.path)
-        attributes: dict[str, Any] = dict(self.group.attrs)
-        try:
-            check_format(attributes["format"], STORE_FORMAT, attributes.get("notes"))
-        except ValueError as error:
-            raise InputError(f"store {str(self.path)!r}: {error}") from None
-        self.pools: list[str] = attributes["pools"]
-        self.extras: list[str] = attributes["extras"]
-        self.layers: list[str] = attributes["layers"]
-        self.provenance: dict[str, Any] = attributes["provenance"]
-        self.notes: dict[str, Any] = attributes["notes"]
-        self.is_kept: bool = attributes.get("kept", False)
-        self.shard_rows: int = attributes["shard_rows"]
-        shapes = {name: self._array(name).shape for name in (*self.pools, STATUS, *self.extras, STIMULUS_ID)}
-        self.n_stimuli, _, self.n_dim = shapes[self.pools[0]]
+        layout = self.layout
+        self.pools, self.extras, self.layers = layout.pools, list(layout.extras), layout.layers
+        self.provenance, self.notes, self.is_kept = layout.provenance, layout.notes, layout.is_kept
+        self.shard_rows, self.n_shards = layout.shard_rows, layout.n_shards
+        self.n_stimuli, _, self.n_dim = layout.shape
 
     @classmethod
     def create(cls, path: AnyPath, spec: StoreSpec) -> "Store":
@@ -125,17 +118,7 @@ class Store:
         Returns:
             Bytes written.
         """
-        rows = self.rows_of(shard)
-        # A file left from before (truncated, say) would be read to be merged with the new rows.
-        self.check_current()
-        with remote_errors(self.path):
-            for name, values in {STATUS: status, **(extras or {})}.items():
-                remove_file(self.path / rows_key(name, shard))
-                self._array(name)[rows.start : rows.stop] = values
-            for pool in self.pools:
-                remove_file(self._shard_file(pool, shard))
-                self._array(pool)[rows.start : rows.stop] = feats[pool]
-        return len(self.pools) * self._shard_bytes()
+        return self._write(shard, {STATUS: status, **(extras or {}), **feats})
 
     def replace_shard(
         self,
@@ -149,12 +132,21 @@ class Store:
         Each file is replaced as a whole, the status last: a run that is killed before that leaves the rows that were
         bad as bad, whatever is in their features, and the next run computes them again.
         """
-        rows = self.rows_of(shard)
+        return self._write(shard, {**feats, **extras, STATUS: status})
+
+    def _write(self, shard: int, values: Mapping[str, NDArray[Any]]) -> int:
+        """Write the files of a shard in this order."""
         self.check_current()
-        with remote_errors(self.path):
-            for name, values in {**feats, **extras, STATUS: status}.items():
-                self._array(name)[rows.start : rows.stop] = values
-        return len(self.pools) * self._shard_bytes()
+        for name, array in values.items():
+            form, key = self._form(name, shard), self._key(name, shard)
+            if name in self.pools:
+                pieces = write_layers(form, array, fill=np.nan)
+            elif self.layout.is_sealed:
+                pieces = write_layers(form, np.asarray(array).reshape(-1, 1, 1), fill=MISSING)
+            else:
+                pieces = _plain(form, array)
+            write_file(self.path, key, pieces)
+        return len(self.pools) * self.layout.shard_bytes
 
     def check_current(self) -> None:
         """See that a remote store is still the one that was opened.
@@ -167,19 +159,19 @@ class Store:
         """
         if isinstance(self.path, Path):
             return
-        content = read_files(self.path, [GROUP_KEY]).get(GROUP_KEY, b"{}")
-        if json.loads(content).get("attributes", {}).get("id") != self.group.attrs["id"]:
+        content = read_files(self.path, [GROUP_KEY], MAX_METADATA_BYTES).get(GROUP_KEY, b"")
+        if id_in(content) != self.layout.id:
             raise InputError(f"{str(self.path)!r} was removed or replaced while this run was under way")
 
     def done_shards(self) -> set[int]:
-        """Shards whose files are all there, at their full size."""
-        keys = {(pool, shard): shard_key(pool, shard) for pool in self.pools for shard in range(self.n_shards)}
-        sizes = file_sizes(self.path, keys.values())
-        return {
-            shard
-            for shard in range(self.n_shards)
-            if all(sizes.get(keys[pool, shard]) == self._shard_bytes() for pool in self.pools)
-        }
+        """Shards whose files are all there, at their full size.
+
+        Raises:
+            InputError: That can't be seen.
+        """
+        keys = (shard_key(pool, shard) for pool in self.pools for shard in range(self.n_shards))
+        with self._reading():
+            return self.layout.done_shards(file_sizes(self.path, keys))
 
     def missing_rows(self) -> list[range]:
         """Rows of the shards that are not done."""
@@ -222,37 +214,59 @@ class Store:
 
     def _read_rows(self, name: str) -> NDArray[Any]:
         """A value of every row whose shard is done; what others left behind is not looked at."""
-        array = self._array(name)
-        values = np.zeros(self.n_stimuli, dtype=array.dtype)
+        values = np.zeros(self.n_stimuli, dtype=self._form(name, 0).dtype)
         for shard, content in self._rows_contents(name, sorted(self.done_shards())).items():
+            rows = self.rows_of(shard)
             if content is None:
                 raise InputError(
-                    f"{name} of rows {self.rows_of(shard).start} to {self.rows_of(shard)[-1]} of {str(self.path)!r} is "
-                    "damaged on disk; run the same predict command again to compute these rows anew"
+                    f"{name} of rows {rows.start} to {rows[-1]} of {str(self.path)!r} is damaged on disk; run the same "
+                    "predict command again to compute these rows again"
                 )
-            rows = self.rows_of(shard)
-            values[rows.start : rows.stop] = content[: len(rows)]
+            values[rows.start : rows.stop] = content
         return values
 
     def _rows_contents(self, name: str, shards: Sequence[int]) -> dict[int, NDArray[Any] | None]:
-        """A value of the rows of each shard, or None when its file is not whole: zarr takes a lost one for zeros."""
-        dtype = self._array(name).dtype
-        files = read_files(self.path, [rows_key(name, shard) for shard in shards])
-        return {shard: self._checked(files.get(rows_key(name, shard), b""), dtype) for shard in shards}
+        """A value of the rows of each shard, or None when its file is lost or damaged.
 
-    def _checked(self, content: bytes, dtype: Any) -> NDArray[Any] | None:
-        values, checksum = content[:-4], content[-4:]
-        if len(values) != self.shard_rows * dtype.itemsize:
+        Raises:
+            InputError: A file may not be read, or is of another store: that is no damage which is computed again.
+        """
+        keys = {shard: self._key(name, shard) for shard in shards}
+        if not isinstance(self.path, Path):
+            files = read_files(self.path, list(keys.values()), self._form(name, 0).n_bytes)
+            return {shard: self._rows(name, shard, files.get(key, b"")) for shard, key in keys.items()}
+        found: dict[int, NDArray[Any] | None] = {}
+        for shard, key in keys.items():
+            with self._reading():
+                try:
+                    content = read_files(self.path, [key], self._form(name, 0).n_bytes).get(key, b"")
+                except PermissionError:
+                    raise
+                except OSError:  # a disk that can't read it, or something else in its place
+                    content = b""
+            found[shard] = self._rows(name, shard, content)
+        return found
+
+    def _rows(self, name: str, shard: int, content: bytes) -> NDArray[Any] | None:
+        """A value of a shard's rows, out of its file."""
+        form, n_rows = self._form(name, shard), len(self.rows_of(shard))
+        try:
+            if self.layout.is_sealed:
+                values = read_layers(io.BytesIO(content), form, [0], n_rows)[:, 0, 0]
+            else:
+                values = _read_plain(content, form)[:n_rows]
+        except ForeignShardError:
+            raise self._foreign(name, shard) from None
+        except ValueError:
             return None
-        if google_crc32c.value(values) != int.from_bytes(checksum, "little"):
-            return None
-        return np.frombuffer(values, dtype=dtype)
+        low, high = _ALLOWED.get(name, (None, None))
+        return values if low is None or ((values >= low) & (values <= high)).all() else None
 
     def drop_damaged(self) -> list[int]:
         """Set aside the shards of which status or extras are damaged; return their numbers.
 
         Raises:
-            InputError: The store may not be written.
+            InputError: The store may not be written, or a file is of another store.
         """
         done = sorted(self.done_shards())
         contents = [self._rows_contents(name, done) for name in (STATUS, *self.extras)]
@@ -262,27 +276,34 @@ class Store:
         return damaged
 
     def stimulus_ids(self) -> list[int] | list[str]:
-        """Id of each row.
+        """Id of each row, as they were when the store was made.
 
         Raises:
             InputError: They are damaged on disk.
         """
         try:
-            if not exists(self.path / IDS_KEY):
-                raise ValueError("they are lost")
             with remote_errors(self.path):
-                ids: list[int] | list[str] = np.asarray(self._array(STIMULUS_ID)[:]).tolist()
+                return read_ids(self.path, self.layout)
         except RemoteError:
             raise
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, OSError) as error:
             raise InputError(
                 f"the stimulus ids of {str(self.path)!r} are damaged on disk ({one_line(error)}); run the same predict "
-                "command again, which mends them"
+                "command again, which repairs them"
             ) from None
-        return ids
 
     def mend_stimulus_ids(self, stimulus_ids: Sequence[int] | Sequence[str]) -> None:
-        """Write the ids again if they are not these, which the provenance vouches for."""
+        """Write the ids again if they are not these, which the provenance vouches for.
+
+        Raises:
+            InputError: The store was made with others, or they can't be written.
+        """
+        known = self.layout.ids_sha256
+        if len(stimulus_ids) != self.n_stimuli or known not in (None, ids_sha256(stimulus_ids)):
+            raise InputError(
+                f"{str(self.path)!r} was made with other stimulus ids, though with the same settings; restore its "
+                "metadata, or pass --overwrite to compute all from scratch"
+            )
         try:
             if self.stimulus_ids() == list(stimulus_ids):
                 return
@@ -290,9 +311,14 @@ class Store:
             raise
         except InputError:
             pass
-        remove_file(self.path / IDS_KEY)
-        with remote_errors(self.path):
-            self._array(STIMULUS_ID)[:] = np.asarray(stimulus_ids)
+        try:
+            write_file(self.path, IDS_KEY, [encode_ids(stimulus_ids, self.layout.version)])
+        except RemoteError:
+            raise
+        except OSError as error:
+            raise InputError(
+                f"the stimulus ids of {str(self.path)!r} are damaged, and can't be written again: {error}"
+            ) from None
 
     def read_shard(self, pool: str, shard: int, into: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The rows of a shard (rows, L, D).
@@ -308,39 +334,44 @@ class Store:
         rows = self.rows_of(shard)
         try:
             return self._read(pool, shard, range(len(self.layers)), into)
-        except RemoteError:  # no network is no damage
+        except InputError:  # no network, no permission, of another store: no damage which is computed again
             raise
         except (ValueError, OSError) as error:
             self._set_aside(pool, shard)
             raise CorruptShardError(
                 f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); "
-                "they were set aside: run the same predict command again to compute them anew"
+                "they were set aside: run the same predict command again to compute them again"
             ) from None
 
     def read_layer(self, pool: str, layer: int) -> NDArray[np.float32]:
         """One layer of all rows (N, D), NaN where rows are missing; the other layers are not read.
 
         Raises:
-            InputError: A checksum differs.
+            InputError: A checksum differs, or it does not fit the memory.
         """
-        feats = np.full((self.n_stimuli, self.n_dim), np.nan, dtype=np.float32)
+        try:
+            feats = np.full((self.n_stimuli, self.n_dim), np.nan, dtype=np.float32)
+        except (MemoryError, ValueError):
+            raise InputError(
+                f"a layer of {str(self.path)!r}, {self.n_stimuli} × {self.n_dim} numbers, does not fit the memory"
+            ) from None
         for shard in self.done_shards():
             rows = self.rows_of(shard)
             try:
                 feats[rows.start : rows.stop] = self._read(pool, shard, [layer])[:, 0]
-            except RemoteError:
+            except InputError:
                 raise
             except (ValueError, OSError) as error:
                 raise InputError(
                     f"{self.layers[layer]} of rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} is damaged on "
-                    f"disk ({one_line(error)}); lit-extract finalize sets such rows aside, to be computed anew"
+                    f"disk ({one_line(error)}); lit-extract finalize sets such rows aside, to be computed again"
                 ) from None
         return feats
 
     def expect(self, pool: str, shard: int) -> None:
         """Have the system fetch a shard's file, if it is a local one, before it is read."""
         if isinstance(self.path, Path) and hasattr(os, "posix_fadvise") and 0 <= shard < self.n_shards:
-            with suppress(OSError), self._shard_file(pool, shard).open("rb") as file:
+            with suppress(OSError), open_to_read(self._shard_file(pool, shard), whole=True) as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def _read(
@@ -348,12 +379,14 @@ class Store:
     ) -> NDArray[np.float32]:
         """Layers of a shard (rows, len(layers), D)."""
         n_rows = len(self.rows_of(shard))
-        with remote_errors(self.path):
+        with self._reading(), remote_errors(self.path):
             try:
                 with open_to_read(self._shard_file(pool, shard), whole=len(layers) == len(self.layers)) as file:
-                    return read_layers(file, len(self.layers), self.shard_rows, self.n_dim, layers, n_rows, into)
+                    return read_layers(file, self._form(pool, shard), layers, n_rows, into)
             except FileNotFoundError:
                 raise ValueError("its file is lost") from None
+            except ForeignShardError:
+                raise self._foreign(pool, shard) from None
 
     def check_provenance(self, provenance: Mapping[str, Any], root: str | None = None) -> None:
         """Raise InputError naming each setting in which the store differs from ``provenance``."""
@@ -365,30 +398,57 @@ class Store:
 
     def keep(self) -> None:
         """Note that the store was kept on purpose, so that no later run takes it for a leftover."""
-        with remote_errors(self.path):
-            self.group.attrs["kept"] = True
+        self._change(kept=True)
 
     def note(self, name: str, value: Any) -> None:
         """Add plain numbers, strings, lists and dicts to the notes."""
         self.notes = {**self.notes, name: value}
-        with remote_errors(self.path):
-            self.group.attrs["notes"] = self.notes
+        self._change(notes=self.notes)
+
+    def _change(self, **attributes: Any) -> None:
+        self.check_current()
+        self.layout.attributes.update(attributes)
+        write_file(self.path, GROUP_KEY, [group_content(self.layout.attributes, self.layout.arrays)])
 
     def remove(self) -> None:
-        """Delete the store."""
-        remove_store(self.path)
+        """Delete the store.
 
-    def _array(self, name: str) -> Any:
-        if name not in self._arrays:  # zarr reads its metadata each time
-            array: Any = self.group[name]
-            self._arrays[name] = array.with_config(ALWAYS_WRITE)  # zarr does not keep it with the array
-        return self._arrays[name]
+        Raises:
+            InputError: It can't be deleted.
+        """
+        try:
+            remove_store(self.path)
+        except RemoteError:
+            raise
+        except OSError as error:
+            raise InputError(f"can't delete the store {str(self.path)!r}: {error}") from None
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn an error about permissions into one that is no damage.
+
+        Raises:
+            InputError: A file may not be read.
+        """
+        try:
+            yield
+        except PermissionError as error:
+            raise InputError(f"{str(self.path)!r} can't be read: {error}") from None
+
+    def _foreign(self, name: str, shard: int) -> InputError:
+        file = str(self.path / self._key(name, shard))
+        return InputError(
+            f"{file!r} is of another store than the zarr.json in {str(self.path)!r}; put back the one that belongs "
+            "there, or delete the file to have its rows computed again"
+        )
 
     def _set_aside(self, pool: str, shard: int) -> None:
         """Have a damaged shard no longer count as done."""
         file = self._shard_file(pool, shard)
         try:
             if exists(file):
+                if isinstance(file, Path) and isinstance(self.path, Path):
+                    refuse_way_out(self.path, file)
                 rename_file(file, file.name + ".corrupt")
         except OSError as error:
             rows = self.rows_of(shard)
@@ -397,8 +457,36 @@ class Store:
                 f"aside: {error}"
             ) from None
 
+    def _key(self, name: str, shard: int) -> str:
+        return shard_key(name, shard) if name in self.pools else rows_key(name, shard)
+
+    def _form(self, name: str, shard: int) -> Form:
+        """How a file of an array is laid out."""
+        place = Place(self.layout.id, name, shard) if self.layout.id and self.layout.is_sealed else None
+        if name in self.pools:
+            return Form(len(self.layers), self.shard_rows, self.n_dim, "<f4", place)
+        dtype = np.dtype(self.layout.extras.get(name, "uint8")).newbyteorder("<").str
+        return Form(1, self.shard_rows, 1, dtype, place)
+
     def _shard_file(self, pool: str, shard: int) -> AnyPath:
         return self.path / shard_key(pool, shard)
 
-    def _shard_bytes(self) -> int:
-        return shard_bytes(len(self.layers), self.n_dim, self.shard_rows)
+
+def _plain(form: Form, values: NDArray[Any]) -> Iterator[memoryview]:
+    """The bytes of a file of a value of rows, of a store of format 1."""
+    content = np.full(form.shard_rows, MISSING, dtype=form.dtype)
+    content[: len(values)] = values
+    yield content.view(np.uint8).data
+    yield memoryview(int(google_crc32c.value(content.view(np.uint8))).to_bytes(4, "little"))
+
+
+def _read_plain(content: bytes, form: Form) -> NDArray[Any]:
+    """Values of all rows of a shard, of a store of format 1.
+
+    Raises:
+        ValueError: They are damaged.
+    """
+    values, checksum = content[:-4], content[-4:]
+    if len(content) != form.chunk_bytes or google_crc32c.value(values) != int.from_bytes(checksum, "little"):
+        raise ValueError("their checksum differs")
+    return np.frombuffer(values, dtype=form.dtype)

@@ -1,4 +1,4 @@
-"""A store's folder: made, opened and removed such that no half of one is ever taken for a store.
+"""A store's folder: made and removed such that no half of one is ever taken for a store.
 
 A local one is built beside and renamed, and renamed before it is deleted. A remote one is a store while the group's own
 ``zarr.json`` is there, which is written last and deleted first.
@@ -6,32 +6,17 @@ A local one is built beside and renamed, and renamed before it is deleted. A rem
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
-import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.array_spec import ArrayConfigParams
-
-from lit_extract.layout import (
-    BAD_INPUT,
-    BESIDE_SUFFIX,
-    GROUP_KEY,
-    MISSING,
-    NOT_FINITE,
-    OK,
-    STATUS,
-    STIMULUS_ID,
-    STORE_FORMAT,
-)
-from lit_extract.paths import AnyPath, exists, remote_errors, remove_below, remove_file, sizes_below
+from lit_extract.layout import BESIDE_SUFFIX, GROUP_KEY, IDS_KEY, STORE_FORMAT
+from lit_extract.paths import AnyPath, exists, remove_below, remove_file, sizes_below, write_file
+from lit_extract.store_ids import encode_ids, ids_dtype
+from lit_extract.store_metadata import array_metadata, as_json, group_content, ids_sha256, new_attributes
 
 
 @dataclass(frozen=True)
@@ -59,11 +44,6 @@ class StoreSpec:
     extras: Mapping[str, str] = field(default_factory=dict)
 
 
-# A chunk that equals the fill value would be left out, and a shard without chunks not written: it must
-# be, since its file, at its full size, says that the rows are done.
-ALWAYS_WRITE: ArrayConfigParams = {"write_empty_chunks": True}
-
-
 def create_store(path: AnyPath, spec: StoreSpec) -> None:
     """Make an empty store.
 
@@ -72,7 +52,7 @@ def create_store(path: AnyPath, spec: StoreSpec) -> None:
     """
     if isinstance(path, Path):
         beside = _aside(path)
-        shutil.rmtree(beside, ignore_errors=True)
+        _clear(beside)
         beside.parent.mkdir(parents=True, exist_ok=True)
         _build(beside, spec)
         beside.rename(path)
@@ -80,74 +60,28 @@ def create_store(path: AnyPath, spec: StoreSpec) -> None:
     if is_store(path):
         raise FileExistsError(f"there is a store at {str(path)!r}")
     remove_store(path)  # what is left of one; a shard of it would count as done
-    with tempfile.TemporaryDirectory() as folder:
-        _build(Path(folder), spec)
-        files = [file for file in Path(folder).rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: file == Path(folder, GROUP_KEY)):
-            with remote_errors(path):
-                path.fs.pipe_file((path / file.relative_to(folder).as_posix()).path, file.read_bytes())
+    _build(path, spec)
 
 
-def _build(folder: Path, spec: StoreSpec) -> None:
-    """Make the files of an empty store."""
-    n, layers, rows = len(spec.stimulus_ids), len(spec.layers), spec.shard_rows
-    group = zarr.create_group(
-        folder,
-        zarr_format=3,
-        attributes={
-            "format": STORE_FORMAT,
-            "id": uuid.uuid4().hex,
-            "pools": list(spec.pools),
-            "extras": list(spec.extras),
-            "layers": list(spec.layers),
-            "shard_rows": rows,
-            "status": {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE},
-            "provenance": dict(spec.provenance),
-            "notes": dict(spec.notes),
-        },
+def _build(folder: AnyPath, spec: StoreSpec) -> None:
+    """Write the files of an empty store, the group's own last."""
+    shape = len(spec.stimulus_ids), len(spec.layers), spec.n_dim
+    dtype = ids_dtype(spec.stimulus_ids)
+    arrays = array_metadata(STORE_FORMAT, spec.pools, spec.extras, shape, spec.shard_rows, dtype)
+    attributes = new_attributes(
+        id=uuid.uuid4().hex,
+        pools=list(spec.pools),
+        extras=list(spec.extras),
+        layers=list(spec.layers),
+        shard_rows=spec.shard_rows,
+        provenance=dict(spec.provenance),
+        notes=dict(spec.notes),
+        stimulus_ids_sha256=ids_sha256(spec.stimulus_ids),
     )
-    for pool in spec.pools:
-        group.create_array(
-            pool,
-            shape=(n, layers, spec.n_dim),
-            dtype="float32",
-            shards=(rows, layers, spec.n_dim),
-            chunks=(rows, 1, spec.n_dim),
-            compressors=(Crc32cCodec(),),  # activations don't compress; flipped bits are found
-            fill_value=float("nan"),
-            dimension_names=("stimulus", "layer", "dim"),
-            config=ALWAYS_WRITE,
-        )
-    for name, dtype in {STATUS: "uint8", **spec.extras}.items():
-        group.create_array(
-            name,
-            shape=(n,),
-            dtype=dtype,
-            chunks=(rows,),
-            compressors=(Crc32cCodec(),),
-            fill_value=MISSING,
-            dimension_names=("stimulus",),
-            config=ALWAYS_WRITE,
-        )
-    ids = spec.stimulus_ids
-    group.create_array(
-        STIMULUS_ID,
-        shape=(n,),
-        dtype="int64" if all(isinstance(i, int) for i in ids) else "str",  # numpy's own text is not in the standard
-        chunks=(n,),
-        compressors=(ZstdCodec(), Crc32cCodec()),
-        config=ALWAYS_WRITE,
-    )[:] = np.asarray(ids)
-
-
-def open_group(path: AnyPath) -> zarr.Group:
-    """The zarr group of a store; read-only where it may not be written."""
-    if isinstance(path, Path):
-        return zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r", zarr_format=3)
-    from zarr.storage import FsspecStore
-
-    options = {**path.storage_options, "asynchronous": True}
-    return zarr.open_group(FsspecStore.from_url(str(path), storage_options=options), mode="r+", zarr_format=3)
+    for name, metadata in arrays.items():
+        write_file(folder, f"{name}/{GROUP_KEY}", [as_json(metadata)])
+    write_file(folder, IDS_KEY, [encode_ids(spec.stimulus_ids, STORE_FORMAT)])
+    write_file(folder, GROUP_KEY, [group_content(attributes, arrays)])
 
 
 def _aside(path: Path) -> Path:
@@ -171,10 +105,22 @@ def remove_store(path: AnyPath) -> None:
     A local one is renamed first; of a remote one goes first what makes it a store.
     """
     if isinstance(path, Path):
-        shutil.rmtree(_aside(path), ignore_errors=True)
+        _clear(_aside(path))
         if path.exists():
             path.rename(_aside(path))
-            shutil.rmtree(_aside(path))
+            _clear(_aside(path))
         return
     remove_file(path / GROUP_KEY)
     remove_below(path)
+
+
+def _clear(path: Path) -> None:
+    """Delete what has the name of a store that is being made or removed; of a link only itself.
+
+    Raises:
+        OSError: It can't be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -19,12 +19,12 @@ from lit_extract.layout import (
     FEATURES_SUFFIX,
     STORE_SUFFIX,
     check_format,
-    read_layout,
 )
 from lit_extract.listing import File, list_files
 from lit_extract.lock import LOCK_SUFFIX, lock_holder
 from lit_extract.paths import AnyPath, remote_errors, to_path
 from lit_extract.registry import default_models_file, own_name, read_models
+from lit_extract.store_metadata import read_layout
 
 DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
 LEFTOVER, NOT_OURS, UNREADABLE = "leftover", "not ours", "unreadable"
@@ -199,18 +199,17 @@ def _store_entry(
         return entry if holder else replace(entry, state=LEFTOVER, reason=reason)
     try:
         with remote_errors(path):
-            layout = read_layout(lambda key: (path / key).read_bytes())
+            layout = read_layout(path)
         known = _identity(layout.provenance, layout.notes)
     except (ValueError, OSError) as error:
         state = UNREADABLE if isinstance(error, OSError) else NOT_OURS
         return entry if holder else replace(entry, state=state, reason=one_line(error))
     done = layout.done_shards({key: file.n_bytes for key, file in files.items()})
     left = layout.n_shards - len(done)
-    if not holder and not left and not layout.is_kept:
-        made = [path.parent / str(name) for name in dict(layout.notes.get("files", {})).values()]
-        if made and all(file in features for file in made):
-            reason = "its features files are made; the same predict command removes it"
-            return replace(entry, state=LEFTOVER, reason=reason)
+    are_made = all(path.parent / name in features for name in layout.notes["files"].values())
+    if not holder and not left and not layout.is_kept and are_made:
+        reason = "its features files are made; the same predict command removes it"
+        return replace(entry, state=LEFTOVER, reason=reason)
     return replace(
         entry,
         state=RUNNING if holder else BEGUN if left else KEPT if layout.is_kept else COMPLETE,

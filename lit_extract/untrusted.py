@@ -38,8 +38,25 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: It is missing, may not be read, is something other than a regular file, or the name is impossible.
     """
+    return os.fdopen(_descriptor(path, os.O_RDONLY), "rb")
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file that is ours, such as a lock or a cache, and return its descriptor; links are not followed.
+
+    Args:
+        path: The file.
+        flags: As of ``os.open``.
+
+    Raises:
+        OSError: It is something other than a regular file, or can't be opened.
+    """
+    return _descriptor(path, flags | os.O_NOFOLLOW)
+
+
+def _descriptor(path: Path, flags: int) -> int:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except ValueError as error:  # a NUL, or half of a surrogate pair
         raise OSError(errno.EINVAL, f"not a possible name ({error})", str(path)) from None
     mode = os.fstat(descriptor).st_mode
@@ -47,7 +64,7 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "something else")
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_regular(path: Path, limit: int) -> bytes:

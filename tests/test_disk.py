@@ -108,7 +108,7 @@ def test_too_little_room_is_said_with_both_numbers(tmp_path, monkeypatch):
 
 
 # Seven rows of 6 layers and 64 dimensions in shards of two: 12 kB a shard, and 64 kB beside it.
-NEEDED = 4 * (6 * (2 * 64 * 4 + 4) + 6 * 16 + 4 + 2 * 256 + 64 * KB) + 7 * (6 * 64 * 4 + 256) + 64 * KB
+NEEDED = 4 * (6 * (2 * 64 * 4 + 4) + 6 * 4 + 32 + 6 * 16 + 4 + 2 * 256 + 64 * KB) + 7 * (6 * 64 * 4 + 256) + 64 * KB
 
 
 def test_predict_refuses_before_the_model_is_loaded(run_job, tmp_path, monkeypatch):

@@ -205,7 +205,7 @@ def test_what_a_killed_finalize_left_does_not_disturb(make_store, tmp_path):
 
 def test_a_file_of_another_provenance_is_not_overwritten(make_store, tmp_path):
     store, _ = make_store()
-    store.group.attrs["provenance"] = {**store.provenance, "seed": 1}
+    store._change(provenance={**store.provenance, "seed": 1})
     finalize(store.path)
     other = (tmp_path / "m_pool-cls.pt").read_bytes()
     store, _ = make_store()

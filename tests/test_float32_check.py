@@ -145,8 +145,7 @@ def test_a_run_killed_before_the_check_is_checked_by_the_next(run_job, tmp_path)
     expected = load_features(file).metadata["notes"]["precision_check"]
     file.unlink()
     store = Store(done.store)
-    attributes = dict(store.group.attrs)
-    store.group.attrs["notes"] = {k: v for k, v in attributes["notes"].items() if k != "precision_check"}
+    store._change(notes={k: v for k, v in store.notes.items() if k != "precision_check"})
     again = run_job(precision="bf16-true")
     assert load_features(again.files[0]).metadata["notes"]["precision_check"] == expected
 

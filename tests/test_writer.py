@@ -11,6 +11,7 @@ from lit_extract.store_folder import StoreSpec
 from lit_extract.writer import ActivationWriter
 
 N, LAYERS, DIM, ROWS = 12, 3, 4, 4
+NOTES = {"files": {"cls": "x.pt"}, "num_params": 1}
 
 
 class OnItsWay:
@@ -47,9 +48,7 @@ def write(store, true, from_gpu, ends_with):
 
 
 def empty_store(folder):
-    spec = StoreSpec(
-        ["cls"], ["a", "b", "c"], DIM, ROWS, list(range(N)), {"model": "m"}, {"files": {}}, {N_BYTES: "int64"}
-    )
+    spec = StoreSpec(["cls"], ["a", "b", "c"], DIM, ROWS, list(range(N)), {"model": "m"}, NOTES, {N_BYTES: "int64"})
     return Store.create(folder, spec)
 
 

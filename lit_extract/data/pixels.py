@@ -23,6 +23,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_extract.untrusted import open_own
+
 GEOMETRY = ("input_size", "interpolation", "crop_pct", "crop_mode")
 DECODERS = ("pillow", "timm", "torchvision")  # another version may give other pixels
 
@@ -134,19 +136,18 @@ class PixelCache:
             key = os.getpid(), self.folder, to_write
             if key not in _opened:
                 try:
-                    _opened[key] = _open(self.folder / PIXELS, mode), _open(self.folder / ROWS, mode)
+                    _opened[key] = open_own(self.folder / PIXELS, mode), open_own(self.folder / ROWS, mode)
                 except FileNotFoundError:
                     return None
             return _opened[key]
 
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / ABOUT).write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+        with os.fdopen(
+            open_own(self.folder / ABOUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8"
+        ) as file:
+            file.write(json.dumps(self.about, indent=2) + "\n")
 
 
 def _checksum(pixels: NDArray[np.uint8], noted: Noted) -> int:
     return int(google_crc32c.extend(google_crc32c.value(pixels), struct.pack("<q?", *noted)))
-
-
-def _open(path: Path, mode: int) -> int:
-    return os.open(path, mode, 0o666)

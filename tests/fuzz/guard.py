@@ -44,6 +44,7 @@ _PROCESSES = (
 _NETWORK = ("socket.connect", "socket.bind", "socket.sendto", "urllib.Request")
 _CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
             "shutil.rmtree", "shutil.move", "shutil.copyfile")  # fmt: skip
+_RELATIVE = ("os.remove", "os.rmdir", "os.mkdir")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -85,6 +86,9 @@ def _watch(event: str, arguments: tuple) -> None:
             _offences.append(f"open {path!r} for writing")
     elif event in _CHANGES:
         paths = [part for part in arguments if isinstance(part, str | bytes | os.PathLike)]
+        if event in _RELATIVE and arguments[-1] >= 0:  # to an open folder, as shutil.rmtree does it
+            folder = Path(f"/proc/self/fd/{arguments[-1]}").readlink()
+            paths = [folder / os.fsdecode(path) for path in paths]
         if not all(_is_inside(path) for path in paths) and not any("__pycache__" in str(path) for path in paths):
             _offences.append(f"{event} {arguments!r}"[:200])
 
