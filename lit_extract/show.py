@@ -13,24 +13,26 @@ from lit_extract.errors import InputError
 from lit_extract.features import Features, load_features
 from lit_extract.paths import local_path
 from lit_extract.rounding import NOTE, describe, warning
+from lit_extract.untrusted import shorten
 
 STIMULI_AT_MOST = 200
+_LONGEST = 4000  # characters of a value that is printed
 
 
 def show(path: str, pool: str | None = None, picture: str | None = None) -> None:
     """Print what ``path`` holds; draw ``picture`` when asked for."""
     features = load_features(path, pool)
     provenance = features.provenance
-    print(f"{path}")
+    print(shorten(path, _LONGEST))
     print(f"  {len(features.stimulus_ids)} stimuli × {len(features.layers)} layers, pooling {provenance['pool']}")
-    print(f"  {features.n_done} rows done; layers {', '.join(features.layers)}")
+    print(f"  {features.n_done} rows done; layers {shorten(', '.join(features.layers), _LONGEST)}")
     for key, value in {**provenance, **features.metadata["notes"]}.items():
         if key == NOTE:
             continue  # by layer and pooling; in words below
-        print(f"  {key}: {value}")
+        print(f"  {shorten(key)}: {shorten(str(value), _LONGEST)}")
     for key in ("bad_input_rows", "not_finite_rows"):
         if rows := features.metadata[key]:
-            print(f"  {key}: {rows}")
+            print(f"  {key}: {shorten(str(rows), _LONGEST)}")
     about = features.metadata, features.layers, provenance["pool"]
     print(f"  {describe(*about)}")
     if lost := warning(*about):

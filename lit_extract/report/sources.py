@@ -9,6 +9,8 @@ import numpy as np
 
 from lit_extract.errors import InputError
 from lit_extract.features import Features, load_features
+from lit_extract.listing import is_folder, is_there
+from lit_extract.untrusted import shorten
 
 UNTRAINED = "-untrained"
 FEWEST_STIMULI = 4  # U-centring divides by n - 3
@@ -55,22 +57,40 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
     """
     folder = folder.absolute()
     untrained = folder.with_name(folder.name + UNTRAINED)
-    folders = [candidate for candidate in (folder, untrained) if candidate.is_dir()]
+    folders = [candidate for candidate in (folder, untrained) if is_folder(candidate)]
     if not folders:
         raise InputError(f"folder: {str(folder)!r} is not a folder; give one with features, such as features/nsd/all")
     opened: list[Features] = []
     left_out: list[str] = []
-    for path in [path for place in folders for path in sorted(place.iterdir())]:
+    for path in [path for place in folders for path in _inside(place)]:
         try:
-            opened += _open(path)
+            opened += map(_checked, _open(path))
         except InputError as error:
-            left_out.append(f"{path.name}: {error}")
+            left_out.append(f"{shorten(path.name)}: {error}")
     if not opened:
         reasons = f"; left out: {'; '.join(left_out)}" if left_out else ""
         raise InputError(f"folder: {str(folder)!r} has no features, neither .pt nor .zarr{reasons}")
     labels = _labels(opened)
     sources = [Source(features, label) for features, label in zip(opened, labels, strict=True)]
     return sorted(sources, key=lambda source: (source.kind == "language", source.is_untrained)), left_out
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"folder: can't look into {str(folder)!r}: {error.strerror}") from None
+
+
+def _checked(features: Features) -> Features:
+    """Features that say what a report needs to know of them.
+
+    Raises:
+        InputError: They don't.
+    """
+    if missing := {"dataset", "weights"} - features.provenance.keys():
+        raise InputError(f"its provenance has no {', '.join(sorted(missing))}")
+    return features
 
 
 def _open(path: Path) -> list[Features]:
@@ -81,9 +101,10 @@ def _open(path: Path) -> list[Features]:
         return [load_features(path)]
     from lit_extract.store import Store
 
-    pools = Store(path).pools
-    files = Store(path).notes["files"]
-    return [load_features(path, pool) for pool in pools if not path.with_name(files[pool]).exists()]
+    store = Store(path)
+    files = store.notes["files"]
+    finished = [pool for pool in store.pools if pool in files and is_there(path.with_name(files[pool]))]
+    return [load_features(path, pool) for pool in store.pools if pool not in finished]
 
 
 def _labels(opened: Sequence[Features]) -> list[str]:
@@ -102,7 +123,7 @@ def _labels(opened: Sequence[Features]) -> list[str]:
     ]
     counts = Counter(labels)
     return [
-        label if counts[label] == 1 else f"{label} [{features.path.name}]"
+        label if counts[label] == 1 else f"{label} [{shorten(features.path.name)}]"
         for label, features in zip(labels, opened, strict=True)
     ]
 
