@@ -21,6 +21,7 @@ from lit_extract.untrusted import Count, OneName, Text, shorten, validate
 # No model comes near; what is drawn and read a few rows at a time stays small.
 MAX_LAYERS = 10_000
 MAX_DIM = 2**17
+MAX_TOKENS = 2**20
 
 MEANS = ("loss", "bpb")  # of captions, over stimuli; the rows are row_<name>
 
@@ -212,7 +213,8 @@ def _wrong_extras(content: Mapping[str, Any], n: int) -> list[str]:
     is_of_captions = "tokens_sha256" in provenance
     forms: dict[str, tuple[str, int]] = {"mask": ("|u1", 2), INPUTS: ("<i8", 2)}
     forms |= {f"row_{name}": ("<f4", 1) for name in MEANS}
-    wanted = {"mask": is_of_captions, **{f"row_{name}": is_of_captions and provenance.get("loss") for name in MEANS}}
+    has_loss = any(f"row_{name}" in content for name in MEANS) or (is_of_captions and provenance.get("loss"))
+    wanted = {"mask": is_of_captions or has_loss, **{f"row_{name}": has_loss for name in MEANS}}
     problems = []
     for name, (dtype, axes) in forms.items():
         tensor = content.get(name)
@@ -224,8 +226,10 @@ def _wrong_extras(content: Mapping[str, Any], n: int) -> list[str]:
             problems.append(f"{name} has {tensor.shape[0]} rows for {n}")
         elif name == INPUTS and tensor.shape[1] != len(INPUT_COLUMNS):
             problems.append(f"{name} has {tensor.shape[1]} columns for {len(INPUT_COLUMNS)}")
+        elif name == "mask" and tensor.shape[1] > MAX_TOKENS:
+            problems.append(f"{name} has {tensor.shape[1]:,} tokens; {MAX_TOKENS:,} are possible")
     return problems + [
         f"{name} is no number"
         for name in MEANS
-        if (name in content or wanted[f"row_{name}"]) and type(content.get(name)) is not float
+        if (name in content or has_loss) and type(content.get(name)) is not float
     ]

@@ -39,7 +39,7 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> None
         print(f"  warning: {lost}")
     if picture is not None:
         draw(features, local_path(picture, "picture"))
-        print(f"  drawn: {picture}")
+        print(f"  drawn: {shorten(picture, _LONGEST)}")
 
 
 def draw(features: Features, picture: Path) -> None:

@@ -18,7 +18,7 @@ from lit_extract.errors import one_line
 from lit_extract.imports import heavy_imports
 from lit_extract.rounding import lost_layers
 from lit_extract.untrusted import open_regular, shorten
-from lit_extract.zip_records import read_exactly, read_records, record_pieces
+from lit_extract.zip_records import PIECE, read_exactly, read_records, record_pieces
 
 
 @dataclass
@@ -46,27 +46,15 @@ def check_soundness(path: Path) -> Soundness:
     try:
         with open_regular(path) as file:
             content = read_content(file)
-            found.problems += inconsistencies(content, of_today=True)
-            is_consistent = not found.problems
-            damage, rows = _read_through(file, content, is_consistent)
-            found.problems += damage
-            if is_consistent and not damage:
-                found.problems += _not_finite(content, rows)
-                found.problems += _wrong_losses(file, content)
-                found.problems += differences_from_torch(path, content)
-                _describe(found, content, rows)
+            found.problems = inconsistencies(content, of_today=True)
+            if not found.problems:
+                _check_numbers(found, file, content)
+            if not found.problems:
+                found.problems = differences_from_torch(path, content)
     except (ValueError, OSError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         found.problems.append(f"not a features file of lit-extract: {reason}")
     return found
-
-
-def _describe(found: Soundness, content: dict[str, Any], rows: "_Rows") -> None:
-    metadata = content["metadata"]
-    found.shape = content["feats"].shape
-    found.precision = metadata["provenance"]["precision"]
-    found.lost = lost_layers(metadata, content["layers"], metadata["provenance"]["pool"])
-    found.not_finite = int((~rows.finite).sum())
 
 
 @dataclass
@@ -77,26 +65,39 @@ class _Rows:
     all_nan: NDArray[np.bool_]
 
 
-def _read_through(file: BinaryIO, content: dict[str, Any], is_consistent: bool) -> tuple[list[str], _Rows]:
-    """Compare the checksum of every record, and note on the way which rows of ``feats`` are finite."""
-    feats = content["feats"] if is_consistent else None
-    n = feats.shape[0] if feats else 0
+def _check_numbers(found: Soundness, file: BinaryIO, content: dict[str, Any]) -> None:
+    """Read all of a file whose content is consistent; note what is wrong, and what it says of its numbers."""
+    n = content["feats"].shape[0]
     rows = _Rows(np.ones(n, dtype=np.bool_), np.ones(n, dtype=np.bool_))
+    found.problems += _read_through(file, content, rows)
+    if found.problems:
+        return
+    found.problems += _not_finite(content, rows) + _wrong_losses(file, content)
+    metadata = content["metadata"]
+    found.shape = content["feats"].shape
+    found.precision = metadata["provenance"]["precision"]
+    found.lost = lost_layers(metadata, content["layers"], metadata["provenance"]["pool"])
+    found.not_finite = int((~rows.finite).sum())
+
+
+def _read_through(file: BinaryIO, content: dict[str, Any], rows: _Rows) -> list[str]:
+    """Compare the checksum of every record, and note on the way which rows of ``feats`` are finite."""
+    feats = content["feats"]
     names = {tensor.offset: shorten(name) for name, tensor in content.items() if isinstance(tensor, TensorRecord)}
     damage = []
     for member, record in read_records(file).items():
         checksum = at = 0
         for piece in record_pieces(file, record):
             checksum = zlib.crc32(piece, checksum)
-            if feats is not None and record.start == feats.offset and at < feats.n_bytes:
-                _noterows_text(np.frombuffer(piece[: feats.n_bytes - at], "<f4"), at // 4, feats, rows)
+            if record.start == feats.offset and at < feats.n_bytes:
+                _note_rows(np.frombuffer(piece[: feats.n_bytes - at], "<f4"), at // 4, feats, rows)
             at += len(piece)
         if checksum != record.checksum:
             damage.append(f"{names.get(record.start, member)} is damaged: its checksum differs")
-    return damage, rows
+    return damage
 
 
-def _noterows_text(numbers: NDArray[np.float32], first: int, feats: TensorRecord, rows: _Rows) -> None:
+def _note_rows(numbers: NDArray[np.float32], first: int, feats: TensorRecord, rows: _Rows) -> None:
     """Note what of the rows is not finite, and what is no NaN, in numbers that begin and end anywhere in them."""
     row_length = feats.n_bytes // 4 // feats.shape[0]
     begin, end = first // row_length, -(-(first + len(numbers)) // row_length)
@@ -128,14 +129,27 @@ def _wrong_losses(file: BinaryIO, content: dict[str, Any]) -> list[str]:
         if f"row_{name}" not in content:
             continue
         values = _read(file, content[f"row_{name}"])
-        has_loss = _read(file, content["mask"]).sum(axis=1, dtype=np.int64) > 1
+        has_loss = _lengths(file, content["mask"]) > 1
         wrong = np.flatnonzero(has_loss != np.isfinite(values)).tolist()
         if unlisted := set(wrong) - listed:
             problems.append(f"row_{name} is not finite, or should not be, in rows {rows_text(unlisted)}")
-        mean = float(np.nanmean(values)) if not np.isnan(values).all() else np.nan
+        with np.errstate(all="ignore"):  # infinities
+            mean = float(np.nanmean(values, dtype=np.float64)) if not np.isnan(values).all() else np.nan
         if not np.isclose(content[name], mean, rtol=1e-4, equal_nan=True):
             problems.append(f"{name} is {content[name]}, but the mean of its rows is {mean}")
     return problems
+
+
+def _lengths(file: BinaryIO, mask: TensorRecord) -> NDArray[np.int64]:
+    """Tokens of each caption (N,)."""
+    n, width = mask.shape
+    lengths = np.zeros(n, dtype=np.int64)
+    step = max(1, PIECE // max(1, width))
+    for first in range(0, n, step):
+        rows = min(step, n - first)
+        piece = TensorRecord(mask.dtype, (rows, width), mask.offset + first * width, rows * width)
+        lengths[first : first + rows] = _read(file, piece).sum(axis=1, dtype=np.int64)
+    return lengths
 
 
 def _read(file: BinaryIO, tensor: TensorRecord) -> NDArray[Any]:
