@@ -20,11 +20,12 @@ from lit_extract.untrusted import Count, OneName, Text, shorten, validate
 
 # No model comes near; what is drawn and read a few rows at a time stays small.
 MAX_LAYERS = 10_000
-MAX_DIM = 2**17
+MAX_DIM = 2**20
 MAX_TOKENS = 2**20
 
 MEANS = ("loss", "bpb")  # of captions, over stimuli; the rows are row_<name>
 
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]  # whoever prints it uses ``shorten``
 _ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
 _LAYERS: TypeAdapter[list[str]] = TypeAdapter(list[_ShortText])
 _OPEN = ConfigDict(extra="allow")
@@ -39,20 +40,20 @@ class _Preprocessing(TypedDict, total=False):
 class Provenance(TypedDict, total=False):
     """What determines the numbers."""
 
-    model: Required[_ShortText]
+    model: Required[_Name]
     pool: Required[OneName]
     options: dict[str, Any]
-    weights: _ShortText
+    weights: _Name
     layers: list[_ShortText]
-    dataset: _ShortText
-    subset: _ShortText
+    dataset: _Name
+    subset: _Name
     query: str | None  # of any length, on several lines
     n_stimuli: Count
     precision: _ShortText
     preprocessing: _Preprocessing | None
-    prompt_name: _ShortText | None
+    prompt_name: _Name | None
     tokens_sha256: _ShortText
-    exclude_bos: bool
+    exclude_bos: bool | Text
     loss: bool
 
 
@@ -135,7 +136,7 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
     if type(content["num_params"]) is not int or not 0 < content["num_params"] < 2**63:
         problems.append(f"num_params is {shorten(content['num_params'])}")
     problems += _wrong_row_lists(metadata["bad_input_rows"], metadata["not_finite_rows"], n)
-    return problems + _wrong_extras(content, n)
+    return problems + _wrong_extras(content, n, of_today)
 
 
 def _gaps(content: Mapping[str, Any], n: int) -> list[str]:
@@ -207,10 +208,10 @@ def rows_text(rows: Iterable[int]) -> str:
     return name_some([str(row) for row in sorted(rows)], 10)
 
 
-def _wrong_extras(content: Mapping[str, Any], n: int) -> list[str]:
-    """Of what a file may have besides, and of what captions must have: the mask, and losses that were asked for."""
+def _wrong_extras(content: Mapping[str, Any], n: int, of_today: bool) -> list[str]:
+    """Of what a file may have besides, and of what captions have today: the mask, and losses that were asked for."""
     provenance = content["metadata"]["provenance"]
-    is_of_captions = "tokens_sha256" in provenance
+    is_of_captions = of_today and "tokens_sha256" in provenance
     forms: dict[str, tuple[str, int]] = {"mask": ("|u1", 2), INPUTS: ("<i8", 2)}
     forms |= {f"row_{name}": ("<f4", 1) for name in MEANS}
     has_loss = any(f"row_{name}" in content for name in MEANS) or (is_of_captions and provenance.get("loss"))

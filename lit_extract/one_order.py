@@ -53,11 +53,11 @@ def _stimuli(path: AnyPath) -> Ids:
 def _outputs_in(folder: AnyPath) -> list[AnyPath]:
     if isinstance(folder, Path) and not is_folder(folder):
         return []
-    try:
-        with remote_errors(folder):
+    with remote_errors(folder):
+        try:
             children: list[AnyPath] = list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):  # a remote folder is there when something is in it
-        return []
-    except PermissionError as error:
-        raise InputError(f"can't look into {str(folder)!r}: {error.strerror}") from None
+        except (FileNotFoundError, NotADirectoryError):  # a remote folder is there when something is in it
+            return []
+        except PermissionError as error:
+            raise InputError(f"can't look into {str(folder)!r}: {error.strerror}") from None
     return sorted(path for path in children if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX))

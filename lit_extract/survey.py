@@ -252,11 +252,11 @@ def _what_is_wrong(error: ValueError | OSError) -> dict[str, Any]:
 class _Identity(TypedDict):
     """What a store or file must say of itself to be listed."""
 
-    model: Text
-    dataset: Text
-    subset: Text
-    weights: Text
-    prompt_name: NotRequired[Text | None]
+    model: str
+    dataset: str
+    subset: str
+    weights: str
+    prompt_name: NotRequired[str | None]
 
 
 @with_config(ConfigDict(extra="allow"))

@@ -14,6 +14,7 @@ from lit_extract.untrusted import shorten
 
 UNTRAINED = "-untrained"
 FEWEST_STIMULI = 4  # U-centring divides by n - 3
+MOST_DIMENSIONS = 2**15  # twice those of the largest model, so that a sample of its rows fits into memory
 ENOUGH_STIMULI = 10  # with fewer in common, and less than half of all, models are not compared
 
 
@@ -90,6 +91,8 @@ def _checked(features: Features) -> Features:
     """
     if missing := {"dataset", "weights"} - features.provenance.keys():
         raise InputError(f"its provenance has no {', '.join(sorted(missing))}")
+    if features.shape[2] > MOST_DIMENSIONS:
+        raise InputError(f"it has {features.shape[2]:,} dimensions; a report reads at most {MOST_DIMENSIONS:,}")
     return features
 
 
@@ -110,11 +113,11 @@ def _open(path: Path) -> list[Features]:
 def _labels(opened: Sequence[Features]) -> list[str]:
     """Model, then pooling, prompt and file where models would be taken for each other without."""
     parts = [features.provenance for features in opened]
-    labels = [str(part["model"]) for part in parts]
+    labels = [shorten(part["model"]) for part in parts]
     for key, separator in (("pool", " "), ("prompt_name", " ")):
         twice = {part["model"] for part in parts if len({p.get(key) for p in parts if p["model"] == part["model"]}) > 1}
         labels = [
-            f"{label}{separator}{part.get(key)}" if part["model"] in twice else label
+            f"{label}{separator}{shorten(part.get(key))}" if part["model"] in twice else label
             for label, part in zip(labels, parts, strict=True)
         ]
     labels = [

