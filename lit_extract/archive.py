@@ -1,17 +1,10 @@
-"""The inside of a ``.pt``, which is a zip archive: numbers into its holes, and what it holds without torch.
+"""The inside of a ``.pt``, which is a zip archive: numbers into its holes, and what it holds without torch."""
 
-Layout: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7, 4.3.9 and 4.3.12.
-"""
-
-import errno
-import io
 import math
-import pickle
+import re
 import struct
-import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,8 +12,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-# Bytes written at once. They stay in a cache, and Linux takes ten times as long for a hundred times as many.
-PIECE = 2**20
+from lit_extract.plain_pickle import MAX_PICKLE_BYTES, load_plain
+from lit_extract.untrusted import open_regular
+from lit_extract.zip_records import (
+    CHECKSUM_IN_ENTRY,
+    DESCRIPTOR_MARK,
+    PIECE,
+    Record,
+    is_intact,
+    read_record,
+    read_records,
+)
+
+_SMALL_BYTES = 100  # of a record that is neither the pickle nor numbers
+_MAX_AXES = 8
 
 
 def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out: BinaryIO) -> None:
@@ -34,19 +39,15 @@ def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out:
         tensors: The numbers of each tensor in chunks, in the order of the holes.
         out: Where it goes, front to back: that may be a server.
     """
-    with zipfile.ZipFile(skeleton) as archive:
-        records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        directory = archive.start_dir
-    checksums = {}
+    checksums = []
     with skeleton.open("rb") as file:
+        records = read_records(file)
         at = 0
         for place, chunks in enumerate(tensors):
             record = records[f"data/{place}"]
-            start = data_start(file, record)
-            end = start + record.file_size
             file.seek(at)
-            out.write(file.read(start - at))
-            at, checksum = start, 0
+            out.write(file.read(record.start - at))
+            at, checksum = record.start, 0
             for chunk in chunks:
                 numbers = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
                 for first in range(0, len(numbers), PIECE):
@@ -54,18 +55,16 @@ def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out:
                     out.write(piece)
                     checksum = zlib.crc32(piece, checksum)
                 at += numbers.nbytes
-            assert at == end, "the numbers do not fill the tensor"
-            file.seek(at)
-            assert file.read(4) == _DESCRIPTOR_MARK
-            checksums[record.filename] = struct.pack("<I", checksum)
-            out.write(_DESCRIPTOR_MARK + checksums[record.filename])
-            at += 8
+            assert at == record.start + record.size, "the numbers do not fill the tensor"
+            checksums.append((record.entry + CHECKSUM_IN_ENTRY, struct.pack("<I", checksum)))
+            if record.size:  # else it has no descriptor
+                out.write(DESCRIPTOR_MARK + checksums[-1][1])
+                at += len(DESCRIPTOR_MARK) + 4
         file.seek(at)
-        rest = io.BytesIO(file.read())
-    for name, checksum_bytes in checksums.items():
-        rest.seek(_directory_entry(rest, directory - at, name) + _CRC_IN_DIRECTORY_ENTRY)
-        rest.write(checksum_bytes)
-    out.write(rest.getvalue())
+        rest = bytearray(file.read())
+    for place, checksum_bytes in checksums:
+        rest[place - at : place - at + 4] = checksum_bytes
+    out.write(rest)
 
 
 def check_archive(source: Path | BinaryIO) -> None:
@@ -75,43 +74,14 @@ def check_archive(source: Path | BinaryIO) -> None:
         ValueError: It is damaged.
         OSError: It can't be read.
     """
-    content = read_content(source)
-    assert content
-    try:
-        with zipfile.ZipFile(source) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise ValueError(str(error)) from None
-    if damaged is not None:
-        raise ValueError(f"its record {damaged!r} differs from its checksum")
-
-
-_LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
-_LOCAL_HEADER_MARK = b"PK\x03\x04"
-_DIRECTORY_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
-_CRC_IN_DIRECTORY_ENTRY = 16
-_DESCRIPTOR_MARK = b"PK\x07\x08"
-
-
-def data_start(file: BinaryIO, record: zipfile.ZipInfo) -> int:
-    """Where a record's bytes begin: behind its header, whose length the directory does not tell."""
-    file.seek(record.header_offset)
-    header = file.read(_LOCAL_HEADER.size)
-    mark, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-    if mark != _LOCAL_HEADER_MARK:
-        raise zipfile.BadZipFile(f"there is no record {record.filename!r} where the directory says")
-    return record.header_offset + len(header) + int(name_length) + int(extra_length)
-
-
-def _directory_entry(file: BinaryIO, start: int, name: str) -> int:
-    """Where a record's entry in the central directory begins."""
-    while True:
-        file.seek(start)
-        fields = _DIRECTORY_ENTRY.unpack(file.read(_DIRECTORY_ENTRY.size))
-        name_length, extra_length, comment_length = fields[10:13]
-        if file.read(name_length).decode() == name:
-            return start
-        start += _DIRECTORY_ENTRY.size + name_length + extra_length + comment_length
+    if isinstance(source, Path):
+        with open_regular(source) as file:
+            check_archive(file)
+        return
+    read_content(source)
+    for name, record in read_records(source).items():
+        if not is_intact(source, record):
+            raise ValueError(f"its record {name!r} differs from its checksum")
 
 
 @dataclass(frozen=True)
@@ -132,88 +102,137 @@ class TensorRecord:
 
 
 def read_content(source: Path | BinaryIO) -> dict[str, Any]:
-    """What a ``.pt`` of plain values holds, without torch and without executing anything in it.
+    """Return what a ``.pt`` of plain values holds, without torch and without executing anything in it.
 
     Args:
         source: The file, or one opened for reading bytes that can seek; only its directory and its small
-            record are read.
+            records are read.
 
     Returns:
         The content, with a :class:`TensorRecord` in the place of each tensor.
 
     Raises:
         ValueError: Not such a file, or not whole.
-        OSError: It can't be read.
+        OSError: It can't be read, or is no regular file.
     """
     if isinstance(source, Path):
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             return read_content(file)
-    try:
-        with zipfile.ZipFile(source) as archive:
-            records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            if records.get("byteorder") and archive.read(records["byteorder"]) != b"little":
-                raise ValueError("its numbers are big-endian")
-            with archive.open(records["data.pkl"]) as pickled:
-                content = _PlainUnpickler(pickled, source, records).load()
-    except ValueError:
-        raise
-    except KeyError:
-        raise ValueError("it is a zip archive, but not one of torch.save") from None
-    except Exception as error:  # a damaged archive or pickle raises almost anything
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one: a place outside the file
-            raise
-        raise ValueError(str(error) or type(error).__name__) from None
+    records = read_records(source)
+    if missing := {"data.pkl", "version"} - records.keys():
+        raise ValueError(f"it is no archive of torch.save: it has no {missing.pop()}")
+    for name, record in records.items():
+        if name != "data.pkl" and not name.startswith("data/"):
+            small = read_record(source, record, _SMALL_BYTES)
+            if not _SMALL[name].fullmatch(small):
+                raise ValueError(f"its {name} is {small!r}, which this version does not read")
+    pickled = read_record(source, records["data.pkl"], MAX_PICKLE_BYTES)
+    content = load_plain(pickled, _Storages(records).find, _NAMES, TensorRecord)
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dict")
     return content
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Knows the few globals of a tensor, and nothing that could run."""
-
-    def __init__(self, pickled: Any, file: BinaryIO, records: dict[str, zipfile.ZipInfo]) -> None:
-        super().__init__(pickled)
-        self.file, self.records = file, records
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self.tensor
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not a plain value")
-
-    def persistent_load(self, pid: Any) -> tuple[str, int, int]:
-        """A storage: its dtype, where it begins, and its bytes."""
-        _, dtype, key, *_ = pid
-        record = self.records[f"data/{key}"]
-        if record.compress_type != zipfile.ZIP_STORED:
-            raise pickle.UnpicklingError(f"record {record.filename!r} is compressed")
-        return dtype, data_start(self.file, record), record.file_size
-
-    def tensor(
-        self, storage: tuple[str, int, int], skipped: int, shape: Iterable[int], strides: Iterable[int], *_: Any
-    ) -> TensorRecord:
-        dtype, start, available = storage
-        shape, size = tuple(shape), int(dtype[2:])
-        in_c_order = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        n_bytes = math.prod(shape) * size
-        if n_bytes and tuple(strides) != in_c_order:
-            raise pickle.UnpicklingError(f"a tensor of shape {shape} is not in C order")
-        if min(skipped, *shape, 0) < 0 or skipped * size + n_bytes > available:
-            raise pickle.UnpicklingError(f"a tensor of shape {shape} does not fit its {available} bytes")
-        return TensorRecord(dtype, shape, start + skipped * size, n_bytes)
+_SMALL = {
+    "version": re.compile(rb"3\n"),
+    "byteorder": re.compile(rb"little"),
+    ".format_version": re.compile(rb"\d{1,9}"),
+    ".storage_alignment": re.compile(rb"\d{1,9}"),
+    ".data/serialization_id": re.compile(rb"\d{1,80}"),
+}
 
 
-_STORAGES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "ByteStorage": "|u1",
-    "CharStorage": "|i1",
-    "BoolStorage": "|b1",
-    "ShortStorage": "<i2",
-    "IntStorage": "<i4",
-    "LongStorage": "<i8",
+@dataclass(frozen=True)
+class _Dtype:
+    """What stands for a type of storage in a pickle: its numbers, as numpy calls them."""
+
+    name: str
+
+    @property
+    def size(self) -> int:
+        return int(self.name[2:])
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """Numbers, of which tensors are parts."""
+
+    dtype: _Dtype
+    start: int
+    count: int
+
+
+class _NoHooks:
+    """What stands for the hooks of a tensor in a pickle: an OrderedDict of nothing."""
+
+
+class _Storages:
+    """The storages of an archive."""
+
+    def __init__(self, records: Mapping[str, Record]) -> None:
+        self.records = records
+        self.dtypes: dict[str, _Dtype] = {}
+
+    def find(self, found: Any) -> _Storage:
+        """The storage of a persistent id.
+
+        Raises:
+            ValueError: There is none such.
+        """
+        if not isinstance(found, tuple) or [*map(type, found)] != [str, _Dtype, str, str, int]:
+            raise ValueError("it holds a tensor that is not one of torch.save")
+        kind, dtype, key, device, count = found
+        record = self.records.get(f"data/{key}")
+        if kind != "storage" or device != "cpu" or record is None or count * dtype.size != record.size:
+            raise ValueError("it holds a tensor whose numbers are missing, or too many or too few")
+        if self.dtypes.setdefault(key, dtype) != dtype:
+            raise ValueError("it holds two tensors of the same numbers with different types")
+        return _Storage(dtype, record.start, count)
+
+
+def _tensor(
+    storage: Any = None,
+    skipped: Any = None,
+    shape: Any = None,
+    strides: Any = None,
+    needs_gradient: Any = None,
+    hooks: Any = None,
+    *_: Any,
+) -> TensorRecord:
+    if (type(storage), type(skipped), needs_gradient, type(hooks), _) != (_Storage, int, False, _NoHooks, ()):
+        raise ValueError("it holds a tensor that is not one of plain numbers")
+    for numbers in (shape, strides):
+        if (
+            type(numbers) is not tuple
+            or len(numbers) > _MAX_AXES
+            or not all(type(n) is int and n >= 0 for n in numbers)
+        ):
+            raise ValueError("it holds a tensor whose shape is none")
+    in_c_order = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    count, size = math.prod(shape), storage.dtype.size
+    if len(strides) != len(shape) or (count and strides != in_c_order):
+        raise ValueError(f"a tensor of shape {shape} is not in C order")
+    if math.prod(max(n, 1) for n in shape) * size >= 2**62 or skipped < 0 or skipped + count > storage.count:
+        raise ValueError(f"a tensor of shape {shape} does not fit its {storage.count * size} bytes")
+    return TensorRecord(storage.dtype.name, shape, storage.start + skipped * size, count * size)
+
+
+def _no_hooks(*arguments: Any) -> _NoHooks:
+    if arguments:
+        raise ValueError("it holds an OrderedDict, which is not a plain value")
+    return _NoHooks()
+
+
+_NAMES: Mapping[str, Any] = {
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "collections.OrderedDict": _no_hooks,
+    "torch.FloatStorage": _Dtype("<f4"),
+    "torch.DoubleStorage": _Dtype("<f8"),
+    "torch.HalfStorage": _Dtype("<f2"),
+    "torch.ByteStorage": _Dtype("|u1"),
+    "torch.CharStorage": _Dtype("|i1"),
+    "torch.BoolStorage": _Dtype("|b1"),
+    "torch.ShortStorage": _Dtype("<i2"),
+    "torch.IntStorage": _Dtype("<i4"),
+    "torch.LongStorage": _Dtype("<i8"),
 }

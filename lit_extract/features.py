@@ -4,24 +4,26 @@ N stimuli, L layers, D hidden size.
 """
 
 import json
-import pickle
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lit_extract.archive import TensorRecord, read_content
+from lit_extract.archive import TensorRecord
+from lit_extract.content import METADATA, read_features_content
 from lit_extract.disk import check_room
 from lit_extract.errors import InputError, one_line
-from lit_extract.layout import FEATURES_FORMAT, FEATURES_KEYS, STORE_SUFFIX, check_format
-from lit_extract.listing import refuse_plain_folder
+from lit_extract.layout import FEATURES_KEYS, FEATURES_SUFFIX, STORE_SUFFIX
+from lit_extract.listing import is_folder, refuse_plain_folder
 from lit_extract.paths import AnyPath, RemoteError, remote_errors, to_path
+from lit_extract.untrusted import open_regular, shorten, validate
 
 if TYPE_CHECKING:
     import rsatoolbox
@@ -81,7 +83,8 @@ class Features:
         """
         known = layer in self.layers if isinstance(layer, str) else -len(self.layers) <= layer < len(self.layers)
         if not known:
-            raise InputError(f"layer: {layer!r} is not one of the {len(self.layers)} layers {', '.join(self.layers)}")
+            names = shorten(", ".join(self.layers), 4000)
+            raise InputError(f"layer: {layer!r} is not one of the {len(self.layers)} layers {names}")
         return self._read(self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers))
 
     def to_rsatoolbox(self, layer: str | int, rows: Sequence[int] | None = None) -> "rsatoolbox.data.Dataset":
@@ -158,95 +161,100 @@ def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
     """
     path = to_path(path, "features")
     refuse_plain_folder(path, "features")
-    is_store = path.is_dir() if isinstance(path, Path) else path.suffix == STORE_SUFFIX
+    is_store = is_folder(path) if isinstance(path, Path) else path.suffix == STORE_SUFFIX
     return _from_store(path, pool) if is_store else _from_file(path, pool)
 
 
 def read_metadata(path: AnyPath) -> dict[str, Any]:
-    """The metadata of a ``.pt``; the numbers are not read.
+    """Return the metadata of a ``.pt``; the numbers are not read.
 
     Raises:
         InputError: Not a features file.
     """
-    metadata: dict[str, Any] = _open(path)["metadata"]
+    with _opened(path) as file:
+        metadata: dict[str, Any] = read_features_content(file)["metadata"]
     return metadata
 
 
-def _open(path: AnyPath) -> dict[str, Any]:
-    """All of a features file; of a remote one with a record in the place of its features."""
+@contextmanager
+def _opened(path: AnyPath) -> Iterator[BinaryIO]:
+    """A features file, opened for reading bytes; whatever is wrong with it is one error.
+
+    Raises:
+        InputError: There is none, it can't be read, or it is something else.
+    """
     try:
-        content = _load(path) if isinstance(path, Path) else _fetch_all_but_feats(path)
-        if set(content) >= FEATURES_KEYS and set(content["metadata"]["provenance"].keys()) >= {"model", "pool"}:
-            metadata = content["metadata"]
-            try:
-                check_format(metadata.get("format", 1), FEATURES_FORMAT, metadata.get("notes"))
-            except ValueError as error:
-                raise InputError(f"features: {str(path)!r}: {error}") from None
-            return content
-        reason = one_line(ValueError(f"it holds {sorted(map(str, content))}"))
+        with remote_errors(path):
+            if isinstance(path, Path):
+                with open_regular(path) as file:
+                    yield file
+            else:
+                with path.open("rb", block_size=_BLOCK) as file:
+                    yield file
     except FileNotFoundError:
         raise InputError(f"features: no file {str(path)!r}") from None
     except RemoteError:
         raise
-    except (RuntimeError, pickle.UnpicklingError, OSError, TypeError, KeyError, AttributeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-    raise InputError(f"{str(path)!r} is not a features file of lit-extract: {reason}")
-
-
-def _load(path: Path | str) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-    return content
-
-
-def _fetch_all_but_feats(path: "UPath") -> dict[str, Any]:
-    with remote_errors(path):
-        try:
-            with path.open("rb", block_size=_BLOCK) as file:
-                content = read_content(file)
-        except FileNotFoundError:
-            raise InputError(f"features: no file {str(path)!r}") from None
-        except ValueError as error:
-            raise TypeError(one_line(error)) from None
-        for name, record in content.items():
-            if isinstance(record, TensorRecord) and name != "feats":
-                numbers = path.fs.cat_file(path.path, start=record.offset, end=record.offset + record.n_bytes)
-                array = np.frombuffer(bytearray(numbers), record.dtype).reshape(record.shape)
-                content[name] = torch.from_numpy(array)
-    return content
+    except (ValueError, OSError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+        raise InputError(f"features: {str(path)!r} is not a features file that this version reads: {reason}") from None
 
 
 _BLOCK = 2**20  # bytes fetched at a time, for a directory and a small record in a file of gigabytes
 
 
-def _fetch_feats(path: "UPath", n_bytes: int) -> Tensor:
+def _map(file: BinaryIO, record: TensorRecord) -> Tensor:
+    """A tensor of a local file, mapped: what is read of it comes from the disk, what is changed stays in memory."""
+    if not record.n_bytes:
+        return torch.from_numpy(np.zeros(record.shape, record.dtype))
+    return torch.from_numpy(np.memmap(file, record.dtype, "c", record.offset, record.shape))
+
+
+def _fetch(path: "UPath", record: TensorRecord) -> Tensor:
+    """A small tensor of a remote file."""
+    with remote_errors(path):
+        numbers = path.fs.cat_file(path.path, start=record.offset, end=record.offset + record.n_bytes)
+    return torch.from_numpy(np.frombuffer(bytearray(numbers), record.dtype).reshape(record.shape))
+
+
+def _fetch_feats(path: "UPath", record: TensorRecord) -> Tensor:
     """A remote file's features, mapped from a copy that nobody else sees."""
-    with remote_errors(path), tempfile.NamedTemporaryFile(suffix=".pt") as copy:
-        folder = Path(copy.name).parent
-        check_room(folder, 0, n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
-        path.fs.get_file(path.path, copy.name)
-        feats: Tensor = _load(copy.name)["feats"]
-    return feats
+    with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
+        folder, place = Path(copy.name).parent, Path(copy.name)
+        check_room(folder, 0, record.n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
+        with remote_errors(path):
+            path.fs.get_file(path.path, copy.name)
+        with _opened(place) as file:
+            if read_features_content(file)["feats"] != record:
+                raise InputError(f"features: {str(path)!r} has changed since it was opened")
+            return _map(file, record)
 
 
 def _from_file(path: AnyPath, pool: str | None) -> Features:
-    content = _open(path)
-    feats: Any = content["feats"]
+    with _opened(path) as file:
+        content = read_features_content(file)
+        record: TensorRecord = content["feats"]
+        for name, value in content.items():
+            if isinstance(value, TensorRecord) and (isinstance(path, Path) or name != "feats"):
+                content[name] = _map(file, value) if isinstance(path, Path) else _fetch(path, value)
     stored = content["metadata"]["provenance"]["pool"]
     if pool not in (None, stored):
         raise InputError(f"pool: {str(path)!r} has {stored!r}, not {pool!r}")
 
     @cache
     def all_feats() -> Tensor:
-        return feats if isinstance(path, Path) else _fetch_feats(path, feats.n_bytes)
+        feats: Tensor = content["feats"] if isinstance(path, Path) else _fetch_feats(path, record)
+        return feats
 
+    n, n_layers, dim = record.shape
     return Features(
         path,
         content["layers"],
         content["stimulus_ids"],
         content["num_params"],
         content["metadata"],
-        tuple(feats.shape),
-        len(content["stimulus_ids"]),
+        (n, n_layers, dim),
+        n,
         lambda layer: all_feats() if layer is None else all_feats()[:, layer],
         {name: value for name, value in content.items() if name not in FEATURES_KEYS},
     )
@@ -276,6 +284,7 @@ def _from_store(path: AnyPath, pool: str | None) -> Features:
         "bad_input_rows": (status == BAD_INPUT).nonzero()[0].tolist(),
         "not_finite_rows": (status == NOT_FINITE).nonzero()[0].tolist(),
     }
+    validate(METADATA, metadata, f"features: {str(path)!r}")
     n_done = int((status != MISSING).sum())
     shape = store.n_stimuli, len(store.layers), store.n_dim
     num_params = store.notes["num_params"]

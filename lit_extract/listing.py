@@ -84,17 +84,46 @@ def _remote_files(root: "UPath") -> dict[str, File]:
     return files
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder; a path that can't be, or can't be looked at, is none."""
+    try:
+        return path.is_dir()
+    except OSError:  # a name of more than 255 bytes, no permission
+        return False
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is anything; at a path that can't be, or can't be looked at, there is not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def refuse_plain_folder(path: AnyPath, setting: str) -> None:
     """Refuse a folder that is no store, though there may be features in it.
 
     Raises:
         InputError: It is one; the message names the first of the features files or stores in it.
     """
-    if not isinstance(path, Path) or not path.is_dir() or path.suffix == STORE_SUFFIX or (path / GROUP_KEY).exists():
+    if not isinstance(path, Path) or not is_folder(path) or path.suffix == STORE_SUFFIX or is_there(path / GROUP_KEY):
         return
     wanted = (STORE_SUFFIX,) if setting == "store" else (FEATURES_SUFFIX, STORE_SUFFIX)
-    inside = sorted(file for file in path.rglob("*") if file.suffix in wanted and not file.name.startswith("."))
+    inside = features_below(path, wanted)
     hint = f"give one of the {len(inside)} in it, such as {str(inside[0])!r}" if inside else "there are none in it"
     raise InputError(
         f"{setting}: {str(path)!r} is a folder, not {' or '.join(f'a {suffix}' for suffix in wanted)}; {hint}"
+    )
+
+
+def features_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Features files, stores or both below a local folder, in order, by their names; not those inside of stores."""
+    found, _ = _local_files(folder, (STORE_SUFFIX,))
+    paths = [Path(key) for key in found]
+    return sorted(
+        folder / path
+        for path in paths
+        if path.suffix in suffixes
+        and not path.name.startswith(".")
+        and not any(parent.suffix == STORE_SUFFIX for parent in path.parents)
     )

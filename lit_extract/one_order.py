@@ -8,6 +8,7 @@ from lit_extract.datasets.matching import Ids, first_difference
 from lit_extract.errors import InputError
 from lit_extract.features import load_features
 from lit_extract.layout import FEATURES_SUFFIX, STORE_SUFFIX
+from lit_extract.listing import is_folder
 from lit_extract.paths import AnyPath, remote_errors
 from lit_extract.store import Store
 
@@ -50,11 +51,13 @@ def _stimuli(path: AnyPath) -> Ids:
 
 
 def _outputs_in(folder: AnyPath) -> list[AnyPath]:
-    if isinstance(folder, Path) and not folder.is_dir():
+    if isinstance(folder, Path) and not is_folder(folder):
         return []
     with remote_errors(folder):
         try:
             children: list[AnyPath] = list(folder.iterdir())
         except (FileNotFoundError, NotADirectoryError):  # a remote folder is there when something is in it
             return []
+        except PermissionError as error:
+            raise InputError(f"can't look into {str(folder)!r}: {error.strerror}") from None
     return sorted(path for path in children if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX))

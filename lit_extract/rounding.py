@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_extract.errors import name_some
+from lit_extract.untrusted import shorten
 
 NOTE = "precision_check"  # in the notes of a store and of a features file
 FLOAT32 = 1e-5  # relative errors below it are those of another order of summation
@@ -17,7 +18,7 @@ def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> s
         text += f", images of {size[-2]} × {size[-1]}"
     check = metadata["notes"].get(NOTE)
     if isinstance(check, Mapping) and "failed" in check:
-        return f"{text}; not checked against float32: {check['failed']}"
+        return f"{text}; not checked against float32: {shorten(check['failed'], 400)}"
     errors = _by_layer(metadata, layers, pool, "relative_error")
     if not errors:
         return f"{text}; not checked against float32"

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lit_extract.paths import AnyPath
 from lit_extract.registry import KINDS
 from lit_extract.survey import LEFTOVER, NOT_OURS, RUNNING, UNREADABLE, Entry, Missing, Survey
+from lit_extract.untrusted import shorten
 
 STATUS_FORMAT = 1  # of --json, docs/store-format.md
 WIDTH = 120
@@ -21,8 +22,8 @@ _MODELS_SHOWN = 8
 
 
 def as_json(survey: Survey) -> str:
-    """One object; docs/store-format.md says what is in it."""
-    return json.dumps(
+    """One object; docs/store-format.md says what is in it. Of names that are no UTF-8 it has ``?`` for what is not."""
+    text = json.dumps(
         {
             "format": STATUS_FORMAT,
             "folder": str(survey.folder),
@@ -33,17 +34,27 @@ def as_json(survey: Survey) -> str:
         indent=1,
         ensure_ascii=False,
     )
+    return text.encode("utf-8", "replace").decode()
 
 
 def _entry_as_json(entry: Entry) -> dict[str, Any]:
-    modified = datetime.fromtimestamp(entry.modified, UTC).isoformat(timespec="seconds") if entry.modified else None
+    written = _time(entry.modified) if entry.modified else None
+    modified = written and written.astimezone(UTC).isoformat(timespec="seconds")
     return {**asdict(entry), "path": str(entry.path), "modified": modified}
+
+
+def _time(seconds: float) -> datetime | None:
+    """A time of the local zone; None of one that no calendar has, to which a file can be set too."""
+    try:
+        return datetime.fromtimestamp(seconds).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def as_text(survey: Survey) -> str:
     """A table a folder, a line a model; then what is missing of it."""
     if not survey.entries:
-        return f"{survey.folder}: no features yet"
+        return f"{_shown(survey.folder)}: no features yet"
     parts = []
     for folder, group in groupby(survey.entries, key=lambda entry: entry.path.parent):
         missing = [missing for missing in survey.missing if missing.folder == folder]
@@ -51,9 +62,14 @@ def as_text(survey: Survey) -> str:
     return "\n\n".join(parts)
 
 
+def _shown(text: object, limit: int = 4000) -> str:
+    """A name or reason as a terminal may get it; models have names of 80 characters at most in a table."""
+    return shorten(str(text), limit)
+
+
 def _missing_lines(missing: Missing, models_file: Path) -> list[str]:
     """The first few names; all of them are in the JSON."""
-    prompt = f", prompt {missing.prompt}" if missing.prompt else ""
+    prompt = f", prompt {_shown(missing.prompt, 80)}" if missing.prompt else ""
     n_missing, all_missing = len(missing.models), len(missing.models) == missing.n_expected
     names = "" if all_missing else f": {', '.join(missing.models[:_MODELS_SHOWN])}"
     more = ", … (--json has all)" if names and n_missing > _MODELS_SHOWN else ""
@@ -73,9 +89,9 @@ def _folder_lines(
         if len(values := {getattr(entry, name) for entry in ours}) == 1 and values != {None}
     }
     said = [shared["dtype"]] if "dtype" in shared else []
-    said += [f"lit-extract {shared['lit_extract']}"] if "lit_extract" in shared else []
+    said += [f"lit-extract {_shown(shared['lit_extract'], 80)}"] if "lit_extract" in shared else []
     size = _size(sum(entry.n_bytes for entry in entries))
-    lines = [", ".join([f"{folder}: {size}", *said])]
+    lines = [", ".join([f"{_shown(folder)}: {size}", *said])]
     for kind in KINDS:
         of_kind = sorted(
             (entry for entry in ours if entry.kind == kind), key=lambda entry: (entry.prompt or "", entry.path)
@@ -84,19 +100,21 @@ def _folder_lines(
         for group in missing:
             lines += _missing_lines(group, models_file) if group.kind == kind else []
     for entry in entries:
-        name = entry.path.name
+        name = _shown(entry.path.name)
         if entry.state in (NOT_OURS, UNREADABLE, LEFTOVER):
             size = f" ({_size(entry.n_bytes)})" if entry.n_bytes else ""
-            lines.append(textwrap.shorten(f"{entry.state}: {name}{size}: {entry.reason}", WIDTH - 2, placeholder=" …"))
+            line = f"{entry.state}: {name}{size}: {_shown(entry.reason)}"
+            lines.append(textwrap.shorten(line, WIDTH - 2, placeholder=" …"))
             lines[-1] = f"  {lines[-1]}"
         elif entry.state == RUNNING:
-            lines.append(f"  running: {entry.model or name}: {entry.holder}")
+            lines.append(f"  running: {_shown(entry.model or name, 80)}: {_shown(entry.holder, 200)}")
     return lines
 
 
 def _columns(entry: Entry, shared: dict[str, str]) -> dict[str, str]:
     assert entry.shape is not None
     n_stimuli, layers, dim = entry.shape
+    written = _time(entry.modified)
     rows = str(n_stimuli) if entry.rows_done == n_stimuli else f"{entry.rows_done}/{n_stimuli}"
     columns = {
         "model": entry.model or "",
@@ -108,9 +126,10 @@ def _columns(entry: Entry, shared: dict[str, str]) -> dict[str, str]:
         "left": f"{entry.shards_left} shards" if entry.shards_left else "",
         "L×D": f"{layers}×{dim}",
         "size": _size(entry.n_bytes),
-        "written": f"{datetime.fromtimestamp(entry.modified):%Y-%m-%d %H:%M}",
+        "written": f"{written:%Y-%m-%d %H:%M}" if written else "",
     }
-    return columns | {name: str(getattr(entry, name)) for name in ("dtype", "lit_extract") if name not in shared}
+    columns |= {name: str(getattr(entry, name)) for name in ("dtype", "lit_extract") if name not in shared}
+    return {name: _shown(cell, 80) for name, cell in columns.items()}
 
 
 def _table(rows: Sequence[dict[str, str]]) -> Iterator[str]:

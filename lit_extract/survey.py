@@ -6,25 +6,21 @@ N stimuli, L layers, D hidden size.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from lit_extract.archive import TensorRecord, read_content
+from lit_extract.content import read_features_content
 from lit_extract.errors import InputError, one_line
-from lit_extract.layout import (
-    BESIDE_SUFFIX,
-    FEATURES_FORMAT,
-    FEATURES_KEYS,
-    FEATURES_SUFFIX,
-    STORE_SUFFIX,
-    check_format,
-)
-from lit_extract.listing import File, list_files
+from lit_extract.layout import BESIDE_SUFFIX, FEATURES_SUFFIX, STORE_SUFFIX
+from lit_extract.listing import File, is_folder, is_there, list_files
 from lit_extract.lock import LOCK_SUFFIX, lock_holder
 from lit_extract.paths import AnyPath, remote_errors, to_path
 from lit_extract.registry import default_models_file, own_name, read_models
 from lit_extract.store_metadata import read_layout
+from lit_extract.untrusted import Text, open_regular, shorten, validate
 
 DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
 LEFTOVER, NOT_OURS, UNREADABLE = "leftover", "not ours", "unreadable"
@@ -130,8 +126,8 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
         InputError: No such folder or models file, or a remote one can't be reached.
     """
     root = to_path(str(folder), "folder")
-    if isinstance(root, Path) and not root.is_dir():
-        hint = f" (lit-extract show {root} tells of one file)" if root.exists() else ""
+    if isinstance(root, Path) and not is_folder(root):
+        hint = f" (lit-extract show {shorten(str(root), 1000)} tells of one file)" if is_there(root) else ""
         raise InputError(f"folder: {str(root)!r} is not a folder{hint}")
     expected = {kind: [own_name(model.name) for model in listed] for kind, listed in read_models(models).items()}
     files, unreadable = list_files(root, folders_like=_STORE_SUFFIXES)
@@ -202,8 +198,7 @@ def _store_entry(
             layout = read_layout(path)
         known = _identity(layout.provenance, layout.notes)
     except (ValueError, OSError) as error:
-        state = UNREADABLE if isinstance(error, OSError) else NOT_OURS
-        return entry if holder else replace(entry, state=state, reason=one_line(error))
+        return entry if holder else replace(entry, **_what_is_wrong(error))
     done = layout.done_shards({key: file.n_bytes for key, file in files.items()})
     left = layout.n_shards - len(done)
     are_made = all(path.parent / name in features for name in layout.notes["files"].values())
@@ -225,17 +220,12 @@ def _store_entry(
 def _features_entry(path: AnyPath, file: File) -> Iterator[Entry]:
     entry = Entry(path, DONE, *file)
     try:
-        with remote_errors(path), path.open("rb") as opened:
-            content = read_content(opened)
-        if lacking := FEATURES_KEYS - set(content):
-            raise ValueError(f"it has no {', '.join(sorted(lacking))}")
+        with remote_errors(path), open_regular(path) if isinstance(path, Path) else path.open("rb") as opened:
+            content = read_features_content(opened)
         feats, metadata = content["feats"], content["metadata"]
-        check_format(metadata.get("format", 1), FEATURES_FORMAT, metadata.get("notes"))
-        if not isinstance(feats, TensorRecord) or len(feats.shape) != 3:
-            raise ValueError("its feats are no tensor of stimuli, layers and dimensions")
         yield replace(
             entry,
-            pools=(str(metadata["provenance"]["pool"]),),
+            pools=(metadata["provenance"]["pool"],),
             shape=feats.shape,
             dtype=np.dtype(feats.dtype).name,
             rows_done=feats.shape[0],
@@ -244,30 +234,51 @@ def _features_entry(path: AnyPath, file: File) -> Iterator[Entry]:
         )
     except FileNotFoundError:  # removed a moment ago
         return
-    except OSError as error:
-        yield replace(entry, state=UNREADABLE, reason=error.strerror or one_line(error))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"its metadata have no {error}" if isinstance(error, KeyError) else one_line(error)
-        yield replace(entry, state=NOT_OURS, reason=reason)
+    except (ValueError, OSError) as error:
+        yield replace(entry, **_what_is_wrong(error))
+
+
+def _what_is_wrong(error: ValueError | OSError) -> dict[str, Any]:
+    if isinstance(error, OSError):
+        return {"state": UNREADABLE, "reason": error.strerror or one_line(error)}
+    return {"state": NOT_OURS, "reason": one_line(error)}
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Identity(TypedDict):
+    """What a store or file must say of itself to be listed."""
+
+    model: str
+    dataset: str
+    subset: str
+    weights: str
+    prompt_name: NotRequired[str | None]
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Origin(TypedDict):
+    """What it may say of how it was made."""
+
+    created: NotRequired[Text | None]
+    lit_extract: NotRequired[Text | None]
+
+
+_IDENTITY: TypeAdapter[_Identity] = TypeAdapter(_Identity)
+_ORIGIN: TypeAdapter[_Origin] = TypeAdapter(_Origin)
 
 
 def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry is of and by, from what a store or file says of itself.
 
     Raises:
-        ValueError: It says too little.
+        InputError: It says too little.
     """
-    try:
-        prompt = provenance.get("prompt_name")
-        return {
-            "model": str(provenance["model"]),
-            "kind": "vision" if prompt is None else "language",
-            "dataset": str(provenance["dataset"]),
-            "subset": str(provenance["subset"]),
-            "untrained": provenance["weights"] == "untrained",
-            "prompt": None if prompt is None else str(prompt),
-            "created": notes.get("created"),
-            "lit_extract": notes.get("lit_extract"),
-        }
-    except (KeyError, AttributeError) as error:
-        raise ValueError(f"its provenance tells too little ({error!r})") from None
+    found, origin = validate(_IDENTITY, provenance, "provenance"), validate(_ORIGIN, notes, "notes")
+    prompt = found.get("prompt_name")
+    return {
+        **{key: found[key] for key in ("model", "dataset", "subset")},
+        "kind": "vision" if prompt is None else "language",
+        "untrained": found["weights"] == "untrained",
+        "prompt": prompt,
+        **{key: origin.get(key) for key in ("created", "lit_extract")},
+    }

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lit_extract.errors import InputError, name_some
+from lit_extract.layout import FEATURES_SUFFIX
+from lit_extract.listing import features_below, is_folder, is_there
 from lit_extract.parity.certificate import Where, describe, read_certificate, write_certificate
 from lit_extract.paths import local_path
 from lit_extract.soundness import Soundness, check_soundness
+from lit_extract.untrusted import MAX_PATH_BYTES, shorten
 
 
 def features_files(paths: Sequence[str]) -> list[Path]:
@@ -21,12 +24,12 @@ def features_files(paths: Sequence[str]) -> list[Path]:
 
 
 def _files_of(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        if not path.exists():
+    if not is_folder(path):
+        if not is_there(path):
             raise InputError(f"files: no file {str(path)!r}")
         yield path
         return
-    found = sorted(file for file in path.rglob("*.pt") if not file.name.startswith("."))
+    found = features_below(path, (FEATURES_SUFFIX,))
     if not found:
         raise InputError(f"files: no features file (.pt) below {str(path)!r}")
     yield from found
@@ -72,7 +75,7 @@ def report(file: Path, parity: int | None, seed: int, where: Where) -> tuple[boo
             certificate = certify(file, parity, seed, where)
             write_certificate(file, certificate)
         except InputError as error:
-            return False, [f"{file}: NOT CERTIFIED: {error}"]
+            return False, [f"{_shown(file)}: NOT CERTIFIED: {error}"]
         table = describe(certificate)
     elif not found.problems:
         try:
@@ -86,7 +89,7 @@ def report(file: Path, parity: int | None, seed: int, where: Where) -> tuple[boo
 def summary(file: Path, found: Soundness, certificate: dict[str, Any] | None) -> str:
     """One line: all that is wrong, or what the file holds and how far that is proven."""
     if found.problems:
-        return f"{file}: WRONG: {'; '.join(found.problems)}"
+        return f"{_shown(file)}: WRONG: {'; '.join(found.problems)}"
     assert found.shape is not None
     n, layers, dim = found.shape
     parts = [f"{n} stimuli × {layers} layers × {dim} dimensions"]
@@ -100,4 +103,9 @@ def summary(file: Path, found: Soundness, certificate: dict[str, Any] | None) ->
     if certificate is not None:
         parts.append(f"parity of {len(certificate['stimuli'])} stimuli ({certificate['precision']} against float32)")
         parts += [f"beware: {remark}" for remark in certificate["remarks"]]
-    return f"{file}: sound: {'; '.join(parts)}"
+    return f"{_shown(file)}: sound: {'; '.join(parts)}"
+
+
+def _shown(file: Path) -> str:
+    """A file's path as a terminal may get it."""
+    return shorten(str(file), MAX_PATH_BYTES)

@@ -186,7 +186,7 @@ def break_folder(folder):
         "vit_cut_pool-cls.pt": ("not ours", "zip"),
         "older.pt": ("not ours", "it has no layers, metadata, stimulus_ids"),
         "list.pt": ("not ours", "list"),
-        "odd.pt": ("not ours", "no tensor of stimuli"),
+        "odd.pt": ("not ours", "tensor of stimuli"),
         "evil.pt": ("not ours", "mkdir"),
         "evil_pickle.pt": ("not ours", "zip"),
         "empty.pt": ("not ours", "zip"),

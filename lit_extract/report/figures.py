@@ -5,6 +5,7 @@ n stimuli, L layers, M models.
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ _STYLE: Any = {
 
 def draw(figure_of: Callable[..., Figure], *arguments: Any, png: Path) -> str:
     """Draw a figure: write its PNG, on white, and return its SVG, transparent, in the page's colours."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a sign of a name that no font has is drawn as a box
         figure = figure_of(*arguments)
         figure.savefig(png, dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
         buffer = io.StringIO()

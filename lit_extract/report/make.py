@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lit_extract.errors import InputError, name_some
+from lit_extract.listing import is_folder, is_there
 from lit_extract.paths import local_path
 from lit_extract.report import comparison, model, similarity
 from lit_extract.report.measured import NUMBERS, Measured
@@ -92,14 +93,14 @@ def measure(
 
 def _check_out(out: str) -> None:
     target = local_path(out, "out")
-    if target.exists() and not target.is_dir():
+    if is_there(target) and not is_folder(target):
         raise InputError(f"out: {out!r} is a file; give a folder for the report")
-    if target.is_dir() and any(target.iterdir()) and not (target / NUMBERS).is_file():
+    if is_folder(target) and any(target.iterdir()) and not (target / NUMBERS).is_file():
         raise InputError(f"out: {out!r} holds something that is no report; give an empty or a new folder")
     try:
         target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out: {out!r} can't be made: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # the latter of a NUL
+        raise InputError(f"out: {out!r} can't be made: {getattr(error, 'strerror', error)}") from None
 
 
 def _open_stimuli(sources: Sequence[Source], root: str | None, captions: str | None) -> tuple[Stimuli, list[str]]:

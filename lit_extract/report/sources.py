@@ -9,9 +9,12 @@ import numpy as np
 
 from lit_extract.errors import InputError
 from lit_extract.features import Features, load_features
+from lit_extract.listing import is_folder, is_there
+from lit_extract.untrusted import shorten
 
 UNTRAINED = "-untrained"
 FEWEST_STIMULI = 4  # U-centring divides by n - 3
+MOST_DIMENSIONS = 2**15  # twice those of the largest model, so that a sample of its rows fits into memory
 ENOUGH_STIMULI = 10  # with fewer in common, and less than half of all, models are not compared
 
 
@@ -55,22 +58,42 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
     """
     folder = folder.absolute()
     untrained = folder.with_name(folder.name + UNTRAINED)
-    folders = [candidate for candidate in (folder, untrained) if candidate.is_dir()]
+    folders = [candidate for candidate in (folder, untrained) if is_folder(candidate)]
     if not folders:
         raise InputError(f"folder: {str(folder)!r} is not a folder; give one with features, such as features/nsd/all")
     opened: list[Features] = []
     left_out: list[str] = []
-    for path in [path for place in folders for path in sorted(place.iterdir())]:
+    for path in [path for place in folders for path in _inside(place)]:
         try:
-            opened += _open(path)
+            opened += map(_checked, _open(path))
         except InputError as error:
-            left_out.append(f"{path.name}: {error}")
+            left_out.append(f"{shorten(path.name)}: {error}")
     if not opened:
         reasons = f"; left out: {'; '.join(left_out)}" if left_out else ""
         raise InputError(f"folder: {str(folder)!r} has no features, neither .pt nor .zarr{reasons}")
     labels = _labels(opened)
     sources = [Source(features, label) for features, label in zip(opened, labels, strict=True)]
     return sorted(sources, key=lambda source: (source.kind == "language", source.is_untrained)), left_out
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"folder: can't look into {str(folder)!r}: {error.strerror}") from None
+
+
+def _checked(features: Features) -> Features:
+    """Features that say what a report needs to know of them.
+
+    Raises:
+        InputError: They don't.
+    """
+    if missing := {"dataset", "weights"} - features.provenance.keys():
+        raise InputError(f"its provenance has no {', '.join(sorted(missing))}")
+    if features.shape[2] > MOST_DIMENSIONS:
+        raise InputError(f"it has {features.shape[2]:,} dimensions; a report reads at most {MOST_DIMENSIONS:,}")
+    return features
 
 
 def _open(path: Path) -> list[Features]:
@@ -81,19 +104,20 @@ def _open(path: Path) -> list[Features]:
         return [load_features(path)]
     from lit_extract.store import Store
 
-    pools = Store(path).pools
-    files = Store(path).notes["files"]
-    return [load_features(path, pool) for pool in pools if not path.with_name(files[pool]).exists()]
+    store = Store(path)
+    files = store.notes["files"]
+    finished = [pool for pool in store.pools if pool in files and is_there(path.with_name(files[pool]))]
+    return [load_features(path, pool) for pool in store.pools if pool not in finished]
 
 
 def _labels(opened: Sequence[Features]) -> list[str]:
     """Model, then pooling, prompt and file where models would be taken for each other without."""
     parts = [features.provenance for features in opened]
-    labels = [str(part["model"]) for part in parts]
+    labels = [shorten(part["model"]) for part in parts]
     for key, separator in (("pool", " "), ("prompt_name", " ")):
         twice = {part["model"] for part in parts if len({p.get(key) for p in parts if p["model"] == part["model"]}) > 1}
         labels = [
-            f"{label}{separator}{part.get(key)}" if part["model"] in twice else label
+            f"{label}{separator}{shorten(part.get(key))}" if part["model"] in twice else label
             for label, part in zip(labels, parts, strict=True)
         ]
     labels = [
@@ -102,7 +126,7 @@ def _labels(opened: Sequence[Features]) -> list[str]:
     ]
     counts = Counter(labels)
     return [
-        label if counts[label] == 1 else f"{label} [{features.path.name}]"
+        label if counts[label] == 1 else f"{label} [{shorten(features.path.name)}]"
         for label, features in zip(labels, opened, strict=True)
     ]
 

@@ -37,7 +37,7 @@ def save(tmp_path):
         n, depth, dim = feats.shape
         folder = tmp_path / "demo" / ("all-untrained" if untrained else "all")
         weights = {"weights": "untrained", "seed": 0} if untrained else {"weights": "checkpoint"}
-        of_captions = {"prompt_name": "own", "tokens_sha256": "0"} if kind == "language" else {}
+        of_captions = {"prompt_name": "own", "tokens_sha256": "0" * 64} if kind == "language" else {}
         spec = StoreSpec(
             pools=(pool,),
             layers=layers or [f"blocks.{k}" for k in range(depth)],
