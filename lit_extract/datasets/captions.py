@@ -8,7 +8,7 @@ import pandas as pd
 
 from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
 from lit_extract.datasets.ids import parse_ids
-from lit_extract.datasets.reader import read_table, with_numbers
+from lit_extract.datasets.reader import name_columns, read_table, with_numbers
 from lit_extract.errors import InputError, name_some
 
 # Column that identifies the stimulus in a caption file of a known dataset, and what it means.
@@ -72,8 +72,7 @@ def caption_column(captions: pd.DataFrame, what: str) -> str:
     """
     column = next((name for name in ("caption", "captions") if name in captions.columns), None)
     if column is None:
-        columns = ", ".join(captions.columns)
-        raise InputError(f"{what} has no column caption or captions; it has {columns}")
+        raise InputError(f"{what} has no column caption or captions; it has {name_columns(captions.columns)}")
     return column
 
 
