@@ -19,6 +19,9 @@ from lit_extract.errors import UNPRINTABLE, InputError, one_line
 
 # Far above anything that a real file has; they keep a hostile one from filling the memory.
 MAX_RECORD_BYTES = 64 * 2**20  # of a JSON record that is read as a whole
+MAX_JSON_VALUES = 8_000_000  # in a JSON record, each 32 bytes of memory before it is checked
+MAX_SHOWN = 2**20  # bytes of a record of which errors have the values: pydantic copies them
+MAX_DEVIATIONS = 10_000  # that are listed to name the first few
 MAX_CONFIG_BYTES = 2**20  # of a YAML file
 MAX_CONFIG_VALUES = 50_000  # in a YAML file: PyYAML needs 30 microseconds for each
 MAX_CONFIG_NUMBER = 100  # characters of a number: YAML 1.1 reads 1:1:1:… to the base 60, which may take hours
@@ -88,26 +91,31 @@ def validate(form: "TypeAdapter[T]", value: object, what: str) -> T:
         raise InputError(f"{what}: {_deviations(error)}") from None
 
 
-def validate_json(form: "TypeAdapter[T]", content: bytes | str, what: str) -> T:
+def validate_json(form: "TypeAdapter[T]", content: bytes | str, what: str, max_values: int = MAX_JSON_VALUES) -> T:
     """Parse JSON and check it against its form, strictly.
 
     Args:
         form: What it must be.
         content: UTF-8.
         what: Where it comes from, for the error.
+        max_values: How many it may have; pydantic copies them for some of its errors, which costs more than they do.
 
     Raises:
-        InputError: It is no JSON, nested too deeply, or something else than it must be.
+        InputError: It is no JSON, nested too deeply, has too many values, or is something else than it must be.
     """
+    if content.count("," if isinstance(content, str) else b",") > max_values:  # type: ignore[arg-type]
+        raise InputError(f"{what}: it has more than {max_values:,} values, the most that are read")
     try:
         return form.validate_json(content, strict=True)
     except ValidationError as error:
-        raise InputError(f"{what}: {_deviations(error)}") from None
+        raise InputError(f"{what}: {_deviations(error, len(content) <= MAX_SHOWN)}") from None
 
 
-def _deviations(error: ValidationError, limit: int = 3) -> str:
-    found = error.errors(include_url=False, include_context=False)
-    shown = [_deviation(".".join(map(str, one["loc"])), one["msg"], one["input"]) for one in found[:limit]]
+def _deviations(error: ValidationError, with_values: bool = True, limit: int = 3) -> str:
+    if error.error_count() > MAX_DEVIATIONS:
+        return f"{error.error_count():,} of its values are not what they must be"
+    found = error.errors(include_url=False, include_context=False, include_input=with_values)
+    shown = [_deviation(".".join(map(str, one["loc"])), one["msg"], one.get("input", {})) for one in found[:limit]]
     more = f"; … ({len(found)} in all)" if len(found) > limit else ""
     return "; ".join(shown) + more
 
