@@ -144,7 +144,10 @@ class ImageBatches(Dataset[dict[str, Any]]):
 
 
 # None: Pillow's own; the others are of a path that leads to something other than a file of modest size.
-_OF_THE_IMAGE = (None, errno.ENOENT, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENOTDIR, errno.ENAMETOOLONG)
+_OF_THE_IMAGE = (
+    *(None, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO),
+)
 
 
 def _is_of_the_machine(error: Exception) -> bool:

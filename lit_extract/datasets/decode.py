@@ -160,7 +160,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.uint32)
     values += 128
     values //= 257
-    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    narrow = values.astype(np.uint8)
+    del values  # 200 MB of the largest image
+    return Image.fromarray(narrow).convert("RGB")
 
 
 def is_rotated(image: Image.Image) -> bool:
