@@ -346,7 +346,7 @@ def certificate(file, **changes):
         ({"remarks": ["of little use"]}, 0, "; beware: of little use"),
         ({"verdict": "fail", "failures": ["rows are lost"]}, 2, "WRONG: parity: rows are lost"),
         ({"verdict": "fail"}, 2, "x_pool-cls.parity.json is no certificate: its verdict is 'fail'"),
-        ({"format": 2}, 2, "WRONG: x_pool-cls.parity.json is no certificate: it has format 2"),
+        ({"format": 2}, 2, "WRONG: x_pool-cls.parity.json is no certificate: format: should be 1, not 2"),
         ({"records_crc32": {}}, 2, "x_pool-cls.parity.json is of another file"),
     ],
 )

@@ -22,9 +22,10 @@ SEPARATOR = "; "  # between the flags of a row
 _ABBREVIATIONS = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|No|vs|etc|approx|e\.g|i\.e|a\.m|p\.m|ft|in|Jr|Sr|[A-Z])\.(?=\s)", re.IGNORECASE
 )
+# The patterns below take time in proportion to the text, whatever it is: it may be of a hostile file.
 # Before a small letter only behind a small word of some length, as an abbreviation would stand there.
 _SENTENCE_END = re.compile(
-    r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])|(?<=[a-z]{4})[.!?][\"'”’)\]]*\s+(?=[a-z])|[。！？]+"
+    r"(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])|(?<=[a-z]{4})[.!?][\"'”’)\]]*\s+(?=[a-z])|[。！？]+"
 )
 _ENDS_WELL = re.compile(r"[.!?。！？][\"'”’)\]]*$")
 _ENDS_BADLY = re.compile(
@@ -39,8 +40,8 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _MARKUP = re.compile(
-    r"\*\*|__|```|`[^`]+`|^\s*(?:[-*+•]|#{1,6}|>|\d+[.)])\s|!?\[[^\]]*\]\([^)]*\)|</?[a-z][^<>]*>|<\|?[^<>\s]+\|?>|"
-    r"\[/?[A-Z_]{2,}\]|&(?:[a-z]+|#\d+);|^\s*[{[].*[}\]]\s*$|^\s*(?:caption|description|answer|image)\s*:",
+    r"\*\*|__|```|`[^`]+`|^[^\S\n]*(?:[-*+•]|#{1,6}|>|\d+[.)])\s|!?\[[^\[\]]*\]\([^)]{0,2000}\)|</?[a-z][^<>]*>|<\|?[^<>\s]+\|?>|"
+    r"\[/?[A-Z_]{2,}\]|&(?:[a-z]+|#\d+);|^[^\S\n]*[{[].*[}\]]\s*$|^[^\S\n]*(?:caption|description|answer|image)\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _RUN_OF_CHARACTERS = re.compile(r"(\w)\1{4,}|([^\w\s])\2{5,}")

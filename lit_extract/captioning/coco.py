@@ -1,18 +1,36 @@
 """NSD's images are crops of COCO's, whose captions people wrote: from COCO's annotations to one file."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, FailFast, TypeAdapter
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lit_extract.captioning.output import check_output, write_captions
+from lit_extract.captioning.parts import without_nul
 from lit_extract.datasets.captions import SEPARATOR
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import check_columns, read_table, with_numbers
 from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.untrusted import Count, read_regular, validate_json
 
 COLUMNS = ("cocoId", "cocoSplit", "nsdId")
+MAX_COCO_BYTES = 200 * 2**20  # captions_train2017.json has 92 MB
+
+
+class _Annotation(TypedDict):
+    image_id: Count
+    caption: Annotated[str, AfterValidator(without_nul)]
+
+
+class _Annotations(TypedDict):
+    annotations: Annotated[list[_Annotation], FailFast()]
+
+
+_ANNOTATIONS = TypeAdapter(_Annotations)
 
 
 def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, overwrite: bool = False) -> pd.DataFrame:
@@ -58,18 +76,13 @@ def read_annotations(files: Sequence[Path]) -> dict[int, list[str]]:
     captions: dict[int, list[str]] = {}
     for file in files:
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))["annotations"]
-            texts = [(int(entry["image_id"]), " ".join(entry["caption"].split())) for entry in entries]
+            content = read_regular(file, MAX_COCO_BYTES)
         except OSError as error:
-            raise InputError(f"annotations: {str(file)!r} can't be read: {one_line(error)}") from None
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(
-                f"annotations: {str(file)!r} is not a file of COCO's captions "
-                f"({type(error).__name__}: {one_line(error)})"
-            ) from None
-        for image, text in texts:
-            if text:
-                captions.setdefault(image, []).append(text)
+            raise InputError(f"annotations: {str(file)!r} can't be read: {error.strerror or one_line(error)}") from None
+        what = f"annotations: {str(file)!r} is not a file of COCO's captions"
+        for entry in validate_json(_ANNOTATIONS, content, what)["annotations"]:
+            if text := " ".join(entry["caption"].split()):
+                captions.setdefault(entry["image_id"], []).append(text)
     return captions
 
 
@@ -77,10 +90,13 @@ def _read_images(path: Path) -> pd.DataFrame:
     what = f"stim_info: {str(path)!r}"
     table = read_table(path, "stim_info")
     check_columns(table, COLUMNS, what)
+    coco_ids = with_numbers(table)["cocoId"]
+    if not all(isinstance(coco_id, int | np.integer) for coco_id in coco_ids):
+        raise InputError(f"{what}: cocoId must be integers")
     images = pd.DataFrame(
         {
             "nsd_id": parse_ids(table["nsdId"], "nsdId", what),
-            "coco_id": with_numbers(table)["cocoId"],
+            "coco_id": coco_ids,
             "coco_split": table["cocoSplit"],
         }
     ).sort_values("nsd_id", ignore_index=True)

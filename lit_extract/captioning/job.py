@@ -116,20 +116,20 @@ class CaptionJob:
         """Ask about what is left, and write the file."""
         begun = self.parts.check_provenance(self.provenance)
         if begun and self.parts.is_finished():
-            sidecar = read_sidecar(self.parts.output)
-            if (noted := noted_inputs(sidecar)) is not None:
+            if (noted := noted_inputs(self.parts.output, len(self.table))) is not None:
                 self._check_images(noted, np.ones(len(noted), dtype=np.bool_))
+            sidecar = read_sidecar(self.parts.output)
             self.parts.remove_folder()  # what a killed run may have left of it
             counts = sidecar.get("cut_off", 0), sidecar.get("exif_rotations", 0)
             return Captions(self.parts.output, len(self.table), {}, *counts, was_done=True)
         if not begun or not self.parts.folder.exists():
             self.parts.begin(self.provenance, self._notes())
         self.parts.check_untouched()
-        records = self.parts.records()
+        records = self._records()
         self.data.done_rows = {row for row, record in records.items() if is_done(record)}
         self.done_at_start = len(self.data.done_rows)
         rows = range(len(self.table))
-        inputs = [inputs_of(records.get(row, {})) for row in rows]
+        inputs = [inputs_of(records.get(row)) for row in rows]
         self._check_images(np.array(inputs), np.array([row in self.data.done_rows for row in rows]))
         if len(self.data.done_rows) < len(self.table):
             self._say_what_is_left(records)
@@ -142,10 +142,13 @@ class CaptionJob:
         try:
             yield
         except Interrupted as stop:
-            done = sum(map(is_done, self.parts.records().values()))
+            done = sum(map(is_done, self._records().values()))
             stop.is_stuck = done <= self.done_at_start
             stop.how_far = f"{done} of {len(self.table)} images are done"
             raise
+
+    def _records(self) -> dict[int, Record]:
+        return self.parts.records([source.stimulus for source in self.data.sources])
 
     def _predict(self, trainer: Trainer) -> None:
         assert self.data.shard_rows is not None
@@ -154,9 +157,8 @@ class CaptionJob:
 
     def _finish(self) -> Captions:
         """The file, from all records; parts stay while some failed, for the next run."""
-        records = self.parts.records()
+        records = self._records()
         rows = [records[row] for row in range(len(self.table))]
-        assert [row["stimulus_id"] for row in rows] == [source.stimulus for source in self.data.sources]
         table = self.table.assign(
             caption=[row["caption"] for row in rows], model=self.model.model_name, prompt=self.model.prompt.name
         )

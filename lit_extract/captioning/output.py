@@ -5,6 +5,7 @@ this package read over it. Text of the model that a spreadsheet would take for a
 ``+``, ``-`` or ``@``) has a blank in front; :func:`read_captions` and ``load_captions`` take it away again.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ import pandas as pd
 
 from lit_extract.datasets.captions import caption_texts
 from lit_extract.datasets.reader import as_text, check_columns, read_table
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, one_line
 from lit_extract.paths import local_path
+from lit_extract.untrusted import open_regular
 
 SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("caption", "model", "prompt", "status")
@@ -35,8 +37,8 @@ def check_output(output: str | None) -> Path:
     path = local_path(output, "output").expanduser().absolute()
     if path.suffix not in SUFFIXES:
         raise InputError(f"output: {output!r} must end in {' or '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise InputError(f"output: {output!r} is a folder")
+    if path.exists() and not path.is_file():
+        raise InputError(f"output: {output!r} is a folder, or something else than a file")
     return path
 
 
@@ -68,12 +70,28 @@ def read_captions(path: Path) -> pd.DataFrame:
 def write_beside(path: Path, write: Callable[[Path], Any], before: Callable[[Path], Any] | None = None) -> None:
     """Have a file written beside and renamed, so that it is there whole or not at all."""
     partial = beside(path)
+    partial.unlink(missing_ok=True)  # a link there would lead elsewhere, a named pipe nowhere
     write(partial)
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     if before is not None:
         before(partial)
     partial.replace(path)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file; "" if there is none.
+
+    Raises:
+        InputError: It can't be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise InputError(f"{str(path)!r} can't be read: {error.strerror or one_line(error)}") from None
 
 
 def beside(path: Path) -> Path:

@@ -4,23 +4,72 @@ A record is a row: ``index``, ``stimulus_id``, ``caption``, ``status``, and what
 lies in a JSON next to the future output, which stays there when the parts are gone.
 """
 
-import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import AfterValidator, FailFast, Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from lit_extract.captioning.output import FAILED, beside, write_beside, write_captions
+from lit_extract.captioning.output import FAILED, beside, sha256_of, write_beside, write_captions
 from lit_extract.errors import InputError, one_line
 from lit_extract.layout import INPUT_COLUMNS, INPUTS
 from lit_extract.provenance import differing
+from lit_extract.untrusted import MAX_RECORD_BYTES, Count, read_regular, shorten, validate_json
 
-Record = dict[str, Any]
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+MAX_LINE_VALUES = 100_000  # of a record, which has eight; a caption may have commas as well
+MAX_SIDECAR_BYTES, MAX_SIDECAR_VALUES = 32 * 2**20, 500_000  # it has one of 50 bytes for each image
+
+
+def without_nul(text: str) -> str:
+    """Return a text that a table can hold."""
+    if "\0" in text:
+        raise ValueError("must have no NUL characters")
+    return text
+
+
+def _inputs_line(text: str) -> str:
+    if not re.fullmatch(r"-?[0-9]{1,19}( -?[0-9]{1,19}){3}", text):
+        raise ValueError(f"must be {len(INPUT_COLUMNS)} integers")
+    if any(not -(2**63) <= int(number) < 2**63 for number in text.split()):
+        raise ValueError("must be integers of 64 bits")
+    return text
+
+
+class Record(TypedDict):
+    """A row: a line of a part."""
+
+    index: Count
+    stimulus_id: int | str
+    caption: Annotated[str, AfterValidator(without_nul)]
+    status: Annotated[str, AfterValidator(without_nul)]
+    n_bytes: NotRequired[Integer]  # these four in the order of INPUT_COLUMNS; earlier versions noted nothing
+    mtime_ns: NotRequired[Integer]
+    content: NotRequired[Integer]
+    rotated: NotRequired[Integer]
+
+
+class Sidecar(TypedDict, total=False):
+    """What is known of an output besides its rows."""
+
+    provenance: dict[str, Any]
+    notes: dict[str, Any]
+    failed: Count
+    cut_off: Count
+    exif_rotations: Count
+    output_sha256: Annotated[list[str], FailFast()]
+    inputs: Annotated[list[Annotated[str, AfterValidator(_inputs_line)]], FailFast()]
+
+
+_RECORD, _SIDECAR = TypeAdapter(Record), TypeAdapter(Sidecar)
 
 
 class Parts:
@@ -55,7 +104,7 @@ class Parts:
                     "missing); choose another --output, or pass --overwrite to replace it"
                 )
             return False
-        if difference := differing(self._read_sidecar().get("provenance", {}), provenance):
+        if difference := differing(read_sidecar(self.output).get("provenance", {}), provenance):
             raise InputError(
                 f"{str(self.output)!r} was begun with other settings: {difference}. Run with the same settings to go "
                 "on, pass --overwrite to start anew, or choose another --output"
@@ -64,21 +113,34 @@ class Parts:
 
     def write(self, shard: int, records: Iterable[Record]) -> int:
         """Put the records of a shard on disk, with those that are there already; return the bytes written."""
-        merged = {record["index"]: record for record in self._read(self._file(shard))}
+        merged = {record["index"]: record for record in _read_part(self._file(shard))}
         merged |= {record["index"]: record for record in records}
         lines = [json.dumps(merged[index], ensure_ascii=False) for index in sorted(merged)]
         data = "".join(f"{line}\n" for line in lines).encode()
         write_beside(self._file(shard), lambda file: file.write_bytes(data))
         return len(data)
 
-    def records(self) -> dict[int, Record]:
-        """All records that are there, by row."""
-        files = sorted(self.folder.glob("*.jsonl"))
-        return {record["index"]: record for file in files for record in self._read(file)}
+    def records(self, stimuli: Sequence[int | str]) -> dict[int, Record]:
+        """Return all records that are there, by row.
+
+        Args:
+            stimuli: The ids of all rows.
+
+        Raises:
+            InputError: A part is damaged, or has a row twice, of another stimulus, or beyond the last one.
+        """
+        records: dict[int, Record] = {}
+        for file in sorted(self.folder.glob("*.jsonl")):
+            for record in _read_part(file):
+                row, stimulus = record["index"], record["stimulus_id"]
+                if row in records or row >= len(stimuli) or stimulus != stimuli[row]:
+                    raise _damaged(file, f"row {row} of stimulus {shorten(stimulus)} does not belong there")
+                records[row] = record
+        return records
 
     def is_finished(self) -> bool:
         """Whether the output is there, with nothing left to do again."""
-        return self.output.exists() and not self.folder.exists() and self._read_sidecar().get("failed") == 0
+        return self.output.exists() and not self.folder.exists() and read_sidecar(self.output).get("failed") == 0
 
     def check_untouched(self) -> None:
         """Refuse to write over what someone has edited.
@@ -86,7 +148,7 @@ class Parts:
         Raises:
             InputError: The output is not as it was written.
         """
-        if self.output.exists() and _sha256(self.output) not in self._read_sidecar().get("output_sha256", []):
+        if self.output.exists() and sha256_of(self.output) not in read_sidecar(self.output).get("output_sha256", []):
             raise InputError(
                 f"{str(self.output)!r} was changed since it was written; move it elsewhere to go on, or pass "
                 "--overwrite"
@@ -102,9 +164,9 @@ class Parts:
         """
 
         def note(partial: Path) -> None:
-            hashes = [_sha256(file) for file in (partial, self.output) if file.exists()]
+            hashes = [sha256_of(file) for file in (partial, self.output) if file.exists()]
             noted = [" ".join(map(str, row)) for row in inputs.tolist()]
-            self._write_sidecar({**self._read_sidecar(), **counts, "output_sha256": hashes, INPUTS: noted})
+            self._write_sidecar({**read_sidecar(self.output), **counts, "output_sha256": hashes, INPUTS: noted})
 
         write_captions(captions, self.output, note)
 
@@ -125,22 +187,25 @@ class Parts:
     def _file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.jsonl"
 
-    @staticmethod
-    def _read(file: Path) -> list[Record]:
-        if not file.exists():
-            return []
-        try:
-            lines = file.read_bytes().decode().split("\n")
-            return [json.loads(line) for line in lines if line]
-        except ValueError as error:
-            raise InputError(f"{str(file)!r} is damaged ({one_line(error)}); delete it and run again") from None
-
-    def _read_sidecar(self) -> dict[str, Any]:
-        return read_sidecar(self.output)
-
     def _write_sidecar(self, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_beside(self.sidecar, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _read_part(file: Path) -> list[Record]:
+    try:
+        lines = read_regular(file, MAX_RECORD_BYTES).split(b"\n")
+        return [validate_json(_RECORD, line, "a line", MAX_LINE_VALUES) for line in lines if line]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _damaged(file, error.strerror or one_line(error)) from None
+    except InputError as error:
+        raise _damaged(file, str(error)) from None
+
+
+def _damaged(file: Path, why: str) -> InputError:
+    return InputError(f"{str(file)!r} is damaged ({why}); delete it and run again")
 
 
 def sidecar_of(output: Path) -> Path:
@@ -148,39 +213,42 @@ def sidecar_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def read_sidecar(output: Path) -> dict[str, Any]:
+def read_sidecar(output: Path) -> Sidecar:
     """Provenance and notes of a caption file; empty when it has none.
 
     Raises:
-        InputError: There is one that can't be read.
+        InputError: There is one that is damaged.
     """
     path = sidecar_of(output)
-    if not path.exists():
-        return {}
+    what = f"{str(path)!r} is damaged; restore it, or move it away"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} is damaged: {one_line(error)}") from None
-    return content if isinstance(content, dict) else {}
+        return validate_json(_SIDECAR, read_regular(path, MAX_SIDECAR_BYTES), what, MAX_SIDECAR_VALUES)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror or one_line(error)}") from None
 
 
-def noted_inputs(sidecar: Mapping[str, Any]) -> NDArray[np.int64] | None:
-    """What a sidecar notes of each row's image (N, 4); None of earlier versions."""
-    if INPUTS not in sidecar:
+def noted_inputs(output: Path, n_rows: int) -> NDArray[np.int64] | None:
+    """Return what the sidecar of an output notes of each row's image (N, 4); None of earlier versions.
+
+    Raises:
+        InputError: It is of another number of rows, or damaged.
+    """
+    if (noted := read_sidecar(output).get("inputs")) is None:
         return None
-    return np.array([[int(value) for value in row.split()] for row in sidecar[INPUTS]], dtype=np.int64)
+    if len(noted) != n_rows:
+        raise InputError(f"{str(sidecar_of(output))!r} is damaged: it has {len(noted)} images instead of {n_rows}")
+    return np.array([[int(value) for value in row.split()] for row in noted], dtype=np.int64)
 
 
-def inputs_of(record: Record) -> list[int]:
+def inputs_of(record: Record | None) -> list[int]:
     """What a record notes of its image, 0 where an earlier version noted nothing."""
-    return [int(record.get(name, 0)) for name in INPUT_COLUMNS]
+    if record is None:
+        return [0] * len(INPUT_COLUMNS)
+    return [record.get("n_bytes", 0), record.get("mtime_ns", 0), record.get("content", 0), record.get("rotated", 0)]
 
 
 def is_done(record: Record) -> bool:
     """Whether a row needs not be asked again."""
-    return not str(record["status"]).startswith(FAILED)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return not record["status"].startswith(FAILED)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lit_extract.errors import InputError, one_line
+from lit_extract.errors import InputError, name_some
+from lit_extract.untrusted import is_printable, read_yaml, shorten
 
 DEFAULT_PROMPTS = Path(__file__).parents[1] / "prompts.yml"
 KEYS = ("text", "choices", "sentences")
@@ -74,13 +73,10 @@ def read_prompts(file: str | None = None) -> dict[str, Prompt]:
 
 
 def _read(path: Path) -> dict[str, Prompt]:
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"model.prompts: {str(path)!r} can't be read: {one_line(error)}") from None
+    entries = read_yaml(path, f"model.prompts: {str(path)!r}")
     if not isinstance(entries, dict):
         raise InputError(f"model.prompts: {str(path)!r} must map names to prompts, as in {DEFAULT_PROMPTS}")
-    return {str(name): _prompt(f"model.prompts: {str(path)!r}: {name}", str(name), entries[name]) for name in entries}
+    return {name: _prompt(f"model.prompts: {str(path)!r}: {shorten(name)}", name, entries[name]) for name in entries}
 
 
 def _prompt(where: str, name: str, entry: Any) -> Prompt:
@@ -88,18 +84,22 @@ def _prompt(where: str, name: str, entry: Any) -> Prompt:
         entry = {"text": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
         raise InputError(f"{where} has no text")
-    if unknown := [str(key) for key in entry if key not in KEYS]:
-        raise InputError(f"{where} has {', '.join(unknown)}; allowed are {', '.join(KEYS)}")
+    if not name.strip() or not is_printable(name):
+        raise InputError(f"{where}: a name must be text without control characters")
+    if unknown := [shorten(key) for key in entry if key not in KEYS]:
+        raise InputError(f"{where} has {name_some(unknown)}; allowed are {', '.join(KEYS)}")
     choices, sentences = entry.get("choices"), entry.get("sentences")
     if choices is not None:
         _check_choices(f"{where}: choices", choices)
-    if sentences is not None and (not isinstance(sentences, int) or sentences < 1):
-        raise InputError(f"{where}: sentences {sentences!r} must be a number, 1 or more")
+    if sentences is not None and (type(sentences) is not int or sentences < 1):
+        raise InputError(f"{where}: sentences {shorten(repr(sentences))} must be a number, 1 or more")
     return Prompt(name, entry["text"].strip(), tuple(choices or ()), sentences)
 
 
 def _check_choices(where: str, choices: Any) -> None:
+    shown = shorten(repr(choices), 200)
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise InputError(f"{where}: {choices!r} must be a list of words; in YAML, put yes, no and numbers in quotes")
-    if len(set(choices)) < 2 or len(set(choices)) < len(choices) or any(c != c.strip() or not c for c in choices):
-        raise InputError(f"{where}: {choices!r} must be two or more different labels, without blanks around them")
+        raise InputError(f"{where}: {shown} must be a list of words; in YAML, put yes, no and numbers in quotes")
+    is_plain = all(choice and choice == choice.strip() and is_printable(choice) for choice in choices)
+    if len(set(choices)) < 2 or len(set(choices)) < len(choices) or not is_plain:
+        raise InputError(f"{where}: {shown} must be two or more different labels, without blanks around them")

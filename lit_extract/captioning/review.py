@@ -10,14 +10,16 @@ import pandas as pd
 
 from lit_extract.captioning.check import KINDS, SEPARATOR, Rules, check_captions
 from lit_extract.captioning.language import LANGUAGES, Language
-from lit_extract.captioning.output import read_captions, write_captions
-from lit_extract.captioning.parts import read_sidecar
+from lit_extract.captioning.output import beside, read_captions, write_captions
+from lit_extract.captioning.parts import read_sidecar, sidecar_of
 from lit_extract.captioning.prompts import read_prompts
+from lit_extract.datasets import DATASETS
 from lit_extract.datasets.captions import ID_COLUMNS
 from lit_extract.errors import InputError, name_some
 from lit_extract.lock import write_lock
-from lit_extract.review.journal import hash_captions, journal_of, read_journal
+from lit_extract.review.journal import journal_of, read_journal
 from lit_extract.review.merge import decided_texts, read_whole
+from lit_extract.untrusted import check_name, shorten
 
 ENDING = "-review"
 DECISION = "decision"  # of the page: accepted, edited, or nothing yet
@@ -136,7 +138,7 @@ def accept(
         raise InputError(
             f"{str(file)!r} has no caption in {name_some(empty)}; write one, or leave it out of the dataset"
         )
-    path = derivatives / f"{dataset or dataset_of(source, before)}-captions-{name or name_of(before)}.csv"
+    path = derivatives / accepted_name(dataset or dataset_of(source, before), name or name_of(before))
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} is there already; pass --overwrite, or another --name")
     table = before.drop(columns="status", errors="ignore")
@@ -147,6 +149,19 @@ def accept(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_captions(table, path)
     return path, int((table["caption"] != table["original"]).sum())
+
+
+def accepted_name(dataset: str, name: str) -> str:
+    """Return the name of a file of accepted captions.
+
+    Raises:
+        InputError: The dataset or the name of the captions is no plain name.
+    """
+    check_name(dataset, "dataset")
+    check_name(name, "name")
+    file = f"{dataset}-captions-{name}.csv"
+    check_name(beside(Path(file)).name, "name")  # which is written before it, and is longer
+    return file
 
 
 def check_same_rows(before: pd.DataFrame, after: pd.DataFrame, file: Path) -> None:
@@ -187,7 +202,7 @@ def read_decided(before: pd.DataFrame, file: Path) -> pd.DataFrame:
     check_same_rows(before, after, file)
     if journal_of(file).exists():
         originals = before["caption"].tolist()
-        content = read_journal(journal_of(file), hash_captions(originals))
+        content = read_journal(journal_of(file), originals)
         after["caption"] = decided_texts(content, sha256, originals, after["caption"].tolist(), file)
     return after
 
@@ -242,6 +257,11 @@ def dataset_of(source: Path, captions: pd.DataFrame) -> str:
     found = by_column or read_sidecar(source).get("provenance", {}).get("dataset")
     if not found:
         raise InputError(f"dataset: {str(source)!r} does not say what it has captions of; give --dataset NAME")
+    if found not in tuple(DATASETS):
+        raise InputError(
+            f"dataset: {sidecar_of(source).name} says that these are captions of {shorten(found)}, which is not one of "
+            f"{', '.join(DATASETS)}; give --dataset NAME"
+        )
     return str(found)
 
 
@@ -256,7 +276,7 @@ def name_of(captions: pd.DataFrame) -> str:
         raise InputError("name: what are these captions called? Give --name NAME, such as pixtral")
     (model,), (prompt,) = known["model"], known["prompt"]
     model = Path(model).name.split("-")[0].lower()
-    if prompt != "caption" and not prompt.isidentifier():
+    if not model or (prompt != "caption" and not prompt.isidentifier()):
         raise InputError("name: what are these captions called? Give --name NAME, such as pixtral-colours")
     return model if prompt == "caption" else f"{model}-{prompt}"
 

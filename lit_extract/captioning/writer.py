@@ -9,7 +9,7 @@ from lit_extract.captioning.output import CUT_OFF, FAILED, OK
 from lit_extract.captioning.parts import Parts, Record
 from lit_extract.data.sources import ImageSource
 from lit_extract.errors import InputError
-from lit_extract.layout import INPUT_COLUMNS, INPUTS
+from lit_extract.layout import CONTENT, INPUTS, MTIME, ROTATED, SIZE
 from lit_extract.modules.engines import Reply
 from lit_extract.signals import held
 
@@ -60,5 +60,8 @@ def _record(row: int, source: ImageSource, reply: Reply, inputs: list[int]) -> R
         "stimulus_id": source.stimulus,
         "caption": reply.text,
         "status": status,
-        **dict(zip(INPUT_COLUMNS, inputs, strict=True)),
+        "n_bytes": inputs[SIZE],
+        "mtime_ns": inputs[MTIME],
+        "content": inputs[CONTENT],
+        "rotated": inputs[ROTATED],
     }

@@ -143,10 +143,17 @@ class ImageBatches(Dataset[dict[str, Any]]):
         return None if self.rows is None else int(self.rows[row])
 
 
+# None: Pillow's own; the others are of a path that leads to something other than a file of modest size.
+_OF_THE_IMAGE = (
+    *(None, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO),
+)
+
+
 def _is_of_the_machine(error: Exception) -> bool:
     """Whether an error says nothing about the image: a disk that does not answer, no memory, a peer that is gone."""
     if isinstance(error, OSError):
-        return error.errno not in (None, errno.ENOENT)  # Pillow's own have no number
+        return error.errno not in _OF_THE_IMAGE
     return isinstance(error, MemoryError | RuntimeError)
 
 

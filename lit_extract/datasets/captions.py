@@ -8,8 +8,9 @@ import pandas as pd
 
 from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
 from lit_extract.datasets.ids import parse_ids
-from lit_extract.datasets.reader import read_table, with_numbers
+from lit_extract.datasets.reader import name_columns, read_table, with_numbers
 from lit_extract.errors import InputError, name_some
+from lit_extract.untrusted import shorten
 
 # Column that identifies the stimulus in a caption file of a known dataset, and what it means.
 ID_COLUMNS = {"nsd_id": nsd, "bold_id": bold5000, "things_id": things, "demo_id": demo}
@@ -72,8 +73,7 @@ def caption_column(captions: pd.DataFrame, what: str) -> str:
     """
     column = next((name for name in ("caption", "captions") if name in captions.columns), None)
     if column is None:
-        columns = ", ".join(captions.columns)
-        raise InputError(f"{what} has no column caption or captions; it has {columns}")
+        raise InputError(f"{what} has no column caption or captions; it has {name_columns(captions.columns)}")
     return column
 
 
@@ -106,7 +106,17 @@ def _identify(what: str, captions: pd.DataFrame) -> tuple[str | None, str]:
         return candidates[0], module.ID_MEANING if module else "stimulus_id of the caption file"
     if FOLDER_ID in captions.columns:
         return FOLDER_ID, folder.ID_MEANING
+    usual = {_letters(name): name for name in (*ID_COLUMNS, "stimulus_id")}
+    if near := [name for name in captions.columns if _letters(name) in usual]:
+        raise InputError(
+            f"{what} has a column {shorten(near[0])}, which is no id; rename it to {usual[_letters(near[0])]}, or to "
+            "something else"
+        )
     return None, "row of the caption file, counted from 0"
+
+
+def _letters(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.casefold())
 
 
 def _refuse(what: str, problem: str, rows: "pd.Series[bool]", id_column: str | None, ids: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lit_extract.errors import InputError, name_some
+from lit_extract.untrusted import MAX_PATH_BYTES, is_printable, shorten
 
 _LARGEST = 2**63  # ids are stored as 64-bit integers
 _EXACT_FLOAT = 2**53  # above it floats skip integers
@@ -25,8 +26,8 @@ def parse_ids(values: Iterable[Any], column: str, what: str) -> list[int] | list
         what: The file, for errors.
 
     Raises:
-        InputError: An id is missing, occurs twice, is a number that is no integer, is out of range, or is neither a
-            number nor text; the first few are named.
+        InputError: An id is missing, occurs twice, is a number that is no integer, is out of range, is neither a
+            number nor text, or is text that can't be printed; the first few are named.
     """
     values = list(values)
     _refuse(what, f"no {column}", [row for row, value in enumerate(values) if _is_missing(value)])
@@ -34,9 +35,11 @@ def parse_ids(values: Iterable[Any], column: str, what: str) -> list[int] | list
     all_numbers = all(map(_is_number, values))
     wrong = [row for row, value in enumerate(values) if _is_wrong(value, integers[row], all_numbers)]
     _refuse(what, f"a {column} that is neither an integer of 64 bits nor text", wrong, values)
+    unfit = [row for row, value in enumerate(values) if isinstance(value, str) and not _is_fit(value)]
+    _refuse(what, f"a {column} with control characters, or of more than {MAX_PATH_BYTES:,} bytes,", unfit, values)
     found = [integer for integer in integers if integer is not None]
     ids: list[int] | list[str] = found if len(found) == len(values) else [str(value) for value in values]
-    is_twice = pd.Series(ids, dtype=object).duplicated(keep=False)
+    is_twice = pd.Series([id_key(value) for value in ids], dtype=object).duplicated(keep=False)
     _refuse(what, f"a {column} that occurs twice", np.flatnonzero(is_twice).tolist(), ids)
     return ids
 
@@ -52,6 +55,11 @@ def _is_wrong(value: Any, integer: int | None, all_numbers: bool) -> bool:
     if integer is None:
         return all_numbers or not isinstance(value, str)
     return not -_LARGEST <= integer < _LARGEST
+
+
+def _is_fit(text: str) -> bool:
+    """Return whether text may be an id: ids are printed, and may be paths."""
+    return is_printable(text) and len(text.encode()) <= MAX_PATH_BYTES
 
 
 def _as_integer(value: Any) -> int | None:
@@ -78,5 +86,5 @@ def _is_missing(value: Any) -> bool:
 
 def _refuse(what: str, problem: str, rows: Sequence[int], values: Sequence[Any] | None = None) -> None:
     if rows:
-        named = [f"row {row}" if values is None else f"row {row} ({values[row]!r})" for row in rows]
+        named = [f"row {row}" if values is None else f"row {row} ({shorten(repr(values[row]))})" for row in rows]
         raise InputError(f"{what} has {problem} in {name_some(named)}")

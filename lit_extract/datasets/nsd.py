@@ -1,6 +1,9 @@
 """Natural Scenes Dataset (Allen et al., 2022, doi:10.1038/s41593-021-00962-x): 73,000 COCO crops."""
 
+import math
+import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,6 +24,8 @@ IDS = range(73_000)  # all there are, also where the index is not
 HDF5 = "nsd_stimuli.hdf5"
 HDF5_DATASET = "imgBrick"
 
+MAX_PIXELS = 50_000_000  # of any image: more than cameras make, and 400 MB while one is decoded
+
 
 def load(root: str | Path | None = None) -> tuple[pd.DataFrame, Path]:
     """The table and the folder: from ``nsd.csv`` if there is one, else from ``nsd_stimuli.hdf5`` in place."""
@@ -28,7 +33,7 @@ def load(root: str | Path | None = None) -> tuple[pd.DataFrame, Path]:
     if (folder / INDEX[0]).is_file() or not (folder / HDF5).is_file():
         index = table.read_index(NAME, folder, (*INDEX, HDF5), COLUMNS)
         return table.with_stimuli(NAME, index, "nsd_id", table.relative_images(folder, index["path"])), folder
-    rows = _count_rows(folder / HDF5)
+    rows = _count_images(folder / HDF5)
     index = pd.DataFrame(
         {
             "nsd_id": range(rows),
@@ -40,17 +45,56 @@ def load(root: str | Path | None = None) -> tuple[pd.DataFrame, Path]:
     return table.with_stimuli(NAME, index, "nsd_id", [str(folder / HDF5)] * rows), folder
 
 
-def _count_rows(path: Path) -> int:
+def _count_images(path: Path) -> int:
+    try:
+        images = open_images(str(path))
+        with images.file:
+            shape = images.shape
+            size, wanted = (
+                (images.id.get_storage_size(), math.prod(shape))
+                if images.chunks is None
+                else (images.id.get_num_chunks(), math.prod(map(_ceil_div, shape, images.chunks)))
+            )
+    except Exception as error:  # h5py raises almost anything on a damaged file
+        raise InputError(f"{NAME}: {str(path)!r} has no readable dataset {HDF5_DATASET}: {one_line(error)}") from None
+    if size != wanted:
+        raise InputError(f"{NAME}: parts of {HDF5_DATASET} in {str(path)!r} were never written; copy the file again")
+    return int(shape[0])
+
+
+def open_images(path: str) -> Any:
+    """Return NSD's images in an HDF5 file: a dataset whose ``.file`` the caller closes.
+
+    Raises:
+        OSError: They can't be read, or are something else than images in this very file.
+    """
     import h5py
 
+    if not os.path.isfile(path):  # noqa: PTH113 (this is not the time for a Path)
+        raise OSError("it is no regular file")
+    file = None
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            shape, dtype = file[HDF5_DATASET].shape, file[HDF5_DATASET].dtype
-    except (OSError, KeyError) as error:
-        raise InputError(f"{NAME}: {str(path)!r} has no readable dataset {HDF5_DATASET}: {one_line(error)}") from None
+        file = h5py.File(path, "r", locking=False)
+        link, images = file.get(HDF5_DATASET, getlink=True), file[HDF5_DATASET]
+        is_own = isinstance(link, h5py.HardLink) and isinstance(images, h5py.Dataset)
+        if not is_own or images.external or images.is_virtual:
+            raise OSError("it is no plain dataset of this file")
+        _check_form(images.shape, images.dtype, images.chunks)
+    except Exception as error:  # h5py raises almost anything on a damaged file
+        if file is not None:
+            file.close()
+        raise OSError(one_line(error)) from None
+    return images
+
+
+def _check_form(shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...] | None) -> None:
     if len(shape) != 4 or shape[3] != 3 or dtype != "uint8":
-        raise InputError(
-            f"{NAME}: {HDF5_DATASET} in {str(path)!r} has shape {shape} of {dtype}; expected images × height "
-            "× width × 3 of uint8"
-        )
-    return int(shape[0])
+        raise OSError(f"it has shape {shape} of {dtype}; expected images × height × width × 3 of uint8")
+    if not 1 <= shape[0] <= len(IDS) or not 1 <= shape[1] * shape[2] <= MAX_PIXELS:
+        raise OSError(f"it has shape {shape}; expected 1 to {len(IDS):,} images of at most {MAX_PIXELS:,} pixels")
+    if chunks is not None and math.prod(chunks) > 3 * MAX_PIXELS:
+        raise OSError(f"it has chunks of {math.prod(chunks):,} bytes, and each is read as a whole")
+
+
+def _ceil_div(size: int, chunk: int) -> int:
+    return -(-size // chunk)

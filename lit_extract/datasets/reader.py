@@ -8,13 +8,19 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from lit_extract.datasets.parquet import MAX_CELLS, Columns, read_parquet
 from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.untrusted import read_regular, shorten
+
+# A caption of 1,000 bytes for each image of NSD has 73 MB. A hostile table takes some 400 MB of memory.
+MAX_TABLE_BYTES = 100 * 2**20
+MAX_LINE = 2**20  # characters; csv itself takes 131,072 in a field
 
 # Text, also where all of it looks like numbers: a file may be called 001.
 TEXT_COLUMNS = frozenset({"name", "path", "image_name", "image_path", "category", "caption", "captions", "original"})
@@ -27,7 +33,7 @@ _BYTE_ORDER_MARKS = {  # UTF-32 first, whose mark begins with that of UTF-16
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-_UNNAMED_INDEX = re.compile(r"__index_level_[0-9]+__")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
 
 
 def read_table(path: Path, setting: str) -> pd.DataFrame:
@@ -42,17 +48,21 @@ def read_table(path: Path, setting: str) -> pd.DataFrame:
         types, and missing text is "" as well. The index that pandas writes as an unnamed first column is left out.
 
     Raises:
-        InputError: The file is missing, is in another encoding, or is damaged; a line has more or fewer fields than
-            the header; a header is empty or occurs twice; or there are NUL characters.
+        InputError: The file is missing, too large, in another encoding, or damaged; a line has more or fewer fields
+            than the header, or the last one no end; a header is empty or occurs twice; or there are NUL characters.
     """
     what = f"{setting}: {str(path)!r}"
-    if not path.is_file():
-        raise InputError(f"{setting}: no file {str(path)!r}")
+    if path.suffix.lower() in _COMPRESSED:
+        raise InputError(f"{what} is compressed; unpack it first")
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MAX_TABLE_BYTES)
+    except FileNotFoundError:
+        raise InputError(f"{setting}: no file {str(path)!r}") from None
     except OSError as error:
-        raise InputError(f"{what} can't be read: {one_line(error)}") from None
-    return _read_parquet(content, what) if path.suffix == ".parquet" else _read_csv(content, what)
+        raise InputError(f"{what} can't be read: {error.strerror or one_line(error)}") from None
+    columns = read_parquet(content, what) if path.suffix == ".parquet" else _read_csv(content, what)
+    _check_header([name for name, _ in columns], what)
+    return pd.DataFrame(dict(columns))
 
 
 def with_numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -79,24 +89,31 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 def check_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
     """Raise InputError unless the table has all these columns."""
     if missing := [column for column in columns if column not in table.columns]:
-        raise InputError(f"{what} has no column {name_some(missing)}; it has {', '.join(map(str, table.columns))}")
+        raise InputError(f"{what} has no column {name_some(missing)}; it has {name_columns(table.columns)}")
 
 
-def _read_csv(content: bytes, what: str) -> pd.DataFrame:
-    text = _decode(content, what)
-    if (place := text.find("\0")) >= 0:
-        raise InputError(f"{what} has a NUL character in line {_line_of(text, place)}: it is damaged, or no text")
+def name_columns(columns: Iterable[str]) -> str:
+    """Return the names of columns as an error may list them."""
+    return name_some([shorten(str(column)) for column in columns], 20)
+
+
+def _read_csv(content: bytes, what: str) -> Columns:
     records: list[list[str]] = []
     lines: list[int] = []  # in which each record begins
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    first = 1
+    cells, first = 0, 1
+    reader = csv.reader(_lines(content, what), strict=True)
     try:
         for record in reader:
+            cells += len(record)
+            if cells > MAX_CELLS:
+                raise InputError(f"{what} has more than {MAX_CELLS:,} fields, the most that are read")
             records.append(record)
             lines.append(first)
             first = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{what}: line {first} can't be read: {one_line(error)}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{what} {_other_encoding(content)}: save it as CSV UTF-8") from None
     while records and not records[-1]:  # empty lines at the end
         records.pop()
     if not records:
@@ -107,11 +124,31 @@ def _read_csv(content: bytes, what: str) -> pd.DataFrame:
     for line, record in zip(lines[1:], records[1:], strict=False):
         if len(record) != len(header):
             raise InputError(_wrong_length(what, line, record, len(header)))
+    if not content.endswith((b"\n", b"\r")):
+        raise InputError(
+            f"{what} has no line end after its last line, {shorten(','.join(records[-1]))}, as when a copy broke off; "
+            "if it is whole, add one"
+        )
     columns = [list(values) for values in zip(*records[1:], strict=True)] or [[] for _ in header]
     if header[0] == "" and columns[0] == [str(row) for row in range(len(columns[0]))]:
         header, columns = header[1:], columns[1:]
-    _check_header(header, what)
-    return pd.DataFrame(dict(zip(header, columns, strict=True)), dtype=object)
+    return [(name, pd.Series(values, dtype=object)) for name, values in zip(header, columns, strict=True)]
+
+
+def _lines(content: bytes, what: str) -> Iterator[str]:
+    """Yield the lines of a CSV, which end as csv wants to see them."""
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            raise InputError(f"{what} is {encoding}, not UTF-8: save it as CSV UTF-8")
+    text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
+    number = 0
+    while line := text.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise InputError(f"{what} has more than {MAX_LINE:,} characters in line {number}, the most that are read")
+        if "\0" in line:
+            raise InputError(f"{what} has a NUL character in line {number}: it is damaged, or no text")
+        yield line
 
 
 def _wrong_length(what: str, line: int, record: list[str], expected: int) -> str:
@@ -122,68 +159,23 @@ def _wrong_length(what: str, line: int, record: list[str], expected: int) -> str
     return f"{what}: line {line} has {len(record)} fields, the header has {expected}: {shown!r}{hint}"
 
 
-def _decode(content: bytes, what: str) -> str:
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if content.startswith(mark):
-            raise InputError(f"{what} is {encoding}, not UTF-8: save it as CSV UTF-8")
+def _other_encoding(content: bytes) -> str:
+    """Return how a file that is not UTF-8 is probably encoded."""
     try:
-        return content.decode("utf-8-sig")
+        content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         encoding = "UTF-16" if b"\0" in content[:100] else "Windows-1252 or Latin-1"
-        raise InputError(
-            f"{what} is not UTF-8 but probably {encoding} (byte 0x{content[error.start]:02X} in line {line}): save it "
-            "as CSV UTF-8"
-        ) from None
-
-
-def _line_of(text: str, place: int) -> int:
-    return text.count("\n", 0, place) + 1
+        return f"is not UTF-8 but probably {encoding} (byte 0x{content[error.start]:02X} in line {line})"
+    raise AssertionError("it is UTF-8")
 
 
 def _check_header(header: Sequence[str], what: str) -> None:
     if empty := [str(place + 1) for place, name in enumerate(header) if not name]:
-        raise InputError(f"{what} has no name for column {name_some(empty)}; its header is {', '.join(header)}")
-    if twice := [name for name in dict.fromkeys(header) if list(header).count(name) > 1]:
-        raise InputError(f"{what} has several columns called {name_some(twice)}; rename or delete one")
-
-
-def _read_parquet(content: bytes, what: str) -> pd.DataFrame:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(pyarrow.BufferReader(content))
-        # pandas' own metadata can make an index of a column, or change types; the columns are what counts
-        names = [str(name).strip() for name in table.column_names]
-        columns = {
-            place: _arrow_values(table.column(place))
-            for place, name in enumerate(names)
-            if not _UNNAMED_INDEX.fullmatch(name)
-        }
-    except Exception as error:  # pyarrow raises almost anything on a damaged file
-        raise InputError(f"{what} can't be read: {one_line(error)}") from None
-    _check_header([names[place] for place in columns], what)
-    read = {names[place]: values for place, values in columns.items()}
-    for name, values in read.items():
-        if rows := [str(row) for row, value in enumerate(values) if isinstance(value, str) and "\0" in value]:
-            raise InputError(f"{what} has a NUL character in column {name}, row {name_some(rows)}")
-    return pd.DataFrame(read)
-
-
-def _arrow_values(column: Any) -> "pd.Series[Any]":
-    import pyarrow
-
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-        return pd.Series(["" if value is None else value for value in column.to_pylist()], dtype=object)
-    if pyarrow.types.is_integer(kind) and column.null_count:
-        return pd.Series(column.to_pylist(), dtype="Int64")  # floats would lose digits
-    if pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind):
-        return pd.Series(column.to_pandas())
-    return pd.Series(column.to_pylist(), dtype=object)
+        raise InputError(f"{what} has no name for column {name_some(empty)}; its header is {name_columns(header)}")
+    counts = pd.Series(header, dtype=object).value_counts()
+    if twice := [name for name in dict.fromkeys(header) if counts[name] > 1]:
+        raise InputError(f"{what} has several columns called {name_columns(twice)}; rename or delete one")
 
 
 def _is_text(values: "pd.Series[Any]") -> bool:

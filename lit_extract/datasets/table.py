@@ -10,6 +10,7 @@ import pandas as pd
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import check_columns, read_table, with_numbers
 from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.untrusted import MAX_PATH_BYTES, is_printable, shorten
 
 # columns that with_stimuli and nsd.py add
 RESERVED = ("stimulus_id", "image", "image_row")
@@ -73,11 +74,22 @@ def relative_images(root: Path, paths: "pd.Series[str]") -> list[str]:
     """Absolute paths of images that the index gives relative to the root.
 
     Raises:
-        InputError: A path is missing, or is not text.
+        InputError: A path is missing, is not text, leads out of the root, or can't be one.
     """
     if wrong := [str(row) for row, path in enumerate(paths) if not isinstance(path, str) or not path.strip()]:
         raise InputError(f"the index below {str(root)!r} has no {paths.name} in row {name_some(wrong)}")
+    if wrong := [f"row {row} ({shorten(path)})" for row, path in enumerate(paths) if not _is_below_root(path)]:
+        raise InputError(
+            f"the index below {str(root)!r} has a {paths.name} that is absolute, has .. in it, control characters, or "
+            f"more than {MAX_PATH_BYTES:,} bytes, in {name_some(wrong)}; give paths relative to the folder"
+        )
     return [str(root / path) for path in paths]
+
+
+def _is_below_root(path: str) -> bool:
+    """Return whether a path stays in its folder, unless links in that lead elsewhere, which are the user's."""
+    parts = path.split("/")
+    return parts[0] != "" and ".." not in parts and is_printable(path) and len(path.encode()) <= MAX_PATH_BYTES
 
 
 def image_sizes(table: pd.DataFrame) -> list[int]:

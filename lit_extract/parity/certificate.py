@@ -4,12 +4,33 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import FailFast, TypeAdapter
+from typing_extensions import TypedDict
 
 from lit_extract.errors import InputError, one_line
+from lit_extract.untrusted import Text, read_regular, validate_json
 
 CERTIFICATE_FORMAT = 1
 PASS, FAIL = "pass", "fail"
+MAX_CERTIFICATE_BYTES = 16 * 2**20  # it has 100 for each of the stimuli
+MAX_CERTIFICATE_VALUES = 500_000
+
+
+class Certificate(TypedDict):
+    """What is read of a certificate again; it has more."""
+
+    format: Literal[1]  # CERTIFICATE_FORMAT
+    verdict: Literal["pass", "fail"]
+    failures: Annotated[list[Text], FailFast()]
+    remarks: Annotated[list[Text], FailFast()]
+    precision: Text
+    stimuli: Annotated[list[dict[str, Any]], FailFast()]
+    records_crc32: dict[str, Any]  # which must be those of the file
+
+
+_CERTIFICATE = TypeAdapter(Certificate)
 
 
 @dataclass(frozen=True)
@@ -54,22 +75,19 @@ def read_certificate(file: Path) -> dict[str, Any] | None:
         InputError: It is not whole, or of another file than what is there now.
     """
     path = certificate_path(file)
+    what = f"{path.name} is no certificate"
     try:
-        certificate: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if certificate["format"] != CERTIFICATE_FORMAT:
-            raise ValueError(f"it has format {certificate['format']}; this version reads {CERTIFICATE_FORMAT}")
-        records = certificate["records_crc32"]
-        if lacking := {"stimuli", "precision", "remarks"} - certificate.keys():
-            raise ValueError(f"it has no {', '.join(sorted(lacking))}")
-        if (certificate["verdict"] == PASS) is bool(certificate["failures"]):
-            raise ValueError(f"its verdict is {certificate['verdict']!r}")
+        content = read_regular(path, MAX_CERTIFICATE_BYTES)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path.name} is no certificate: {one_line(error)}") from None
-    if records != checksums(file):
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror or one_line(error)}") from None
+    certificate = validate_json(_CERTIFICATE, content, what, MAX_CERTIFICATE_VALUES)
+    if (certificate["verdict"] == PASS) is bool(certificate["failures"]):
+        raise InputError(f"{what}: its verdict is {certificate['verdict']!r}")
+    if certificate["records_crc32"] != checksums(file):
         raise InputError(f"{path.name} is of another file: this one has changed since, or took its place")
-    return certificate
+    return {**certificate}
 
 
 def write_certificate(file: Path, certificate: dict[str, Any]) -> Path:
@@ -81,6 +99,7 @@ def write_certificate(file: Path, certificate: dict[str, Any]) -> Path:
     path = certificate_path(file)
     part = path.with_name(f".{path.name}.part")
     try:
+        part.unlink(missing_ok=True)  # a link there would lead elsewhere, a named pipe nowhere
         part.write_text(json.dumps(certificate, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:

@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 
 from lit_extract.captioning.check import KINDS, SEPARATOR, Rules, check_row, rules_of_rows, use_full_stops
-from lit_extract.captioning.output import write_captions
+from lit_extract.captioning.output import sha256_of, write_captions
 from lit_extract.captioning.prompts import read_prompts
 from lit_extract.captioning.review import DECISION, check_same_rows, review_file, write_review
 from lit_extract.errors import InputError, name_some, one_line
-from lit_extract.review.journal import Journal, hash_captions, journal_of, read_journal
-from lit_extract.review.merge import read_whole, replay, sha256_of
+from lit_extract.review.journal import Journal, journal_of, read_journal
+from lit_extract.review.merge import read_whole, replay
 from lit_extract.review.rows import ACCEPTED, EDITED, OPEN, STATUSES, Entry, Rows, base_status, changed_elsewhere
 
 FLAGGED = "flagged"  # a choice of rows: with any flag
@@ -65,9 +65,8 @@ class Decisions:
         self._counts: Counter[str] = Counter()  # rows of each status, and with each flag
         self._left: Counter[str] = Counter()  # open rows with each flag
 
-        captions_sha256 = hash_captions(originals)
-        content = read_journal(journal_of(self.path), captions_sha256)
-        self._journal = Journal(journal_of(self.path), captions_sha256)
+        content = read_journal(journal_of(self.path), originals)
+        self._journal = Journal(journal_of(self.path), originals)
         if made or not content.files:
             self._journal.note(self._sha256, 0)
             content.files.append((self._sha256, 0))

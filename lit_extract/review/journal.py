@@ -10,12 +10,60 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, final
 
+from pydantic import AfterValidator, Discriminator, Field, Tag, TypeAdapter
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from lit_extract.captioning.parts import without_nul
 from lit_extract.errors import InputError, one_line
-from lit_extract.review.rows import Entry
+from lit_extract.review.rows import DECISIONS, Entry
+from lit_extract.untrusted import Count, read_regular, validate_json
 
 JOURNAL_FORMAT = 1
+MAX_JOURNAL_BYTES = 128 * 2**20  # 73,000 captions, edited three times each
+MAX_LINE_VALUES = 100_000  # of an entry, which has eleven; its texts may have commas as well
+
+
+class _Header(TypedDict):
+    format: Literal[1]  # JOURNAL_FORMAT
+    captions_sha256: str
+
+
+@final
+class _File(TypedDict):
+    file: Annotated[str, Field(max_length=64)]
+    revision: Count
+
+
+Words = Annotated[str, AfterValidator(without_nul)]
+
+
+@final
+class _Entry(TypedDict):
+    """As :class:`Entry`."""
+
+    revision: Count
+    row: Count
+    stimulus: Words
+    action: Literal["accept", "edit", "undo", "elsewhere", "clash"]
+    old: Words
+    new: Words
+    was: Literal["open", "accepted", "edited"]
+    status: Literal["open", "accepted", "edited"]
+    time: Words
+    undoes: NotRequired[Count]
+    theirs: NotRequired[Words]
+
+
+def _kind(line: object) -> str:
+    return "file" if isinstance(line, dict) and "file" in line else "entry"
+
+
+_HEADER = TypeAdapter(_Header)
+_LINE: TypeAdapter[_File | _Entry] = TypeAdapter(
+    Annotated[Annotated[_File, Tag("file")] | Annotated[_Entry, Tag("entry")], Discriminator(_kind)]
+)
 
 
 class Content(NamedTuple):
@@ -41,45 +89,63 @@ def journal_of(review: Path) -> Path:
     return review.with_suffix(".jsonl")
 
 
-def read_journal(path: Path, captions_sha256: str) -> Content:
+def read_journal(path: Path, captions: Sequence[str]) -> Content:
     """The journal; an empty one if there is none.
 
     Args:
         path: Where it is.
-        captions_sha256: The captions that it must be about, as :func:`hash_captions` gives it.
+        captions: The captions that it must be about.
 
     Raises:
         InputError: It is about other captions, or damaged.
     """
-    data = path.read_bytes() if path.exists() else b""
+    try:
+        data = read_regular(path, MAX_JOURNAL_BYTES)
+    except FileNotFoundError:
+        data = b""
+    except OSError as error:
+        raise InputError(f"{str(path)!r} can't be read: {error.strerror or one_line(error)}") from None
     n_bytes = data.rfind(b"\n") + 1
     lines = data[:n_bytes].split(b"\n")[:-1]
     entries: list[Entry] = []
     files: list[tuple[str, int]] = []
-    for number, line in enumerate(lines):
-        try:
-            content = json.loads(line)
-            if number == 0:
-                _check_header(path, content, captions_sha256)
-            elif "file" in content:
-                files.append((content["file"], content["revision"]))
-            else:
-                entries.append(Entry(**content))
-                assert entries[-1].revision == len(entries)
-        except (ValueError, TypeError, KeyError, AssertionError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{str(path)!r} is damaged in line {number + 1}: {one_line(error)}") from None
+    standing: dict[int, list[int]] = {}  # revisions of decisions that can be undone, by row
+    for number, line in enumerate(lines, start=1):
+        what = f"{str(path)!r} is damaged in line {number}; restore it, or move it away with its review file"
+        if number == 1:
+            header = validate_json(_HEADER, line, what, MAX_LINE_VALUES)
+            if header["captions_sha256"] != hash_captions(captions):
+                raise InputError(
+                    f"{str(path)!r} has decisions about other captions; move it away, with its review file, to begin "
+                    "anew"
+                )
+            continue
+        content = validate_json(_LINE, line, what, MAX_LINE_VALUES)
+        if "file" in content:
+            follows = content["revision"] <= len(entries)  # some may have come while the file was written
+            files.append((content["file"], content["revision"]))
+        else:
+            follows = content["revision"] == len(entries) + 1 and _may_follow(content, standing, len(captions))
+            entries.append(Entry(**content))
+        if not follows:
+            raise InputError(f"{what}: it does not follow from the lines before it")
     return Content(entries, files, n_bytes)
 
 
-def _check_header(path: Path, header: dict[str, Any], captions_sha256: str) -> None:
-    if header["format"] != JOURNAL_FORMAT:
-        raise InputError(f"{str(path)!r} has format {header['format']}; this version reads {JOURNAL_FORMAT}")
-    if header["captions_sha256"] != captions_sha256:
-        raise InputError(
-            f"{str(path)!r} has decisions about other captions; move it away, with its review file, to begin anew"
-        )
+def _may_follow(content: _Entry, standing: dict[int, list[int]], n_rows: int) -> bool:
+    """Return whether an entry may come after those that led to the standing decisions, which are brought up to date."""
+    row, action, undoes = content["row"], content["action"], content.get("undoes")
+    if row >= n_rows or (undoes is not None) != (action == "undo"):
+        return False
+    if action in DECISIONS:
+        standing.setdefault(row, []).append(content["revision"])
+    elif undoes is None:
+        standing.pop(row, None)  # they were about another text
+    elif standing.get(row, [])[-1:] != [undoes]:
+        return False
+    else:
+        standing[row].pop()
+    return True
 
 
 class Journal:
@@ -87,21 +153,21 @@ class Journal:
 
     Args:
         path: Where it is, or will be.
-        captions_sha256: The captions that it is about.
+        captions: The captions that it is about.
 
     Raises:
         InputError: It is about other captions, damaged, or can't be written.
     """
 
-    def __init__(self, path: Path, captions_sha256: str) -> None:
+    def __init__(self, path: Path, captions: Sequence[str]) -> None:
         self.path = path
-        content = read_journal(path, captions_sha256)
+        content = read_journal(path, captions)
         self._n_bytes = content.n_bytes
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             os.ftruncate(self._file, self._n_bytes)
             if not self._n_bytes:
-                self._append([{"format": JOURNAL_FORMAT, "captions_sha256": captions_sha256}])
+                self._append([{"format": JOURNAL_FORMAT, "captions_sha256": hash_captions(captions)}])
                 _sync_folder(path.parent)
         except OSError as error:
             raise InputError(f"can't write {str(path)!r}: {one_line(error)}") from None

@@ -1,12 +1,11 @@
 """What a review file should say, out of what it says, its journal, and what another program may have done to it."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from lit_extract.captioning.output import read_captions
+from lit_extract.captioning.output import read_captions, sha256_of
 from lit_extract.errors import InputError, name_some
 from lit_extract.review.journal import Content
 from lit_extract.review.rows import OPEN, Rows, changed_elsewhere
@@ -68,8 +67,3 @@ def read_whole(path: Path) -> tuple[str, pd.DataFrame]:
         table_of, table = sha256_of(path), read_captions(path)
         if sha256_of(path) == table_of:
             return table_of, table
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file; "" if there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

@@ -1,26 +1,29 @@
 """The page's server: a few routes around :class:`Decisions`. No path of a request ever becomes a path of the disk."""
 
 import asyncio
-import json
+import re
 import secrets
 import traceback
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any
+from typing import Any, NotRequired, TypeVar
 
+from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lit_extract.errors import InputError, one_line
 from lit_extract.review.decisions import CLASH, Decisions
 from lit_extract.review.images import Images, NoImageError
 from lit_extract.review.rows import OPEN, STATUSES, ConflictError
+from lit_extract.untrusted import validate_json
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -31,8 +34,24 @@ PAGE = {
 ROWS_AT_ONCE = 200
 CHANGES_AT_MOST = 200  # more, and the page asks for all it shows anew
 LISTS_AT_MOST = 32
+ROW = re.compile("[0-9]{1,10}")
 LONGEST_BODY = 2**20  # bytes
 SECONDS_BETWEEN_WRITES = 5.0
+
+T = TypeVar("T")
+
+
+class _Decision(TypedDict):
+    row: int
+    revision: int
+    text: NotRequired[str | None]
+
+
+class _Undo(TypedDict):
+    revision: int
+
+
+_DECISION, _UNDO, _NOTHING = TypeAdapter(_Decision), TypeAdapter(_Undo), TypeAdapter(dict[str, Any])
 
 
 class ReviewServer:
@@ -54,7 +73,7 @@ class ReviewServer:
         """The application, still without a guard."""
         routes = [Route(path, self._file) for path in PAGE]
         routes += [
-            Route("/image/{row:int}", self._image),
+            Route("/image/{row}", self._image),
             Route("/api/start", self._start),
             Route("/api/list", self._list),
             Route("/api/rows", self._rows),
@@ -90,7 +109,8 @@ class ReviewServer:
         return Response((files(__package__) / "page" / name).read_bytes(), media_type=media_type)
 
     def _image(self, request: Request) -> Response:
-        row = self._checked_row(request.path_params["row"])
+        name = request.path_params["row"]
+        row = self._checked_row(int(name) if ROW.fullmatch(name) else -1)
         try:
             picture = self.images.read(row)
         except NoImageError as error:
@@ -146,23 +166,18 @@ class ReviewServer:
     # What is done
 
     async def _decide(self, request: Request) -> Response:
-        body = await _body(request)
-        row, seen, text = body.get("row"), body.get("revision"), body.get("text")
-        if type(row) is not int or type(seen) is not int or not isinstance(text, str | None):
-            raise HTTPException(400, "row and revision are numbers, text is text")
-        row = self._checked_row(row)
-        await run_in_threadpool(self.decisions.decide, row, text, seen)
+        body = await _body(request, _DECISION)
+        row = self._checked_row(body["row"])
+        await run_in_threadpool(self.decisions.decide, row, body.get("text"), body["revision"])
         return JSONResponse({"row": self.decisions.describe(row), **self._progress()})
 
     async def _undo(self, request: Request) -> Response:
-        revision = (await _body(request)).get("revision")
-        if type(revision) is not int:
-            raise HTTPException(400, "revision is a number")
-        row = await run_in_threadpool(self.decisions.undo, revision)
+        body = await _body(request, _UNDO)
+        row = await run_in_threadpool(self.decisions.undo, body["revision"])
         return JSONResponse({"row": self.decisions.describe(row), **self._progress()})
 
     async def _keep(self, request: Request) -> Response:
-        await _body(request)
+        await _body(request, _NOTHING)
         await run_in_threadpool(self.decisions.keep)
         return JSONResponse(self._progress())
 
@@ -185,8 +200,8 @@ class ReviewServer:
         return rows
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    """What a page sends: a JSON object of modest size."""
+async def _body(request: Request, form: "TypeAdapter[T]") -> T:
+    """What a page sends: a JSON object of modest size and the given form."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
         raise HTTPException(415, "JSON is wanted")
     data = b""
@@ -195,12 +210,9 @@ async def _body(request: Request) -> dict[str, Any]:
         if len(data) > LONGEST_BODY:
             raise HTTPException(413, "That is too long.")
     try:
-        body = json.loads(data)
-    except ValueError:
-        raise HTTPException(400, "JSON is wanted") from None
-    if not isinstance(body, dict):
-        raise HTTPException(400, "an object is wanted")
-    return body
+        return validate_json(form, data, "request")
+    except InputError as error:
+        raise HTTPException(400, str(error)) from None
 
 
 def _number(request: Request, name: str, default: int) -> int:

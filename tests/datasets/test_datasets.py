@@ -59,7 +59,7 @@ def write_index(root, name, columns):
 
 def write_bricks(root, shape=(4, 425, 425, 3), dtype="uint8", name="imgBrick"):
     with h5py.File(root / "nsd_stimuli.hdf5", "w") as file:
-        file.create_dataset(name, shape=shape, dtype=dtype)
+        file.create_dataset(name, data=np.zeros(shape, dtype))
 
 
 @pytest.mark.parametrize(("dataset", "index", "columns", "path_column"), INDICES)

@@ -65,6 +65,8 @@ def write_parquet(columns, **settings):
         ('nsd_id,caption\n0,"a"b\n', "line 2 can't be read"),
         ("nsd_id;caption\n0;a\n", "separated by ';'; save it with commas"),
         ("nsd_id\tcaption\n0\ta\n", "separated by '\\t'"),
+        ("nsd_id,caption\n0,A dog runs\n1,A ca", "no line end after its last line, 1,A ca, as when a copy broke off"),
+        ("nsd_id,caption", "no line end"),
         ("", "is empty"),
         ("\n\n", "is empty"),
         ("nsd_id,caption\n0,a\n1,café\n".encode("latin-1"), "probably Windows-1252 or Latin-1 (byte 0xE9 in line 3)"),
@@ -145,7 +147,7 @@ def test_bad_parquet_is_refused(refusal, content, said):
 
 
 def test_a_folder_is_no_table(tmp_path):
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="folder, not a regular file"):
         read_table(tmp_path, "data.captions")
 
 
@@ -188,6 +190,7 @@ def test_a_damaged_table_is_read_as_csv_reads_it_or_refused(tmp_path_factory, ro
     except InputError:
         return
     text = bytes(content).decode("utf-8-sig")
+    assert text.endswith("\n")
     expected = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     while not expected[-1]:
         expected.pop()

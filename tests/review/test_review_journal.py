@@ -9,7 +9,7 @@ from lit_extract.errors import InputError
 from lit_extract.review.journal import Journal, hash_captions, read_journal
 from lit_extract.review.rows import Rows
 
-CAPTIONS = hash_captions(["a", "b"])
+CAPTIONS = ["a", "b"]
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_damage_is_named_and_nothing_is_cut(path):
 def test_a_journal_of_other_captions_or_another_format_is_refused(path):
     Journal(path, CAPTIONS).close()
     with pytest.raises(InputError, match="has decisions about other captions"):
-        read_journal(path, hash_captions(["a", "c"]))
-    path.write_text(json.dumps({"format": 2, "captions_sha256": CAPTIONS}) + "\n")
-    with pytest.raises(InputError, match="has format 2; this version reads 1"):
+        read_journal(path, ["a", "c"])
+    path.write_text(json.dumps({"format": 2, "captions_sha256": hash_captions(CAPTIONS)}) + "\n")
+    with pytest.raises(InputError, match="format: should be 1, not 2"):
         read_journal(path, CAPTIONS)
 
 

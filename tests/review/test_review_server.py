@@ -361,7 +361,7 @@ def test_what_makes_no_sense_is_refused(client, served, body):
         ({"row": -1, "revision": 0}, 404),
         ({"row": 0, "revision": 5}, 409),
         ({"row": 0, "revision": 0, "text": " "}, 422),
-        ({"row": 0, "revision": 0, "text": "a\ud800"}, 422),
+        ({"row": 0, "revision": 0, "text": "a\ud800"}, 400),
         ({"row": 0, "revision": 0, "text": "a" * 2**20}, 413),
     ],
 )

@@ -1,0 +1,134 @@
+"""Parquet files as columns of plain values: what they say of themselves is checked before any of it is unpacked."""
+
+import io
+import re
+from typing import Any, TypeAlias
+
+import pandas as pd
+
+from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.untrusted import shorten
+
+MAX_CELLS = 3_000_000  # of a table, each some 100 bytes in memory; NSD has 73,000 stimuli
+MAX_UNPACKED_BYTES = 200 * 2**20  # of a table without compression; then of its texts, of which a file has each once
+MAX_PARTS = 10_000  # row groups, columns and the like; Parquet's own limit is a million
+
+Columns: TypeAlias = "list[tuple[str, pd.Series[Any]]]"  # a name may be there twice
+
+_UNNAMED_INDEX = re.compile(r"__index_level_[0-9]+__")
+
+
+def read_parquet(content: bytes, what: str) -> Columns:
+    """Return the columns of a Parquet file with their own types; missing text is "".
+
+    pandas' own metadata can make an index of a column, or change types; the columns are what counts. The unnamed index
+    that pandas adds as a column is left out.
+
+    Args:
+        content: The file.
+        what: What to call it in errors.
+
+    Raises:
+        InputError: It is damaged, or unpacks to more than a table may have; there are values other than numbers, text,
+            times, and lists of these; NUL characters; or an index with a name that is only in pandas' metadata.
+    """
+    try:
+        columns = _columns(content, what)
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow raises almost anything on a damaged file
+        raise InputError(f"{what} can't be read: {shorten(one_line(error), 400)}") from None
+    if sum(_length(value) for _, values in columns for value in values) > MAX_UNPACKED_BYTES:
+        raise InputError(f"{what} unpacks to more than {MAX_UNPACKED_BYTES:,} characters, the most that are read")
+    for name, values in columns:
+        if rows := [str(row) for row, value in enumerate(values) if isinstance(value, str) and "\0" in value]:
+            raise InputError(f"{what} has a NUL character in column {shorten(name)}, row {name_some(rows)}")
+    return columns
+
+
+def _columns(content: bytes, what: str) -> Columns:
+    from pyarrow import parquet
+
+    limits: Any = {"thrift_container_size_limit": MAX_PARTS, "page_checksum_verification": True}
+    metadata = parquet.ParquetFile(io.BytesIO(content), **limits).metadata
+    _check_size(metadata, what)
+    leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    # A text that occurs a million times is in memory once.
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    file = parquet.ParquetFile(io.BytesIO(content), read_dictionary=texts, **limits)
+    _check_index(file.schema_arrow.pandas_metadata, what)
+    table = file.read(use_threads=False)
+    if table.num_rows != metadata.num_rows:
+        raise ValueError(f"it has {table.num_rows} rows instead of {metadata.num_rows}")
+    named = [(str(name).strip(), table.column(place)) for place, name in enumerate(table.column_names)]
+    return [(name, _values(column, name, what)) for name, column in named if not _UNNAMED_INDEX.fullmatch(name)]
+
+
+def _check_size(metadata: Any, what: str) -> None:
+    n_rows, n_groups, n_columns = metadata.num_rows, metadata.num_row_groups, metadata.num_columns
+    if not n_rows <= MAX_CELLS or n_groups * n_columns > MAX_CELLS:
+        raise InputError(f"{what} says that it has {n_rows:,} rows; at most {MAX_CELLS:,} values are read")
+    groups = [metadata.row_group(place) for place in range(n_groups)]
+    chunks = [group.column(place) for group in groups for place in range(n_columns)]
+    cells = sum(chunk.num_values for chunk in chunks)
+    if cells > MAX_CELLS:
+        raise InputError(f"{what} says that it has {cells:,} values; at most {MAX_CELLS:,} are read")
+    n_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+    if n_bytes > MAX_UNPACKED_BYTES:
+        raise InputError(f"{what} says that it unpacks to {n_bytes:,} bytes; at most {MAX_UNPACKED_BYTES:,} are read")
+    numbers = [n_rows, *(number for chunk in chunks for number in (chunk.num_values, chunk.total_uncompressed_size))]
+    if min(numbers) < 0:
+        raise ValueError("it has a negative size")
+
+
+def _check_index(pandas_metadata: Any, what: str) -> None:
+    """Refuse a range with a name, which pandas keeps in its metadata only: perhaps the ids."""
+    for index in (pandas_metadata or {}).get("index_columns", []):
+        if isinstance(index, dict) and index.get("name") is not None:
+            raise InputError(
+                f"{what} has an index {shorten(str(index['name']))}, which is no column of the file; save it with "
+                "reset_index(), or drop the index"
+            )
+
+
+def _values(column: Any, name: str, what: str) -> "pd.Series[Any]":
+    import pyarrow
+
+    types, kind = pyarrow.types, column.type
+    if types.is_integer(kind) and column.null_count:
+        return pd.Series(column.to_pylist(), dtype="Int64")  # floats would lose digits
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind):
+        return pd.Series(column.to_pandas())
+    values = [value for chunk in column.chunks for value in _plain(chunk, name, what)]
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_integer(kind):  # categories
+        return pd.Series(values, dtype="Int64" if column.null_count else "int64")
+    if types.is_string(kind) or types.is_large_string(kind):
+        values = ["" if value is None else value for value in values]
+    return pd.Series(values, dtype=object)
+
+
+def _plain(chunk: Any, name: str, what: str) -> list[Any]:
+    """Return the values of a part of a column; text that the file has once is one object."""
+    import pyarrow
+
+    types, kind = pyarrow.types, chunk.type
+    if types.is_dictionary(kind):
+        known = chunk.dictionary.to_pylist()
+        return [None if place is None else known[place] for place in chunk.indices.to_pylist()]
+    if types.is_list(kind) or types.is_large_list(kind):
+        flat = _plain(chunk.values, name, what)
+        ends = chunk.offsets.to_pylist()
+        is_there = chunk.is_valid().to_pylist()
+        return [flat[a:b] if there else None for a, b, there in zip(ends, ends[1:], is_there, strict=False)]
+    if types.is_nested(kind):
+        raise InputError(f"{what} has values of type {shorten(str(kind))} in column {shorten(name)}; leave it out")
+    plain: list[Any] = chunk.to_pylist()
+    return plain
+
+
+def _length(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_length, value))
+    return len(value) if isinstance(value, str | bytes) else 0
