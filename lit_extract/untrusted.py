@@ -8,16 +8,20 @@ import errno
 import os
 import re
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
+import yaml
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 
-from lit_extract.errors import InputError
+from lit_extract.errors import InputError, one_line
 
 # Far above anything that a real file has; they keep a hostile one from filling the memory.
 MAX_RECORD_BYTES = 64 * 2**20  # of a JSON record that is read as a whole
 MAX_CONFIG_BYTES = 2**20  # of a YAML file
+MAX_CONFIG_VALUES = 50_000  # in a YAML file: PyYAML needs 30 microseconds for each
+MAX_CONFIG_NUMBER = 100  # characters of a number: YAML 1.1 reads 1:1:1:… to the base 60, which may take hours
 MAX_NAME_BYTES = 255  # of a name in a folder, on all file systems of Linux
 MAX_PATH_BYTES = 4095
 
@@ -176,8 +180,9 @@ def plain_values(value: Any, max_depth: int = 50, max_items: int = 10_000_000) -
         if depth > max_depth:
             raise ValueError(f"it is nested more than {max_depth} deep")
         if isinstance(item, dict):
-            if wrong := next((key for key in item if type(key) is not str), None):
-                raise ValueError(f"it has a key {shorten(wrong)}, which is no text")
+            for key in item:
+                if type(key) is not str:
+                    raise ValueError(f"it has a key {shorten(key)}, which is no text")
             todo += [(inner, depth + 1) for inner in item.values()]
         elif isinstance(item, list):
             todo += [(inner, depth + 1) for inner in item]
@@ -186,3 +191,58 @@ def plain_values(value: Any, max_depth: int = 50, max_items: int = 10_000_000) -
         if left < len(todo):
             raise ValueError(f"it has more than {max_items:,} values")
     return value
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Return the plain values of a YAML file, see :func:`plain_values`; None of an empty one.
+
+    Args:
+        path: The file, UTF-8.
+        what: Where it is given, for the error.
+
+    Raises:
+        InputError: It can't be read, or has more than plain values: tags, which name types; aliases, by which a few
+            lines make billions of values, or one without an end; a key twice, of which one would be ignored.
+    """
+    try:
+        content = read_regular(path, MAX_CONFIG_BYTES).decode()
+        _check_yaml(content)
+        return plain_values(yaml.load(content, Loader=_OneOfEachKey))  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise InputError(f"{what} can't be read: {error.strerror or one_line(error)}") from None
+    except Exception as error:  # PyYAML raises almost anything on text that only looks like a date or a number
+        raise InputError(f"{what} can't be read: {shorten(one_line(error), 400)}") from None
+
+
+def _check_yaml(content: str, max_depth: int = 50) -> None:
+    """Raise ValueError for what can't be constructed safely, while it is parsed, before anything is."""
+    depth = 0
+    event: Any
+    for count, event in enumerate(yaml.parse(content, Loader=yaml.SafeLoader)):
+        where = f"line {event.start_mark.line + 1}"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if count > MAX_CONFIG_VALUES or depth > max_depth:
+            raise ValueError(f"{where}: more than {MAX_CONFIG_VALUES:,} values, or nested more than {max_depth} deep")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"{where}: it has an alias, *{event.anchor}; write out what it stands for")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(
+                f"{where}: it has a tag, {event.tag}; text that looks like something else is put in quotes"
+            )
+        if isinstance(event, yaml.ScalarEvent):
+            event.value.encode()
+            if event.implicit[0] and len(event.value) > MAX_CONFIG_NUMBER and _NUMBER.fullmatch(event.value):
+                raise ValueError(f"{where}: it has a number of {len(event.value)} characters")
+
+
+_NUMBER = re.compile(r"[-+0-9a-fx_:.]+", re.IGNORECASE)
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in counts.items() if count > 1]:
+            raise ValueError(f"line {node.start_mark.line + 1}: the key {twice[0]!r} occurs twice")
+        return super().construct_mapping(node, deep)

@@ -4,6 +4,7 @@ import os
 import socket
 
 import pytest
+import yaml
 from guard import RIGHT, fuzzed, outcome
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from mutations import HOSTILE, as_json, damaged_bytes, deep
 from pydantic import TypeAdapter
 
 from lit_extract.errors import InputError
-from lit_extract.untrusted import check_name, plain_values, read_regular, validate_json
+from lit_extract.untrusted import check_name, plain_values, read_regular, read_yaml, validate_json
 
 FORM = TypeAdapter(dict[str, list[int]])
 
@@ -99,3 +100,71 @@ def test_the_guard_sees_what_must_not_happen(tmp_path):
         outcome("guard", tmp_path, lambda: {}["x"], lambda _: True)
     with pytest.raises(AssertionError, match="MB"):
         outcome("guard", tmp_path, lambda: bytes(b"x" * (600 * 10**6)) and None, lambda _: True)
+
+
+YAML = b"""# names
+a:
+  text: Is it there?
+  choices: ["yes", no_, 3]
+  n: 0.5
+b: |
+  line
+  line
+c: [null, true, {d: e}]
+"""
+
+
+@fuzzed(300)
+@given(damaged_bytes(YAML) | st.text().map(str.encode) | HOSTILE.map(as_json))
+def test_yaml_is_plain_values_or_refused(folder, content):
+    (folder / "x.yml").write_bytes(content)
+
+    def is_right(value):
+        return value == yaml.safe_load(content) or value != value  # nan
+
+    outcome("YAML", folder, lambda: read_yaml(folder / "x.yml", "config"), is_right)
+
+
+BILLIONS = "a: &a [x]\n" + "".join(f"{chr(98 + k)}: &{chr(98 + k)} [{f'*{chr(97 + k)}, ' * 9}]\n" for k in range(20))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: \xff", "utf-8"),
+        (b"a: &x [*x]", "alias"),
+        (BILLIONS.encode(), "alias"),
+        (b"[" * 10**6, "deep"),
+        (b"{a: " * 10**5, "deep"),
+        (b"- a\n" * 200_000, "50,000 values"),
+        (b"a: 1" + b":1" * 400_000, "800001 characters"),
+        (b"a: " + b"9" * 5000, "5000 characters"),
+        (b"a: !!python/object/apply:os.system [id]", "tag"),
+        (b'a: !!int "1:1"', "tag"),
+        (b"a: 2020-01-01", "date"),
+        (b"a: 2020-13-01", "month"),
+        (b"a: 1\nb: 2\na: 3", "'a' occurs twice"),
+        (b"no: 1", "which is no text"),
+        (b"1: 1", "which is no text"),
+        (b"? [a]\n: b", "unhashable"),
+        (b'a: "\\ud800"', "surrogates"),
+        (b"a: \x1b[31m", "special characters"),
+        (b"a: b\n---\nc: d", "single document"),
+        (b"a: b: c", "line 1"),
+        (b" " * (2**20 + 1), "1,048,576 bytes"),
+    ],
+)
+def test_yaml_beyond_plain_values_is_refused(tmp_path, content, message):
+    (tmp_path / "x.yml").write_bytes(content)
+    assert outcome("YAML", tmp_path, lambda: read_yaml(tmp_path / "x.yml", "config"), lambda _: False) != RIGHT
+    with pytest.raises(InputError, match=rf"(?s)^config .*{message}"):
+        read_yaml(tmp_path / "x.yml", "config")
+
+
+def test_yaml_is_read_from_regular_files_only(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in ((tmp_path / "pipe", "named pipe"), (tmp_path, "folder"), (tmp_path / "none", "No such file")):
+        with pytest.raises(InputError, match=message):
+            read_yaml(path, "config")
+    (tmp_path / "empty").touch()
+    assert read_yaml(tmp_path / "empty", "config") is None
