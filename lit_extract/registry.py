@@ -85,6 +85,14 @@ def own_name(name: str) -> str:
     raise InputError(f"model.name: the folder {path!r} has no name to call the features by")
 
 
+def is_timm_name(name: str) -> bool:
+    """Return whether timm has an architecture, or trained weights, of this name; an address or a path is none."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    return timm.is_model(architecture) and (not tag or timm.is_model_pretrained(name))
+
+
 def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEntry | None:
     """The entry called ``name``, or None when the file does not list it."""
     return next((entry for entry in read_models(path)[kind] if entry.name == name), None)

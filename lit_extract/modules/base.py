@@ -3,6 +3,7 @@
 B batch, L layers, D hidden size, P poolings.
 """
 
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_extract.hub import hub_commit
+from lit_extract.hub import COMMIT, hub_commit
 from lit_extract.modules.compilation import check_compiler, compile_for
 from lit_extract.modules.weights import default_float32, path_sha256
 from lit_extract.registry import find_model, own_name
@@ -143,7 +144,8 @@ class Extractor(Predictor):
         """
         if self.revision is None and not self.untrained and not self.local_checkpoint():
             commit = recorded.get("revision")
-            if isinstance(commit, str) and recorded.get("weights") == f"hub:{self.weights_source()[0]}":
+            is_commit = isinstance(commit, str) and re.fullmatch(COMMIT, commit)
+            if is_commit and recorded.get("weights") == f"hub:{self.weights_source()[0]}":
                 self.commit = commit
 
     def provenance(self) -> dict[str, Any]:
