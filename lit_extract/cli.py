@@ -283,6 +283,9 @@ def _predict(args: list[str]) -> int:
 def _run(args: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
+    from lit_extract.config import parsed, prepare_parsers
+
+    prepare_parsers()
     parser = ArgumentParser(
         prog="lit-extract",
         description="Activations of every transformer block of vision and language models, for brain datasets.",
@@ -304,7 +307,7 @@ def _run(args: list[str]) -> int:
         subparser.add_function_arguments(command, as_positional=True, skip=skip)
         _allow_bare_flags(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)
-    config = parser.parse_args(args)
+    config = parsed(lambda: parser.parse_args(args))
     return commands[config.command](**config[config.command]) or EXIT_OK
 
 
