@@ -83,6 +83,7 @@ def verify(
     captions: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    model: str | None = None,
 ) -> int:
     """Check features files: checksums, completeness, NaN; with --parity, stimuli once more by an independent way.
 
@@ -98,12 +99,13 @@ def verify(
         captions: The caption file that the features are of.
         device: "cpu" or "cuda"; default: a GPU if there is one.
         trust_remote_code: Run code that comes with the model.
+        model: The model that the features are of, when it is to be trusted though models.yml does not list it.
     """
     with heavy_imports():
         from lit_extract.parity.certificate import Where
         from lit_extract.verify import verify as run
 
-    n_wrong = run(files, parity, seed, Where(device, checkpoint, root, captions, trust_remote_code))
+    n_wrong = run(files, parity, seed, Where(device, checkpoint, root, captions, trust_remote_code, model))
     return EXIT_INPUT_ERROR if n_wrong else EXIT_OK
 
 
@@ -281,6 +283,9 @@ def _predict(args: list[str]) -> int:
 def _run(args: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
+    from lit_extract.config import parsed, prepare_parsers
+
+    prepare_parsers()
     parser = ArgumentParser(
         prog="lit-extract",
         description="Activations of every transformer block of vision and language models, for brain datasets.",
@@ -302,7 +307,7 @@ def _run(args: list[str]) -> int:
         subparser.add_function_arguments(command, as_positional=True, skip=skip)
         _allow_bare_flags(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)
-    config = parser.parse_args(args)
+    config = parsed(lambda: parser.parse_args(args))
     return commands[config.command](**config[config.command]) or EXIT_OK
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from lit_extract.errors import InputError, one_line
 
+COMMIT = "[0-9a-f]{40}"
+
 
 def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> str:
     """The commit a revision stands for: asked of the hub, else of the local cache.

@@ -2,7 +2,6 @@
 
 import json
 import textwrap
-from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from lit_extract.budget import free_memory
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.disk import as_size, free_bytes
-from lit_extract.errors import InputError, one_line, wrong_setting
+from lit_extract.errors import InputError, one_line
 from lit_extract.host import host_memory
 from lit_extract.memory import CONTEXT_BYTES
 from lit_extract.modules.base import Extractor
@@ -72,12 +71,7 @@ code: 0 all is planned and fits, 2 something to mend, 3 some models do not fit o
 
 def main(args: list[str]) -> int:
     """Run ``lit-extract plan`` with the given arguments; return the exit code."""
-    try:
-        config = PlanCLI(args).config
-    except (ArgumentError, ValueError) as error:
-        if (wrong := wrong_setting(error)) is None:
-            raise
-        raise wrong from None
+    config = PlanCLI.read(args).config
     extractor = locate(config.model.class_path)
     if not (isinstance(extractor, type) and issubclass(extractor, Extractor)):
         raise InputError(f"plan is for features; {config.model.class_path} makes captions")

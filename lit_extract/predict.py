@@ -2,12 +2,15 @@
 
 import inspect
 import logging
+import re
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Any, Literal
+from pydoc import locate
+from typing import Any, Literal, Self
 
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from transformers.utils.logging import disable_progress_bar
 
@@ -17,6 +20,7 @@ from lit_extract import rounding
 from lit_extract.arguments import in_order
 from lit_extract.captioning.job import Captions, caption
 from lit_extract.cluster import plugins_of_cluster
+from lit_extract.config import check_files, parsed, prepare_parsers, refuse_null
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.errors import InputError, name_some, one_line, wrong_setting
 from lit_extract.features import load_features
@@ -25,6 +29,7 @@ from lit_extract.modules.base import Predictor
 from lit_extract.modules.caption import Captioner
 from lit_extract.store import Store
 from lit_extract.timing import seconds_since_start, stopwatch
+from lit_extract.untrusted import shorten
 
 EXIT_OK, EXIT_BAD_ROWS = 0, 3
 FAILURES_SHOWN = 10
@@ -38,7 +43,7 @@ def predict_trainer(
     num_nodes: int = 1,
     strategy: str = "auto",
     precision: Precision | None = None,
-    callbacks: list[Any] | None = None,
+    callbacks: list[Callback] | None = None,
 ) -> Trainer:
     """A Trainer for prediction.
 
@@ -54,6 +59,7 @@ def predict_trainer(
     Raises:
         InputError: Lightning refuses the settings, on this machine or altogether.
     """
+    _check_counts(devices, num_nodes)
     try:
         with plugins_of_cluster(num_nodes) as plugins:
             return Trainer(
@@ -80,6 +86,33 @@ def predict_trainer(
     ) as error:  # a GPU that is not there, say
         settings = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}, precision {precision!r}"
         raise InputError(f"trainer: Lightning refuses {settings}: {one_line(error)}") from error
+
+
+MAX_DEVICES, MAX_NODES = 1024, 100_000  # more than there are; Lightning makes a list of them
+
+
+def _check_counts(devices: int | str | list[int], num_nodes: int) -> None:
+    count = int(devices) if isinstance(devices, str) and re.fullmatch("[0-9]{1,20}", devices) else devices
+    count = len(count) if isinstance(count, list | str) else count
+    if count > MAX_DEVICES or num_nodes > MAX_NODES:
+        raise InputError(
+            f"trainer: devices {shorten(devices)} and num_nodes {num_nodes} must be {MAX_DEVICES} and {MAX_NODES:,} at most"
+        )
+
+
+def make_callbacks(callbacks: list[Any] | None) -> list[Callback]:
+    """Make the callbacks that a config names.
+
+    Raises:
+        InputError: One refuses its settings.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callbacks", type=list[Callback])
+    try:
+        made: list[Callback] = parser.instantiate_classes(Namespace(callbacks=callbacks or [])).callbacks
+    except Exception as error:  # of the callbacks' own code
+        raise InputError(f"trainer.callbacks: {one_line(error)}") from error
+    return made
 
 
 def default_precision(accelerator: str) -> Precision:
@@ -124,6 +157,20 @@ are not finite or have no caption, or when the precision has rounded away what d
             args=args,
         )
 
+    @classmethod
+    def read(cls, args: list[str]) -> Self:
+        """Return the settings of a command line, with the model, the data and the trainer that they make.
+
+        Raises:
+            InputError: Something is wrong with them.
+        """
+        try:
+            return cls(args)
+        except (ArgumentError, ValueError) as error:
+            if (wrong := wrong_setting(error)) is None:
+                raise
+            raise wrong from None
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """No seed_everything: the one seed that matters is the untrained model's."""
 
@@ -151,13 +198,29 @@ are not finite or have no caption, or when the precision has rounded away what d
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As LightningCLI, which would warn about the arguments of the outer command; their order does not matter."""
-        self.config = parser.parse_args(in_order(args) if isinstance(args, list) else args)  # type: ignore[arg-type]
+        prepare_parsers()
+        given = in_order(args) if isinstance(args, list) else args
+        check_files(given if isinstance(given, list) else [])
+        self.config = parsed(lambda: parser.parse_args(given))  # type: ignore[arg-type]
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        config = self.config
+        for key, function in (("trainer", predict_trainer), ("", extract)):
+            refuse_null(config[key] if key else config, function, f"{key}." if key else "")
+        for key in ("model", "data"):
+            settings = config[key].get("init_args") or {}
+            refuse_null(settings, locate(config[key].class_path), f"{key}.")  # type: ignore[arg-type]
 
     def before_instantiate_classes(self) -> None:
-        """Run an untrained model in float32 unless asked otherwise: bf16 may erase what differs between stimuli."""
+        """Make the callbacks; run an untrained model in float32 unless asked otherwise.
+
+        bf16 may erase what differs between its stimuli.
+        """
         settings = self.config.model.get("init_args") or {}
         if (settings.get("untrained") or self.config.get("untrained")) and self.config.trainer.precision is None:
             self.config.trainer.precision = "32-true"
+        self.config.trainer.callbacks = make_callbacks(self.config.trainer.callbacks)
 
     def _set_seed(self) -> None:
         """No global seed."""
@@ -189,13 +252,8 @@ def main(args: list[str]) -> int:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # of loading weights; the run has its own
-    try:
-        with stopwatch("settings"):
-            cli = PredictCLI(args)
-    except (ArgumentError, ValueError) as error:
-        if (wrong := wrong_setting(error)) is None:
-            raise
-        raise wrong from None
+    with stopwatch("settings"):
+        cli = PredictCLI.read(args)
     if cli.trainer.global_rank != 0:
         cli.run()
         return EXIT_OK

@@ -6,11 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic wants it until Python 3.12
+)
 
-import yaml
+from pydantic import ConfigDict, StringConstraints, TypeAdapter
+from typing_extensions import TypedDict
 
-from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.errors import InputError, name_some
+from lit_extract.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate
 
 KINDS = ("vision", "language")
 
@@ -54,19 +60,15 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
             with ``name``.
     """
     path = Path(path) if path is not None else default_models_file()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise InputError(f"models file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"models file {path}: not valid YAML: {one_line(error)}") from None
+    what = f"models file {shorten(str(path))}"
+    content = read_yaml(path, what) or {}
     if (
         not isinstance(content, dict)
         or not set(content) <= set(KINDS)
         or not all(isinstance(entries, list | None) for entries in content.values())
     ):
-        raise InputError(f"models file {path}: expected lists under {' and '.join(KINDS)}")
-    return {kind: [_entry(path, kind, raw) for raw in content.get(kind) or []] for kind in KINDS}
+        raise InputError(f"{what}: expected lists under {' and '.join(KINDS)}")
+    return {kind: [_entry(what, kind, raw) for raw in content.get(kind) or []] for kind in KINDS}
 
 
 def own_name(name: str) -> str:
@@ -83,6 +85,14 @@ def own_name(name: str) -> str:
     if own := Path(path).resolve().name:
         return own
     raise InputError(f"model.name: the folder {path!r} has no name to call the features by")
+
+
+def is_timm_name(name: str) -> bool:
+    """Return whether timm has an architecture, or trained weights, of this name; an address or a path is none."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    return timm.is_model(architecture) and (not tag or timm.is_model_pretrained(name))
 
 
 def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEntry | None:
@@ -119,17 +129,27 @@ def unknown_model(name: str, known: Iterable[str]) -> InputError:
     return InputError(f"model.name: no model is called {name!r}{hint}")
 
 
-def _entry(path: Path, kind: str, raw: Any) -> ModelEntry:
-    if isinstance(raw, str):
-        return ModelEntry(raw)
-    types = {"name": str, "checkpoint": str, "revision": str, "options": dict}
-    if (
-        isinstance(raw, dict)
-        and "name" in raw
-        and all(key in types and isinstance(value, types[key]) for key, value in raw.items())
-    ):
-        return ModelEntry(**raw)
-    raise InputError(
-        f"models file {path}: {kind} entry {raw!r} must be a name or a mapping with name and any of "
-        "checkpoint, revision (both text) and options (a mapping)"
-    )
+def _entry(what: str, kind: str, raw: Any) -> ModelEntry:
+    settings = {"name": raw} if isinstance(raw, str) else raw
+    try:
+        return ModelEntry(**validate(_ENTRY, settings, what))
+    except InputError as error:
+        raise InputError(
+            f"{what}: {kind} entry {shorten(repr(raw))} must be a name or a mapping with name and any of checkpoint, revision "
+            f"(both text) and options (a mapping): {str(error).removeprefix(f'{what}: ')}"
+        ) from None
+
+
+_Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_PATH_BYTES)]
+
+
+class _Entry(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    name: _Name
+    checkpoint: NotRequired[_Name]
+    revision: NotRequired[_Name]
+    options: NotRequired[dict[str, Any]]
+
+
+_ENTRY: TypeAdapter[dict[str, Any]] = TypeAdapter(_Entry)

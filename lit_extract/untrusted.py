@@ -228,7 +228,7 @@ def read_yaml(path: Path, what: str) -> Any:
     """
     try:
         content = read_regular(path, MAX_CONFIG_BYTES).decode()
-        _check_yaml(content)
+        check_yaml(content)
         return plain_values(yaml.load(content, Loader=_OneOfEachKey))  # noqa: S506 (a SafeLoader)
     except OSError as error:
         raise InputError(f"{what} can't be read: {error.strerror or one_line(error)}") from None
@@ -236,7 +236,7 @@ def read_yaml(path: Path, what: str) -> Any:
         raise InputError(f"{what} can't be read: {shorten(one_line(error), 400)}") from None
 
 
-def _check_yaml(content: str, max_depth: int = 50) -> None:
+def check_yaml(content: str, max_depth: int = 50) -> None:
     """Raise ValueError for what can't be constructed safely, while it is parsed, before anything is."""
     depth = 0
     event: Any
@@ -253,6 +253,8 @@ def _check_yaml(content: str, max_depth: int = 50) -> None:
             )
         if isinstance(event, yaml.ScalarEvent):
             event.value.encode()
+            if "\0" in event.value:
+                raise ValueError(f"{where}: it has a NUL character")
             if event.implicit[0] and len(event.value) > MAX_CONFIG_NUMBER and _NUMBER.fullmatch(event.value):
                 raise ValueError(f"{where}: it has a number of {len(event.value)} characters")
 

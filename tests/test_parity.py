@@ -343,7 +343,7 @@ def test_local_weights_must_be_those_of_the_file(tmp_path, certify):
 
 def test_weights_of_the_hub_are_those_of_the_recorded_commit(tmp_path, certify, monkeypatch):
     """The hub is the edge: what is asked of it is noted, and a local file answers."""
-    file = tmp_path / "model.safetensors"
+    file, commit = tmp_path / "model.safetensors", "0123456789abcdef0123456789abcdef01234567"
     save_file(model_of(7).state_dict(), file)
     asked = []
 
@@ -351,12 +351,17 @@ def test_weights_of_the_hub_are_those_of_the_recorded_commit(tmp_path, certify, 
         asked.append((repo_id, revision))
         return str(file)
 
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **k: SimpleNamespace(sha=f"of-{k['revision']}"))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(sha=commit))
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
     (features,) = run(VisionExtractor(TINY, revision="v2"), DemoDataModule(), tmp_path)
     asked.clear()
     assert certify(features)[0] == 0
-    assert asked == [("timm/test_vit.r160_in1k", "of-v2")]
+    assert asked == [("timm/test_vit.r160_in1k", commit)]
+    rewrite(features, lambda content: content["metadata"]["provenance"].update(weights="hub:someone/else"))
+    code, out, _ = certify(features)
+    assert code == 2
+    assert "NOT CERTIFIED: weights: the file was made with hub:someone/else" in out
+    assert len(asked) == 1, "nothing else is fetched"
 
 
 def test_images_in_hdf5_are_read_in_place(tmp_path, certify):
@@ -422,6 +427,62 @@ def test_a_certificate_holds_for_its_file_only(file, certify, cli):
     assert "x.parity.json is of another file" in out
     code, out, certificate = certify(file, parity=24)
     assert (code, certificate["verdict"]) == (2, "fail"), "replaced by one that does"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"query": "@pd.io.common.os.system('touch X') == 0"}, "data.query: "),
+        ({"query": "9**9**9 == demo_id"}, "data.query: "),
+        ({"model": "hf-hub:someone/else"}, "model: the file is of 'hf-hub:someone/else', which timm does not have"),
+        ({"model": "local-dir:{folder}"}, "model: the file is of 'local-dir:"),
+        ({"model": "../../{folder}"}, "give --model NAME"),
+        ({"options": {"cache_dir": "{folder}/X"}}, "provenance.options: cache_dir"),
+        ({"options": {"pretrained_cfg": {"url": "http://127.0.0.1/"}}}, "provenance.options: pretrained_cfg"),
+        ({"options": {"depth": 10**9}}, "provenance.options: depth"),
+        ({"dataset": "../folder"}, "provenance.dataset: "),
+        ({"weights": "checkpoint", "checkpoint_sha256": "0" * 64, "model": "{folder}"}, "give --model NAME"),
+        ({"weights": "checkpoint", "checkpoint_sha256": "0" * 64}, "give --checkpoint PATH"),
+        ({"weights": "hub:someone/else", "revision": "0" * 40}, "weights: the file was made with hub:someone/else"),
+        ({"weights": "hub:timm/test_vit.r160_in1k", "revision": "main"}, "provenance: revision"),
+        ({"seed": 2**70}, "provenance: seed"),
+        ({"seed": None}, "provenance: seed"),
+        ({"precision": "16"}, "provenance: precision"),
+        ({"model": "resnet18.a1_in1k"}, "preprocessing: the file was made with"),
+        ({"model": "test_vit.other_tag"}, "which timm does not have"),
+        ({"options": {"depth": 3}}, "layers: the file has blocks.3, blocks.4, blocks.5, but the model has 3 blocks"),
+        ({"options": {"embed_dim": 128}}, "the file has 6×64 layers and dimensions, but the model gives 6×128"),
+        ({"options": {"embed_dim": 16384, "num_heads": 2, "depth": 200}}, "of memory"),
+    ],
+    ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("made", ["32-true"], indirect=True)
+def test_what_a_file_says_of_itself_reaches_nothing_unchecked(file, certify, tmp_path, monkeypatch, change, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: pytest.fail("fetched"))
+    change = {key: value.format(folder=tmp_path) if isinstance(value, str) else value for key, value in change.items()}
+    rewrite(file, lambda content: content["metadata"]["provenance"].update(change))
+    code, out, certificate = certify(file)
+    assert (code, certificate) == (2, None)
+    assert said in out
+    assert out.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+@pytest.mark.parametrize("made", ["32-true"], indirect=True)
+def test_the_user_names_a_model_that_is_not_known(file, certify, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert certify(file, "--model", TINY)[0] == 0
+    code, out, _ = certify(file, "--model", "another")
+    assert code == 2
+    assert "model: the file is of 'test_vit.r160_in1k', not of 'another'" in out
+    rewrite(file, lambda content: content["metadata"]["provenance"].update(options={"qkv_bias": True}))
+    code, out, _ = certify(file)
+    assert code == 2
+    assert "only when models.yml has them for this model" in out
+    Path("models.yml").write_text(f"vision: [{{name: {TINY}, options: {{qkv_bias: true}}}}]\n")
+    code, out, _ = certify(file)
+    assert code == 0, out
 
 
 def test_an_unsound_file_is_not_certified(file, certify):
@@ -569,6 +630,39 @@ def test_captions_that_are_others(tmp_path, certify, old, new, said):
     code, out, _ = certify(file, "--checkpoint", folder, "--captions", tmp_path / "other.csv")
     assert code == 2
     assert said in out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"source": "someone/else"}, "model: the file is of 'someone/else', which models.yml does not list"),
+        ({"source": "/etc"}, "model: the file is of '/etc', which models.yml does not list"),
+        ({"weights": "hub:someone/else", "revision": "0" * 40}, "provenance.source"),
+        ({"options": {"trust_remote_code": True}}, "provenance.options: trust_remote_code"),
+        ({"options": {"gguf_file": "../x.gguf"}}, "provenance.options: gguf_file"),
+        ({"tokenizer": "../tokenizer"}, "provenance: tokenizer"),
+        ({"query": "@pd.io.common.os.system('touch X') == 0"}, "data.query"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_file_of_captions_says_of_itself_is_checked(tmp_path, certify, monkeypatch, change, said):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, untrained=True, pool="avg")
+    monkeypatch.chdir(tmp_path)
+    rewrite(file, lambda content: content["metadata"]["provenance"].update(change))
+    code, out, certificate = certify(file, *where(folder))
+    assert (code, certificate) == (2, None)
+    assert said in out
+    assert not Path("X").exists()
+
+
+def test_a_folder_that_the_user_did_not_give_is_not_read(tmp_path, certify):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, untrained=True, pool="avg")
+    rewrite(file, lambda content: content["metadata"]["provenance"].update(model=str(folder)))
+    code, out, _ = certify(file, "--captions", folder / "captions.csv")
+    assert code == 2
+    assert "checkpoint: give --checkpoint DIR" in out
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def test_empty_lists(models_file, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vision: [a", "not valid YAML"),
+        ("vision: [a", "can't be read"),
         ("sound: [a]", "expected lists under vision and language"),
         ("- a", "expected lists under vision and language"),
         ("vision: vit_tiny", "expected lists under vision and language"),
@@ -68,6 +68,9 @@ def test_empty_lists(models_file, text):
         ("language: [3]", "language entry 3"),
         ("vision: [{name: a, options: 384}]", "options"),
         ("vision: [{name: a, options: }]", "options"),
+        ("vision: ['']", "at least 1"),
+        ('vision: ["a\\eb"]', "control characters"),
+        ("vision: [&a [*a]]", "alias"),
     ],
 )
 def test_a_file_that_is_wrong_is_named_with_what_is_allowed(models_file, text, message):
@@ -81,7 +84,7 @@ def test_a_file_that_is_wrong_is_named_with_what_is_allowed(models_file, text, m
 def test_bytes_that_are_not_text_are_not_yaml(tmp_path):
     path = tmp_path / "models.yml"
     path.write_bytes(b"vision: [\xff\xfe]")
-    with pytest.raises(InputError, match="not valid YAML"):
+    with pytest.raises(InputError, match="can't be read"):
         read_models(path)
 
 

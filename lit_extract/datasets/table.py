@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.datasets.ids import parse_ids
+from lit_extract.datasets.query import evaluate
 from lit_extract.datasets.reader import check_columns, read_table, with_numbers
-from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.errors import InputError, name_some
 from lit_extract.untrusted import MAX_PATH_BYTES, is_printable, shorten
 
 # columns that with_stimuli and nsd.py add
@@ -129,20 +130,15 @@ def fingerprint(table: pd.DataFrame) -> str:
 
 
 def select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
-    """The rows that a pandas query chooses.
+    """Return the rows that a query chooses, in their order; :mod:`lit_extract.datasets.query` says what it may be.
 
     Raises:
-        InputError: The query fails, is not a condition, or leaves no row.
+        InputError: The query is not allowed, is not a condition, or leaves no row.
     """
-    columns = ", ".join(loaded.columns)
-    try:
-        mask = loaded.eval(query)
-    except Exception as error:  # pandas raises whatever the expression raises
-        raise InputError(f"data.query: {query!r} fails: {one_line(error)}; the columns are {columns}") from None
-    if not isinstance(mask, pd.Series) or not pd.api.types.is_bool_dtype(mask):
-        # DataFrame.query would take numbers for labels, and repeat rows
-        raise InputError(f"data.query: {query!r} is not true or false for each row; the columns are {columns}")
-    chosen = loaded[mask]
+    chosen = loaded[evaluate(query, loaded)]
     if chosen.empty:
-        raise InputError(f"data.query: {query!r} leaves none of {len(loaded)} rows; the columns are {columns}")
+        columns = name_some([shorten(column) for column in loaded.columns], 20)
+        raise InputError(
+            f"data.query: {shorten(repr(query), 200)} leaves none of {len(loaded)} rows; the columns are {columns}"
+        )
     return chosen.reset_index(drop=True)

@@ -3,6 +3,7 @@
 B batch, L layers, D hidden size, P poolings.
 """
 
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_extract.hub import hub_commit
+from lit_extract.errors import InputError
+from lit_extract.hub import COMMIT, hub_commit
 from lit_extract.modules.compilation import check_compiler, compile_for
 from lit_extract.modules.weights import default_float32, path_sha256
 from lit_extract.registry import find_model, own_name
 from lit_extract.timing import stopwatch
+from lit_extract.untrusted import shorten
 
 
 class Predictor(LightningModule):
@@ -69,6 +72,7 @@ class Extractor(Predictor):
         compile: bool,
     ) -> None:
         super().__init__()
+        check_seed(seed)
         entry = find_model(self.kind, name, models)
         self.model_name, self.untrained, self.seed = own_name(name), untrained, seed
         self.checkpoint, self.revision = checkpoint, revision
@@ -143,7 +147,8 @@ class Extractor(Predictor):
         """
         if self.revision is None and not self.untrained and not self.local_checkpoint():
             commit = recorded.get("revision")
-            if isinstance(commit, str) and recorded.get("weights") == f"hub:{self.weights_source()[0]}":
+            is_commit = isinstance(commit, str) and re.fullmatch(COMMIT, commit)
+            if is_commit and recorded.get("weights") == f"hub:{self.weights_source()[0]}":
                 self.commit = commit
 
     def provenance(self) -> dict[str, Any]:
@@ -227,6 +232,12 @@ class Extractor(Predictor):
             self._compiled.add(sizes)
         with torch.compiler.set_stance("eager_on_recompile"):
             return self.activations(inputs)
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError unless torch can begin with a seed."""
+    if not -(2**63) <= seed < 2**63:
+        raise InputError(f"model.seed: {shorten(seed)} must be an integer of 64 bits")
 
 
 def _to_host(outputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:

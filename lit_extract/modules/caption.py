@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lit_extract.captioning.prompts import find_prompt
 from lit_extract.data.sources import ImageSource
 from lit_extract.errors import InputError
-from lit_extract.modules.base import Predictor
+from lit_extract.modules.base import Predictor, check_seed
 from lit_extract.modules.engines import Engine, Reply, Request
 from lit_extract.modules.engines.offline import OfflineEngine
 from lit_extract.modules.engines.server import ServerEngine
@@ -62,6 +62,7 @@ class Captioner(Predictor):
         patience: float = 300.0,
     ) -> None:
         super().__init__()
+        check_seed(seed)
         for setting, value, least in (
             ("max_tokens", max_tokens, 1),
             ("max_image_size", max_image_size, 1),

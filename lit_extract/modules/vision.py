@@ -22,7 +22,7 @@ from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_ima
 from lit_extract.modules.selection import check_pools, select_blocks
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256
 from lit_extract.ranks import is_rank_zero, say
-from lit_extract.registry import read_models, unknown_model
+from lit_extract.registry import is_timm_name, read_models, unknown_model
 from lit_extract.timing import stopwatch
 
 
@@ -184,7 +184,7 @@ class VisionExtractor(Extractor):
                 warnings.simplefilter("ignore")
                 skeleton = timm.create_model(self._timm_name, pretrained=False, **self.options)
         except Exception as error:  # timm asserts, and its models raise what they like
-            if ":" in self.model_name or _is_timm_name(self.model_name):
+            if ":" in self.model_name or is_timm_name(self.model_name):
                 what = f"{self.model_name!r} with {self.options}"
                 raise InputError(f"model.name, model.options: timm can't build {what}: {one_line(error)}") from None
             known = [entry.name for entry in read_models(self._models)["vision"]] + timm.list_models(pretrained=True)
@@ -267,11 +267,6 @@ class VisionExtractor(Extractor):
             f"model.name: the weights of {self.model_name!r} ({self.hub_id}) can't be loaded: {reason}. Without a "
             "network, give --model.checkpoint FILE; for random weights, --model.untrained true"
         )
-
-
-def _is_timm_name(name: str) -> bool:
-    architecture, _, tag = name.partition(".")
-    return timm.is_model(architecture) and (not tag or timm.is_model_pretrained(name))
 
 
 def _preprocessing(skeleton: nn.Module, options: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Where:
         root: Folder of the dataset.
         captions: The caption file.
         trust_remote_code: Run code that comes with the model.
+        model: Name of the model of the file, to say that it is trusted although models.yml does not list it.
     """
 
     device: str | None = None
@@ -50,6 +51,7 @@ class Where:
     root: str | None = None
     captions: str | None = None
     trust_remote_code: bool = False
+    model: str | None = None
 
 
 def certificate_path(file: Path) -> Path:

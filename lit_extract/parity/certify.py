@@ -22,6 +22,7 @@ from lit_extract.parity.certificate import CERTIFICATE_FORMAT, FAIL, PASS, Where
 from lit_extract.parity.language import LanguageReference
 from lit_extract.parity.reference import Reference
 from lit_extract.parity.vision import VisionReference
+from lit_extract.untrusted import shorten
 
 OTHERS = 64  # rows that stand for all when it is asked how far stimuli are apart
 
@@ -55,6 +56,11 @@ def certify(file: Path, k: int, seed: int, where: Where) -> dict[str, Any]:
         again = _Recomputed.of(reference, rows, features.provenance["precision"])
     except torch.OutOfMemoryError:
         raise InputError("device: in float32 the model does not fit the GPU; give --device cpu") from None
+    if again.feats.shape[1:] != features.shape[1:]:
+        found, expected = ("×".join(map(str, shape[1:])) for shape in (features.shape, again.feats.shape))
+        raise InputError(f"parity: the file has {found} layers and dimensions, but the model gives {expected}")
+    if missing := [f"row_{name}" for name in again.losses if f"row_{name}" not in features.extras]:
+        raise InputError(f"parity: the file has no {', '.join(missing)}, but its provenance says loss")
     return {
         "format": CERTIFICATE_FORMAT,
         "file": file.name,
@@ -64,7 +70,7 @@ def certify(file: Path, k: int, seed: int, where: Where) -> dict[str, Any]:
         "seed": seed,
         "device": torch.cuda.get_device_name() if reference.device == "cuda" else "cpu",
         "versions": {name: version(name) for name in reference.packages} | {"lit_extract": __version__},
-        "versions_of_the_run": {name: features.provenance.get(name) for name in reference.packages},
+        "versions_of_the_run": {name: _version(features.provenance.get(name)) for name in reference.packages},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -138,6 +144,10 @@ def _judge(features: Features, rows: list[int], others: list[int], bad: set[int]
         "loss": {name: _plain(error) for name, error in losses.items()},
         "limits": asdict(limits),
     }
+
+
+def _version(recorded: object) -> str | None:
+    return shorten(recorded) if isinstance(recorded, str) else None
 
 
 def _plain(value: Any) -> Any:

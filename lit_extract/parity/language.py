@@ -19,6 +19,7 @@ from lit_extract.errors import InputError, name_some
 from lit_extract.modules.options import split_options
 from lit_extract.modules.weights import config_sha256, on_cpu_in_float32
 from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
+from lit_extract.untrusted import shorten
 
 
 class LanguageReference(Reference):
@@ -37,7 +38,7 @@ class LanguageReference(Reference):
             )
         captions = load_captions(self.where.captions, known["query"])
         of_stimulus = dict(zip(map(id_key, captions["stimulus_id"]), captions["caption"], strict=True))
-        if missing := [str(stimulus) for stimulus in ids if id_key(stimulus) not in of_stimulus]:
+        if missing := [shorten(str(stimulus)) for stimulus in ids if id_key(stimulus) not in of_stimulus]:
             raise InputError(f"captions: {self.where.captions!r} has none of {name_some(missing)}, which the file has")
         self.texts: list[str] = [of_stimulus[id_key(stimulus)] for stimulus in ids]
         check_sizes(n_bytes_sha256, [len(text.encode()) for text in self.texts])
@@ -61,13 +62,16 @@ class LanguageReference(Reference):
         disable_progress_bar()
         known = self.provenance
         if known["weights"] == "untrained":
-            with on_cpu_in_float32(known["seed"]):
-                model: nn.Module = AutoModelForCausalLM.from_config(
-                    self.config,
-                    dtype=torch.float32,
-                    attn_implementation="eager",
-                    trust_remote_code=self.where.trust_remote_code,
-                )
+            try:
+                with on_cpu_in_float32(known["seed"]):
+                    model: nn.Module = AutoModelForCausalLM.from_config(
+                        self.config,
+                        dtype=torch.float32,
+                        attn_implementation="eager",
+                        trust_remote_code=self.where.trust_remote_code,
+                    )
+            except Exception as error:  # of the model's own code
+                raise no_weights(known["model"], self.source, error) from error
         else:
             model = self._load("weights", "AutoModelForCausalLM", dtype=torch.float32, attn_implementation="eager")
         self.final_norm = FinalNorm(model)
@@ -84,6 +88,8 @@ class LanguageReference(Reference):
             raise InputError(f"parity: {self.source!r} gives {len(states)} hidden states, not {n_blocks + 1}")
         last = f"blocks.{n_blocks - 1}"
         places = {"embeddings": 0, "norm": n_blocks} | {f"blocks.{k}": k + 1 for k in range(n_blocks)}
+        if missing := [layer for layer in self.layers if layer not in places]:
+            raise InputError(f"layers: the file has {name_some(missing)}, but the model has {n_blocks} blocks")
         raw = self.final_norm.input(ids, states[-1]) if last in self.layers else None
         chosen = [raw if layer == last else states[places[layer]] for layer in self.layers]
         first = 1 if self.provenance["exclude_bos"] else 0
@@ -108,12 +114,11 @@ class LanguageReference(Reference):
         """The local folder of a model: the one with these weights, or, of an untrained one, with this configuration."""
         if self.provenance["weights"] != "untrained":
             return self.checkpoint()
-        folder = self.where.checkpoint or self.provenance["model"]
-        if not Path(folder).is_dir():
-            raise InputError(
-                f"checkpoint: {folder!r} is not a folder; give --checkpoint DIR with config.json and the tokenizer"
-            )
-        return str(folder)
+        folder = self.where.checkpoint
+        if folder is None or not Path(folder).is_dir():
+            what = f"{folder!r} is not a folder; " if folder else ""
+            raise InputError(f"checkpoint: {what}give --checkpoint DIR with config.json and the tokenizer")
+        return folder
 
     def _load(self, what: str, loader: str, **settings: Any) -> Any:
         import transformers

@@ -19,10 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from lit_extract.datasets.ids import id_key
+from lit_extract.disk import as_size
 from lit_extract.errors import InputError, one_line
 from lit_extract.features import Features
+from lit_extract.host import host_memory
 from lit_extract.modules.weights import path_sha256
 from lit_extract.parity.certificate import Where
+from lit_extract.parity.recorded import check_recorded
+from lit_extract.untrusted import shorten
 
 
 class Reference(ABC):
@@ -40,6 +44,7 @@ class Reference(ABC):
     packages: tuple[str, ...]
 
     def __init__(self, features: Features, where: Where) -> None:
+        check_recorded(features.provenance, features.layers, where)
         self.provenance, self.layers = features.provenance, features.layers
         self.where, self.device = where, _pick(where.device)
         self.dtype, self.autocast = torch.float32, False
@@ -64,8 +69,14 @@ class Reference(ABC):
     def recompute(self, row: int) -> dict[str, Tensor]:
         """:meth:`compute`, without gradients, as float32 on the host."""
         autocast = torch.autocast(self.device, torch.bfloat16) if self.autocast else nullcontext()
-        with torch.inference_mode(), autocast:
-            return {name: values.float().cpu() for name, values in self.compute(row).items()}
+        try:
+            with torch.inference_mode(), autocast:
+                return {name: values.float().cpu() for name, values in self.compute(row).items()}
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of a model that can't have made the file, or of an image
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"parity: the stimulus of row {row} can't be computed: {reason}") from error
 
     def round_as(self, precision: str) -> None:
         """From now on compute in the precision of a run: what that costs by itself."""
@@ -86,9 +97,9 @@ class Reference(ABC):
             InputError: None were given, or others.
         """
         expected = self.provenance["checkpoint_sha256"]
-        path = self.where.checkpoint or self.provenance["model"]
-        if not Path(path).exists():
-            what = f"{path!r} is not there" if self.where.checkpoint else "give --checkpoint PATH"
+        path = self.where.checkpoint
+        if path is None or not Path(path).exists():
+            what = f"{path!r} is not there" if path else "give --checkpoint PATH"
             raise InputError(f"checkpoint: {what}; the file is of local weights with SHA-256 {expected}")
         if (found := path_sha256(path)) != expected:
             raise InputError(f"checkpoint: {path!r} has SHA-256 {found}; the file is of weights with {expected}")
@@ -109,7 +120,15 @@ def check_ids(ids: list[Any], stimuli: pd.DataFrame) -> None:
         raise InputError(f"the file has {len(ids)} rows, the stimuli are {len(theirs)}: they are not those of the file")
     for row, (ours, other) in enumerate(zip(ids, theirs, strict=True)):
         if id_key(ours) != id_key(other):
-            raise InputError(f"row {row} of the file is stimulus {ours!r}, but of the dataset {other!r}")
+            ours, other = shorten(repr(ours)), shorten(repr(other))
+            raise InputError(f"row {row} of the file is stimulus {ours}, but of the dataset {other}")
+
+
+def check_memory(skeleton: nn.Module) -> None:
+    """Raise InputError if a model, of which the skeleton has the shape, is too large for the memory of this machine."""
+    needed, there = 4 * sum(parameter.numel() for parameter in skeleton.parameters()), host_memory()
+    if needed > there:
+        raise InputError(f"parity: in float32 the model has {as_size(needed)}, more than the {as_size(there)} of memory")
 
 
 def check_sizes(expected: str | None, sizes: list[int]) -> None:
@@ -122,6 +141,7 @@ def check_sizes(expected: str | None, sizes: list[int]) -> None:
 def check_same(what: str, expected: Any, found: Any) -> None:
     """Raise InputError unless both are equal."""
     if expected != found:
+        expected, found = shorten(expected, 500), shorten(found, 500)
         raise InputError(f"{what}: the file was made with {expected}, here it is {found}")
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_extract.datasets import load_dataset, table
-from lit_extract.errors import InputError, one_line
+from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.modules.checkpoint import loading_noted, read_weights, unwrap
 from lit_extract.modules.weights import on_cpu_in_float32
-from lit_extract.parity.reference import Reference, check_ids, check_same, check_sizes, no_weights
+from lit_extract.parity.recorded import CHECKPOINT, HUB, UNTRAINED
+from lit_extract.parity.reference import Reference, check_ids, check_memory, check_same, check_sizes, no_weights
 
 
 class VisionReference(Reference):
@@ -42,29 +43,23 @@ class VisionReference(Reference):
 
         known = self.provenance
         name, options, weights = known["model"], known["options"], known["weights"]
-        if weights == "untrained":
-            with on_cpu_in_float32(known["seed"]):
-                model = timm.create_model(name, pretrained=False, **options)
-        else:
-            if weights == "checkpoint":
-                file = self.checkpoint()
-                if Path(file).is_dir():
-                    name, overlay = f"local-dir:{file}", {}
-                elif file.endswith(".npz"):
-                    overlay = {"file": file, "custom_load": True}
-                else:  # out of its wrappers, as it was when the file was made
-                    with torch.device("meta"):
-                        own = set(timm.create_model(name, pretrained=False, **options).state_dict())
-                    weights_there, _ = unwrap(read_weights(file), own)
-                    # a head that was left out is not looked at
-                    overlay = {"state_dict": weights_there, "source": "", "custom_load": False}
+        if weights == CHECKPOINT and Path(self.checkpoint()).is_dir():
+            name = f"local-dir:{self.where.checkpoint}"
+        try:
+            with torch.device("meta"):
+                skeleton = timm.create_model(name, pretrained=False, **options)
+            check_memory(skeleton)
+            if weights == UNTRAINED:
+                with on_cpu_in_float32(known["seed"]):
+                    model = timm.create_model(name, pretrained=False, **options)
             else:
-                overlay = {"hf_hub_id": f"{weights.removeprefix('hub:')}@{known['revision']}"}
-            try:
+                overlay = self._overlay(skeleton)
                 with loading_noted():
                     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-            except Exception as error:  # network, hub, disk and format errors of several libraries
-                raise no_weights(name, weights, error) from error
+        except InputError:
+            raise
+        except Exception as error:  # network, hub, disk and format errors of several libraries
+            raise no_weights(name, weights, error) from error
         side = options.get("img_size")
         sides = (side, side) if isinstance(side, int) else side
         size = {"input_size": (3, *sides)} if sides else {}
@@ -76,10 +71,27 @@ class VisionReference(Reference):
         built: nn.Module = model
         return built
 
+    def _overlay(self, skeleton: Any) -> dict[str, Any]:
+        """Where timm finds the weights: in the user's file, else in its own repository of the model."""
+        if self.provenance["weights"] != CHECKPOINT:
+            repository = str(skeleton.pretrained_cfg.get("hf_hub_id"))
+            check_same("weights", self.provenance["weights"], f"{HUB}{repository}")
+            return {"hf_hub_id": f"{repository}@{self.provenance['revision']}"}
+        file = self.checkpoint()
+        if Path(file).is_dir():
+            return {}
+        if file.endswith(".npz"):
+            return {"file": file, "custom_load": True}
+        # out of its wrappers, as it was when the file was made; a head that was left out is not looked at
+        weights, _ = unwrap(read_weights(file), set(skeleton.state_dict()))
+        return {"state_dict": weights, "source": "", "custom_load": False}
+
     def compute(self, row: int) -> dict[str, Tensor]:
         """One image through the model."""
         image = self.transform(self.open(row))[None].to(self.device, self.dtype)
         blocks = self.tokens(image)
+        if too_high := [layer for layer in self.layers if int(layer.removeprefix("blocks.")) >= len(blocks)]:
+            raise InputError(f"layers: the file has {name_some(too_high)}, but the model has {len(blocks)} blocks")
         chosen = [blocks[int(layer.removeprefix("blocks."))] for layer in self.layers]
         return {"feats": torch.stack([_pool_tokens(*tokens, self.provenance["pool"]) for tokens in chosen])}
 
@@ -104,6 +116,8 @@ class VisionReference(Reference):
 
 def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
     """What the model offers: its name, and a function from an image to (prefix tokens, patch tokens) of each block."""
+    if not isinstance(getattr(model, "blocks", None), nn.Sequential | nn.ModuleList):
+        raise InputError(f"parity: {name!r} has no sequence of blocks, so it is not the model of the file")
     offered = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters
     has_prefix = getattr(model, "num_prefix_tokens", 0) > 0
     wanted = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}
@@ -138,6 +152,8 @@ def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor]
 def _pool_tokens(prefix: Tensor, patches: Tensor, pool: str) -> Tensor:
     """(1, T, D) and (1, T, D) to (D,)."""
     if pool == "cls":
+        if prefix.shape[1] == 0:
+            raise InputError("parity: the file has pooling cls, but the model has no class token")
         return prefix[0, 0]
     tokens = patches[0] if pool == "avg" else torch.cat([prefix[0], patches[0]])
     return tokens.float().mean(0)

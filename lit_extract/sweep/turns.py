@@ -7,9 +7,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lit_extract.errors import InputError, one_line
+from lit_extract.config import read_config
+from lit_extract.errors import InputError
 from lit_extract.registry import matching_models
 from lit_extract.relay import Advance
 
@@ -92,15 +91,7 @@ def read_configs(configs: Sequence[str]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for config in configs:
-        try:
-            content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"config: {config!r}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"config: {config!r} is not valid YAML: {one_line(error)}") from None
-        if not isinstance(content, dict):
-            raise InputError(f"config: {config!r} holds no settings, but {one_line(ValueError(content))}")
-        merged = _over(merged, content)
+        merged = _over(merged, read_config(config))
     return merged
 
 

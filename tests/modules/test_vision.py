@@ -431,10 +431,14 @@ def test_models_that_fail_are_refused_for_the_real_reason(name, options, message
 
 def test_recorded_commit_is_resumed_unless_a_revision_is_given(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **k: SimpleNamespace(sha=f"of-{k['revision']}"))
-    recorded = {"weights": "hub:timm/test_vit.r160_in1k", "revision": "before"}
-    for revision, expected in ((None, "before"), ("v2", "of-v2")):
+    before = "0123456789abcdef0123456789abcdef01234567"
+    for revision, known, expected in (
+        (None, before, before),
+        ("v2", before, "of-v2"),
+        (None, "../refs/main", "of-None"),  # no commit: not used
+    ):
         extractor = VisionExtractor(TINY, revision=revision)
-        extractor.adopt_revision(recorded)
+        extractor.adopt_revision({"weights": "hub:timm/test_vit.r160_in1k", "revision": known})
         assert extractor.provenance()["revision"] == expected
 
 

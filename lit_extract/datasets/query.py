@@ -1,0 +1,287 @@
+"""The language of queries: pandas' own, without all that could run code, read files or never end.
+
+A query comes with a features file or a config as often as from its user. What is allowed means what it means in
+``pandas.DataFrame.query``, where ``&`` and ``|`` bind as ``and`` and ``or`` do; all else is refused.
+"""
+
+import ast
+import operator
+import re
+import warnings
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NoReturn
+
+import pandas as pd
+
+from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.untrusted import shorten
+
+MAX_LENGTH = 100_000  # characters: a list of some 10,000 ids
+MAX_PARTS = 1000  # names and signs, without commas: far more than anyone writes, and too few for Python's parser to fail
+MAX_DEPTH = 100  # of operations in operations
+MAX_INTEGER = 2**64
+
+ALLOWED = (
+    "allowed are columns (`in backticks` if need be), numbers, 'text', True, False, lists, comparisons, in, not in, "
+    "and, or, not, + - * / // %, and of a column .isin([…]) .isna() .notna() .str.startswith('…') .str.endswith('…') "
+    ".str.contains('…') .str.lower() .str.upper() .str.strip() .str.len()"
+)
+
+_PART = re.compile(
+    r"""(?P<text>'(?:[^'\\\r\n]|\\[^\r\n])*'|"(?:[^"\\\r\n]|\\[^\r\n])*")
+    |`(?P<quoted>[^`\r\n]+)`
+    |(?P<number>[0-9][0-9A-Za-z_.]*)
+    |(?P<word>[^\W0-9]\w*)
+    |(?P<space>\s)
+    |(?P<sign>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_SIGNS = frozenset("()[]{},.+-*/%~<>=!&|")
+_LIKE_WORDS = {"&": " and ", "|": " or "}
+_PATTERN_SIGNS = re.compile(r"[.^$*+?{}\[\]\\|()]")  # what a regular expression does not take as it is
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_IN = {ast.In: True, ast.Eq: True, ast.NotIn: False, ast.NotEq: False}
+_WITHOUT_ARGUMENTS = ("isna", "notna", "str.lower", "str.upper", "str.strip", "str.len")
+_WITH_TEXT = ("str.startswith", "str.endswith", "str.contains")
+
+
+def evaluate(query: str, table: pd.DataFrame) -> "pd.Series[bool]":
+    """Return which rows of a table a query chooses.
+
+    Raises:
+        InputError: The query has something that is not allowed, an unknown column, or no answer for each row; the
+            character is given, counted from 1.
+    """
+    return _Query(query, table).mask()
+
+
+class _Query:
+    """A query and the table that it is about.
+
+    Values are columns of the table or what is computed from them, numbers, text, and lists of the latter two.
+    """
+
+    def __init__(self, query: str, table: pd.DataFrame) -> None:
+        self.query, self.table = query, table
+        self.text = ""  # the query as Python's parser takes it
+        self.origins: list[int] = []  # of each of its characters, the place in the query
+        self.quoted: dict[str, str] = {}  # names that stand for those in backticks
+
+    def mask(self) -> "pd.Series[bool]":
+        """Evaluate the query."""
+        self._translate()
+        tree = self._parse()
+        value = self._value(tree, 0)
+        if not _is_condition(value):
+            # DataFrame.query would take numbers for labels, and repeat rows
+            raise InputError(f"data.query: {self._shown} is not true or false for each row; {self._columns}")
+        return value  # type: ignore[no-any-return]
+
+    @property
+    def _shown(self) -> str:
+        return shorten(repr(self.query), 200)
+
+    @property
+    def _columns(self) -> str:
+        return f"the columns are {name_some([shorten(column) for column in self.table.columns], 20)}"
+
+    def _refuse(self, place: int, reason: str) -> NoReturn:
+        raise InputError(f"data.query: {self._shown} fails at character {place + 1}: {reason}; {self._columns}")
+
+    def _refuse_node(self, node: ast.expr, reason: str) -> NoReturn:
+        first, last = (self._place(offset) for offset in (node.col_offset, node.end_col_offset or 0))
+        self._refuse(first, f"{shorten(repr(self.query[first:last].strip()))} {reason}")
+
+    def _place(self, offset: int) -> int:
+        """The place in the query of an offset in bytes, as nodes have it."""
+        characters = len(self.text.encode()[:offset].decode(errors="ignore"))
+        return self.origins[characters] if characters < len(self.origins) else len(self.query)
+
+    def _translate(self) -> None:
+        """Write names in backticks, and ``&`` and ``|`` with their own precedence, as Python has them."""
+        if len(self.query) > MAX_LENGTH:
+            raise InputError(
+                f"data.query: it has {len(self.query):,} characters, at most {MAX_LENGTH:,} are allowed: {self._shown}"
+            )
+        stand_in = "quoted"
+        while stand_in in self.query:
+            stand_in += "_"
+        pieces: list[str] = []
+        n_parts, last_end = 0, -1
+        for part in _PART.finditer(self.query):
+            kind, piece, place = str(part.lastgroup), part[0], part.start()
+            n_parts += kind in ("word", "quoted") or (kind == "sign" and piece != ",")
+            if n_parts > MAX_PARTS:
+                self._refuse(place, f"up to here it has {MAX_PARTS} names and signs, and no more are allowed")
+            if kind == "sign" and piece not in _SIGNS:
+                self._refuse(place, f"{shorten(repr(piece))} {_why_not(piece)}; {ALLOWED}")
+            if kind == "text" and place == last_end:  # f'', b'', '''…'''
+                self._refuse(place, f"text must begin with one quote and nothing before it; {ALLOWED}")
+            if kind in ("text", "word", "number", "quoted"):
+                last_end = part.end()
+            if kind == "quoted":
+                piece = f"{stand_in}{len(self.quoted)}"
+                self.quoted[piece] = part["quoted"]
+            piece = " " if kind == "space" else _LIKE_WORDS.get(piece, piece)
+            pieces.append(piece)
+            self.origins += [place] * len(piece) if len(piece) != len(part[0]) else range(place, part.end())
+        blanks = len("".join(pieces)) - len("".join(pieces).lstrip())
+        self.text, self.origins = "".join(pieces).lstrip(), self.origins[blanks:]
+
+    def _parse(self) -> ast.expr:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd text such as '\d'
+                return ast.parse(self.text, mode="eval").body
+        except SyntaxError as error:
+            place = max(0, (error.offset or 1) - 1)
+            reason, place = error.msg, self.origins[place] if place < len(self.origins) else len(self.query)
+        except (ValueError, MemoryError, RecursionError) as error:  # halves of surrogate pairs; too deep
+            reason, place = str(error) or "it is nested too deeply", 0
+        self._refuse(place, f"{shorten(reason)}; {ALLOWED}")
+
+    def _value(self, node: ast.expr, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            self._refuse_node(node, f"is nested more than {MAX_DEPTH} deep")
+        match node:
+            case ast.Constant(value=bool() | int() | float() | str() as value):
+                return self._in_range(node, value)
+            case ast.Name(id=name):
+                return self._column(node, self.quoted.get(name, name))
+            case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
+                return self._list(items, depth)
+            case ast.BoolOp(op=op, values=parts):
+                conditions = [self._condition(part, depth) for part in parts]
+                return reduce(operator.and_ if isinstance(op, ast.And) else operator.or_, conditions)
+            case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=operand):
+                return ~self._condition(operand, depth)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return self._apply(node, operator.neg, self._number(operand, depth))
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+                values = self._number(left, depth), self._number(right, depth)
+                return self._in_range(node, self._apply(node, _ARITHMETIC[type(op)], *values))
+            case ast.Compare():
+                return self._comparison(node, depth)
+            case ast.Call(func=ast.Attribute(value=ast.Attribute(value=of, attr="str"), attr=name)):
+                return self._call(node, f"str.{name}", of, depth)
+            case ast.Call(func=ast.Attribute(value=of, attr=name)):
+                return self._call(node, name, of, depth)
+        self._refuse_node(node, f"is not allowed; {ALLOWED}")
+
+    def _in_range(self, node: ast.expr, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= MAX_INTEGER:
+            self._refuse_node(node, "is an integer of more than 64 bits")
+        return value
+
+    def _column(self, node: ast.expr, name: str) -> "pd.Series[Any]":
+        column = self.table[name] if name in self.table.columns else None
+        if column is None and name == "index":  # as pandas has it: the number of the row
+            column = self.table.index.to_series()
+        if not isinstance(column, pd.Series):
+            self._refuse_node(node, "is no column")
+        return column
+
+    def _list(self, items: list[ast.expr], depth: int) -> list[Any]:
+        values = [self._value(item, depth + 1) for item in items]
+        for item, value in zip(items, values, strict=True):
+            if not isinstance(value, bool | int | float | str):
+                self._refuse_node(item, "is in a list; only numbers, text, True and False can be")
+        return values
+
+    def _condition(self, node: ast.expr, depth: int) -> Any:
+        value = self._value(node, depth + 1)
+        if not _is_condition(value):
+            self._refuse_node(node, "is not true or false for each row, as and, or, not, &, | and ~ need it")
+        return value
+
+    def _number(self, node: ast.expr, depth: int) -> Any:
+        value = self._value(node, depth + 1)
+        is_number = pd.api.types.is_numeric_dtype(value) if isinstance(value, pd.Series) else type(value) in (int, float)
+        if not is_number or _is_condition(value):
+            self._refuse_node(node, "is no number, nor a column of numbers, as arithmetic needs it")
+        return value
+
+    def _comparison(self, node: ast.Compare, depth: int) -> Any:
+        """A chain holds where each of its comparisons does."""
+        parts = [node.left, *node.comparators]
+        values = [self._value(part, depth + 1) for part in parts]
+        results = []
+        for place, op in enumerate(node.ops):
+            left, right = values[place : place + 2]
+            is_plain = isinstance(left, pd.Series) or (isinstance(right, pd.Series) and not isinstance(left, list))
+            if type(op) in _IN and isinstance(left, pd.Series) and isinstance(right, list):
+                found = self._apply(node, left.isin, right)
+            elif type(op) in (ast.Eq, ast.NotEq) and is_plain and (isinstance(left, str) or isinstance(right, str)):
+                # as pandas does: missing text is not the text
+                column, text = (right, left) if isinstance(left, str) else (left, right)
+                found = self._apply(node, column.isin, [text])
+            elif type(op) in _COMPARISONS and is_plain and not isinstance(right, list):
+                results.append(self._apply(node, _COMPARISONS[type(op)], left, right))
+                continue
+            else:
+                hint = "in needs a column on its left and a list on its right; is there text in a column? "
+                hint = hint + "column.str.contains('text')" if isinstance(op, ast.In | ast.NotIn) else "give a column"
+                self._refuse_node(node, f"compares no column with what it can be compared with: {hint}; {ALLOWED}")
+            results.append(found if _IN[type(op)] else ~found)
+        return reduce(operator.and_, results)
+
+    def _call(self, node: ast.Call, name: str, of: ast.expr, depth: int) -> Any:
+        known = name in (*_WITHOUT_ARGUMENTS, *_WITH_TEXT, "isin")
+        column = self._value(of, depth + 1) if known else None
+        if not isinstance(column, pd.Series):
+            self._refuse_node(node, f"is not allowed; {ALLOWED}")
+        arguments = [self._value(argument, depth + 1) for argument in node.args]
+        wanted = {**dict.fromkeys(_WITH_TEXT, [str]), "isin": [list]}.get(name, [])
+        settings = {str(keyword.arg): keyword.value for keyword in node.keywords}
+        if [type(argument) for argument in arguments] != wanted or settings.keys() - {"regex"}:
+            self._refuse_node(node, f"has other arguments than it may have; {ALLOWED}")
+        if name == "str.contains":
+            self._check_plain(node, arguments[0], settings.get("regex"))
+            return self._apply(node, lambda: column.str.contains(*arguments, regex=False))
+        if settings:
+            self._refuse_node(node, f"has other arguments than it may have; {ALLOWED}")
+        return self._apply(node, lambda: operator.attrgetter(name)(column)(*arguments))
+
+    def _check_plain(self, node: ast.Call, text: str, regex: ast.expr | None) -> None:
+        """See that text is searched for as it is: some regular expressions never end."""
+        if isinstance(regex, ast.Constant) and regex.value is False:
+            return
+        if regex is not None or _PATTERN_SIGNS.search(text):
+            self._refuse_node(
+                node,
+                "would be a regular expression, which is not allowed; to find the text as it is, add regex=False; "
+                "join several texts with or",
+            )
+
+    def _apply(self, node: ast.expr, function: Callable[..., Any], *values: Any) -> Any:
+        try:
+            return function(*values)
+        except Exception as error:  # pandas raises what the types of two columns lead to
+            self._refuse_node(node, f"can't be computed: {shorten(one_line(error), 200)}")
+
+
+def _is_condition(value: object) -> bool:
+    return isinstance(value, pd.Series) and pd.api.types.is_bool_dtype(value)
+
+
+def _why_not(sign: str) -> str:
+    if sign in "'\"`":
+        return "begins something that does not end"
+    return "is for Python's variables, which a query can't see" if sign == "@" else "is not allowed"

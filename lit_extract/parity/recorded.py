@@ -1,0 +1,169 @@
+"""What a features file says of itself, checked before any of it becomes a model, a dataset or a setting.
+
+A file may come from a stranger. It may name models that its user knows of: those of models.yml, timm's own, or one that
+the user names too; never an address, a path or code.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # pydantic wants it until Python 3.12
+)
+
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
+from typing_extensions import TypedDict
+
+from lit_extract.datasets import DATASETS
+from lit_extract.datasets.query import MAX_LENGTH
+from lit_extract.errors import InputError
+from lit_extract.hub import COMMIT
+from lit_extract.modules.pooling import LanguagePooling, VisionPooling
+from lit_extract.parity.certificate import Where
+from lit_extract.registry import ModelEntry, is_timm_name, read_models
+from lit_extract.untrusted import Text, shorten, validate
+
+UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
+
+_Name = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
+_Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_Number = Annotated[int, Field(ge=0, le=10_000)]
+
+
+class _Recorded(TypedDict):
+    model: _Name
+    options: dict[str, Any]
+    weights: _Name
+    seed: NotRequired[Annotated[int, Field(ge=-(2**63), lt=2**63)]]
+    checkpoint_sha256: NotRequired[_Sha256]
+    revision: NotRequired[Annotated[str, StringConstraints(pattern=f"^{COMMIT}$")]]
+    precision: Literal["bf16-true", "bf16-mixed", "32-true"]
+    dataset: _Name
+    query: Annotated[str, StringConstraints(max_length=MAX_LENGTH)] | None
+
+
+class _Vision(_Recorded):
+    pool: VisionPooling
+    stimuli_sha256: _Sha256
+    preprocessing: dict[str, Any]
+
+
+class _Language(_Recorded):
+    pool: LanguagePooling
+    source: NotRequired[_Name]  # missing when the weights are local
+    prompt_name: _Name
+    tokens_sha256: _Sha256
+    truncate: bool
+    exclude_bos: bool | Literal["first"]
+    loss: bool
+    tokenizer: Literal["huggingface", "sentencepiece"]
+
+
+class _VisionOptions(TypedDict, total=False):
+    """Numbers that shape a model, as large as a real one has them."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    img_size: _Side | list[_Side] | tuple[_Side, _Side]
+    patch_size: _Side | list[_Side] | tuple[_Side, _Side]
+    depth: Annotated[int, Field(ge=1, le=200)]
+    embed_dim: Annotated[int, Field(ge=1, le=16_384)]
+    num_heads: Annotated[int, Field(ge=1, le=512)]
+    num_classes: Annotated[int, Field(ge=0, le=1_000_000)]
+    in_chans: Literal[3]
+    reg_tokens: _Number
+    class_token: bool
+    no_embed_class: bool
+    dynamic_img_size: bool
+    dynamic_img_pad: bool
+    act_layer: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+
+
+class _LanguageOptions(TypedDict, total=False):
+    """How a tokenizer treats text; which attention a run had, which the reference does not use."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+    add_bos_token: bool
+    add_eos_token: bool
+    add_prefix_space: bool
+    clean_up_tokenization_spaces: bool
+    legacy: bool
+    use_fast: bool
+
+
+_FORMS: dict[str, TypeAdapter[Any]] = {"vision": TypeAdapter(_Vision), "language": TypeAdapter(_Language)}
+_OPTIONS: dict[str, TypeAdapter[Any]] = {
+    "vision": TypeAdapter(_VisionOptions),
+    "language": TypeAdapter(_LanguageOptions),
+}
+_BLOCK = "blocks[.](0|[1-9][0-9]{0,3})"
+_LAYERS: dict[str, TypeAdapter[list[str]]] = {
+    "vision": TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^{_BLOCK}$")]]),
+    "language": TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|{_BLOCK})$")]]),
+}
+
+
+def check_recorded(provenance: Mapping[str, Any], layers: list[str], where: Where) -> None:
+    """See that the provenance and the layers of a features file are such as a run writes, of a model that is known.
+
+    Args:
+        provenance: Of the file.
+        layers: Of the file.
+        where: What the user gives.
+
+    Raises:
+        InputError: They are not; or the model is none that models.yml lists or timm has, and the user does not name it.
+    """
+    kind = "language" if "tokens_sha256" in provenance else "vision"
+    known = validate(_FORMS[kind], dict(provenance), "provenance")
+    validate(_LAYERS[kind], layers, "layers")
+    needed = {UNTRAINED: "seed", CHECKPOINT: "checkpoint_sha256"}.get(known["weights"], "revision")
+    if needed not in known or (needed == "revision" and not known["weights"].startswith(HUB)):
+        raise InputError(
+            f"provenance.weights: {shorten(known['weights'])!r} must be {UNTRAINED} with seed, {CHECKPOINT} with "
+            f"checkpoint_sha256, or {HUB}… with revision"
+        )
+    if kind == "language" and known["weights"] not in (UNTRAINED, f"{HUB}{known.get('source')}"):
+        if known["weights"] != CHECKPOINT or "source" in known:
+            weights, source = shorten(known["weights"]), shorten(known.get("source"))
+            raise InputError(f"provenance.source: {source!r} does not go with weights {weights!r}")
+    if kind == "vision" and known["dataset"] not in DATASETS:
+        raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
+    entries = read_models()[kind]
+    _check_options(kind, known, entries)
+    _check_model(kind, known, entries, where)
+
+
+def _check_model(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEntry], where: Where) -> None:
+    if where.model is not None:
+        if where.model not in (known["model"], known.get("source")):
+            raise InputError(f"model: the file is of {shorten(known['model'])!r}, not of {where.model!r}")
+        return
+    if kind == "language":
+        name = known.get("source")
+        is_known = name is None or name in {entry.checkpoint or entry.name for entry in entries}
+    else:
+        name = known["model"]
+        is_folder = known["weights"] == CHECKPOINT and where.checkpoint is not None and Path(where.checkpoint).is_dir()
+        is_known = is_folder or is_timm_name(name) or name in {entry.name for entry in entries}
+    if not is_known:
+        whose = "models.yml does not list" if kind == "language" else "timm does not have and models.yml does not list"
+        raise InputError(f"model: the file is of {shorten(name)!r}, which {whose}; if you trust it, give --model NAME")
+
+
+def _check_options(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEntry]) -> None:
+    """Options reach the constructors of other libraries, which take paths and addresses as well."""
+    listed = next((entry.options for entry in entries if entry.name == known["model"]), {})
+    others = {name: value for name, value in known["options"].items() if listed.get(name, _NOWHERE) != value}
+    try:
+        validate(_OPTIONS[kind], others, "provenance.options")
+    except InputError as error:
+        raise InputError(f"{error}; other options are used only when models.yml has them for this model") from None
+
+
+_NOWHERE = object()

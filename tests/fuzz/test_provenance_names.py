@@ -1,0 +1,131 @@
+"""The provenance of a features file: nothing in it becomes a model, a dataset, a path or an address unchecked."""
+
+import re
+
+import pytest
+import timm
+from guard import REFUSED, RIGHT, fuzzed, outcome
+from hypothesis import given
+from hypothesis import strategies as st
+from mutations import HOSTILE, NAMES, changed_values
+
+from lit_extract.parity.certificate import Where
+from lit_extract.parity.recorded import check_recorded
+from lit_extract.registry import default_models_file, read_models
+
+SHA, COMMIT = "0123456789abcdef" * 4, "0123456789abcdef0123456789abcdef01234567"
+LAYERS = ["blocks.0", "blocks.1"]
+RUN = {"precision": "bf16-true", "subset": "all", "query": None, "n_stimuli": 24, "torch": "2.9.0", "layers": LAYERS}
+VISION = {
+    **RUN,
+    "model": "test_vit.r160_in1k",
+    "options": {"img_size": 160, "depth": 2, "dynamic_img_size": True},
+    "weights": "hub:timm/test_vit.r160_in1k",
+    "revision": COMMIT,
+    "pool": "cls",
+    "dataset": "demo",
+    "stimuli_sha256": SHA,
+    "preprocessing": {"input_size": [3, 160, 160], "mean": [0.5, 0.5, 0.5]},
+}
+UNTRAINED = {**VISION, "weights": "untrained", "seed": 0}
+LANGUAGE = {
+    **RUN,
+    "model": "meta-llama/Llama-2-7b",
+    "source": "meta-llama/Llama-2-7b-hf",
+    "options": {"add_bos_token": True},
+    "weights": "hub:meta-llama/Llama-2-7b-hf",
+    "revision": COMMIT,
+    "pool": "avg",
+    "dataset": "nsd",
+    "prompt_name": "caption",
+    "tokens_sha256": SHA,
+    "truncate": False,
+    "exclude_bos": "first",
+    "loss": True,
+    "tokenizer": "huggingface",
+}
+LOCAL = {key: value for key, value in LANGUAGE.items() if key not in ("source", "revision")}
+LOCAL |= {"model": "tiny", "weights": "checkpoint", "checkpoint_sha256": SHA}
+GOOD = [VISION, UNTRAINED, LANGUAGE, LOCAL]
+
+ADDRESSES = ["hf_hub:a/b", "local-dir:/tmp", "https://127.0.0.1/x", "test_vit.r160_in1k/../x", "vit:x", "main", "HEAD",
+             "test_vit", "test_vit.x", "sentencepiece", "checkpoint", "untrained", "hub:", "hub:../x", "embeddings"]  # fmt: skip
+OPTIONS = st.dictionaries(
+    st.sampled_from(["pretrained_cfg", "checkpoint_path", "cache_dir", "trust_remote_code", "gguf_file", "subfolder",
+                     "revision", "token", "code_revision", "attn_implementation", "depth", "img_size", "act_layer",
+                     "quantization_config", "device_map", "block_fn", "config", "_from_auto"]),  # fmt: skip
+    HOSTILE,
+    max_size=2,
+)
+MUTATED = st.sampled_from(GOOD).flatmap(lambda good: changed_values(good, HOSTILE | st.sampled_from(ADDRESSES) | OPTIONS))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("provenance")
+
+
+def is_right(known, layers):
+    """What the check promises, said in another way."""
+    models = read_models(default_models_file())
+    is_language = "tokens_sha256" in known
+    kind = "language" if is_language else "vision"
+    texts = [known[key] for key in ("model", "weights", "dataset", "precision", "pool")]
+    assert all(type(text) is str and text.isprintable() for text in texts)
+    assert known["query"] is None or type(known["query"]) is str
+    if is_language:
+        assert "source" not in known or known["source"] in {e.checkpoint or e.name for e in models[kind]}
+        assert known["weights"] in ("untrained", "checkpoint", f"hub:{known.get('source')}")
+    else:
+        assert known["dataset"] in ("nsd", "bold5000", "things", "folder", "demo")
+        name = known["model"]
+        is_listed = name in timm.list_models() + timm.list_pretrained() + [entry.name for entry in models[kind]]
+        assert is_listed or known["weights"] == "checkpoint"
+    if known["weights"].startswith("hub:"):
+        assert re.fullmatch("[0-9a-f]{40}", known["revision"])
+    paths = {"pretrained_cfg", "checkpoint_path", "cache_dir", "trust_remote_code", "gguf_file", "subfolder", "revision"}
+    assert not paths & set(known["options"])
+    assert all(re.fullmatch(r"embeddings|norm|blocks\.[0-9]+", layer) for layer in layers)
+    return True
+
+
+@fuzzed(2000)
+@given(MUTATED)
+def test_a_changed_provenance_is_checked(folder, provenance):
+    def read():
+        check_recorded(provenance, LAYERS, Where())
+        return provenance
+
+    if isinstance(provenance, dict):
+        outcome("provenance", folder, read, lambda known: is_right(known, LAYERS))
+
+
+@fuzzed(300)
+@given(changed_values(LAYERS))
+def test_layers_are_those_of_a_model(folder, layers):
+    outcome("layers", folder, lambda: check_recorded(VISION, layers, Where()), lambda _: is_right(VISION, layers))
+
+
+@fuzzed(300)
+@given(st.sampled_from(NAMES + ADDRESSES) | st.text(max_size=30), st.sampled_from(["model", "source"]))
+def test_no_name_is_used_that_is_not_known(folder, name, key):
+    good = LANGUAGE if key == "source" else VISION
+    known = {**good, key: name}
+    if key == "source" and isinstance(name, str):
+        known["weights"] = f"hub:{name}"
+    outcome("model name", folder, lambda: check_recorded(known, LAYERS, Where()), lambda _: is_right(known, LAYERS))
+
+
+@pytest.mark.parametrize("good", GOOD, ids=lambda good: good["weights"])
+def test_what_runs_write_is_accepted(folder, good):
+    assert outcome("provenance", folder, lambda: check_recorded(good, LAYERS, Where()), lambda _: True) == RIGHT
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/else", "http://127.0.0.1/x", "../x", "/etc/passwd"])
+def test_the_word_of_the_user_is_enough(folder, name):
+    for where, expected in ((Where(), REFUSED), (Where(model=name), RIGHT), (Where(model="x"), REFUSED)):
+
+        def read(where=where):
+            check_recorded({**VISION, "model": name}, LAYERS, where)
+
+        assert outcome("model name", folder, read, lambda _: True) == expected
