@@ -183,14 +183,10 @@ def bare_forward(model: Path, captions: Path, n: int, dtype: str) -> dict[str, f
     import torch
     from transformers import AutoModel
 
-    from lit_extract.budget import choose_token_budget, free_memory
-
     extractor, data = _job(model, captions, n)
     data.setup()
     data.cut_shards(len(extractor.layers) * extractor.n_dim * 4)
-    precision, there = {"bfloat16": "bf16-true"}.get(dtype, "32-true"), torch.device(device())
-    free, on_gpu = free_memory(there), there.type == "cuda"
-    data.choose(lambda longest: choose_token_budget(extractor, longest, precision, free, on_gpu))
+    data.choose(on_gpu=device() == "cuda")
     network = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype)).eval().to(device())
     batches = [(len(rows), round(sum(data.lengths[row] for row in rows) / len(rows))) for rows in data.plan(0, 1)]
     with torch.inference_mode():

@@ -80,7 +80,6 @@ def compute_again(
         stack.enter_context(default_float32())
         stack.enter_context(ieee_float32())
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
         backbone = model.loaded_backbone(trainer)
         was_on = next(backbone.parameters()).device
         backbone.to(device)

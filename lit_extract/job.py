@@ -16,7 +16,6 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from lit_extract import __version__
-from lit_extract.budget import settle_token_budget
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.table import ID_MEANING, ROOT
 from lit_extract.disk import bytes_there, check_room, features_bytes, store_bytes
@@ -268,7 +267,7 @@ class Job:
         """
         if overwrite or not is_store(self.store_path):
             self._check_room(0, finalize, overwrite)
-            self.provenance |= self.data.choose(partial(settle_token_budget, self.model, trainer))
+            self.provenance |= self.data.choose(trainer.strategy.root_device.type == "cuda")
             if overwrite:
                 self.remove_output()
             self.done_at_start = 0
@@ -346,7 +345,6 @@ class Job:
         Raises:
             InputError: Something is wrong with the machine or the output folder.
         """
-        self.model.check_device(trainer.strategy.root_device)
         if isinstance(self.store_path, Path):
             to_write = sum(self._bytes_to_write(0, finalize, overwrite))
             self.data.room_for_features = max(0, to_write - bytes_there([self.store_path]))

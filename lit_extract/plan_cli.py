@@ -14,13 +14,11 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 from tqdm import tqdm
 
-from lit_extract.budget import free_memory
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.disk import as_size, free_bytes
 from lit_extract.errors import InputError, one_line
 from lit_extract.host import host_memory
-from lit_extract.memory import CONTEXT_BYTES
 from lit_extract.modules.base import Extractor
 from lit_extract.paths import to_path
 from lit_extract.planning import TOKENS_A_CAPTION, Machine, Plan, fits_disk, pixels_bytes, plan_model, room
@@ -142,14 +140,12 @@ def _machine(config: Namespace) -> Machine:
     free = free_bytes(folder) if isinstance(folder, Path) else None
     host = round(config.host_memory * 10**9) if config.host_memory else None
     if on_cpu:
-        return Machine(None, host or host_memory(), free_memory(torch.device("cpu")), precision, free)
+        return Machine(None, host or host_memory(), precision, free)
     if has_gpu and not config.card_memory:
         card = torch.cuda.get_device_properties(0)
-        return Machine(
-            card.name, card.total_memory, free_memory(torch.device("cuda", 0)), precision, free, host or host_memory()
-        )
+        return Machine(card.name, card.total_memory, precision, free, host or host_memory())
     memory = round((config.card_memory or 48) * 10**9)
-    return Machine("GPU" if config.card_memory else "A40", memory, memory - CONTEXT_BYTES, precision, free, host)
+    return Machine("GPU" if config.card_memory else "A40", memory, precision, free, host)
 
 
 def as_json(plans: Sequence[Plan], machine: Machine) -> str:

@@ -1,7 +1,7 @@
 """What one model on one dataset will need of disk, device and host, before anything runs.
 
-Everything comes from configurations: shapes from the extractors' skeletons, memory from a forward pass without numbers
-(``memory.py``), room from what a job writes (``disk.py``).
+Everything comes from configurations: shapes from the extractors' skeletons, memory by
+``memory.py``, room from what a job writes (``disk.py``).
 """
 
 import math
@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lit_extract.budget import choose_token_budget
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
 from lit_extract.data.pixels import GEOMETRY
-from lit_extract.data.plan import default_shard_rows, plan_token_batches
+from lit_extract.data.plan import default_shard_rows, default_token_budget, plan_token_batches
 from lit_extract.disk import bytes_there, features_bytes, store_bytes
-from lit_extract.memory import device_bytes, estimate, host_bytes
+from lit_extract.memory import device_bytes, estimate_forward, host_bytes
 from lit_extract.modules.base import Extractor
 from lit_extract.outputs import output_paths, recorded_provenance
 from lit_extract.paths import AnyPath
@@ -33,7 +32,6 @@ class Machine:
     Args:
         card: Name of the GPU; None: the run is on the CPU.
         memory: Bytes of the GPU, or of the host.
-        free_memory: Bytes of it that are free now, or would be on a GPU that is not here.
         precision: The trainer's.
         free_disk: Bytes that are free for the output; None: not known, as it goes elsewhere.
         host_memory: Bytes of the host beside a GPU; None: not known, as the GPU is elsewhere.
@@ -41,7 +39,6 @@ class Machine:
 
     card: str | None
     memory: int
-    free_memory: int
     precision: str
     free_disk: int | None
     host_memory: int | None = None
@@ -128,18 +125,18 @@ def plan_model(
     if isinstance(store_path, Path) and not overwrite:
         data.adopt(recorded_provenance(files.values(), store_path))
     forwards = {
-        batch: estimate(model, *batch, machine.precision, on_gpu)
+        batch: estimate_forward(model, *batch, machine.precision, on_gpu)
         for batch in _largest_batches(model, data, rows, shard_rows, machine)
     }
     batch = max(forwards, key=lambda batch: forwards[batch].peak)
     forward = forwards[batch]
     workers = data.num_workers if data.num_workers is not None else data.workers(on_gpu, 1)
-    batch_bytes = sum(tensor.nbytes for tensor in model.blank_inputs(*batch).values())
+    batch_bytes = batch[0] * model.input_bytes(batch[1])
     host = host_bytes(model, forward, on_gpu, n_pools * shard_rows * row_bytes, batch_bytes, workers)
     needed = device_bytes(forward) if on_gpu else host
     fits: Literal["yes", "split", "host", "no"] = "yes" if needed <= machine.memory else "no"
     if fits == "no" and on_gpu:
-        one_row = estimate(model, 1, batch[1], machine.precision, on_gpu)
+        one_row = estimate_forward(model, 1, batch[1], machine.precision, on_gpu)
         fits = "split" if device_bytes(one_row) <= machine.memory else "no"
     if on_gpu and fits != "no" and machine.host_memory is not None and host > machine.host_memory:
         fits = "host"
@@ -179,9 +176,7 @@ def _largest_batches(
         data.preprocessing = model.preprocessing
         data.setup("predict")
         longest = max(data.lengths)
-    budget = data.tokens_a_batch or choose_token_budget(
-        model, longest, machine.precision, machine.free_memory, on_gpu=machine.card is not None
-    )
+    budget = data.tokens_a_batch or default_token_budget(machine.card is not None)
     if data.captions is None:
         return {(max(1, min(rows, budget // longest)), longest)}
     batches = plan_token_batches(data.lengths, shard_rows, budget)

@@ -1,7 +1,6 @@
 """``lit-extract`` with a vision model that takes SLOW_LOAD seconds to load and SLOW_STEP seconds a batch, and says so.
 
 At batch HELD_STEP each rank waits until it has heard that it is to stop: that takes as long as the machine is busy.
-For rank zero FREE_MEMORY bytes are free; no other rank may ask.
 A file of its own, as Lightning starts further ranks by running the same file again.
 """
 
@@ -9,7 +8,7 @@ import os
 import sys
 import time
 
-from lit_extract import budget, signals
+from lit_extract import signals
 from lit_extract.modules.vision import VisionExtractor
 
 load, step = VisionExtractor.configure_model, VisionExtractor.predict_step
@@ -34,15 +33,8 @@ def slow_step(self, batch, batch_idx=0):
     return step(self, batch, batch_idx)
 
 
-def free_memory(device):
-    assert os.environ.get("LOCAL_RANK", "0") == "0", "another rank looks at the memory"
-    return int(os.environ["FREE_MEMORY"])
-
-
 if __name__ == "__main__":
     from lit_extract.cli import main
 
     VisionExtractor.configure_model, VisionExtractor.predict_step = slow_load, slow_step
-    if "FREE_MEMORY" in os.environ:
-        budget.free_memory = free_memory
     sys.exit(main(sys.argv[1:]))

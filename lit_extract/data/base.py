@@ -1,7 +1,7 @@
 """What all data modules share: the plan, and a DataLoader whose items are whole batches."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,8 @@ class StimulusDataModule(LightningDataModule):
         """Take what was not given from the provenance of a run that this one goes on with; return what was taken."""
         return {}
 
-    def choose(self, token_budget: Callable[[int], int]) -> dict[str, Any]:
-        """Choose for this machine what was neither given nor recorded; return that part of the provenance.
-
-        Args:
-            token_budget: How many tokens a batch may have, given those of the longest row.
-        """
+    def choose(self, on_gpu: bool) -> dict[str, Any]:
+        """Choose for a kind of device what was neither given nor recorded; return that part of the provenance."""
         return {}
 
     @abstractmethod

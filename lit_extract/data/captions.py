@@ -4,7 +4,7 @@ B batch, T tokens.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
-from lit_extract.data.plan import TOKENS_A_BATCH, default_shard_rows, plan_token_batches
+from lit_extract.data.plan import default_shard_rows, default_token_budget, plan_token_batches
 from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets import DATASETS, has_root, load_captions, load_dataset
 from lit_extract.datasets.captions import id_column_of
@@ -76,7 +76,7 @@ class CaptionDataModule(StimulusDataModule):
         query: pandas query that chooses captions, such as "nsd_id < 1000"; needs a subset name of its own.
         subset: Name of the chosen rows; names the output folder.
         token_budget: Tokens a forward pass at most, padding included. Default: that of the run that this one
-            goes on with, else chosen from the free memory.
+            resumes, else 2,048 on a CPU and 16,384 on a GPU. A batch that does not fit is split.
         shard_rows: Captions a shard, the unit of writing and resuming. Default: about 128 MB of
             activations, at most 2,048 captions.
         truncate: Cut captions that are longer than the model's context, which is recorded, instead of
@@ -211,11 +211,11 @@ class CaptionDataModule(StimulusDataModule):
         self.tokens_a_batch = recorded["token_budget"]
         return {"token_budget": self.tokens_a_batch}
 
-    def choose(self, token_budget: Callable[[int], int]) -> dict[str, Any]:
+    def choose(self, on_gpu: bool) -> dict[str, Any]:
         """Choose the token budget."""
         if self.is_settled:
             return {}
-        self.tokens_a_batch = token_budget(max(self.lengths))
+        self.tokens_a_batch = default_token_budget(on_gpu)
         return {"token_budget": self.tokens_a_batch}
 
     def default_shard_rows(self, row_bytes: int) -> int:
@@ -246,7 +246,7 @@ class CaptionDataModule(StimulusDataModule):
     def plan(self, rank: int, world_size: int) -> list[list[int]]:
         """Captions of like length together."""
         shard_rows = self.rows_a_shard or self.shard_rows or len(self.lengths)
-        token_budget = self.tokens_a_batch or TOKENS_A_BATCH
+        token_budget = self.tokens_a_batch or default_token_budget(on_gpu=False)
         return plan_token_batches(self.lengths, shard_rows, token_budget, self.done_shards, rank, world_size)
 
     def batches_of(self, plan: list[list[int]]) -> TokenBatches:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from lit_extract.errors import InputError
 from lit_extract.hub import COMMIT, hub_commit
-from lit_extract.modules.compilation import check_compiler, compile_for
 from lit_extract.modules.weights import default_float32, path_sha256
 from lit_extract.registry import find_model, own_name
 from lit_extract.timing import stopwatch
@@ -46,12 +45,12 @@ class Extractor(Predictor):
         revision: Branch, tag or commit on the hub.
         options: Further arguments for the backbone's constructor.
         models: The models.yml in which settings of a name are looked up.
-        compile: Blocks go through torch.compile.
     """
 
     kind: ClassVar[str]
     checkpoint_on_hub: ClassVar[bool] = False  # a checkpoint can be a repository
     rows_a_pass_on_cpu: ClassVar[int | None] = None  # more of them do not fit the caches; None: a whole batch
+    constant_bytes: int = 0  # that a pass holds however few its rows are
     extras: Mapping[str, str] = MappingProxyType({})  # per-row outputs besides the features, with their dtype
 
     # set by the constructors of the subclasses
@@ -69,7 +68,6 @@ class Extractor(Predictor):
         revision: str | None,
         options: dict[str, Any] | None,
         models: str | None,
-        compile: bool,
     ) -> None:
         super().__init__()
         check_seed(seed)
@@ -82,8 +80,6 @@ class Extractor(Predictor):
             self.checkpoint = None if revision and is_local else entry.checkpoint
             self.revision = revision or entry.revision
         self.options: dict[str, Any] = {**(entry.options if entry else {}), **(options or {})}
-        self.compiles = compile
-        self._compiled: set[tuple[tuple[int, int], ...]] = set()
         self._largest_batch: int | None = None
 
     @abstractmethod
@@ -91,23 +87,12 @@ class Extractor(Predictor):
         """Inputs of B rows to ``feats`` (B, P, L, D) float32 and the extras (B,), on the device."""
 
     @abstractmethod
-    def blank_inputs(self, n_rows: int, n_tokens: int) -> dict[str, Tensor]:
-        """Inputs of the shapes and types of a batch, for :meth:`activations`; images do not need ``n_tokens``."""
+    def numbers_a_row(self, n_tokens: int) -> int:
+        """Estimate how many numbers of a row a forward pass holds at once; images have tokens of their own."""
 
     @abstractmethod
-    def compiled_sizes(self, inputs: dict[str, Tensor]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and tokens of the blank inputs that blocks are compiled for, of all inputs of this kind.
-
-        What is compiled for the first must also serve the second.
-        """
-
-    @abstractmethod
-    def skeleton(self, dtype: torch.dtype) -> nn.Module:
-        """The backbone as a run of this precision has it, on the meta device: without memory behind its weights."""
-
-    @abstractmethod
-    def adopt(self, backbone: nn.Module) -> None:
-        """Use this backbone; none is loaded then."""
+    def input_bytes(self, n_tokens: int) -> int:
+        """Return the bytes of a row's inputs."""
 
     @property
     @abstractmethod
@@ -154,22 +139,11 @@ class Extractor(Predictor):
     def provenance(self) -> dict[str, Any]:
         """What about the model changes the numbers."""
         known: dict[str, Any] = {"model": self.model_name, "options": self.options, "layers": self.layers}
-        if self.compiles:  # else it is left out, as in what was made before there was a choice
-            known["compile"] = True
         if self.untrained:
             return {**known, "weights": "untrained", "seed": self.seed}
         if local := self.local_checkpoint():
             return {**known, "weights": "checkpoint", "checkpoint_sha256": path_sha256(local)}
         return {**known, "weights": f"hub:{self.weights_source()[0]}", "revision": self.commit}
-
-    def check_device(self, device: torch.device) -> None:
-        """See that the device can do what is wanted of it.
-
-        Raises:
-            InputError: It can't.
-        """
-        if self.compiles:
-            check_compiler(device)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> dict[str, Any]:
         """Pooled activations of a batch.
@@ -194,14 +168,14 @@ class Extractor(Predictor):
         return {"index": batch["index"], "feats": by_pool, "bad": batch["bad"], **host, "arrived": arrived}
 
     def split_on_oom(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """:meth:`one_pass`, in parts when the device is out of memory; what fitted is remembered."""
+        """:meth:`activations`, in parts when the device is out of memory; what fitted is remembered."""
         first_input = inputs[self.inputs[0]]
         rows = len(first_input)
         at_most = self._largest_batch or (self.rows_a_pass_on_cpu if first_input.device.type == "cpu" else None)
         limit = min(rows, at_most or rows)
         try:
             parts = [
-                self.one_pass({name: tensor[first : first + limit] for name, tensor in inputs.items()})
+                self.activations({name: tensor[first : first + limit] for name, tensor in inputs.items()})
                 for first in range(0, rows, limit)
             ]
             return parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
@@ -219,19 +193,6 @@ class Extractor(Predictor):
             )
         self._largest_batch = -(-limit // 2)
         return self.split_on_oom(inputs)
-
-    def one_pass(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """:meth:`activations`, through compiled blocks if so wished."""
-        if not self.compiles:
-            return self.activations(inputs)
-        sizes = self.compiled_sizes(inputs)
-        if sizes not in self._compiled:
-            device = inputs[self.inputs[0]].device
-            blank = [{name: tensor.to(device) for name, tensor in self.blank_inputs(*size).items()} for size in sizes]
-            compile_for(lambda: self.activations(blank[0]), lambda: self.activations(blank[1]), self.model_name)
-            self._compiled.add(sizes)
-        with torch.compiler.set_stance("eager_on_recompile"):
-            return self.activations(inputs)
 
 
 def check_seed(seed: int) -> None:

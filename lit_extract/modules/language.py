@@ -15,13 +15,12 @@ from torch.nn import functional
 from lit_extract.errors import InputError, one_line
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.causality import check_causal, probe_tokens
-from lit_extract.modules.compilation import compile_blocks
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.options import split_options
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, full_columns, pool_text
 from lit_extract.modules.pretrained import check_complete, load_pretrained
 from lit_extract.modules.selection import check_pools, select_blocks
-from lit_extract.modules.weights import config_sha256, default_float32, on_cpu_in_float32
+from lit_extract.modules.weights import config_sha256, default_float32, on_cpu_in_float32, widest_output
 from lit_extract.precision import ieee_float32, in_float32
 from lit_extract.timing import stopwatch
 
@@ -56,7 +55,6 @@ class LanguageExtractor(Extractor):
         trust_remote_code: Run code that comes with the model.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
             the one shipped.
-        compile: Blocks go through torch.compile, which takes a while at the start; last bits differ.
     """
 
     kind = "language"
@@ -78,9 +76,8 @@ class LanguageExtractor(Extractor):
         tokenizer: str | None = None,
         trust_remote_code: bool = False,
         models: str | None = None,
-        compile: bool = False,
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models, compile)
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
         self.source = self.checkpoint or name
         if exclude_bos not in (True, False, "first"):
             raise InputError(f"model.exclude_bos: {exclude_bos!r} must be true, false or 'first'")
@@ -90,6 +87,7 @@ class LanguageExtractor(Extractor):
         if not self.local_checkpoint():
             self._from["revision"] = self.commit
         self.pools = check_pools(pool, LANGUAGE_POOLINGS, LANGUAGE_POOLINGS, "")
+        self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
         self.config = self._load_config()
         if (
@@ -104,6 +102,7 @@ class LanguageExtractor(Extractor):
         blocks = find_blocks(skeleton, self.config.num_hidden_layers)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
         self.n_dim = int(self.config.hidden_size)
+        self.block_width = widest_output(blocks[0])
         self.layers, self._hooked, self._stop_after = _choose_layers(layers, len(blocks))
         if "norm" in self.layers and _output_width(skeleton) != self.n_dim:
             raise InputError(
@@ -152,7 +151,6 @@ class LanguageExtractor(Extractor):
 
         Lightning, which would cast rotary frequencies to bf16 with all else, does not see the model.
         """
-        self._compiled.clear()  # in another run device and mode may be others
         if self._model:
             return
         trainer = self._trainer
@@ -166,8 +164,6 @@ class LanguageExtractor(Extractor):
                 model, random = self._trained_model(device, dtype)
         model.eval().requires_grad_(False)
         self._probe(model, random)
-        if self.compiles:
-            compile_blocks(find_blocks(model.base_model, self.config.num_hidden_layers), dynamic=True)
         self._model.append(model)
 
     @property
@@ -212,27 +208,15 @@ class LanguageExtractor(Extractor):
             outputs |= self._losses(output, inputs["input_ids"], mask, inputs["n_bytes"])
         return outputs
 
-    def blank_inputs(self, n_rows: int, n_tokens: int) -> dict[str, Tensor]:
-        """Tokens (B, T), none of them padding."""
-        tokens = torch.zeros(n_rows, n_tokens, dtype=torch.int64)
-        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "n_bytes": tokens[:, 0].clone()}
+    def numbers_a_row(self, n_tokens: int) -> int:
+        """Estimate them in a block's MLP, which may be gated; and eager attention's scores."""
+        is_eager = self.options.get("attn_implementation") == "eager"
+        scores = 3 * n_tokens * self.config.num_attention_heads if is_eager else 0
+        return n_tokens * (4 * self.n_dim + 4 * self.block_width + scores)
 
-    def compiled_sizes(self, inputs: dict[str, Tensor]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """One size for all: kernels are made for any. But a single row, or token, is always a kind of its own."""
-        single_row, single_token = (size == 1 for size in inputs["input_ids"].shape)
-        rows, tokens = (1, 1) if single_row else (48, 7), (1, 1) if single_token else (20, 33)
-        return (rows[0], tokens[0]), (rows[1], tokens[1])
-
-    def skeleton(self, dtype: torch.dtype) -> nn.Module:
-        """The model without weights; buffers, rotary frequencies say, stay float32."""
-        skeleton: nn.Module = self._create_skeleton()
-        for parameter in skeleton.parameters():
-            parameter.data = parameter.data.to(dtype)
-        return skeleton
-
-    def adopt(self, backbone: nn.Module) -> None:
-        """Use this model, with its head."""
-        self._model = [backbone]
+    def input_bytes(self, n_tokens: int) -> int:
+        """Return those of its tokens and mask, int64."""
+        return 16 * n_tokens
 
     @property
     def loaded(self) -> nn.Module | None:

@@ -3,6 +3,7 @@
 B batch, L layers, T tokens, D hidden size, P poolings, H height, W width.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,10 @@ from torch import Tensor, nn
 from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
-from lit_extract.modules.compilation import compile_blocks
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_image
 from lit_extract.modules.selection import check_pools, select_blocks
-from lit_extract.modules.weights import on_cpu_in_float32, path_sha256
+from lit_extract.modules.weights import on_cpu_in_float32, path_sha256, widest_output
 from lit_extract.ranks import is_rank_zero, say
 from lit_extract.registry import is_timm_name, read_models, unknown_model
 from lit_extract.timing import stopwatch
@@ -44,7 +44,6 @@ class VisionExtractor(Extractor):
         layers: "blocks" (all), or the indices of some; negative ones count from the end.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
             the one shipped.
-        compile: Blocks go through torch.compile, which takes a while at the start; last bits differ.
         channels_last: Images and convolutions in channels-last memory format; last bits differ.
     """
 
@@ -63,10 +62,9 @@ class VisionExtractor(Extractor):
         pool: VisionPooling | list[VisionPooling] = "cls",
         layers: Literal["blocks"] | list[int] = "blocks",
         models: str | None = None,
-        compile: bool = False,
         channels_last: bool = False,
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models, compile)
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if untrained and (checkpoint or revision):
             setting = "checkpoint" if checkpoint else "revision"
@@ -86,8 +84,9 @@ class VisionExtractor(Extractor):
             raise InputError(f"model.options: in_chans is {self.options['in_chans']}, but images here are RGB: 3")
         skeleton = self._create_skeleton()
         self.preprocessing = _preprocessing(skeleton, self.options)
-        n_tokens, self.n_dim = _block_shape(name, skeleton, self.preprocessing["input_size"])
-        self.n_prefix, has_class_token = _prefix_tokens(skeleton, n_tokens)
+        self.n_tokens, self.n_dim = _block_shape(name, skeleton, self.preprocessing["input_size"])
+        self.block_width = widest_output(skeleton.blocks[0])
+        self.n_prefix, has_class_token = _prefix_tokens(skeleton, self.n_tokens)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
         notes = skeleton.pretrained_cfg.get("notes") or ()
         self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
@@ -110,15 +109,12 @@ class VisionExtractor(Extractor):
 
     def configure_model(self) -> None:
         """Build the backbone and load its weights, once, in float32; Lightning moves and casts it."""
-        self._compiled.clear()  # in another run precision, device and mode may be others
         if self.backbone is not None:
             return
         with stopwatch("weights"), on_cpu_in_float32(self.seed):
             self._warn_of_activation()
             backbone: nn.Module = self._create_backbone()
         self.backbone = backbone.eval().requires_grad_(False).to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        if self.compiles:
-            compile_blocks(self.backbone.get_submodule("blocks").children(), dynamic=False)
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images (B, 3, H, W) uint8 to pooled activations (B, P, L, D) float32, on the device."""
@@ -145,23 +141,13 @@ class VisionExtractor(Extractor):
         dtype = next(self.backbone.parameters()).dtype
         return images.float().div_(255).sub_(mean).div_(std).to(dtype).contiguous(memory_format=self.memory_format)
 
-    def blank_inputs(self, n_rows: int, n_tokens: int) -> dict[str, Tensor]:
-        """Images (B, 3, H, W)."""
-        return {"image": torch.zeros(n_rows, *self.preprocessing["input_size"], dtype=torch.uint8)}
+    def numbers_a_row(self, n_tokens: int) -> int:
+        """Estimate them: the image, and in a block's MLP what comes before and after its activation."""
+        return self.input_bytes(0) + self.n_tokens * (4 * self.n_dim + 2 * self.block_width)
 
-    def compiled_sizes(self, inputs: dict[str, Tensor]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Each number of rows by itself: there are few, and kernels for one size are the fastest."""
-        rows = len(inputs["image"]), 0
-        return rows, rows
-
-    def skeleton(self, dtype: torch.dtype) -> nn.Module:
-        """The backbone without weights; Lightning casts its buffers too."""
-        skeleton: nn.Module = self._create_skeleton()
-        return skeleton.to(dtype)
-
-    def adopt(self, backbone: nn.Module) -> None:
-        """Use this backbone."""
-        self.backbone, self._scale = backbone, None
+    def input_bytes(self, n_tokens: int) -> int:
+        """Return those of its pixels."""
+        return math.prod(self.preprocessing["input_size"])
 
     @property
     def loaded(self) -> nn.Module | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 # What is in a local model folder besides these (logs, optimizer states) does not change the numbers.
 _MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".json", ".model", ".txt", ".py")
@@ -23,6 +24,11 @@ def path_sha256(path: str | Path) -> str:
     for part in sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in _MODEL_FILES):
         digest.update(f"{part.relative_to(path).as_posix()} {path_sha256(part)}\n".encode())
     return digest.hexdigest()
+
+
+def widest_output(block: nn.Module) -> int:
+    """Return the most numbers that a matrix of a block gives for a token, or takes."""
+    return max(max(parameter.shape[-2:]) for parameter in block.parameters() if parameter.ndim > 1)
 
 
 def config_sha256(config: Any) -> str:
