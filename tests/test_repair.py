@@ -229,7 +229,7 @@ def test_killed_between_any_two_writes_of_a_repair_nothing_is_lost(
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.store.write_file", count(write_file))
+        patch.setattr("lit_extract.store_files.write_file", count(write_file))
         patch.setattr("lit_extract.finalize._write_beside", count(_write_beside))
         patch.setattr("lit_extract.finalize.Store.remove", count(Store.remove))
         try:
@@ -256,7 +256,7 @@ def test_killed_before_the_status_a_store_can_be_finalized_and_its_row_is_nan(ru
         write_file(folder, key, pieces)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.store.write_file", no_status)
+        patch.setattr("lit_extract.store_files.write_file", no_status)
         with pytest.raises(KilledError):
             run_job(**SKIP)
     assert load_features(store).feats[4].isnan().all()

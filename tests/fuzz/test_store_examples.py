@@ -12,7 +12,8 @@ from test_stores import build, write_metadata
 from lit_extract import lease, load_features
 from lit_extract.data.pixels import ABOUT, PIXELS, ROWS, Noted, PixelCache
 from lit_extract.errors import InputError
-from lit_extract.finalize import _save_skeleton, finalize
+from lit_extract.features_content import save_skeleton
+from lit_extract.finalize import finalize
 from lit_extract.lock import lock_holder, write_lock
 from lit_extract.paths import to_path
 from lit_extract.relay import Advance, heard
@@ -259,15 +260,15 @@ def test_a_store_stays_when_its_file_has_other_ids(tmp_path, make_store, monkeyp
     store, _ = make_store()
 
     def other_ids(content, tensors, part):
-        _save_skeleton(content | {"stimulus_ids": content["stimulus_ids"][::-1]}, tensors, part)
+        save_skeleton(content | {"stimulus_ids": content["stimulus_ids"][::-1]}, tensors, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.finalize._save_skeleton", other_ids)
+        patch.setattr("lit_extract.finalize.save_skeleton", other_ids)
         with pytest.raises(InputError, match="stimulus ids, shape or metadata"):
             finalize(store.path)
     assert Store(store.path).missing_rows() == []
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.finalize._save_skeleton", other_ids)
+        patch.setattr("lit_extract.finalize.save_skeleton", other_ids)
         patch.setattr("lit_extract.finalize._verify", lambda *_: None)
         with pytest.raises(InputError, match="has other stimulus_ids"):
             finalize(store.path)
