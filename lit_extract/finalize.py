@@ -36,6 +36,7 @@ from lit_extract.provenance import differing, features_provenance
 from lit_extract.repair import Rows
 from lit_extract.store import Store
 from lit_extract.store_folder import is_store
+from lit_extract.untrusted import open_regular
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -278,7 +279,7 @@ def _verify(file: AnyPath, expected: Mapping[str, Any] | None = None) -> None:
         OSError: It is damaged, or can't be read.
     """
     try:
-        with remote_errors(file), file.open("rb") as opened:
+        with remote_errors(file), open_regular(file) if isinstance(file, Path) else file.open("rb") as opened:
             check_archive(opened)
             found = read_content(opened) if expected is not None else {}
     except RemoteError:

@@ -1,5 +1,6 @@
 """What has been wrong with stores, locks and caches once, one example each."""
 
+import errno
 import json
 import os
 import shutil
@@ -149,6 +150,22 @@ def test_a_file_of_another_store_is_refused_and_nothing_is_set_aside(tmp_path, k
     assert contents(path) == before
 
 
+@pytest.mark.parametrize(("number", "is_damage"), [(errno.EIO, True), (errno.EACCES, False), (errno.EMFILE, False)])
+def test_only_a_disk_that_cant_read_a_shard_has_it_computed_again(tmp_path, monkeypatch, number, is_damage):
+    path = build(tmp_path / "m.zarr", 2)
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("open_to_read", "read_files"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lit_extract.store_files.{name}", fail)
+            with pytest.raises(InputError) as error:
+                Store(path).read_shard("cls", 0) if name == "open_to_read" else Store(path).status()
+        assert ("damaged on disk" in str(error.value)) == is_damage
+    assert Store(path).done_shards() == ({1, 2, 3} if is_damage else {0, 1, 2, 3})
+
+
 # metadata
 
 
@@ -235,6 +252,16 @@ def test_no_file_makes_a_reader_wait_or_fail_in_another_way(store, version, key,
             continue
         assert key.startswith(("cls/c", "loss/c")), "a shard that is lost is missing; nobody needs the loss for others"
     assert store.is_dir()
+
+
+def test_on_the_command_line_it_is_one_line(store, cli):
+    change(store, "zarr.json", lambda group: group["attributes"]["layers"].__setitem__(0, "\x1b[2J\n\0" * 1000))
+    for command in ("finalize", "show"):
+        code, out, err = cli(command, store)
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
+        assert err[:-1].isprintable()
+        assert len(err) < 1000
 
 
 def test_deep_and_large_metadata_are_refused(store):
