@@ -154,7 +154,7 @@ def test_a_file_of_another_store_is_refused_and_nothing_is_set_aside(tmp_path, k
 def test_only_a_disk_that_cant_read_a_shard_has_it_computed_again(tmp_path, monkeypatch, number, is_damage):
     path = build(tmp_path / "m.zarr", 2)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
     for name in ("open_to_read", "read_files"):
