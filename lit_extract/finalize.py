@@ -7,22 +7,18 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_extract.archive import TensorRecord, check_archive, read_content, write_filled
 from lit_extract.disk import bytes_there, check_room, features_bytes
 from lit_extract.errors import InputError, name_some
 from lit_extract.features import read_metadata
-from lit_extract.inputs import sizes_sha256
-from lit_extract.layout import BAD_INPUT, FEATURES_FORMAT, INPUTS, MISSING, N_BYTES, N_TOKENS, NOT_FINITE, ROTATED, SIZE
+from lit_extract.features_content import Numbers, content_of, longest_caption, save_skeleton, tensors_of
 from lit_extract.listing import refuse_plain_folder
 from lit_extract.lock import write_lock
 from lit_extract.paths import (
@@ -40,7 +36,7 @@ from lit_extract.provenance import differing, features_provenance
 from lit_extract.repair import Rows
 from lit_extract.store import Store
 from lit_extract.store_folder import is_store
-from lit_extract.untrusted import Count, validate
+from lit_extract.untrusted import open_regular
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -87,7 +83,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         or there.repaired(pool)
         or not _is_verified(store, file)
     ]
-    size = features_bytes(store.n_stimuli, len(store.layers), store.n_dim) + store.n_stimuli * _longest(store)
+    size = features_bytes(store.n_stimuli, len(store.layers), store.n_dim) + store.n_stimuli * longest_caption(store)
     check_room(
         store.path.parent,
         store=0,
@@ -194,12 +190,12 @@ def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
     store = there.store
     shape = store.n_stimuli, len(store.layers), store.n_dim
     shards = _ahead(there, pool)
-    tensors = {"feats": _Numbers(shape, torch.float32, shards), **_extra_tensors(there, pool)}
-    content = _content(there, pool)
+    tensors = {"feats": Numbers(shape, torch.float32, shards), **tensors_of(there, pool)}
+    content = content_of(there, pool)
     try:
         with tempfile.TemporaryDirectory() as folder:
             skeleton = Path(folder, "skeleton.pt")  # takes no room: all numbers are holes
-            _save_skeleton(content, tensors, skeleton)
+            save_skeleton(content, tensors, skeleton)
             chunks = [numbers.chunks for numbers in tensors.values()]
             expected = {name: numbers.shape for name, numbers in tensors.items()} | content
             if isinstance(file, Path):
@@ -272,107 +268,6 @@ def _part(file: AnyPath) -> AnyPath:
     return file.with_name(f".{file.name}.part")
 
 
-@dataclass(frozen=True)
-class _Numbers:
-    """A tensor to be, whose numbers come in chunks, in order."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    chunks: Iterable[NDArray[Any]]
-
-
-def _content(there: Rows, pool: str) -> dict[str, Any]:
-    """All of a features file but its tensors."""
-    store, status, inputs = there.store, there.status(pool), there.inputs(pool)
-    if (status == MISSING).any():
-        raise InputError(f"{str(store.path)!r} has rows without a status; run the same predict command again")
-    before = there.files[pool].metadata if pool in there.files else {"notes": {}}
-    notes = {**store.notes, **before["notes"]}
-    if repaired := there.repaired(pool):
-        earlier = validate(_ROWS, notes.get("repaired_rows", []), f"{store.notes['files'][pool]}: notes.repaired_rows")
-        notes["repaired_rows"] = sorted({*earlier, *repaired})
-    if inputs is not None:
-        notes["exif_rotations"] = int((inputs[:, ROTATED] != 0).sum())
-    content: dict[str, Any] = {
-        "num_params": store.notes["num_params"],
-        "layers": store.layers,
-        "stimulus_ids": store.stimulus_ids(),
-        "metadata": {
-            "format": FEATURES_FORMAT,
-            "provenance": features_provenance(store.provenance, pool),
-            "notes": {key: value for key, value in notes.items() if key != "files"},
-            "n_bytes_sha256": _sizes_sha256(there, inputs, before),
-            "bad_input_rows": np.flatnonzero(status == BAD_INPUT).tolist(),
-            "not_finite_rows": np.flatnonzero(status == NOT_FINITE).tolist(),
-        },
-    }
-    for name in _MEANS:
-        if name in store.extras:
-            content[name] = _mean(store.extra(name))
-    return content
-
-
-def _sizes_sha256(there: Rows, inputs: NDArray[np.int64] | None, before: dict[str, Any]) -> str | None:
-    """Hash of the sizes of the inputs, by which earlier versions tell that they changed."""
-    if inputs is not None:
-        return sizes_sha256(inputs[:, SIZE])
-    if there.files:  # of an earlier version; its images still have the sizes that they had
-        return before.get("n_bytes_sha256")
-    return sizes_sha256(there.store.extra(N_BYTES)) if N_BYTES in there.store.extras else None
-
-
-def _mean(values: NDArray[np.float32]) -> float:
-    """Mean of the values that are numbers."""
-    numbers = values[~np.isnan(values)]
-    with np.errstate(over="ignore", invalid="ignore"):  # of damaged ones
-        return float(np.mean(numbers)) if len(numbers) else float("nan")
-
-
-_ROWS: TypeAdapter[list[int]] = TypeAdapter(list[Count])
-
-
-# Per-row values of language models: their mean under the name, the rows under row_<name>.
-_MEANS = ("loss", "bpb")
-
-
-def _extra_tensors(there: Rows, pool: str) -> dict[str, _Numbers]:
-    tensors, store = {}, there.store
-    if (inputs := there.inputs(pool)) is not None:
-        tensors[INPUTS] = _Numbers(inputs.shape, torch.int64, [inputs])
-    if N_TOKENS in store.extras:
-        lengths = store.extra(N_TOKENS)
-        tensors["mask"] = _Numbers((len(lengths), int(lengths.max())), torch.uint8, _mask(lengths))
-    for name in _MEANS:
-        if name in store.extras:
-            values = store.extra(name)
-            tensors[f"row_{name}"] = _Numbers(values.shape, torch.float32, [values])
-    return tensors
-
-
-def _longest(store: Store) -> int:
-    """Tokens of the longest caption; 0 of images."""
-    return int(store.extra(N_TOKENS).max()) if N_TOKENS in store.extras else 0
-
-
-def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:
-    """1 where a caption has a token (rows, T), some rows at a time."""
-    longest = int(lengths.max())
-    at_once = max(1, _MASK_BYTES // max(1, longest))
-    for first in range(0, len(lengths), at_once):
-        yield (np.arange(longest) < lengths[first : first + at_once, None]).astype(np.uint8)
-
-
-_MASK_BYTES = 2**24  # made at once
-
-
-def _save_skeleton(content: dict[str, Any], tensors: dict[str, _Numbers], part: Path) -> None:
-    """A features file with holes where the numbers go; the first tensor is its first record, and so on."""
-    with FakeTensorMode():
-        holes = {name: torch.empty(numbers.shape, dtype=numbers.dtype) for name, numbers in tensors.items()}
-    with torch.serialization.skip_data(materialize_fake_tensors=True):
-        torch.save({**holes, **content}, part)
-
-
 def _verify(file: AnyPath, expected: Mapping[str, Any] | None = None) -> None:
     """Read all of it back and compare it with its checksums, and with what was to be written.
 
@@ -384,7 +279,7 @@ def _verify(file: AnyPath, expected: Mapping[str, Any] | None = None) -> None:
         OSError: It is damaged, or can't be read.
     """
     try:
-        with remote_errors(file), file.open("rb") as opened:
+        with remote_errors(file), open_regular(file) if isinstance(file, Path) else file.open("rb") as opened:
             check_archive(opened)
             found = read_content(opened) if expected is not None else {}
     except RemoteError:

@@ -328,12 +328,11 @@ class Job:
         Raises:
             InputError: It is not.
         """
-        known, spec = store.layout, self._spec()
+        known, model = store.layout, self.model
         found = known.pools, known.layers, known.shape, known.shard_rows, known.notes["files"]
-        shape = len(spec.stimulus_ids), len(spec.layers), spec.n_dim
-        expected = list(spec.pools), list(spec.layers), shape, spec.shard_rows, spec.notes["files"]
-        are_noted = {name: known.extras.get(name) for name in self.model.extras} == dict(self.model.extras)
-        if found != expected or not are_noted:
+        shape = len(self.stimulus_ids), len(model.layers), model.n_dim
+        expected = list(model.pools), list(model.layers), shape, self.data.rows_a_shard, self._file_names()
+        if found != expected or {**known.extras, **model.extras} != known.extras:
             raise InputError(
                 f"{str(store.path)!r} has other poolings, layers, shape or files than a run with its settings makes; "
                 "its metadata are damaged: restore them, or pass --overwrite to compute all from scratch"
@@ -427,9 +426,12 @@ class Job:
         warnings = list(dict.fromkeys(sentence for sentence in lost if sentence))
         return Extraction(files, store, bad, not_finite, was_done, n_rotated, warnings)
 
+    def _file_names(self) -> dict[str, str]:
+        return {pool: file.name for pool, file in self.files.items()}
+
     def _spec(self) -> StoreSpec:
         notes = {
-            "files": {pool: file.name for pool, file in self.files.items()},
+            "files": self._file_names(),
             "num_params": self.model.num_params,
             "stimulus_id_meaning": self.id_meaning,
             "root": self.root,

@@ -141,6 +141,10 @@ class Layout:
         """Size of each shard's file of one pooling."""
         return shard_bytes(self.shape[1], self.shape[2], self.shard_rows, self.is_sealed)
 
+    def rows_of(self, shard: int) -> range:
+        """Global rows of a shard."""
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.shape[0]))
+
     def done_shards(self, sizes: Mapping[str, int]) -> set[int]:
         """Shards whose files are all there, at their full size.
 
@@ -156,5 +160,4 @@ class Layout:
 
     def n_rows(self, shards: set[int]) -> int:
         """Rows of these shards; the last shard may have fewer than the others."""
-        n, rows = self.shape[0], self.shard_rows
-        return sum(min(rows, n - shard * rows) for shard in shards)
+        return sum(len(self.rows_of(shard)) for shard in shards)

@@ -9,14 +9,10 @@ in this store.
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
-import io
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,36 +22,23 @@ from lit_extract.layout import (
     GROUP_KEY,
     IDS_KEY,
     INPUT_COLUMNS,
-    MISSING,
-    N_TOKENS,
-    NOT_FINITE,
-    OK,
     ROTATED,
     STATUS,
-    rows_key,
     shard_key,
 )
 from lit_extract.paths import (
     AnyPath,
     RemoteError,
-    exists,
     file_sizes,
-    open_to_read,
     read_files,
-    refuse_way_out,
     remote_errors,
-    rename_file,
     write_file,
 )
 from lit_extract.provenance import differing
-from lit_extract.shards import ForeignShardError, Form, Place, read_layers, write_layers
+from lit_extract.store_files import StoreFiles
 from lit_extract.store_folder import StoreSpec, create_store, remove_store
 from lit_extract.store_ids import encode_ids, read_ids
 from lit_extract.store_metadata import MAX_METADATA_BYTES, group_content, id_in, ids_sha256, read_layout
-
-MAX_TOKENS = 2**20  # of a caption; the mask has so many bytes a row
-# What rows that are done may have.
-_ALLOWED = {STATUS: (OK, NOT_FINITE), N_TOKENS: (0, MAX_TOKENS)}
 
 
 class CorruptShardError(InputError):
@@ -85,6 +68,7 @@ class Store:
                 "them, or start from scratch with predict --overwrite"
             ) from None
         layout = self.layout
+        self._files = StoreFiles(path, layout)
         self.pools, self.extras, self.layers = layout.pools, list(layout.extras), layout.layers
         self.provenance, self.notes, self.is_kept = layout.provenance, layout.notes, layout.is_kept
         self.shard_rows, self.n_shards = layout.shard_rows, layout.n_shards
@@ -98,7 +82,7 @@ class Store:
 
     def rows_of(self, shard: int) -> range:
         """Global rows of a shard."""
-        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.n_stimuli))
+        return self.layout.rows_of(shard)
 
     def write_shard(
         self,
@@ -138,14 +122,7 @@ class Store:
         """Write the files of a shard in this order."""
         self.check_current()
         for name, array in values.items():
-            form, key = self._form(name, shard), self._key(name, shard)
-            if name in self.pools:
-                pieces = write_layers(form, array, fill=np.nan)
-            elif self.layout.is_sealed:
-                pieces = write_layers(form, np.asarray(array).reshape(-1, 1, 1), fill=MISSING)
-            else:
-                pieces = _plain(form, array)
-            write_file(self.path, key, pieces)
+            self._files.write(name, shard, array)
         return len(self.pools) * self.layout.shard_bytes
 
     def check_current(self) -> None:
@@ -170,7 +147,7 @@ class Store:
             InputError: That can't be seen.
         """
         keys = (shard_key(pool, shard) for pool in self.pools for shard in range(self.n_shards))
-        with self._reading():
+        with self._files.reading():
             return self.layout.done_shards(file_sizes(self.path, keys))
 
     def missing_rows(self) -> list[range]:
@@ -214,8 +191,8 @@ class Store:
 
     def _read_rows(self, name: str) -> NDArray[Any]:
         """A value of every row whose shard is done; what others left behind is not looked at."""
-        values = np.zeros(self.n_stimuli, dtype=self._form(name, 0).dtype)
-        for shard, content in self._rows_contents(name, sorted(self.done_shards())).items():
+        values = np.zeros(self.n_stimuli, dtype=self._files.form(name, 0).dtype)
+        for shard, content in self._files.contents(name, sorted(self.done_shards())).items():
             rows = self.rows_of(shard)
             if content is None:
                 raise InputError(
@@ -225,43 +202,6 @@ class Store:
             values[rows.start : rows.stop] = content
         return values
 
-    def _rows_contents(self, name: str, shards: Sequence[int]) -> dict[int, NDArray[Any] | None]:
-        """A value of the rows of each shard, or None when its file is lost or damaged.
-
-        Raises:
-            InputError: A file may not be read, or is of another store: that is no damage which is computed again.
-        """
-        keys = {shard: self._key(name, shard) for shard in shards}
-        if not isinstance(self.path, Path):
-            files = read_files(self.path, list(keys.values()), self._form(name, 0).n_bytes)
-            return {shard: self._rows(name, shard, files.get(key, b"")) for shard, key in keys.items()}
-        found: dict[int, NDArray[Any] | None] = {}
-        for shard, key in keys.items():
-            with self._reading():
-                try:
-                    content = read_files(self.path, [key], self._form(name, 0).n_bytes).get(key, b"")
-                except PermissionError:
-                    raise
-                except OSError:  # a disk that can't read it, or something else in its place
-                    content = b""
-            found[shard] = self._rows(name, shard, content)
-        return found
-
-    def _rows(self, name: str, shard: int, content: bytes) -> NDArray[Any] | None:
-        """A value of a shard's rows, out of its file."""
-        form, n_rows = self._form(name, shard), len(self.rows_of(shard))
-        try:
-            if self.layout.is_sealed:
-                values = read_layers(io.BytesIO(content), form, [0], n_rows)[:, 0, 0]
-            else:
-                values = _read_plain(content, form)[:n_rows]
-        except ForeignShardError:
-            raise self._foreign(name, shard) from None
-        except ValueError:
-            return None
-        low, high = _ALLOWED.get(name, (None, None))
-        return values if low is None or ((values >= low) & (values <= high)).all() else None
-
     def drop_damaged(self) -> list[int]:
         """Set aside the shards of which status or extras are damaged; return their numbers.
 
@@ -269,10 +209,10 @@ class Store:
             InputError: The store may not be written, or a file is of another store.
         """
         done = sorted(self.done_shards())
-        contents = [self._rows_contents(name, done) for name in (STATUS, *self.extras)]
+        contents = [self._files.contents(name, done) for name in (STATUS, *self.extras)]
         damaged = [shard for shard in done if any(content[shard] is None for content in contents)]
         for shard in damaged:
-            self._set_aside(self.pools[0], shard)
+            self._files.set_aside(self.pools[0], shard)
         return damaged
 
     def stimulus_ids(self) -> list[int] | list[str]:
@@ -333,11 +273,11 @@ class Store:
         """
         rows = self.rows_of(shard)
         try:
-            return self._read(pool, shard, range(len(self.layers)), into)
+            return self._files.layers(pool, shard, range(len(self.layers)), into)
         except InputError:  # no network, no permission, of another store: no damage which is computed again
             raise
         except (ValueError, OSError) as error:
-            self._set_aside(pool, shard)
+            self._files.set_aside(pool, shard)
             raise CorruptShardError(
                 f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); "
                 "they were set aside: run the same predict command again to compute them again"
@@ -358,7 +298,7 @@ class Store:
         for shard in self.done_shards():
             rows = self.rows_of(shard)
             try:
-                feats[rows.start : rows.stop] = self._read(pool, shard, [layer])[:, 0]
+                feats[rows.start : rows.stop] = self._files.layers(pool, shard, [layer])[:, 0]
             except InputError:
                 raise
             except (ValueError, OSError) as error:
@@ -370,23 +310,7 @@ class Store:
 
     def expect(self, pool: str, shard: int) -> None:
         """Have the system fetch a shard's file, if it is a local one, before it is read."""
-        if isinstance(self.path, Path) and hasattr(os, "posix_fadvise") and 0 <= shard < self.n_shards:
-            with suppress(OSError), open_to_read(self._shard_file(pool, shard), whole=True) as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-
-    def _read(
-        self, pool: str, shard: int, layers: Sequence[int], into: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """Layers of a shard (rows, len(layers), D)."""
-        n_rows = len(self.rows_of(shard))
-        with self._reading(), remote_errors(self.path):
-            try:
-                with open_to_read(self._shard_file(pool, shard), whole=len(layers) == len(self.layers)) as file:
-                    return read_layers(file, self._form(pool, shard), layers, n_rows, into)
-            except FileNotFoundError:
-                raise ValueError("its file is lost") from None
-            except ForeignShardError:
-                raise self._foreign(pool, shard) from None
+        self._files.expect(pool, shard)
 
     def check_provenance(self, provenance: Mapping[str, Any], root: str | None = None) -> None:
         """Raise InputError naming each setting in which the store differs from ``provenance``."""
@@ -422,71 +346,3 @@ class Store:
             raise
         except OSError as error:
             raise InputError(f"can't delete the store {str(self.path)!r}: {error}") from None
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Turn an error about permissions into one that is no damage.
-
-        Raises:
-            InputError: A file may not be read.
-        """
-        try:
-            yield
-        except PermissionError as error:
-            raise InputError(f"{str(self.path)!r} can't be read: {error}") from None
-
-    def _foreign(self, name: str, shard: int) -> InputError:
-        file = str(self.path / self._key(name, shard))
-        return InputError(
-            f"{file!r} is of another store than the zarr.json in {str(self.path)!r}; put back the one that belongs "
-            "there, or delete the file to have its rows computed again"
-        )
-
-    def _set_aside(self, pool: str, shard: int) -> None:
-        """Have a damaged shard no longer count as done."""
-        file = self._shard_file(pool, shard)
-        try:
-            if exists(file):
-                if isinstance(file, Path) and isinstance(self.path, Path):
-                    refuse_way_out(self.path, file)
-                rename_file(file, file.name + ".corrupt")
-        except OSError as error:
-            rows = self.rows_of(shard)
-            raise InputError(
-                f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk, and can't be set "
-                f"aside: {error}"
-            ) from None
-
-    def _key(self, name: str, shard: int) -> str:
-        return shard_key(name, shard) if name in self.pools else rows_key(name, shard)
-
-    def _form(self, name: str, shard: int) -> Form:
-        """How a file of an array is laid out."""
-        place = Place(self.layout.id, name, shard) if self.layout.id and self.layout.is_sealed else None
-        if name in self.pools:
-            return Form(len(self.layers), self.shard_rows, self.n_dim, "<f4", place)
-        dtype = np.dtype(self.layout.extras.get(name, "uint8")).newbyteorder("<").str
-        return Form(1, self.shard_rows, 1, dtype, place)
-
-    def _shard_file(self, pool: str, shard: int) -> AnyPath:
-        return self.path / shard_key(pool, shard)
-
-
-def _plain(form: Form, values: NDArray[Any]) -> Iterator[memoryview]:
-    """The bytes of a file of a value of rows, of a store of format 1."""
-    content = np.full(form.shard_rows, MISSING, dtype=form.dtype)
-    content[: len(values)] = values
-    yield content.view(np.uint8).data
-    yield memoryview(int(google_crc32c.value(content.view(np.uint8))).to_bytes(4, "little"))
-
-
-def _read_plain(content: bytes, form: Form) -> NDArray[Any]:
-    """Values of all rows of a shard, of a store of format 1.
-
-    Raises:
-        ValueError: They are damaged.
-    """
-    values, checksum = content[:-4], content[-4:]
-    if len(content) != form.chunk_bytes or google_crc32c.value(values) != int.from_bytes(checksum, "little"):
-        raise ValueError("their checksum differs")
-    return np.frombuffer(values, dtype=form.dtype)

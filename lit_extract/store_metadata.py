@@ -81,9 +81,9 @@ class _Provenance(TypedDict):
     preprocessing: NotRequired[_Preprocessing | None]
     n_stimuli: NotRequired[Count]
     shard_rows: NotRequired[Count]
-    token_budget: NotRequired[Annotated[Count, Field(ge=1)] | None]
-    stimuli_sha256: NotRequired[_Sha256]
-    tokens_sha256: NotRequired[_Sha256]
+    token_budget: NotRequired[Annotated[int, Field(ge=1, lt=2**31)] | None]
+    stimuli_sha256: NotRequired[str]
+    tokens_sha256: NotRequired[str]
 
 
 class _Notes(TypedDict):

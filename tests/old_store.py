@@ -1,10 +1,13 @@
 """Stores as earlier versions made them, with zarr itself: format 1, without seals and checksums of metadata."""
 
+import shutil
+
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from lit_extract.store import Store
+from lit_extract.store_folder import StoreSpec
 
 
 def create(path, spec, **attributes):
@@ -47,3 +50,18 @@ def write(store, shard, feats, status, extras=None):
     group, rows = zarr.open_group(store.path, mode="r+"), store.rows_of(shard)
     for name, values in {"status": status, **(extras or {}), **feats}.items():
         group[name].with_config({"write_empty_chunks": True})[rows.start : rows.stop] = values
+
+
+def convert(path):
+    """Make a store one of format 1, of the same numbers."""
+    store = Store(path)
+    about = store.shard_rows, store.stimulus_ids(), store.provenance, store.notes, store.layout.extras
+    values = {shard: {pool: store.read_shard(pool, shard) for pool in store.pools} for shard in store.done_shards()}
+    rows = {name: store.extra(name) for name in store.extras} | {"status": store.status()}
+    shutil.rmtree(path)
+    old = create(path, StoreSpec(store.pools, store.layers, store.n_dim, *about))
+    for shard, feats in values.items():
+        part = slice(old.rows_of(shard).start, old.rows_of(shard).stop)
+        extras = {name: of_all[part] for name, of_all in rows.items() if name != "status"}
+        write(old, shard, feats, rows["status"][part], extras)
+    return Store(path)

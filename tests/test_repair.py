@@ -6,6 +6,7 @@ import signal
 
 import h5py
 import numpy as np
+import old_store
 import pytest
 import runs
 import torch
@@ -19,6 +20,7 @@ from lit_extract.finalize import _write_beside
 from lit_extract.paths import write_file
 from lit_extract.predict import predict_trainer
 from lit_extract.store import Store
+from lit_extract.store_folder import StoreSpec
 
 SKIP = {"data_on_bad_image": "skip", "data_shard_rows": 2}
 
@@ -227,7 +229,7 @@ def test_killed_between_any_two_writes_of_a_repair_nothing_is_lost(
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.store.write_file", count(write_file))
+        patch.setattr("lit_extract.store_files.write_file", count(write_file))
         patch.setattr("lit_extract.finalize._write_beside", count(_write_beside))
         patch.setattr("lit_extract.finalize.Store.remove", count(Store.remove))
         try:
@@ -254,7 +256,7 @@ def test_killed_before_the_status_a_store_can_be_finalized_and_its_row_is_nan(ru
         write_file(folder, key, pieces)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.store.write_file", no_status)
+        patch.setattr("lit_extract.store_files.write_file", no_status)
         with pytest.raises(KilledError):
             run_job(**SKIP)
     assert load_features(store).feats[4].isnan().all()
@@ -368,6 +370,42 @@ def test_a_store_of_an_earlier_version_is_resumed_and_repaired(run_job, break_im
     assert_repaired(file, [4], intact["cls"], before)
     assert "inputs" not in content_of(file)
     assert run_job(**SKIP).was_done
+
+
+def test_a_store_of_format_1_is_resumed_and_repaired(run_job, break_image, intact, computed):
+    restore = break_image("4.png")
+    path = run_job(finalize=False, **SKIP).store
+    before = load_features(path).feats.numpy()
+    assert old_store.convert(path).layout.version == 1
+    np.testing.assert_array_equal(load_features(path).feats.numpy(), before)
+    shutil.rmtree(path / "cls" / "c" / "0")
+    (path / "stimulus_id" / "c" / "0").unlink()
+    restore()
+    computed.clear()
+    (file,) = run_job(**SKIP).files
+    assert computed == [2, 1]
+    assert_repaired(file, [4], intact["cls"], before)
+
+
+@pytest.mark.parametrize("part", ["layers", "n_dim", "files"])
+def test_a_store_that_says_it_is_of_another_shape_is_not_written_to(run_job, part):
+    path = run_job(finalize=False).store
+    store = Store(path)
+    if part == "files":
+        store._change(notes={**store.notes, "files": {"cls": "another.pt"}})
+    else:
+        layers = store.layers if part == "n_dim" else ["a", "b", "c", "d", "e"]
+        n_dim = store.n_dim + 1 if part == "n_dim" else store.n_dim
+        about = store.shard_rows, store.stimulus_ids(), store.provenance, store.notes, store.layout.extras
+        store.remove()
+        Store.create(path, StoreSpec(store.pools, layers, n_dim, *about)).keep()
+        shard = Store(path)
+        zeros = np.zeros((7, len(layers), n_dim), dtype=np.float32)
+        extras = {name: np.zeros(7, dtype) for name, dtype in shard.layout.extras.items()}
+        shard.write_shard(0, {"cls": zeros}, np.ones(7, np.uint8), extras)
+    with pytest.raises(InputError, match="other poolings, layers, shape or files"):
+        run_job()
+    assert Store(path).done_shards() == {0}
 
 
 def test_exif_rotations_are_counted_once_for_all_rows(cli, image_folder, tmp_path):

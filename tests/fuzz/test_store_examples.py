@@ -1,5 +1,6 @@
 """What has been wrong with stores, locks and caches once, one example each."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ from test_stores import build, write_metadata
 from lit_extract import lease, load_features
 from lit_extract.data.pixels import ABOUT, PIXELS, ROWS, Noted, PixelCache
 from lit_extract.errors import InputError
-from lit_extract.finalize import _save_skeleton, finalize
+from lit_extract.features_content import save_skeleton
+from lit_extract.finalize import finalize
 from lit_extract.lock import lock_holder, write_lock
 from lit_extract.paths import to_path
 from lit_extract.relay import Advance, heard
@@ -148,6 +150,22 @@ def test_a_file_of_another_store_is_refused_and_nothing_is_set_aside(tmp_path, k
     assert contents(path) == before
 
 
+@pytest.mark.parametrize(("number", "is_damage"), [(errno.EIO, True), (errno.EACCES, False), (errno.EMFILE, False)])
+def test_only_a_disk_that_cant_read_a_shard_has_it_computed_again(tmp_path, monkeypatch, number, is_damage):
+    path = build(tmp_path / "m.zarr", 2)
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("open_to_read", "read_files"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lit_extract.store_files.{name}", fail)
+            with pytest.raises(InputError) as error:
+                Store(path).read_shard("cls", 0) if name == "open_to_read" else Store(path).status()
+        assert ("damaged on disk" in str(error.value)) == is_damage
+    assert Store(path).done_shards() == ({1, 2, 3} if is_damage else {0, 1, 2, 3})
+
+
 # metadata
 
 
@@ -236,6 +254,16 @@ def test_no_file_makes_a_reader_wait_or_fail_in_another_way(store, version, key,
     assert store.is_dir()
 
 
+def test_on_the_command_line_it_is_one_line(store, cli):
+    change(store, "zarr.json", lambda group: group["attributes"]["layers"].__setitem__(0, "\x1b[2J\n\0" * 1000))
+    for command in ("finalize", "show"):
+        code, out, err = cli(command, store)
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
+        assert err[:-1].isprintable()
+        assert len(err) < 1000
+
+
 def test_deep_and_large_metadata_are_refused(store):
     for content in (b"[" * 10**6, b'{"attributes": ' * 10**5, b" " * 9 * 2**20):
         (store / "zarr.json").write_bytes(content)
@@ -259,15 +287,15 @@ def test_a_store_stays_when_its_file_has_other_ids(tmp_path, make_store, monkeyp
     store, _ = make_store()
 
     def other_ids(content, tensors, part):
-        _save_skeleton(content | {"stimulus_ids": content["stimulus_ids"][::-1]}, tensors, part)
+        save_skeleton(content | {"stimulus_ids": content["stimulus_ids"][::-1]}, tensors, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.finalize._save_skeleton", other_ids)
+        patch.setattr("lit_extract.finalize.save_skeleton", other_ids)
         with pytest.raises(InputError, match="stimulus ids, shape or metadata"):
             finalize(store.path)
     assert Store(store.path).missing_rows() == []
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.finalize._save_skeleton", other_ids)
+        patch.setattr("lit_extract.finalize.save_skeleton", other_ids)
         patch.setattr("lit_extract.finalize._verify", lambda *_: None)
         with pytest.raises(InputError, match="has other stimulus_ids"):
             finalize(store.path)
