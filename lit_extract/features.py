@@ -22,7 +22,7 @@ from lit_extract.disk import check_room
 from lit_extract.errors import InputError, one_line
 from lit_extract.layout import FEATURES_KEYS, FEATURES_SUFFIX, STORE_SUFFIX
 from lit_extract.listing import is_folder, refuse_plain_folder
-from lit_extract.paths import AnyPath, RemoteError, remote_errors, to_path
+from lit_extract.paths import AnyPath, remote_errors, to_path
 from lit_extract.untrusted import open_regular, shorten, validate
 
 if TYPE_CHECKING:
@@ -183,21 +183,19 @@ def _opened(path: AnyPath) -> Iterator[BinaryIO]:
     Raises:
         InputError: There is none, it can't be read, or it is something else.
     """
-    try:
-        with remote_errors(path):
-            if isinstance(path, Path):
-                with open_regular(path) as file:
-                    yield file
-            else:
-                with path.open("rb", block_size=_BLOCK) as file:
-                    yield file
-    except FileNotFoundError:
-        raise InputError(f"features: no file {str(path)!r}") from None
-    except RemoteError:
-        raise
-    except (ValueError, OSError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
-        raise InputError(f"features: {str(path)!r} is not a features file that this version reads: {reason}") from None
+    with remote_errors(path):
+        try:
+            with open_regular(path) if isinstance(path, Path) else path.open("rb", block_size=_BLOCK) as file:
+                yield file
+        except FileNotFoundError:
+            raise InputError(f"features: no file {str(path)!r}") from None
+        except (ValueError, OSError) as error:
+            if isinstance(error, InputError) or (isinstance(error, OSError) and not isinstance(path, Path)):
+                raise
+            reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+            raise InputError(
+                f"features: {str(path)!r} is not a features file that this version reads: {reason}"
+            ) from None
 
 
 _BLOCK = 2**20  # bytes fetched at a time, for a directory and a small record in a file of gigabytes
