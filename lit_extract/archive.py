@@ -84,6 +84,12 @@ def check_archive(source: Path | BinaryIO) -> None:
             raise ValueError(f"its record {name!r} differs from its checksum")
 
 
+def name_of_open(file: BinaryIO, path: Path) -> str:
+    """Return a name for torch of the very file that is open, also when another has taken its place meanwhile."""
+    place = Path(f"/proc/self/fd/{file.fileno()}")
+    return str(place if place.exists() else path)
+
+
 @dataclass(frozen=True)
 class TensorRecord:
     """A tensor of a ``.pt``, where it lies; its numbers are not read.

@@ -4,6 +4,7 @@ N stimuli, L layers, D hidden size.
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_extract.archive import TensorRecord
+from lit_extract.archive import TensorRecord, name_of_open
 from lit_extract.content import METADATA, read_features_content
 from lit_extract.disk import check_room
 from lit_extract.errors import InputError, one_line
 from lit_extract.layout import FEATURES_KEYS, FEATURES_SUFFIX, STORE_SUFFIX
 from lit_extract.listing import is_folder, refuse_plain_folder
-from lit_extract.paths import AnyPath, RemoteError, remote_errors, to_path
+from lit_extract.paths import AnyPath, remote_errors, to_path
 from lit_extract.untrusted import open_regular, shorten, validate
 
 if TYPE_CHECKING:
@@ -183,31 +184,37 @@ def _opened(path: AnyPath) -> Iterator[BinaryIO]:
     Raises:
         InputError: There is none, it can't be read, or it is something else.
     """
-    try:
-        with remote_errors(path):
-            if isinstance(path, Path):
-                with open_regular(path) as file:
-                    yield file
-            else:
-                with path.open("rb", block_size=_BLOCK) as file:
-                    yield file
-    except FileNotFoundError:
-        raise InputError(f"features: no file {str(path)!r}") from None
-    except RemoteError:
-        raise
-    except (ValueError, OSError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
-        raise InputError(f"features: {str(path)!r} is not a features file that this version reads: {reason}") from None
+    with remote_errors(path):
+        try:
+            with open_regular(path) if isinstance(path, Path) else path.open("rb", block_size=_BLOCK) as file:
+                yield file
+        except FileNotFoundError:
+            raise InputError(f"features: no file {str(path)!r}") from None
+        except (ValueError, OSError) as error:
+            if isinstance(error, InputError) or (isinstance(error, OSError) and not isinstance(path, Path)):
+                raise
+            reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+            raise InputError(
+                f"features: {str(path)!r} is not a features file that this version reads: {reason}"
+            ) from None
 
 
 _BLOCK = 2**20  # bytes fetched at a time, for a directory and a small record in a file of gigabytes
 
 
-def _map(file: BinaryIO, record: TensorRecord) -> Tensor:
-    """A tensor of a local file, mapped: what is read of it comes from the disk, what is changed stays in memory."""
+def _map(file: BinaryIO, path: Path) -> torch.UntypedStorage:
+    """A local file, mapped: what is read comes from the disk, what is changed stays in memory; no file stays open."""
+    size = os.fstat(file.fileno()).st_size
+    return torch.from_file(name_of_open(file, path), shared=False, size=size, dtype=torch.uint8).untyped_storage()
+
+
+def _tensor(mapped: torch.UntypedStorage, record: TensorRecord) -> Tensor:
+    empty = torch.from_numpy(np.empty(0, record.dtype))
     if not record.n_bytes:
-        return torch.from_numpy(np.zeros(record.shape, record.dtype))
-    return torch.from_numpy(np.memmap(file, record.dtype, "c", record.offset, record.shape))
+        return empty.reshape(record.shape)
+    part = mapped[record.offset : record.offset + record.n_bytes]
+    tensor: Tensor = torch.empty(0, dtype=empty.dtype).set_(part, 0, record.shape)  # type: ignore[call-overload]
+    return tensor
 
 
 def _fetch(path: "UPath", record: TensorRecord) -> Tensor:
@@ -227,16 +234,19 @@ def _fetch_feats(path: "UPath", record: TensorRecord) -> Tensor:
         with _opened(place) as file:
             if read_features_content(file)["feats"] != record:
                 raise InputError(f"features: {str(path)!r} has changed since it was opened")
-            return _map(file, record)
+            return _tensor(_map(file, place), record)
 
 
 def _from_file(path: AnyPath, pool: str | None) -> Features:
     with _opened(path) as file:
         content = read_features_content(file)
         record: TensorRecord = content["feats"]
-        for name, value in content.items():
-            if isinstance(value, TensorRecord) and (isinstance(path, Path) or name != "feats"):
-                content[name] = _map(file, value) if isinstance(path, Path) else _fetch(path, value)
+        tensors = {name: value for name, value in content.items() if isinstance(value, TensorRecord)}
+        if isinstance(path, Path):
+            mapped = _map(file, path)
+            content |= {name: _tensor(mapped, tensor) for name, tensor in tensors.items()}
+        else:
+            content |= {name: _fetch(path, tensor) for name, tensor in tensors.items() if name != "feats"}
     stored = content["metadata"]["provenance"]["pool"]
     if pool not in (None, stored):
         raise InputError(f"pool: {str(path)!r} has {stored!r}, not {pool!r}")

@@ -58,6 +58,8 @@ def _outputs_in(folder: AnyPath) -> list[AnyPath]:
             children: list[AnyPath] = list(folder.iterdir())
         except (FileNotFoundError, NotADirectoryError):  # a remote folder is there when something is in it
             return []
-        except PermissionError as error:
+        except OSError as error:
+            if not isinstance(folder, Path):
+                raise
             raise InputError(f"can't look into {str(folder)!r}: {error.strerror}") from None
     return sorted(path for path in children if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX))

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_extract.archive import TensorRecord, read_content
+from lit_extract.archive import TensorRecord, name_of_open, read_content
 from lit_extract.content import MEANS, inconsistencies, rows_text
 from lit_extract.errors import one_line
 from lit_extract.imports import heavy_imports
@@ -50,7 +50,7 @@ def check_soundness(path: Path) -> Soundness:
             if not found.problems:
                 _check_numbers(found, file, content)
             if not found.problems:
-                found.problems = differences_from_torch(path, content)
+                found.problems = differences_from_torch(name_of_open(file, path), content)
     except (ValueError, OSError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         found.problems.append(f"not a features file of lit-extract: {reason}")
@@ -156,7 +156,7 @@ def _read(file: BinaryIO, tensor: TensorRecord) -> NDArray[Any]:
     return np.frombuffer(read_exactly(file, tensor.offset, tensor.n_bytes), tensor.dtype).reshape(tensor.shape)
 
 
-def differences_from_torch(path: Path, content: dict[str, Any]) -> list[str]:
+def differences_from_torch(path: str, content: dict[str, Any]) -> list[str]:
     """How what torch reads of a file differs from ``content``: in its values, or in where its numbers lie."""
     with heavy_imports():
         import torch

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import sys
 from pathlib import Path
 
@@ -71,6 +72,19 @@ def test_a_file_is_mapped_not_read(make_store):
     features = load_features(file)
     assert features.feats.shape == (10, 3, 4)
     assert str(file) in Path("/proc/self/maps").read_text()
+
+
+def test_many_files_may_be_open(make_store):
+    """Several tensors a file, more files than a process may have open."""
+    store, _ = make_store()
+    (file,) = finalize(store.path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        opened = [load_features(file) for _ in range(300)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert torch.equal(opened[0].feats, opened[-1].feats)
 
 
 def test_an_unfinished_store_has_nan_where_rows_are_missing(make_store):

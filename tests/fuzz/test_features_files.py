@@ -507,6 +507,19 @@ def test_names_that_a_terminal_would_obey_are_shown_as_what_they_are(folder):
     assert try_all(folder, saved(content), "example", content) == RIGHT
 
 
+def test_a_good_file_whose_name_is_no_utf_8(folder, capsys):
+    inner = folder / "names"
+    inner.mkdir()
+    for name in ("\udcff.pt", "a\nb.pt", "\x1b[31m.pt", "é.pt"):
+        (inner / name).write_bytes(GOOD["images"])
+        assert same(as_content(load_features(inner / name)), in_order(features()))
+        assert same(sound(inner / name), features()) if name != "\udcff.pt" else True
+        assert main(["show", str(inner / name)]) == 0
+    assert main(["verify", str(inner)]) == 0
+    printed = capsys.readouterr()
+    assert (printed.err, is_clean(printed.out)) == ("", True)
+
+
 def test_verify_goes_on_with_the_others(folder, capsys):
     good, bad = folder / "good.pt", folder / "bad.pt"
     good.write_bytes(GOOD["images"])
