@@ -38,7 +38,9 @@ def read_parquet(content: bytes, what: str) -> Columns:
     except InputError:
         raise
     except Exception as error:  # pyarrow raises almost anything on a damaged file
-        raise InputError(f"{what} can't be read: {shorten(one_line(error), 400)}") from None
+        is_ours = isinstance(error, LookupError | TypeError)  # a part that is missing, or another than it must be
+        reason = "its footer is damaged" if is_ours else shorten(one_line(error), 400)
+        raise InputError(f"{what} can't be read: {reason}") from None
     if sum(_length(value) for _, values in columns for value in values) > MAX_UNPACKED_BYTES:
         raise InputError(f"{what} unpacks to more than {MAX_UNPACKED_BYTES:,} characters, the most that are read")
     for name, values in columns:
