@@ -40,7 +40,7 @@ def name_some(items: list[str], limit: int = 5) -> str:
 
 def one_line(error: BaseException, limit: int = 400) -> str:
     """Another library's error, fit to stand inside a message of ours."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

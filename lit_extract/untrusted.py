@@ -91,6 +91,20 @@ def read_regular(path: Path, limit: int) -> bytes:
     return content
 
 
+def absolute_path(path: str | Path, setting: str) -> Path:
+    """Return an absolute path, with the home of a user in the place of ``~`` and ``~name``.
+
+    Raises:
+        InputError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(
+            f"{setting}: {str(path)!r}: there is no such user; write ./~ for a name that begins so"
+        ) from None
+
+
 def validate(form: "TypeAdapter[T]", value: object, what: str) -> T:
     """Check a value against its form, strictly.
 

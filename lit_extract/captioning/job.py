@@ -18,7 +18,7 @@ from lit_extract.captioning.parts import Parts, Record, inputs_of, is_done, note
 from lit_extract.captioning.writer import CaptionWriter
 from lit_extract.data.sources import ImageSourceDataModule
 from lit_extract.datasets.table import ID_MEANING, RESERVED
-from lit_extract.errors import InputError, name_some
+from lit_extract.errors import InputError, name_some, printable
 from lit_extract.inputs import changed_rows
 from lit_extract.layout import ROTATED
 from lit_extract.lock import write_lock
@@ -165,7 +165,9 @@ class CaptionJob:
         if any(row["status"] != OK for row in rows):
             table["status"] = [row["status"] for row in rows]
         failed = {
-            str(row["stimulus_id"]): row["status"].removeprefix(f"{FAILED}: ") for row in rows if not is_done(row)
+            str(row["stimulus_id"]): printable(row["status"].removeprefix(f"{FAILED}: "))
+            for row in rows
+            if not is_done(row)
         }
         cut_off = sum(row["status"] == CUT_OFF for row in rows)
         inputs = np.array([inputs_of(record) for record in rows])

@@ -17,7 +17,7 @@ from lit_extract.datasets.captions import caption_texts
 from lit_extract.datasets.reader import as_text, check_columns, read_table
 from lit_extract.errors import InputError, one_line
 from lit_extract.paths import local_path
-from lit_extract.untrusted import open_regular
+from lit_extract.untrusted import absolute_path, open_regular
 
 SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("caption", "model", "prompt", "status")
@@ -34,7 +34,7 @@ def check_output(output: str | None) -> Path:
     """
     if output is None:
         raise InputError("output: where should the captions go? Give --output FILE.csv or FILE.parquet")
-    path = local_path(output, "output").expanduser().absolute()
+    path = absolute_path(local_path(output, "output"), "output")
     if path.suffix not in SUFFIXES:
         raise InputError(f"output: {output!r} must end in {' or '.join(SUFFIXES)}")
     if path.exists() and not path.is_file():

@@ -23,6 +23,7 @@ from lit_extract.datasets.ids import id_key
 from lit_extract.datasets.matching import places_of
 from lit_extract.errors import InputError, name_some
 from lit_extract.ranks import say
+from lit_extract.untrusted import check_name
 
 
 class TokenBatches(Dataset[Batch]):
@@ -112,6 +113,7 @@ class CaptionDataModule(StimulusDataModule):
         for setting, name in (("dataset", dataset), ("prompt_name", "none" if prompt_name is None else prompt_name)):
             if not name or not all(letter.isalnum() or letter in "._+-" for letter in name) or name.startswith("."):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
+            check_name(name, f"data.{setting}")
         self.captions, self.dataset_name, self.root, self.prompt_name = captions, dataset, root, prompt_name
         self.token_budget, self.truncate, self.show_tokens = token_budget, truncate, show_tokens
         self.tokens_a_batch = token_budget  # as given, adopted or chosen

@@ -33,6 +33,7 @@ from lit_extract.errors import InputError, one_line
 from lit_extract.host import usable_cores
 from lit_extract.layout import INPUT_COLUMNS, INPUTS
 from lit_extract.ranks import say
+from lit_extract.untrusted import absolute_path
 
 WORKERS_AT_MOST = 16
 
@@ -302,7 +303,7 @@ class ImageDataModule(StimulusDataModule):
         if self.cache == "off":
             return None
         if self.cache != "auto":
-            return Path(self.cache).expanduser().absolute()
+            return absolute_path(self.cache, "data.cache")
         return None if self.output_dir is None else self.output_dir.absolute() / ".pixels"
 
     def workers(self, on_gpu: bool, world_size: int) -> int:

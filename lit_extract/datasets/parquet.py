@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from lit_extract.datasets.thrift import Struct, footer_of
 from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.untrusted import shorten
 
@@ -37,7 +38,9 @@ def read_parquet(content: bytes, what: str) -> Columns:
     except InputError:
         raise
     except Exception as error:  # pyarrow raises almost anything on a damaged file
-        raise InputError(f"{what} can't be read: {shorten(one_line(error), 400)}") from None
+        is_ours = isinstance(error, LookupError | TypeError)  # a part that is missing, or another than it must be
+        reason = "its footer is damaged" if is_ours else shorten(one_line(error), 400)
+        raise InputError(f"{what} can't be read: {reason}") from None
     if sum(_length(value) for _, values in columns for value in values) > MAX_UNPACKED_BYTES:
         raise InputError(f"{what} unpacks to more than {MAX_UNPACKED_BYTES:,} characters, the most that are read")
     for name, values in columns:
@@ -49,36 +52,44 @@ def read_parquet(content: bytes, what: str) -> Columns:
 def _columns(content: bytes, what: str) -> Columns:
     from pyarrow import parquet
 
+    n_rows = _check_size(footer_of(content), what)
     limits: Any = {"thrift_container_size_limit": MAX_PARTS, "page_checksum_verification": True}
     metadata = parquet.ParquetFile(io.BytesIO(content), **limits).metadata
-    _check_size(metadata, what)
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     # A text that occurs a million times is in memory once.
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     file = parquet.ParquetFile(io.BytesIO(content), read_dictionary=texts, **limits)
     _check_index(file.schema_arrow.pandas_metadata, what)
     table = file.read(use_threads=False)
-    if table.num_rows != metadata.num_rows:
-        raise ValueError(f"it has {table.num_rows} rows instead of {metadata.num_rows}")
+    if table.num_rows != n_rows:
+        raise ValueError(f"it has {table.num_rows} rows instead of {n_rows}")
     named = [(str(name).strip(), table.column(place)) for place, name in enumerate(table.column_names)]
     return [(name, _values(column, name, what)) for name, column in named if not _UNNAMED_INDEX.fullmatch(name)]
 
 
-def _check_size(metadata: Any, what: str) -> None:
-    n_rows, n_groups, n_columns = metadata.num_rows, metadata.num_row_groups, metadata.num_columns
-    if not n_rows <= MAX_CELLS or n_groups * n_columns > MAX_CELLS:
-        raise InputError(f"{what} says that it has {n_rows:,} rows; at most {MAX_CELLS:,} values are read")
-    groups = [metadata.row_group(place) for place in range(n_groups)]
-    chunks = [group.column(place) for group in groups for place in range(n_columns)]
-    cells = sum(chunk.num_values for chunk in chunks)
-    if cells > MAX_CELLS:
-        raise InputError(f"{what} says that it has {cells:,} values; at most {MAX_CELLS:,} are read")
-    n_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
-    if n_bytes > MAX_UNPACKED_BYTES:
-        raise InputError(f"{what} says that it unpacks to {n_bytes:,} bytes; at most {MAX_UNPACKED_BYTES:,} are read")
-    numbers = [n_rows, *(number for chunk in chunks for number in (chunk.num_values, chunk.total_uncompressed_size))]
-    if min(numbers) < 0:
-        raise ValueError("it has a negative size")
+def _check_size(footer: Struct, what: str) -> int:
+    """Check what a file says of its size, and return its rows.
+
+    pyarrow could be asked as well, but some damaged footers end the process when it is asked for a part of a column.
+    The numbers are the fields of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData in parquet.thrift.
+    """
+    n_rows, groups = footer[3], footer[4]
+    chunks = [chunk for group in groups for chunk in group[1]]
+    if any(1 in chunk or 8 in chunk for chunk in chunks):
+        raise ValueError("parts of it are encrypted, or in another file")
+    parts = [chunk[3] for chunk in chunks]
+    cells, n_bytes = [part[5] for part in parts], [part[6] for part in parts]
+    if min([n_rows, *cells, *n_bytes]) < 0 or sum(group[3] for group in groups) != n_rows:
+        raise ValueError("its numbers of rows do not fit together")
+    if max(n_rows, sum(cells)) > MAX_CELLS:
+        raise InputError(
+            f"{what} says that it has {n_rows:,} rows with {sum(cells):,} values; at most {MAX_CELLS:,} are read"
+        )
+    if sum(n_bytes) > MAX_UNPACKED_BYTES:
+        raise InputError(
+            f"{what} says that it unpacks to {sum(n_bytes):,} bytes; at most {MAX_UNPACKED_BYTES:,} are read"
+        )
+    return int(n_rows)
 
 
 def _check_index(pandas_metadata: Any, what: str) -> None:

@@ -11,7 +11,7 @@ from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.query import evaluate
 from lit_extract.datasets.reader import check_columns, read_table, with_numbers
 from lit_extract.errors import InputError, name_some
-from lit_extract.untrusted import MAX_PATH_BYTES, is_printable, shorten
+from lit_extract.untrusted import MAX_PATH_BYTES, absolute_path, is_printable, shorten
 
 # columns that with_stimuli and nsd.py add
 RESERVED = ("stimulus_id", "image", "image_row")
@@ -31,7 +31,7 @@ def find_root(dataset: str, root: str | Path | None, variable: str | None = None
     if not value:
         hint = f" or set the environment variable {variable}" if variable else ""
         raise InputError(f"data.root: where is {dataset}? Give --data.root DIR{hint}")
-    folder = Path(value).expanduser().absolute()
+    folder = absolute_path(value, source)
     if not folder.is_dir():
         raise InputError(f"{source}: {str(folder)!r} is not a folder; it should hold the {dataset} dataset")
     return folder

@@ -158,6 +158,10 @@ def refusal(*arguments):
     return str(error.value)
 
 
+def test_a_root_of_an_unknown_user_is_refused():
+    assert refusal("nsd", "~nobody-of-this-name/nsd").startswith("data.root: '~nobody-of-this-name/nsd': there is no")
+
+
 def test_unknown_dataset_names_the_known_ones():
     assert refusal("nds") == "dataset: 'nds' is not one of nsd, bold5000, things, folder, demo"
 

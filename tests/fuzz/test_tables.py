@@ -464,7 +464,7 @@ def written(table, **settings):
 def bombs():
     """Parquet files that are small, and large when they are unpacked."""
     zeros = pyarrow.array(np.zeros(MAX_CELLS + 1, dtype=np.int64))
-    yield "rows", written(pyarrow.table({"a": zeros})), "rows"
+    yield "rows", written(pyarrow.table({"a": zeros})), "rows with"
     text = "x" * 2**20
     many = pyarrow.DictionaryArray.from_arrays(np.zeros(100_000, dtype=np.int32), pyarrow.array([text]))
     yield "one text in each row", written(pyarrow.table({"caption": many})), "unpacks to more than"

@@ -1,0 +1,107 @@
+"""The footer of a Parquet file, which says what is in it: a struct in Thrift's compact protocol.
+
+https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+"""
+
+import struct
+from typing import Any, TypeAlias
+
+MAGIC = b"PAR1"
+MAX_DEPTH = 20  # of structs and lists in each other; those of Parquet have nine
+MAX_VALUES = 2_000_000  # in all; a column has about 20 in each row group
+
+Struct: TypeAlias = dict[int, Any]  # value by number of the field
+
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = range(1, 14)
+
+
+def footer_of(content: bytes) -> Struct:
+    """Return the footer of a Parquet file.
+
+    Raises:
+        ValueError: There is none, or it is damaged.
+        IndexError: It ends too early.
+    """
+    if len(content) < 12 or content[:4] != MAGIC or content[-4:] != MAGIC:
+        raise ValueError("it is no Parquet file, or only the beginning of one")
+    (size,) = struct.unpack("<I", content[-8:-4])
+    if size > len(content) - 12:
+        raise ValueError("it is only the end of a Parquet file")
+    return _Reader(content[-8 - size : -8]).struct()
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.place, self.left, self.depth = data, 0, MAX_VALUES, 0
+
+    def struct(self) -> Struct:
+        """Read fields until the end of the struct."""
+        found: Struct = {}
+        number = 0
+        self.enter()
+        while header := self.byte():
+            number = number + (header >> 4) if header >> 4 else self.integer()
+            kind = header & 15
+            found[number] = kind == _TRUE if kind in (_TRUE, _FALSE) else self.value(kind)
+        self.depth -= 1
+        return found
+
+    def value(self, kind: int) -> Any:
+        """Read a value, which is not the field of a struct if it is true or false."""
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"its footer has more than {MAX_VALUES:,} values")
+        if kind in (_TRUE, _FALSE, _BYTE):
+            return self.byte()
+        if kind in (_I16, _I32, _I64):
+            return self.integer()
+        if kind in (_DOUBLE, _UUID):
+            return self.bytes(8 if kind == _DOUBLE else 16)
+        if kind == _BINARY:
+            return self.bytes(self.varint())
+        if kind in (_LIST, _SET):
+            header = self.byte()
+            return self.values(self.varint() if header >> 4 == 15 else header >> 4, [header & 15])
+        if kind == _MAP:
+            n = self.varint()
+            kinds = self.byte() if n else 0
+            return self.values(2 * n, [kinds >> 4, kinds & 15])
+        if kind == _STRUCT:
+            return self.struct()
+        raise ValueError("its footer is damaged")
+
+    def values(self, n: int, kinds: list[int]) -> list[Any]:
+        self.enter()
+        if n > self.left:
+            raise ValueError(f"its footer has more than {MAX_VALUES:,} values")
+        found = [self.value(kinds[k % len(kinds)]) for k in range(n)]
+        self.depth -= 1
+        return found
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ValueError("its footer is nested too deeply")
+
+    def byte(self) -> int:
+        self.place += 1
+        return self.data[self.place - 1]
+
+    def bytes(self, n: int) -> bytes:
+        self.place += n
+        if self.place > len(self.data):
+            raise ValueError("its footer ends too early")
+        return self.data[self.place - n : self.place]
+
+    def varint(self) -> int:
+        number = 0
+        for shift in range(0, 70, 7):
+            byte = self.byte()
+            number |= (byte & 127) << shift
+            if byte < 128:
+                return number
+        raise ValueError("its footer has a number of more than 64 bits")
+
+    def integer(self) -> int:
+        number = self.varint()
+        return (number >> 1) ^ -(number & 1)
