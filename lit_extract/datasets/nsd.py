@@ -80,6 +80,11 @@ def open_images(path: str) -> Any:
         if not is_own or images.external or images.is_virtual:
             raise OSError("it is no plain dataset of this file")
         _check_form(images.shape, images.dtype, images.chunks)
+        packing = images.id.get_create_plist()
+        filters = {packing.get_filter(place)[0] for place in range(packing.get_nfilters())}
+        if not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}:
+            # HDF5's checksums (Fletcher-32) end the process at damaged chunks, and others are plugins.
+            raise OSError("it is packed in a way that is not read; write it with gzip, or as it is")
     except Exception as error:  # h5py raises almost anything on a damaged file
         if file is not None:
             file.close()

@@ -219,8 +219,9 @@ def test_a_damaged_review_file_is_taken_in_or_refused(folder, reviewed, journal,
     )
 
 
+SEEN = 987654321  # stands for the revision that a page has seen
 POSTS = {
-    "decide": {"row": 1, "revision": 0, "text": "A dog."},
+    "decide": {"row": 2, "revision": SEEN, "text": "A dog."},
     "undo": {"revision": 1},
     "keep": {},
     "other": {"row": 1},
@@ -253,6 +254,7 @@ def test_whatever_a_browser_posts_is_answered(client, kind, data):
     body = data.draw(
         changed_values(POSTS[kind]).map(as_json) | damaged_bytes(as_json(POSTS[kind])) | HOSTILE.map(as_json)
     )
+    body = body.replace(str(SEEN).encode(), str(client.decisions.rows.revisions.get(2, 0)).encode())
     before = [client.decisions.describe(row) for row in range(5)]
 
     def post():
