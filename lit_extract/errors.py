@@ -3,13 +3,20 @@
 import re
 from argparse import ArgumentError
 
+LONGEST_MESSAGE = 4000  # characters
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obeys some, and others can't be encoded
+
 
 class InputError(ValueError):
     """Something the user can mend: the setting, its value, and what is allowed.
 
     The command line prints it as one message without a traceback. Everything else that is
-    raised is a defect of ours and keeps its traceback.
+    raised is a defect of ours and keeps its traceback. Whatever a file put into the message, it is fit for a terminal.
     """
+
+    def __str__(self) -> str:
+        text = printable(super().__str__())
+        return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 1] + "…"
 
 
 class ToldError(InputError):
@@ -18,6 +25,11 @@ class ToldError(InputError):
 
 class NothingLeft(Exception):  # noqa: N818 (no error)
     """Rank zero has found that there is nothing to compute."""
+
+
+def printable(text: str) -> str:
+    """Return text on one line, with escapes for control characters and halves of surrogate pairs."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def name_some(items: list[str], limit: int = 5) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 import yaml
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 
-from lit_extract.errors import InputError, one_line
+from lit_extract.errors import UNPRINTABLE, InputError, one_line
 
 # Far above anything that a real file has; they keep a hostile one from filling the memory.
 MAX_RECORD_BYTES = 64 * 2**20  # of a JSON record that is read as a whole
@@ -126,10 +126,7 @@ def shorten(value: object, limit: int = 80) -> str:
 
 def is_printable(text: str) -> bool:
     """Return whether text has no control characters, which a terminal would obey, and no halves of surrogate pairs."""
-    return _UNPRINTABLE.search(text) is None
-
-
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+    return UNPRINTABLE.search(text) is None
 
 
 def _printable(text: str) -> str:
