@@ -2,6 +2,7 @@
 unless it has a place there."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -114,24 +115,26 @@ def read(cli, file):
     return cli.read(["--config", file])
 
 
-@fuzzed(250)
+@fuzzed(60)
 @given(MUTATED)
 def test_a_changed_config_is_what_it_says_or_refused(folder, content):
     file = write(folder, content)
     outcome("config of predict", folder, lambda: read(PredictCLI, file), lambda cli: says(cli.config, content))
 
 
-@fuzzed(150)
+@fuzzed(40)
 @given(MUTATED)
 def test_a_changed_config_of_plan_is_what_it_says_or_refused(folder, content):
     file = write(folder, content)
     outcome("config of plan", folder, lambda: read(PlanCLI, file), lambda cli: says(cli.config, content))
 
 
-@fuzzed(250)
+@fuzzed(60)
 @given(damaged_bytes(yaml.dump(CONFIG).encode()))
 def test_a_damaged_config_is_what_it_says_or_refused(folder, content):
     file = write(folder, content)
+    if any(not name.startswith((b"lit_extract.", b"lightning.")) for name in re.findall(rb"class_path: *(\S+)", content)):
+        return  # a config is a script: the modules that it names are imported
     is_right = lambda cli: says(cli.config, yaml.safe_load(content))  # noqa: E731
     outcome("config of predict", folder, lambda: read(PredictCLI, file), is_right)
 
@@ -181,7 +184,7 @@ OPTIONS = ["--model", "--model.name", "--model.pool", "--model.layers", "--model
 WORDS = HOSTILE.map(str) | SETTINGS.map(str) | st.sampled_from(["9" * 30, "[" * 999, "{a: " * 99, "&a [*a]", "null", "~"])
 
 
-@fuzzed(250)
+@fuzzed(80)
 @given(st.sampled_from(OPTIONS), WORDS)
 def test_an_option_is_taken_or_refused(folder, option, word):
     if "\0" in word:  # no operating system passes it on
