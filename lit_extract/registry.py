@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic wants it until Python 3.12
+)
 
 from pydantic import ConfigDict, StringConstraints, TypeAdapter
-from typing_extensions import NotRequired, TypedDict  # pydantic wants it until Python 3.12
+from typing_extensions import TypedDict
 
 from lit_extract.errors import InputError, name_some
 from lit_extract.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate
@@ -131,8 +135,8 @@ def _entry(what: str, kind: str, raw: Any) -> ModelEntry:
         return ModelEntry(**validate(_ENTRY, settings, what))
     except InputError as error:
         raise InputError(
-            f"{what}: {kind} entry {shorten(repr(raw))} must be a name or a mapping with name and any of checkpoint, revision "
-            f"(both text) and options (a mapping): {str(error).removeprefix(f'{what}: ')}"
+            f"{what}: {kind} entry {shorten(repr(raw))} must be a name or a mapping with name and any of checkpoint, "
+            f"revision (both text) and options (a mapping): {str(error).removeprefix(f'{what}: ')}"
         ) from None
 
 
@@ -148,4 +152,4 @@ class _Entry(TypedDict):
     options: NotRequired[dict[str, Any]]
 
 
-_ENTRY: TypeAdapter[dict[str, Any]] = TypeAdapter(_Entry)
+_ENTRY: TypeAdapter[Any] = TypeAdapter(_Entry)
