@@ -1,7 +1,7 @@
 """Configs and options, checked before jsonargparse sees them: they come from strangers as often as from their user.
 
-A config says what is run, so it is a script: the classes that it names are imported, and made if they are of a kind that
-has a place there. All else in it is plain values.
+A config says what is run, so it is a script: the classes that it names are imported, and made if they are of a kind
+that has a place there. All else in it is plain values.
 """
 
 import inspect
@@ -36,8 +36,8 @@ def read_config(value: str) -> dict[str, Any]:
         value: The file, or YAML itself.
 
     Raises:
-        InputError: It can't be read, has more than plain values, or holds no settings; or it leaves to another file what
-            the model, the data, the trainer or its callbacks are.
+        InputError: It can't be read, has more than plain values, or holds no settings; or it leaves to another file
+            what the model, the data, the trainer or its callbacks are.
     """
     what = f"config: {shorten(repr(value))}"
     content = _parse(value, what) if _is_text(value) else read_yaml(Path(value), what)
@@ -45,7 +45,9 @@ def read_config(value: str) -> dict[str, Any]:
         raise InputError(f"{what} holds no settings, but {shorten(content)}")
     trainer = content.get("trainer", {})
     if not isinstance(trainer, dict) or not isinstance(trainer.get("callbacks") or [], list):
-        raise InputError(f"{what}: trainer must have settings, and its callbacks must be a list, not {shorten(trainer)}")
+        raise InputError(
+            f"{what}: trainer must have settings, and its callbacks must be a list, not {shorten(trainer)}"
+        )
     classes = [(key, content[key]) for key in ("model", "data") if key in content]
     classes += [("trainer.callbacks", callback) for callback in trainer.get("callbacks") or []]
     folder = Path() if _is_text(value) else Path(value).parent
@@ -59,7 +61,7 @@ def _check_class(named: Any, what: str, folder: Path) -> None:
     name = settings.get("class_path")
     is_class = all(key in _CLASS_KEYS and isinstance(value, _CLASS_KEYS[key]) for key, value in settings.items())
     if is_class and name is not None:  # without a name its settings are added to those of another config
-        is_class = _CLASS_NAME.fullmatch(name) and not any((place / name).exists() for place in (Path(), folder))
+        is_class = bool(_CLASS_NAME.fullmatch(name)) and not any((place / name).exists() for place in (Path(), folder))
     if not is_class:
         raise InputError(
             f"{what}: must be the name of a class, or its class_path with init_args, not {shorten(named)}; settings in "
@@ -96,7 +98,7 @@ def _parse(text: str, what: str) -> Any:
 
 @cache
 def prepare_parsers() -> None:
-    """Make jsonargparse check the YAML of files and options as it is read, and make no object of what may be anything."""
+    """Make jsonargparse check all YAML, also of options, and make no object of what may be anything."""
     from jsonargparse import get_loader, set_loader, set_parsing_settings
 
     its_own = get_loader("yaml")

@@ -96,7 +96,8 @@ def _check_counts(devices: int | str | list[int], num_nodes: int) -> None:
     count = len(count) if isinstance(count, list | str) else count
     if count > MAX_DEVICES or num_nodes > MAX_NODES:
         raise InputError(
-            f"trainer: devices {shorten(devices)} and num_nodes {num_nodes} must be {MAX_DEVICES} and {MAX_NODES:,} at most"
+            f"trainer: devices {shorten(devices)} and num_nodes {shorten(num_nodes)} must be {MAX_DEVICES} and "
+            f"{MAX_NODES:,} at most"
         )
 
 
@@ -109,7 +110,7 @@ def make_callbacks(callbacks: list[Any] | None) -> list[Callback]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callbacks", type=list[Callback])
     try:
-        made: list[Callback] = parser.instantiate_classes(Namespace(callbacks=callbacks or [])).callbacks
+        made: list[Callback] = parser.instantiate_classes(Namespace(callbacks=callbacks or [])).callbacks  # type: ignore[no-untyped-call]
     except Exception as error:  # of the callbacks' own code
         raise InputError(f"trainer.callbacks: {one_line(error)}") from error
     return made

@@ -135,8 +135,8 @@ def _entry(what: str, kind: str, raw: Any) -> ModelEntry:
         return ModelEntry(**validate(_ENTRY, settings, what))
     except InputError as error:
         raise InputError(
-            f"{what}: {kind} entry {shorten(repr(raw))} must be a name or a mapping with name and any of checkpoint, revision "
-            f"(both text) and options (a mapping): {str(error).removeprefix(f'{what}: ')}"
+            f"{what}: {kind} entry {shorten(repr(raw))} must be a name or a mapping with name and any of checkpoint, "
+            f"revision (both text) and options (a mapping): {str(error).removeprefix(f'{what}: ')}"
         ) from None
 
 
@@ -152,4 +152,4 @@ class _Entry(TypedDict):
     options: NotRequired[dict[str, Any]]
 
 
-_ENTRY: TypeAdapter[dict[str, Any]] = TypeAdapter(_Entry)
+_ENTRY: TypeAdapter[Any] = TypeAdapter(_Entry)

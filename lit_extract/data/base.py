@@ -19,9 +19,11 @@ from lit_extract.layout import N_BYTES
 from lit_extract.ranks import say
 from lit_extract.signals import leave_workers_alone
 from lit_extract.timing import stopwatch
+from lit_extract.untrusted import is_name, shorten
 
 WHOLE_SUBSET = "all"
 SUBSET_BYTES_AT_MOST = 200  # with what is added, file systems take 255
+MAX_WORKERS, MAX_SHARD_ROWS = 4096, 2**31  # more than any machine has use for
 
 Batch = dict[str, Any]
 
@@ -60,13 +62,17 @@ class StimulusDataModule(LightningDataModule):
                 f"data.query: {query!r} chooses some of the rows, but data.subset is {subset!r}; "
                 "name the rows with --data.subset NAME, so that no one takes them for the whole dataset"
             )
-        is_name = subset and not subset.startswith(".") and Path(subset).name == subset and "\0" not in subset
-        if not is_name or len(subset.encode()) > SUBSET_BYTES_AT_MOST:
+        if subset.startswith(".") or not is_name(subset) or len(subset.encode()) > SUBSET_BYTES_AT_MOST:
             raise InputError(
-                f"data.subset: {subset!r} must be the name of one folder, of {SUBSET_BYTES_AT_MOST} bytes at most"
+                f"data.subset: {shorten(repr(subset))} must be the name of one folder, of {SUBSET_BYTES_AT_MOST} bytes "
+                "at most"
             )
-        if num_workers is not None and num_workers < 0:
-            raise InputError(f"data.num_workers: {num_workers} must be 0 or more")
+        for setting, value, least, most in (
+            ("num_workers", num_workers, 0, MAX_WORKERS),
+            ("shard_rows", shard_rows, 1, MAX_SHARD_ROWS),
+        ):
+            if value is not None and not least <= value <= most:
+                raise InputError(f"data.{setting}: {shorten(value)} must be {least} or more, and {most:,} at most")
         self.query, self.subset = query, subset
         self.shard_rows, self.num_workers = shard_rows, num_workers
         self.preprocessing = preprocessing

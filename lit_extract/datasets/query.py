@@ -18,7 +18,9 @@ from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.untrusted import shorten
 
 MAX_LENGTH = 100_000  # characters: a list of some 10,000 ids
-MAX_PARTS = 1000  # names and signs, without commas: far more than anyone writes, and too few for Python's parser to fail
+MAX_PARTS = (
+    1000  # names and signs, without commas: far more than anyone writes, and too few for Python's parser to fail
+)
 MAX_DEPTH = 100  # of operations in operations
 MAX_INTEGER = 2**64
 
@@ -155,7 +157,7 @@ class _Query:
             reason, place = error.msg, self.origins[place] if place < len(self.origins) else len(self.query)
         except (ValueError, MemoryError, RecursionError) as error:  # halves of surrogate pairs; too deep
             reason, place = str(error) or "it is nested too deeply", 0
-        self._refuse(place, f"{shorten(reason)}; {ALLOWED}")
+        return self._refuse(place, f"{shorten(reason)}; {ALLOWED}")
 
     def _value(self, node: ast.expr, depth: int) -> Any:
         if depth > MAX_DEPTH:
@@ -183,7 +185,7 @@ class _Query:
                 return self._call(node, f"str.{name}", of, depth)
             case ast.Call(func=ast.Attribute(value=of, attr=name)):
                 return self._call(node, name, of, depth)
-        self._refuse_node(node, f"is not allowed; {ALLOWED}")
+        return self._refuse_node(node, f"is not allowed; {ALLOWED}")
 
     def _in_range(self, node: ast.expr, value: Any) -> Any:
         if isinstance(value, int) and abs(value) >= MAX_INTEGER:
@@ -213,7 +215,9 @@ class _Query:
 
     def _number(self, node: ast.expr, depth: int) -> Any:
         value = self._value(node, depth + 1)
-        is_number = pd.api.types.is_numeric_dtype(value) if isinstance(value, pd.Series) else type(value) in (int, float)
+        is_number = (
+            pd.api.types.is_numeric_dtype(value) if isinstance(value, pd.Series) else type(value) in (int, float)
+        )
         if not is_number or _is_condition(value):
             self._refuse_node(node, "is no number, nor a column of numbers, as arithmetic needs it")
         return value
@@ -248,13 +252,13 @@ class _Query:
         if not isinstance(column, pd.Series):
             self._refuse_node(node, f"is not allowed; {ALLOWED}")
         arguments = [self._value(argument, depth + 1) for argument in node.args]
-        wanted = {**dict.fromkeys(_WITH_TEXT, [str]), "isin": [list]}.get(name, [])
+        wanted: list[type] = [str] if name in _WITH_TEXT else [list] if name == "isin" else []
         settings = {str(keyword.arg): keyword.value for keyword in node.keywords}
         if [type(argument) for argument in arguments] != wanted or settings.keys() - {"regex"}:
             self._refuse_node(node, f"has other arguments than it may have; {ALLOWED}")
         if name == "str.contains":
             self._check_plain(node, arguments[0], settings.get("regex"))
-            return self._apply(node, lambda: column.str.contains(*arguments, regex=False))
+            return self._apply(node, lambda: column.str.contains(arguments[0], regex=False))
         if settings:
             self._refuse_node(node, f"has other arguments than it may have; {ALLOWED}")
         return self._apply(node, lambda: operator.attrgetter(name)(column)(*arguments))

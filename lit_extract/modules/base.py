@@ -132,9 +132,9 @@ class Extractor(Predictor):
         """
         if self.revision is None and not self.untrained and not self.local_checkpoint():
             commit = recorded.get("revision")
-            is_commit = isinstance(commit, str) and re.fullmatch(COMMIT, commit)
+            is_commit = isinstance(commit, str) and re.fullmatch(COMMIT, commit) is not None
             if is_commit and recorded.get("weights") == f"hub:{self.weights_source()[0]}":
-                self.commit = commit
+                self.commit = str(commit)
 
     def provenance(self) -> dict[str, Any]:
         """What about the model changes the numbers."""

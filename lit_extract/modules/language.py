@@ -20,11 +20,19 @@ from lit_extract.modules.options import split_options
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, full_columns, pool_text
 from lit_extract.modules.pretrained import check_complete, load_pretrained
 from lit_extract.modules.selection import check_pools, select_blocks
-from lit_extract.modules.weights import config_sha256, default_float32, on_cpu_in_float32, widest_output
+from lit_extract.modules.weights import (
+    check_shards,
+    config_sha256,
+    default_float32,
+    on_cpu_in_float32,
+    widest_output,
+)
 from lit_extract.precision import ieee_float32, in_float32
 from lit_extract.timing import stopwatch
+from lit_extract.untrusted import shorten
 
 LOGITS_BYTES = 256 * 2**20
+MAX_LAYERS, MAX_WIDTH = 1000, 2**20  # far more than models have; layers are made one by one to know their shapes
 
 
 class LanguageExtractor(Extractor):
@@ -259,13 +267,21 @@ class LanguageExtractor(Extractor):
     def _load_config(self) -> Any:
         from transformers import AutoConfig
 
+        if local := self.local_checkpoint():
+            check_shards(local)
         try:
             config, unused = AutoConfig.from_pretrained(self.source, return_unused_kwargs=True, **self._from)
         except Exception as error:  # of the hub, the network, the disk and the format
             raise self._unavailable(error) from error
         self._from, self._tokenizer_options = split_options(self._from, unused)
-        for field in ("num_hidden_layers", "hidden_size"):
-            if not isinstance(getattr(config, field, None), int):
+        for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
+            value = getattr(config, field, None)
+            if isinstance(value, int) and not 1 <= value <= most:
+                raise InputError(
+                    f"model.name: the configuration of {self.model_name!r} has {field} {shorten(value)}, which must be "
+                    f"1 to {most:,}"
+                )
+            if not isinstance(value, int):
                 parts = [part for part in getattr(config, "sub_configs", {}) if hasattr(config, part)]
                 of_parts = f", being composed of {', '.join(parts)}" if parts else ""
                 raise InputError(

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
+from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
+
+from lit_extract.errors import InputError
+from lit_extract.untrusted import MAX_RECORD_BYTES, OneName, read_regular, shorten, validate_json
 
 # What is in a local model folder besides these (logs, optimizer states) does not change the numbers.
 _MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".json", ".model", ".txt", ".py")
@@ -29,6 +34,28 @@ def path_sha256(path: str | Path) -> str:
 def widest_output(block: nn.Module) -> int:
     """Return the most numbers that a matrix of a block gives for a token, or takes."""
     return max(max(parameter.shape[-2:]) for parameter in block.parameters() if parameter.ndim > 1)
+
+
+def check_shards(folder: str | Path) -> None:
+    """See that a local model's weights, when an index says in which files they are, are in its own folder.
+
+    Raises:
+        InputError: The index is damaged, or names a path: what is read then is not what :func:`path_sha256` is of.
+    """
+    for index in Path(folder).glob("*.index.json"):
+        what = f"model.checkpoint: {shorten(str(index), 300)}"
+        try:
+            content = read_regular(index, MAX_RECORD_BYTES)
+        except OSError as error:
+            raise InputError(f"{what} can't be read: {error.strerror}") from None
+        validate_json(_INDEX, content, what)
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, OneName]
+
+
+_INDEX = TypeAdapter(_Index)
 
 
 def config_sha256(config: Any) -> str:

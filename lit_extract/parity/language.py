@@ -17,7 +17,7 @@ from lit_extract.datasets import load_captions
 from lit_extract.datasets.ids import id_key
 from lit_extract.errors import InputError, name_some
 from lit_extract.modules.options import split_options
-from lit_extract.modules.weights import config_sha256, on_cpu_in_float32
+from lit_extract.modules.weights import check_shards, config_sha256, on_cpu_in_float32
 from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
 from lit_extract.untrusted import shorten
 
@@ -113,11 +113,13 @@ class LanguageReference(Reference):
     def _folder(self) -> str:
         """The local folder of a model: the one with these weights, or, of an untrained one, with this configuration."""
         if self.provenance["weights"] != "untrained":
-            return self.checkpoint()
+            check_shards(checkpoint := self.checkpoint())
+            return checkpoint
         folder = self.where.checkpoint
         if folder is None or not Path(folder).is_dir():
             what = f"{folder!r} is not a folder; " if folder else ""
             raise InputError(f"checkpoint: {what}give --checkpoint DIR with config.json and the tokenizer")
+        check_shards(folder)
         return folder
 
     def _load(self, what: str, loader: str, **settings: Any) -> Any:

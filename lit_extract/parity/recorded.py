@@ -128,10 +128,10 @@ def check_recorded(provenance: Mapping[str, Any], layers: list[str], where: Wher
             f"provenance.weights: {shorten(known['weights'])!r} must be {UNTRAINED} with seed, {CHECKPOINT} with "
             f"checkpoint_sha256, or {HUB}… with revision"
         )
-    if kind == "language" and known["weights"] not in (UNTRAINED, f"{HUB}{known.get('source')}"):
-        if known["weights"] != CHECKPOINT or "source" in known:
-            weights, source = shorten(known["weights"]), shorten(known.get("source"))
-            raise InputError(f"provenance.source: {source!r} does not go with weights {weights!r}")
+    is_local = known["weights"] == CHECKPOINT and "source" not in known
+    if kind == "language" and not is_local and known["weights"] not in (UNTRAINED, f"{HUB}{known.get('source')}"):
+        weights, source = shorten(known["weights"]), shorten(known.get("source"))
+        raise InputError(f"provenance.source: {source!r} does not go with weights {weights!r}")
     if kind == "vision" and known["dataset"] not in DATASETS:
         raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
     entries = read_models()[kind]

@@ -128,7 +128,9 @@ def check_memory(skeleton: nn.Module) -> None:
     """Raise InputError if a model, of which the skeleton has the shape, is too large for the memory of this machine."""
     needed, there = 4 * sum(parameter.numel() for parameter in skeleton.parameters()), host_memory()
     if needed > there:
-        raise InputError(f"parity: in float32 the model has {as_size(needed)}, more than the {as_size(there)} of memory")
+        raise InputError(
+            f"parity: in float32 the model has {as_size(needed)}, more than the {as_size(there)} of memory"
+        )
 
 
 def check_sizes(expected: str | None, sizes: list[int]) -> None:

@@ -48,16 +48,18 @@ LOCAL = {key: value for key, value in LANGUAGE.items() if key not in ("source", 
 LOCAL |= {"model": "tiny", "weights": "checkpoint", "checkpoint_sha256": SHA}
 GOOD = [VISION, UNTRAINED, LANGUAGE, LOCAL]
 
-ADDRESSES = ["hf_hub:a/b", "local-dir:/tmp", "https://127.0.0.1/x", "test_vit.r160_in1k/../x", "vit:x", "main", "HEAD",
-             "test_vit", "test_vit.x", "sentencepiece", "checkpoint", "untrained", "hub:", "hub:../x", "embeddings"]  # fmt: skip
-OPTIONS = st.dictionaries(
-    st.sampled_from(["pretrained_cfg", "checkpoint_path", "cache_dir", "trust_remote_code", "gguf_file", "subfolder",
-                     "revision", "token", "code_revision", "attn_implementation", "depth", "img_size", "act_layer",
-                     "quantization_config", "device_map", "block_fn", "config", "_from_auto"]),  # fmt: skip
-    HOSTILE,
-    max_size=2,
+ADDRESSES = (
+    "hf_hub:a/b local-dir:/tmp https://127.0.0.1/x test_vit.r160_in1k/../x vit:x main HEAD test_vit test_vit.x "
+    "sentencepiece checkpoint untrained hub: hub:../x embeddings"
+).split()
+OPTION_NAMES = (
+    "pretrained_cfg checkpoint_path cache_dir trust_remote_code gguf_file subfolder revision token code_revision depth "
+    "attn_implementation img_size act_layer quantization_config device_map block_fn config _from_auto"
+).split()
+OPTIONS = st.dictionaries(st.sampled_from(OPTION_NAMES), HOSTILE, max_size=2)
+MUTATED = st.sampled_from(GOOD).flatmap(
+    lambda good: changed_values(good, HOSTILE | st.sampled_from(ADDRESSES) | OPTIONS)
 )
-MUTATED = st.sampled_from(GOOD).flatmap(lambda good: changed_values(good, HOSTILE | st.sampled_from(ADDRESSES) | OPTIONS))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,15 @@ def is_right(known, layers):
         assert is_listed or known["weights"] == "checkpoint"
     if known["weights"].startswith("hub:"):
         assert re.fullmatch("[0-9a-f]{40}", known["revision"])
-    paths = {"pretrained_cfg", "checkpoint_path", "cache_dir", "trust_remote_code", "gguf_file", "subfolder", "revision"}
+    paths = {
+        "pretrained_cfg",
+        "checkpoint_path",
+        "cache_dir",
+        "trust_remote_code",
+        "gguf_file",
+        "subfolder",
+        "revision",
+    }
     assert not paths & set(known["options"])
     assert all(re.fullmatch(r"embeddings|norm|blocks\.[0-9]+", layer) for layer in layers)
     return True

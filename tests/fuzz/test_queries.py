@@ -94,7 +94,20 @@ QUERIES = st.recursive(
 )
 
 PIECES = [
-    *("nsd_id", "name", "`big one`", "index", "nothing", "@pd", "__import__", "os", ".str", ".contains", "True", "None"),
+    *(
+        "nsd_id",
+        "name",
+        "`big one`",
+        "index",
+        "nothing",
+        "@pd",
+        "__import__",
+        "os",
+        ".str",
+        ".contains",
+        "True",
+        "None",
+    ),
     *("'a'", '"', "'", "`", "'''", "f'", "b''", "1", "9", "0x", "1e400", "1j", "10**9", "'a'*9", "...", "[1]", "{1}"),
     *("(", ")", "[", "]", "{", "}", ",", ":", ":=", "=", "==", "<", "in", "not", "and", "or", "is", "&", "|", "~", "^"),
     *("**", "@", "#", "\\", "\n", "\t", " ", "\0", "\ud800", "\u202e", "\u2028", "lambda x: x", "if", "for x in", "."),

@@ -3,7 +3,9 @@
 B batch, L layers, T tokens, D hidden size.
 """
 
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -218,3 +220,18 @@ def test_sharded_weights_are_loaded_whole(tmp_path, captions):
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
     one, many = (features(extractor_of(tmp_path / name), captions)["avg"] for name in ("one", "many"))
     torch.testing.assert_close(one, many, rtol=0, atol=0)
+    index = tmp_path / "many" / "model.safetensors.index.json"
+    text = index.read_text()
+    for damaged in (text.replace('": "model-', '": "../one/model-'), text[:-9], "[" * 10**5, "{}"):
+        index.write_text(damaged)
+        with pytest.raises(InputError, match=r"model\.checkpoint: .*index\.json"):
+            extractor_of(tmp_path / "many")
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_hidden_layers", 10**9), ("hidden_size", 2**40), ("hidden_size", 0)])
+def test_a_configuration_of_an_absurd_size_is_refused_at_once(llama, tmp_path, field, value):
+    folder = shutil.copytree(llama, tmp_path / "absurd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(InputError, match=r"model\.name: "):
+        extractor_of(folder)

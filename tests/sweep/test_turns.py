@@ -108,7 +108,7 @@ def test_options_that_are_of_one_model_or_of_none_are_refused(vision, options, n
         ("model: {class_path: mine.Extractor}\n", "'mine.Extractor'"),
         ("data: {class_path: x}\n", "none of them says what the model is"),
         ("model:\n  class_path: VisionExtractor\n  init_args: {checkpoint: x.pth}\n", "model.checkpoint: 'x.pth'"),
-        ("model: [1\n", "not valid YAML"),
+        ("model: [1\n", "can't be read"),
         ("just text\n", "holds no settings"),
         (None, "No such file"),
     ],
