@@ -14,20 +14,23 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from lit_extract.archive import TensorRecord, read_content
 from lit_extract.errors import InputError, name_some
-from lit_extract.layout import FEATURES_FORMAT, FEATURES_KEYS, INPUT_COLUMNS, INPUTS, check_format
+from lit_extract.layout import (
+    FEATURES_FORMAT,
+    FEATURES_KEYS,
+    INPUT_COLUMNS,
+    INPUTS,
+    MAX_DIM,
+    MAX_LAYERS,
+    MAX_TOKENS,
+    check_format,
+)
 from lit_extract.rounding import NOTE
-from lit_extract.untrusted import Count, OneName, Text, shorten, validate
-
-# No model comes near; what is drawn and read a few rows at a time stays small.
-MAX_LAYERS = 10_000
-MAX_DIM = 2**20
-MAX_TOKENS = 2**20
+from lit_extract.untrusted import Count, OneName, ShortText, Text, shorten, validate
 
 MEANS = ("loss", "bpb")  # of captions, over stimuli; the rows are row_<name>
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]  # whoever prints it uses ``shorten``
-_ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
-_LAYERS: TypeAdapter[list[str]] = TypeAdapter(list[_ShortText])
+_LAYERS: TypeAdapter[list[str]] = TypeAdapter(list[ShortText])
 _OPEN = ConfigDict(extra="allow")
 
 
@@ -44,15 +47,15 @@ class Provenance(TypedDict, total=False):
     pool: Required[OneName]
     options: dict[str, Any]
     weights: _Name
-    layers: list[_ShortText]
+    layers: list[ShortText]
     dataset: _Name
     subset: _Name
     query: str | None  # of any length, on several lines
     n_stimuli: Count
-    precision: _ShortText
+    precision: ShortText
     preprocessing: _Preprocessing | None
     prompt_name: _Name | None
-    tokens_sha256: _ShortText
+    tokens_sha256: ShortText
     exclude_bos: bool | Text
     loss: bool
 
@@ -73,8 +76,8 @@ class _Check(TypedDict, total=False):
 class Notes(TypedDict, total=False):
     """What is worth knowing and may differ."""
 
-    lit_extract: _ShortText
-    created: _ShortText
+    lit_extract: ShortText
+    created: ShortText
     root: str | None
     exif_rotations: Count
     repaired_rows: list[Count]

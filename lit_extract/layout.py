@@ -29,6 +29,8 @@ N_BYTES = "n_bytes"  # the extra that says how large each row's input was when i
 INPUT_COLUMNS = (N_BYTES, "mtime_ns", "content", "rotated")
 INPUTS = "inputs"
 SIZE, MTIME, CONTENT, ROTATED = range(len(INPUT_COLUMNS))
+# The most that a store or a features file may have, far above what models have.
+MAX_LAYERS, MAX_DIM, MAX_TOKENS = 10_000, 2**20, 2**20
 IDS_KEY = f"{STIMULUS_ID}/c/0"
 SEAL_BYTES = 32  # of a file of a store
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.errors import InputError
-from lit_extract.layout import MISSING, N_TOKENS, NOT_FINITE, OK, STATUS, Layout, rows_key, shard_key
+from lit_extract.layout import MAX_TOKENS, MISSING, N_TOKENS, NOT_FINITE, OK, STATUS, Layout, rows_key, shard_key
 from lit_extract.paths import (
     AnyPath,
     exists,
@@ -30,7 +30,6 @@ from lit_extract.paths import (
 )
 from lit_extract.shards import ForeignShardError, Form, Place, read_layers, write_layers
 
-MAX_TOKENS = 2**20  # of a caption; the mask has so many bytes a row
 # What rows that are done may have.
 _ALLOWED = {STATUS: (OK, NOT_FINITE), N_TOKENS: (0, MAX_TOKENS)}
 

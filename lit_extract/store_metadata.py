@@ -18,6 +18,8 @@ from lit_extract.layout import (
     BAD_INPUT,
     FEATURES_SUFFIX,
     GROUP_KEY,
+    MAX_DIM,
+    MAX_LAYERS,
     MISSING,
     NOT_FINITE,
     OK,
@@ -29,14 +31,12 @@ from lit_extract.layout import (
     count_shards,
 )
 from lit_extract.paths import AnyPath, read_files
-from lit_extract.untrusted import Count, OneName, Text, plain_values, shorten, validate
+from lit_extract.untrusted import Count, OneName, ShortText, Text, plain_values, shorten, validate
 
 # Limits, checked before anything is allocated or looped over; far above what a real store has.
 MAX_METADATA_BYTES = 8 * 2**20  # of a zarr.json
 MAX_ROWS = 20_000_000  # ImageNet-21k has 14 million images
 MAX_SHARDS = 1_000_000
-MAX_LAYERS = 10_000
-MAX_DIM = 10_000_000
 MAX_ARRAYS = 100  # poolings and extras
 MAX_SHARD_BYTES = 2**40
 
@@ -97,7 +97,7 @@ class _Notes(TypedDict):
 class _Attributes(TypedDict):
     pools: Annotated[_Names, Field(min_length=1, max_length=MAX_ARRAYS)]
     extras: Annotated[_Names, Field(max_length=MAX_ARRAYS)]
-    layers: Annotated[list[Text], Field(min_length=1, max_length=MAX_LAYERS), AfterValidator(_distinct)]
+    layers: Annotated[list[ShortText], Field(min_length=1, max_length=MAX_LAYERS), AfterValidator(_distinct)]
     shard_rows: Annotated[int, Field(ge=1, le=MAX_ROWS)]
     provenance: _Provenance
     notes: _Notes

@@ -181,6 +181,7 @@ def _one_name(text: str) -> str:
 
 
 Text = Annotated[str, StringConstraints(max_length=100_000), AfterValidator(_printable)]  # one line that is printed
+ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
 OneName = Annotated[Text, AfterValidator(_one_name)]  # of a file or folder in another
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 

@@ -31,9 +31,8 @@ _UTF8, _HAS_DESCRIPTOR = 0x800, 0x8
 _WIDE = 2**32 - 1  # sizes and places from here on have 64 bits, elsewhere
 CHECKSUM_IN_ENTRY = 16
 
-_KNOWN = re.compile(
-    r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/(0|[1-9]\d{0,5})"
-)
+# Versions of torch differ in what they add to data.pkl and data/0, data/1, …
+_NAME = re.compile(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*")
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,17 @@ def read_records(file: BinaryIO) -> dict[str, Record]:
     size = file.seek(0, os.SEEK_END)
     tail = read_exactly(file, max(0, size - _TAIL_BYTES), min(size, _TAIL_BYTES))
     count, begin = _read_end(tail, size)
-    directory, at, cursor, records, tops = tail[begin - size : -_ENDS], 0, 0, {}, set()
+    directory, at, cursor = tail[begin - size : -_ENDS], 0, 0
+    records: dict[str, Record] = {}
+    tops = set()
     for _ in range(count):
         name, entry = _read_entry(directory[at:], cursor)
         start, end = _check_record(file, entry, cursor)
         top, _, member = name.decode().partition("/")
         tops.add(top)
-        if len(tops) > 1 or not top or not is_printable(top) or not _KNOWN.fullmatch(member) or member in records:
-            raise _no_archive("it has a record that torch.save does not write")
+        is_new = member.lower() not in {known.lower() for known in records}  # torch does not look at the case
+        if len(tops) > 1 or not top or not is_printable(top) or not _NAME.fullmatch(member) or not is_new:
+            raise _no_archive("it has a record that torch.save does not write, or one twice")
         records[member] = Record(start, entry.size, entry.checksum, begin + at)
         at, cursor = at + entry.length, end
     if at != len(directory) or cursor != begin:

@@ -35,7 +35,6 @@ CONFIG = {
             "options": {"depth": 3},
             "pool": ["cls", "avg"],
             "layers": [0, -1],
-            "compile": False,
         },
     },
     "data": {
