@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -280,3 +281,23 @@ def test_exif_rotations_are_counted(caption, images):
         assert code == 0
         assert printed.count("  2 images have an EXIF rotation, which is not applied\n") == 1
     assert json.loads(output.with_name("out.csv.json").read_text())["exif_rotations"] == 2
+
+
+def test_damaged_parts_and_sidecars_are_one_error(caption, engine):
+    engine.dies_after = 1
+    with pytest.raises(DiedError):
+        caption()
+    engine.dies_after = None
+    output = Path(caption("--model.prompt", "no-such-prompt")[0])
+    part = output.with_name("out.csv.parts") / "00000.jsonl"
+    sidecar = output.with_name("out.csv.json")
+    for file in (part, sidecar):
+        content = file.read_bytes()
+        for damaged in (content.replace(b'"', b"", 1), b"[" * 10**5, b"\xff", content[: len(content) // 2]):
+            file.write_bytes(damaged)
+            _, code, _, error = caption()
+            assert code == 2
+            assert f"{file.name}' is damaged" in error
+            assert error.count("\n") == 1
+        file.write_bytes(content)
+    assert caption()[1] == 0
