@@ -106,7 +106,7 @@ def changed_values(draw: Callable, value: Any, hostile: st.SearchStrategy = HOST
         key = way[-1]
         kind = draw(st.sampled_from(["replace", "replace", "replace", "remove", "rename", "exchange", "repeat"]))
         if kind == "replace":
-            holder[key] = copy.deepcopy(draw(hostile))  # it may be changed next, and is drawn again
+            holder[key] = copy.deepcopy(draw(hostile))  # it may be changed in the next round
         elif kind == "remove":
             del holder[key]
         elif kind == "rename" and isinstance(holder, dict):
