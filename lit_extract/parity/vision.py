@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_extract.datasets import load_dataset, table
+from lit_extract.datasets.decode import read_stimulus
+from lit_extract.datasets.nsd import open_images
 from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.modules.checkpoint import loading_noted, read_weights, unwrap
 from lit_extract.modules.weights import on_cpu_in_float32
@@ -104,14 +106,13 @@ class VisionReference(Reference):
         from PIL import Image
 
         if self.image_rows is None:
-            image = Image.open(self.paths[row])
+            image = read_stimulus(self.paths[row]).opened()
             if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip
                 return Image.fromarray(np.rint(np.asarray(image) * (255 / 65535)).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
-        import h5py
-
-        with h5py.File(self.paths[row], "r", locking=False) as file:
-            return Image.fromarray(file["imgBrick"][self.image_rows[row]])
+        images = open_images(self.paths[row])
+        with images.file:
+            return Image.fromarray(images[self.image_rows[row]])
 
 
 def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
