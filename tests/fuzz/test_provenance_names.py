@@ -73,7 +73,7 @@ def is_right(known, layers):
     is_language = "tokens_sha256" in known
     kind = "language" if is_language else "vision"
     texts = [known[key] for key in ("model", "weights", "dataset", "precision", "pool")]
-    assert all(type(text) is str and text.isprintable() for text in texts)
+    assert all(type(text) is str and not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text) for text in texts)
     assert known["query"] is None or type(known["query"]) is str
     if is_language:
         assert "source" not in known or known["source"] in {e.checkpoint or e.name for e in models[kind]}
