@@ -82,3 +82,18 @@ def test_a_commit_to_the_card_stops_no_run(kind, predict, tmp_path):
     replaced = predict(*settings, "--overwrite")
     assert replaced.returncode == 0, replaced.stderr
     assert load_features(file).provenance["revision"] == SECOND
+
+
+def test_code_of_a_commit_runs_only_when_its_user_names_the_commit(predict, tmp_path):
+    content = tmp_path / "content"
+    save_model(content, "llama")
+    commit(tmp_path, "someone/tiny", FIRST, content)
+    trusting = (*LANGUAGE, "--model.trust_remote_code", "true")
+    assert predict(*trusting, "--finalize", "false").returncode == 0
+    commit(tmp_path, "someone/tiny", SECOND, content)
+    refused = predict(*trusting)
+    assert refused.returncode == 2
+    assert "model.trust_remote_code" in refused.stderr
+    assert f"--model.revision {FIRST}" in refused.stderr
+    named = predict(*trusting, "--model.revision", FIRST)
+    assert named.returncode == 0, named.stderr

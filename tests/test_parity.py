@@ -665,6 +665,27 @@ def test_a_folder_that_the_user_did_not_give_is_not_read(tmp_path, certify):
     assert "checkpoint: give --checkpoint DIR" in out
 
 
+def test_the_user_names_what_is_loaded_not_what_it_is_called(tmp_path, certify):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, untrained=True, pool="avg")
+    told = {"model": "someone/known", "source": "someone/else"}
+    rewrite(file, lambda content: content["metadata"]["provenance"].update(told))
+    code, out, _ = certify(file, "--captions", folder / "captions.csv", "--model", "someone/known")
+    assert code == 2
+    assert "model: the file is of 'someone/else', not of 'someone/known'" in out
+
+
+def test_a_file_does_not_choose_the_commit_whose_code_runs(tmp_path, certify):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, untrained=True, pool="avg")
+    told = {"source": "someone/tiny", "weights": "hub:someone/tiny", "revision": "1" * 40}
+    rewrite(file, lambda content: content["metadata"]["provenance"].update(told))
+    given = ("--captions", folder / "captions.csv", "--model", "someone/tiny", "--trust_remote_code", "true")
+    code, out, _ = certify(file, *given)
+    assert code == 2
+    assert "trust_remote_code: the file decides of which commit" in out
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("is_final", [True, False])
 def test_what_is_called_a_norm_must_prove_to_be_the_final_one(tmp_path, is_final):

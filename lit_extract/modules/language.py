@@ -140,12 +140,17 @@ class LanguageExtractor(Extractor):
         """Use the commit of an earlier run, if its configuration is the one that was read.
 
         Raises:
-            InputError: It is another.
+            InputError: It is another; or code of that commit would run, and only a file asks for it.
         """
         latest = self.commit if "revision" in self._from else None
         super().adopt_revision(recorded)
         if latest is None or self.commit == latest:
             return
+        if self._from["trust_remote_code"]:
+            raise InputError(
+                f"model.trust_remote_code: the features that are there are of commit {self.commit}, whose code would "
+                f"run; if you trust it, pass --model.revision {self.commit}"
+            )
         self._from["revision"] = self.commit
         self.preprocessing["options"]["revision"] = self.commit
         if config_sha256(self._load_config()) != config_sha256(self.config):

@@ -134,6 +134,11 @@ def check_recorded(provenance: Mapping[str, Any], layers: list[str], where: Wher
         raise InputError(f"provenance.source: {source!r} does not go with weights {weights!r}")
     if kind == "vision" and known["dataset"] not in DATASETS:
         raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
+    if where.trust_remote_code and "revision" in known:
+        raise InputError(
+            f"trust_remote_code: the file decides of which commit code would run, {known['revision']}; look at that "
+            "commit's code, and give a folder with it as --checkpoint"
+        )
     entries = read_models()[kind]
     _check_options(kind, known, entries)
     _check_model(kind, known, entries, where)
@@ -141,8 +146,8 @@ def check_recorded(provenance: Mapping[str, Any], layers: list[str], where: Wher
 
 def _check_model(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEntry], where: Where) -> None:
     if where.model is not None:
-        if where.model not in (known["model"], known.get("source")):
-            raise InputError(f"model: the file is of {shorten(known['model'])!r}, not of {where.model!r}")
+        if where.model != (loaded := known.get("source", known["model"])):
+            raise InputError(f"model: the file is of {shorten(loaded)!r}, not of {where.model!r}")
         return
     if kind == "language":
         name = known.get("source")
