@@ -96,10 +96,25 @@ def _parse(text: str, what: str) -> Any:
         raise InputError(f"{what} can't be read: {shorten(one_line(error), 400)}") from None
 
 
-@cache
 def prepare_parsers() -> None:
-    """Make jsonargparse check all YAML, also of options, and make no object of what may be anything."""
-    from jsonargparse import get_loader, set_loader, set_parsing_settings
+    """Make jsonargparse check all YAML, also of options, read local files only, and import nothing that runs commands.
+
+    Not once and for all: Lightning lets it fetch configs from addresses as soon as its command line is imported.
+    """
+    from jsonargparse import set_parsing_settings
+
+    _check_all_yaml()
+    set_parsing_settings(
+        instantiate_subclass_spec_in_any=False,  # no object is made of what may be anything
+        config_read_mode_urls_enabled=False,
+        config_read_mode_fsspec_enabled=False,
+        import_path_denylist=[],  # besides those that jsonargparse denies by itself, os and subprocess among them
+    )
+
+
+@cache
+def _check_all_yaml() -> None:
+    from jsonargparse import get_loader, set_loader
 
     its_own = get_loader("yaml")
 
@@ -113,8 +128,6 @@ def prepare_parsers() -> None:
             raise yaml.YAMLError(one_line(error)) from None
 
     set_loader("yaml", load, (yaml.YAMLError,))
-    # an empty list: those that jsonargparse denies by itself, os and subprocess among them
-    set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=[])
 
 
 def parsed(parse: Callable[[], T]) -> T:

@@ -291,6 +291,13 @@ def test_what_is_no_file_is_not_read(folder, tmp_path, kind):
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
+@pytest.mark.parametrize("option", ["--model", "--data", "--trainer", "--config", "--trainer.callbacks"])
+@pytest.mark.parametrize("address", ["http://127.0.0.1/x.yaml", "s3://bucket/x.yaml", "file:///etc/passwd"])
+def test_no_address_is_read(folder, option, address):
+    args = ["--config", write(folder, CONFIG), option, address]
+    assert outcome("option of predict", folder, lambda: PredictCLI.read(args), lambda _: False) == REFUSED
+
+
 def test_settings_may_be_given_in_place_of_a_file(folder):
     check_files(["--config", "{overwrite: true}", "--trainer", "{devices: 1}"])
     with pytest.raises(InputError, match="trainer must have settings"):
