@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 import timm
 import torch
+from pydantic import TypeAdapter
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 
 from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.modules.base import Extractor
@@ -24,6 +26,9 @@ from lit_extract.modules.weights import on_cpu_in_float32, path_sha256, widest_o
 from lit_extract.ranks import is_rank_zero, say
 from lit_extract.registry import is_timm_name, read_models, unknown_model
 from lit_extract.timing import stopwatch
+from lit_extract.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate_json
+
+MAX_DEPTH, MAX_SIZE = 1000, 2**20  # far more than models have; blocks are made one by one to know their shapes
 
 
 class VisionExtractor(Extractor):
@@ -77,6 +82,8 @@ class VisionExtractor(Extractor):
             )
         self._timm_name = name if self.model_name == name else f"local-dir:{Path(name.removeprefix('local-dir:'))}"
         self._folder = None if self.model_name == name else self._timm_name.removeprefix("local-dir:")
+        if self._folder:
+            _check_config(Path(self._folder, "config.json"))
         if self.checkpoint and not untrained and not Path(self.checkpoint).is_file():
             raise InputError(f"model.checkpoint: {self.checkpoint!r} is not a file")
         self._models = models
@@ -253,6 +260,31 @@ class VisionExtractor(Extractor):
             f"model.name: the weights of {self.model_name!r} ({self.hub_id}) can't be loaded: {reason}. Without a "
             "network, give --model.checkpoint FILE; for random weights, --model.untrained true"
         )
+
+
+def _check_config(file: Path) -> None:
+    """See that the configuration of a local model is of a size that can be built.
+
+    Raises:
+        InputError: It can't be read, or is not.
+    """
+    what = f"model.name: {shorten(str(file), 300)}"
+    try:
+        settings = validate_json(_CONFIG, read_regular(file, MAX_RECORD_BYTES), what).get("model_args", {})
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror or one_line(error)}") from None
+    for name, value in settings.items():
+        most = MAX_DEPTH if name == "depth" else MAX_SIZE
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > most:
+                raise InputError(f"{what}: model_args.{shorten(name)} is {shorten(value)}; {most:,} is possible")
+
+
+class _Config(TypedDict, total=False):
+    model_args: dict[str, Any]
+
+
+_CONFIG: TypeAdapter[_Config] = TypeAdapter(_Config)
 
 
 def _preprocessing(skeleton: nn.Module, options: dict[str, Any]) -> dict[str, Any]:

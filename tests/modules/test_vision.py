@@ -470,6 +470,21 @@ def test_a_local_folder_goes_by_its_own_name(tmp_path):
     torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"architecture": "test_vit", "model_args": {"depth": 1000000000}}', "model_args.depth"),
+        ('{"architecture": "test_vit", "model_args": {"img_size": [99999999, 5]}}', "model_args.img_size"),
+        ('{"model_args": 3}', "model_args"),
+        ("[" * 10**5, "config.json"),
+    ],
+)
+def test_a_local_model_is_of_a_size_that_can_be_built(tmp_path, content, named):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=named):
+        VisionExtractor(f"local-dir:{tmp_path}", untrained=True)
+
+
 def test_weights_that_want_quickgelu_are_named_with_their_variant():
     extractor = VisionExtractor("vit_base_patch16_clip_224.openai")
     with pytest.warns(UserWarning, match=r"vit_base_patch16_clip_quickgelu_224\.openai"):
