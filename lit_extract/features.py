@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from lit_extract.archive import TensorRecord, name_of_open
-from lit_extract.content import METADATA, read_features_content
 from lit_extract.disk import check_room
 from lit_extract.errors import InputError, one_line
+from lit_extract.features_form import METADATA, read_features_content
 from lit_extract.layout import FEATURES_KEYS, FEATURES_SUFFIX, STORE_SUFFIX
 from lit_extract.listing import is_folder, refuse_plain_folder
 from lit_extract.paths import AnyPath, remote_errors, to_path

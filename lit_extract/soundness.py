@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.archive import TensorRecord, name_of_open, read_content
-from lit_extract.content import MEANS, inconsistencies, rows_text
 from lit_extract.errors import one_line
+from lit_extract.features_form import MEANS, inconsistencies, rows_text
 from lit_extract.imports import heavy_imports
 from lit_extract.rounding import lost_layers
 from lit_extract.untrusted import open_regular, shorten

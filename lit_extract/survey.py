@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from lit_extract.content import read_features_content
 from lit_extract.errors import InputError, one_line
+from lit_extract.features_form import read_features_content
 from lit_extract.layout import BESIDE_SUFFIX, FEATURES_SUFFIX, STORE_SUFFIX
 from lit_extract.listing import File, is_folder, is_there, list_files
 from lit_extract.lock import LOCK_SUFFIX, lock_holder
