@@ -94,24 +94,7 @@ def extract(
         InputError: Anything wrong with the settings, the dataset or the output folder.
         Interrupted: A signal asked the run to stop, and it may be resumed; of SIGINT it is a KeyboardInterrupt.
     """
-    if data.preprocessing is None:
-        data.preprocessing = model.preprocessing
-    elif data.preprocessing != model.preprocessing:
-        raise InputError(
-            f"data.preprocessing: {data.preprocessing} is not that of {model.model_name!r}, which is "
-            f"{model.preprocessing}; make a data module for each model"
-        )
-    folder = to_path(output_dir, "output_dir")
-    files, store_path = output_paths(model, data, folder)
-    if not overwrite:  # before the tokenizer is loaded, which is of the same commit
-        model.adopt_revision(recorded_provenance(files.values(), store_path))
-        data.preprocessing = model.preprocessing
-    with stopwatch("stimuli"):
-        data.ids_in_folder = ids_in_folder(store_path.parent)
-        data.setup("predict")
-    data.output_dir = folder if isinstance(folder, Path) else None
-    with stopwatch("weights"):  # a checkpoint is hashed
-        job = Job(model, data, str(trainer.precision), folder)
+    job = prepare_job(model, data, str(trainer.precision), output_dir, overwrite)
     with stoppable(), ExitStack() as held_locks:
         if not is_rank_zero():
             with suppress(NothingLeft):  # rank zero says so
@@ -139,6 +122,41 @@ def extract(
                 store = Store(job.store_path)
                 finalize_locked(store, keep_store or (bool(job.repairable) and store.is_kept))
         return job.report(was_done)
+
+
+def find_finished(model: Extractor, data: StimulusDataModule, precision: str, output_dir: str) -> Extraction | None:
+    """Return what a job has made, if nothing of it is left to do; nothing is computed, written or removed.
+
+    Raises:
+        InputError: As :func:`extract`.
+    """
+    job = prepare_job(model, data, precision, output_dir)
+    job.check_one_order()
+    return job.report(was_done=True) if job.is_done() and not remains(job.store_path) else None
+
+
+def prepare_job(
+    model: Extractor, data: StimulusDataModule, precision: str, output_dir: str, overwrite: bool = False
+) -> "Job":
+    """Return a job: what :func:`extract` does before it looks at what is there."""
+    if data.preprocessing is None:
+        data.preprocessing = model.preprocessing
+    elif data.preprocessing != model.preprocessing:
+        raise InputError(
+            f"data.preprocessing: {data.preprocessing} is not that of {model.model_name!r}, which is "
+            f"{model.preprocessing}; make a data module for each model"
+        )
+    folder = to_path(output_dir, "output_dir")
+    files, store_path = output_paths(model, data, folder)
+    if not overwrite:  # before the tokenizer is loaded, which is of the same commit
+        model.adopt_revision(recorded_provenance(files.values(), store_path))
+        data.preprocessing = model.preprocessing
+    with stopwatch("stimuli"):
+        data.ids_in_folder = ids_in_folder(store_path.parent)
+        data.setup("predict")
+    data.output_dir = folder if isinstance(folder, Path) else None
+    with stopwatch("weights"):  # a checkpoint is hashed
+        return Job(model, data, precision, folder)
 
 
 class Job:

@@ -4,6 +4,7 @@ import inspect
 import logging
 import re
 from argparse import ArgumentError
+from contextlib import redirect_stdout
 from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal, Self
@@ -24,8 +25,8 @@ from lit_extract.config import check_files, parsed, prepare_parsers, refuse_null
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.errors import InputError, name_some, one_line, wrong_setting
 from lit_extract.features import load_features
-from lit_extract.job import Extraction, extract
-from lit_extract.modules.base import Predictor
+from lit_extract.job import Extraction, extract, find_finished
+from lit_extract.modules.base import Extractor, Predictor
 from lit_extract.modules.caption import Captioner
 from lit_extract.store import Store
 from lit_extract.timing import seconds_since_start, stopwatch
@@ -245,6 +246,21 @@ _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(ex
 def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
     if wrong := [f"--{name}" for name, is_given in given.items() if is_given]:
         raise InputError(f"{', '.join(wrong)}: for {theirs} only; this model makes {ours}")
+
+
+def answer_if_done(args: list[str]) -> tuple[list[str], int] | None:
+    """Return what ``lit-extract predict`` would print and its exit code, if nothing is left of it to do; else None.
+
+    Raises:
+        InputError: As predict.
+    """
+    with redirect_stdout(None):
+        cli = PredictCLI.read(args)
+        config, model = cli.config_init, cli.model
+        if not isinstance(model, Extractor) or config["overwrite"] or not config["finalize"] or config["keep_store"]:
+            return None
+        done = find_finished(model, cli.datamodule, str(cli.trainer.precision), config["output_dir"])
+    return None if done is None else _summarize_features(done)
 
 
 def main(args: list[str]) -> int:

@@ -1,8 +1,6 @@
 """Imports with the garbage collector at rest."""
 
 import gc
-import subprocess
-import sys
 import weakref
 
 import pytest
@@ -34,16 +32,3 @@ def test_an_import_that_fails_leaves_the_collector_running():
     with pytest.raises(ModuleNotFoundError), heavy_imports():
         import no_such_package  # noqa: F401
     assert gc.isenabled()
-
-
-def test_a_fork_that_ends_waits_for_threads_and_runs_what_was_registered():
-    script = """
-import atexit, threading, time
-from lit_extract.sweep.fork_server import end
-atexit.register(print, "registered")
-threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
-print("main", end=", ")
-end(3)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (3, "main, thread\nregistered\n")

@@ -1,16 +1,25 @@
 """The processes of a sweep, one a model; what they print goes to a log."""
 
+import ctypes
 import os
 import shlex
+import signal
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lit_extract import relay, signals
 from lit_extract.layout import safe_name
-from lit_extract.sweep.fork_server import Forked, ForkServer, end_with_parent
 from lit_extract.sweep.turns import Turn
 
-Child = subprocess.Popen[bytes] | Forked
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the parent is gone: a killed sweep must not leave a model running unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Processes:
@@ -19,39 +28,41 @@ class Processes:
     Args:
         logs: Folder of the logs.
         relays: Folder in which the runs tell how far they are.
-        server: Forks those that have something to compute, or to look for.
     """
 
-    def __init__(self, logs: Path, relays: Path, server: ForkServer) -> None:
-        self.logs, self.relays, self.server = logs, relays, server
+    def __init__(self, logs: Path, relays: Path) -> None:
+        self.logs, self.relays = logs, relays
         self.has_finished_one = False
 
     def relay(self, turn: Turn) -> Path:
-        """Where a run tells how far it is."""
+        """Return the file in which a run tells how far it is."""
         return self.relays / f"{turn.number}.json"
 
-    def start(self, turn: Turn) -> Child:
-        """The process of a model.
+    def begin_log(self, turn: Turn, lines: Sequence[str] = ()) -> Path:
+        """Begin the log of a model with its command, and return it.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        turn.log = self.logs / f"{turn.number:02d}-{safe_name(turn.model)}.log"
+        turn.log.write_text("".join(f"{line}\n" for line in (shlex.join(turn.command), *lines)), encoding="utf-8")
+        return turn.log
+
+    def start(self, turn: Turn) -> "subprocess.Popen[bytes]":
+        """Start the process of a model.
 
         Raises:
             OSError: It can't be started, or its log can't be written.
         """
-        turn.log = self.logs / f"{turn.number:02d}-{safe_name(turn.model)}.log"
         environment = {**os.environ, relay.VARIABLE: str(self.relay(turn)), "PYTHONUNBUFFERED": "1"}
         environment |= {signals.PROGRESS: "1"} if self.has_finished_one else {}
-        log = turn.log
-        log.write_text(shlex.join(turn.command) + "\n", encoding="utf-8")
-
-        def alone() -> "subprocess.Popen[bytes]":
-            with log.open("ab") as out:
-                return subprocess.Popen(
-                    turn.command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    start_new_session=True,
-                    preexec_fn=end_with_parent,
-                )
-
-        return self.server.start(turn.command, environment, log, alone)
+        with self.begin_log(turn).open("ab") as out:
+            return subprocess.Popen(
+                turn.command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )

@@ -1,6 +1,7 @@
 """The sweep itself: a process a model, its log, and the signals that end it."""
 
 import argparse
+import glob
 import os
 import shlex
 import signal
@@ -16,10 +17,12 @@ from typing import Any, NoReturn
 
 from lit_extract.arguments import CONFIG_OPTIONS
 from lit_extract.errors import InputError
+from lit_extract.imports import heavy_imports
+from lit_extract.layout import FEATURES_SUFFIX, safe_name
+from lit_extract.registry import own_name
 from lit_extract.relay import heard
 from lit_extract.sweep.display import Display, clock, make_display
-from lit_extract.sweep.fork_server import ForkServer
-from lit_extract.sweep.processes import Child, Processes
+from lit_extract.sweep.processes import Processes
 from lit_extract.sweep.turns import (
     ALREADY_DONE,
     BAD_ROWS,
@@ -66,26 +69,48 @@ def main(args: Sequence[str]) -> int:
     print(f"{len(turns)} models; what they say goes to {logs}", flush=True)
     display = make_display(turns)
     try:
-        received = run_turns(turns, logs, display)
+        received = run_turns(turns, str(output_dir), logs, display)
     finally:
         display.close()
     print("\n".join(summary(turns, ["lit-extract", "sweep", *args] if received else [])), flush=True)
     return 128 + received if received else exit_code(turns)
 
 
-def run_turns(turns: Sequence[Turn], logs: Path, display: Display) -> int:
+def run_turns(turns: Sequence[Turn], output_dir: str, logs: Path, display: Display) -> int:
     """Run one after the other, until a signal ends it; return its number, or 0."""
-    with (
-        tempfile.TemporaryDirectory(prefix="lit-extract-sweep-") as folder,
-        _Signals() as signals,
-        ForkServer() as server,
-    ):
-        processes = Processes(logs, Path(folder), server)
+    with tempfile.TemporaryDirectory(prefix="lit-extract-sweep-") as folder, _Signals() as signals:
+        processes = Processes(logs, Path(folder))
         for turn in turns:
-            run_turn(turn, processes, display, signals)
+            if not is_done(turn, output_dir, processes, display) and not signals.received:
+                run_turn(turn, processes, display, signals)
             if signals.received:
                 break
         return signals.received
+
+
+def is_done(turn: Turn, output_dir: str, processes: Processes, display: Display) -> bool:
+    """Ask predict, in this process, whether a model is done; if it is, the turn has ended.
+
+    One import serves all models, and a sweep that finds no features does without. Whatever is wrong is left to the
+    model's own process, which says it in its log.
+    """
+    files = f"{glob.escape(safe_name(own_name(turn.model)))}_pool-*{FEATURES_SUFFIX}"
+    if "://" not in output_dir and not any(Path(output_dir).rglob(files)):
+        return False
+    started = time.monotonic()
+    with heavy_imports():
+        from lit_extract.predict import answer_if_done
+    try:
+        answer = answer_if_done(turn.command[turn.command.index("predict") + 1 :])
+        if answer is None:
+            return False
+        processes.begin_log(turn, answer[0])
+    except Exception:
+        return False
+    turn.state, turn.reason = outcome(answer[1], answer[0])
+    turn.seconds = time.monotonic() - started
+    display.end(turn)
+    return True
 
 
 def run_turn(turn: Turn, processes: Processes, display: Display, signals: "_Signals") -> None:
@@ -96,7 +121,7 @@ def run_turn(turn: Turn, processes: Processes, display: Display, signals: "_Sign
         child = processes.start(turn)
         relay = processes.relay(turn)
         with signals.hand_over(child):
-            code = None
+            code: int | None = None
             while code is None:
                 code = _wait(child)
                 turn.seconds, turn.advance = time.monotonic() - started, heard(relay) or turn.advance
@@ -112,7 +137,7 @@ def run_turn(turn: Turn, processes: Processes, display: Display, signals: "_Sign
     display.end(turn)
 
 
-def _wait(child: Child) -> int | None:
+def _wait(child: subprocess.Popen[bytes]) -> int | None:
     with suppress(subprocess.TimeoutExpired):
         return child.wait(SECONDS_BETWEEN_LOOKS)
     return None
@@ -202,7 +227,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received, self.is_said = 0, False
-        self._child: Child | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._pending: list[int] = []
         self._before: dict[int, Any] = {}
 
@@ -217,7 +242,7 @@ class _Signals:
             signal.signal(number, handler)
 
     @contextmanager
-    def hand_over(self, child: Child) -> Iterator[None]:
+    def hand_over(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
         """While it lives, the child gets the signals."""
         self._child = child
         while self._pending:  # they came while it was started

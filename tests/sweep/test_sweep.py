@@ -37,10 +37,11 @@ N_IMAGES = 400
 GOOD, BROKEN, ALSO_GOOD = "test_vit.r160_in1k", "resnet18.a1_in1k", "test_vit"
 
 
-def sweep_process(arguments, **settings):
-    """A sweep in a process that fails when it has imported anything heavy."""
+def sweep_process(arguments, is_first=False, **settings):
+    """A sweep in a process; the first one, with nothing there, fails when it has imported anything heavy."""
+    start = ["-c", SWEEP] if is_first else ["-m", "lit_extract", "sweep"]
     return subprocess.Popen(
-        [sys.executable, "-c", SWEEP, *map(str, arguments)],
+        [sys.executable, *start, *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, **runs.ENVIRONMENT},
         stdin=subprocess.DEVNULL,
@@ -63,7 +64,7 @@ def swept(tmp_path_factory):
         *("--models", models, "--untrained", "--data.root", images, "--output_dir", output),
         *("--data.batch_size", 8, "--data.shard_rows", 8, "--data.num_workers", 0, "--trainer.precision", "32-true"),
     ]
-    first = sweep_process(arguments)
+    first = sweep_process(arguments, is_first=True)
     while len(runs.done_shards(output)) < 2 and first.poll() is None:
         time.sleep(0.002)
     first.send_signal(signal.SIGTERM)
@@ -129,7 +130,19 @@ def test_what_is_done_is_left_alone(swept):
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert "1 models: 1 already done" in said
+    assert f"[1 of 1] {GOOD}: already done" in said
+    assert f"{GOOD}: begins" not in said, "no process was started"
+    (log,) = max((swept["output"] / "logs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns).iterdir()
+    assert log.read_text().splitlines()[1] == f"already done: {file}"
     assert file.stat().st_mtime_ns == before
+
+
+def test_features_of_other_settings_are_no_reason_to_skip_a_model(swept):
+    process = sweep_process([*swept["arguments"], "--match", "test_vit.*", "--model.seed", 5])
+    said, _ = process.communicate()
+    assert process.returncode == 1, said
+    assert f"[1 of 1] {GOOD}: begins" in said
+    assert "seed was 0, now 5" in said
 
 
 def test_dry_run_prints_commands_for_a_shell_and_runs_nothing(swept, cli, tmp_path):
@@ -186,7 +199,7 @@ from lit_extract.sweep.run import run_turns
 from lit_extract.sweep.turns import Turn
 turns = [Turn(number, f"m{number}", [sys.executable, sys.argv[2]]) for number in (1, 2)]
 display = make_display(turns)
-received = run_turns(turns, Path(sys.argv[1]), display)
+received = run_turns(turns, sys.argv[1], Path(sys.argv[1]), display)
 display.close()
 print([turn.state for turn in turns])
 sys.exit(128 + received)
