@@ -18,7 +18,7 @@ import yaml
 
 from lit_extract.arguments import CLASS_OPTIONS, CONFIG_OPTIONS, values_of
 from lit_extract.errors import InputError, one_line, wrong_setting
-from lit_extract.untrusted import check_yaml, plain_values, read_yaml, shorten
+from lit_extract.untrusted import MAX_PATH_BYTES, check_yaml, plain_values, read_yaml, shorten
 
 # Options whose value jsonargparse also takes for the name of a file to read.
 _FILE_OPTIONS = (*CLASS_OPTIONS, "--trainer", "--trainer.callbacks", "--model.init_args", "--data.init_args")
@@ -39,7 +39,7 @@ def read_config(value: str) -> dict[str, Any]:
         InputError: It can't be read, has more than plain values, or holds no settings; or it leaves to another file
             what the model, the data, the trainer or its callbacks are.
     """
-    what = f"config: {shorten(repr(value))}"
+    what = f"config: {shorten(repr(value), MAX_PATH_BYTES)}"
     content = _parse(value, what) if _is_text(value) else read_yaml(Path(value), what)
     if not isinstance(content, dict):
         raise InputError(f"{what} holds no settings, but {shorten(content)}")
@@ -79,7 +79,7 @@ def check_files(args: Sequence[str]) -> None:
         read_config(value)
     for value in values_of(args, _FILE_OPTIONS):
         if os.path.exists(value):  # noqa: PTH110 (Path's raises if it is too long)
-            read_yaml(Path(value), f"config: {shorten(repr(value))}")
+            read_yaml(Path(value), f"config: {shorten(repr(value), MAX_PATH_BYTES)}")
 
 
 def _is_text(value: str) -> bool:

@@ -30,7 +30,8 @@ def list_files(root: AnyPath, folders_like: tuple[str, ...]) -> tuple[dict[str, 
         folders_like: Folders whose names end so are told too, as files of no bytes: they may be empty.
 
     Returns:
-        The files by their path relative to ``root``, and the folders that can't be read, with the reason.
+        The files by their path relative to ``root``, and what can't be read, with the reason: folders, and what is no
+        file though it is called like features.
 
     Raises:
         RemoteError: A remote folder can't be reached.
@@ -64,8 +65,11 @@ def _local_files(root: Path, folders_like: tuple[str, ...]) -> tuple[dict[str, F
                 if child.is_file() or child.name.endswith(folders_like):
                     key = Path(child).relative_to(root).as_posix()
                     found[key] = File(stat.st_size if child.is_file() else 0, stat.st_mtime)
-            except OSError:  # the same, or a link to nowhere or to itself
-                continue
+                elif child.name.endswith(FEATURES_SUFFIX) and not child.is_dir():
+                    unreadable[Path(child)] = "it is a pipe, a device or a socket, not a regular file"
+            except OSError as error:  # the same, or a link to nowhere or to itself
+                if child.is_symlink() and child.name.endswith(FEATURES_SUFFIX):
+                    unreadable[Path(child)] = f"it is a link that leads to no file ({error.strerror})"
     return found, unreadable
 
 

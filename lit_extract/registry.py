@@ -60,7 +60,7 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
             with ``name``.
     """
     path = Path(path) if path is not None else default_models_file()
-    what = f"models file {shorten(str(path))}"
+    what = f"models file {path}"
     content = read_yaml(path, what) or {}
     if (
         not isinstance(content, dict)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 from lit_extract.ranks import LAUNCHER, is_rank_zero
@@ -137,7 +137,14 @@ def leave_workers_alone(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    sys.excepthook = _be_silent_about_parent
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _be_silent_about_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what a thread died of, but not that the parent was interrupted while it was taking a batch."""
+    if not issubclass(kind, EOFError | OSError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -367,3 +367,30 @@ def test_in_a_sweep_that_has_finished_another_model_it_is(slow, slurm):
         run.process.send_signal(signal.SIGUSR1)
         assert run.wait() == 138, run.output
     assert (folder / "asked").read_text() == "requeue 4711\n"
+
+
+INTERRUPTED = """
+import multiprocessing, socket, threading
+from multiprocessing import resource_sharer
+
+def work():
+    signals.leave_workers_alone(0)
+    place, _ = resource_sharer.DupFd(1)._id
+    for _ in range(3):
+        taker = socket.socket(socket.AF_UNIX)
+        taker.connect(place)
+        taker.close()  # in the middle of their handshake
+        time.sleep(0.1)
+    threading.Thread(target=lambda: {}["of a defect"]).start()
+
+worker = multiprocessing.get_context("fork").Process(target=work)
+worker.start()
+worker.join()
+"""
+
+
+def test_a_parent_that_is_interrupted_while_it_takes_a_batch_is_no_error_of_the_worker(script):
+    with script(INTERRUPTED) as run:
+        assert run.wait() == 0
+        assert "resource_sharer" not in run.output
+        assert "of a defect" in run.output

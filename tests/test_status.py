@@ -183,6 +183,7 @@ def break_folder(folder):
     (folder / "dangling.pt").symlink_to(folder / "nowhere.pt")
     (folder / "circle").symlink_to(folder)
     return {
+        "dangling.pt": ("unreadable", "link that leads to no file"),
         "vit_cut_pool-cls.pt": ("not ours", "zip"),
         "older.pt": ("not ours", "it has no layers, metadata, stimulus_ids"),
         "list.pt": ("not ours", "list"),

@@ -18,9 +18,7 @@ from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.untrusted import shorten
 
 MAX_LENGTH = 100_000  # characters: a list of some 10,000 ids
-MAX_PARTS = (
-    1000  # names and signs, without commas: far more than anyone writes, and too few for Python's parser to fail
-)
+MAX_PARTS = 1000  # names and signs, without commas: more than anyone writes, and too few for Python's parser to fail
 MAX_DEPTH = 100  # of operations in operations
 MAX_INTEGER = 2**64
 

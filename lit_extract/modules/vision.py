@@ -268,7 +268,7 @@ def _check_config(file: Path) -> None:
     Raises:
         InputError: It can't be read, or is not.
     """
-    what = f"model.name: {shorten(str(file), 300)}"
+    what = f"model.name: {file}"
     try:
         settings = validate_json(_CONFIG, read_regular(file, MAX_RECORD_BYTES), what).get("model_args", {})
     except OSError as error:

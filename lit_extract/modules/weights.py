@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 
 from lit_extract.errors import InputError
-from lit_extract.untrusted import MAX_RECORD_BYTES, OneName, read_regular, shorten, validate_json
+from lit_extract.untrusted import MAX_RECORD_BYTES, OneName, read_regular, validate_json
 
 # What is in a local model folder besides these (logs, optimizer states) does not change the numbers.
 _MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".json", ".model", ".txt", ".py")
@@ -43,7 +43,7 @@ def check_shards(folder: str | Path) -> None:
         InputError: The index is damaged, or names a path: what is read then is not what :func:`path_sha256` is of.
     """
     for index in Path(folder).glob("*.index.json"):
-        what = f"model.checkpoint: {shorten(str(index), 300)}"
+        what = f"model.checkpoint: {index}"
         try:
             content = read_regular(index, MAX_RECORD_BYTES)
         except OSError as error:

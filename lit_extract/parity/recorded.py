@@ -23,7 +23,7 @@ from lit_extract.hub import COMMIT
 from lit_extract.modules.pooling import LanguagePooling, VisionPooling
 from lit_extract.parity.certificate import Where
 from lit_extract.registry import ModelEntry, is_timm_name, read_models
-from lit_extract.untrusted import Text, shorten, validate
+from lit_extract.untrusted import OneName, Text, shorten, validate
 
 UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
 
@@ -88,6 +88,7 @@ class _LanguageOptions(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+    gguf_file: Annotated[OneName, StringConstraints(pattern="[.]gguf$")]  # in the model's own folder
     add_bos_token: bool
     add_eos_token: bool
     add_prefix_space: bool

@@ -155,6 +155,18 @@ def test_what_is_no_file_in_a_store(folder, store):
             assert [entry.state in ("unreadable", "not ours") for entry in found.entries] == [False, True]
 
 
+def test_what_is_called_features_and_is_no_file_is_listed(folder):
+    os.mkfifo(folder / "pipe.pt")
+    (folder / "device.pt").symlink_to("/dev/zero")
+    (folder / "nowhere.pt").symlink_to(folder / "nothing")
+    (folder / "itself.pt").symlink_to(folder / "itself.pt")
+    found, _ = listed(folder, "no files")
+    reasons = {entry.path.name: entry.reason for entry in found.entries if entry.state == "unreadable"}
+    assert sorted(reasons) == ["device.pt", "itself.pt", "nowhere.pt", "pipe.pt"]
+    assert all("file" in reason for reason in reasons.values())
+    assert [entry.state for entry in found.entries if entry.path.name == GOOD_FILE] == ["done"]
+
+
 def test_links_in_circles_and_folders_that_are_deep(folder):
     (folder / "circle").symlink_to(folder)
     (folder / "itself.pt").symlink_to(folder / "itself.pt")

@@ -90,11 +90,11 @@ def is_right(known, layers):
         "checkpoint_path",
         "cache_dir",
         "trust_remote_code",
-        "gguf_file",
         "subfolder",
         "revision",
     }
     assert not paths & set(known["options"])
+    assert re.fullmatch(r"[^/\\]+[.]gguf", known["options"].get("gguf_file", "x.gguf"))
     assert all(re.fullmatch(r"embeddings|norm|blocks\.[0-9]+", layer) for layer in layers)
     return True
 
