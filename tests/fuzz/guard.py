@@ -25,8 +25,8 @@ MAX_SECONDS = 10
 MAX_BYTES = 500 * 10**6
 _HARD_LIMIT = 4 * 2**30  # address space; what wants more fails before it takes the machine along
 
-TALLY = "LIT_EXTRACT_FUZZ_TALLY"  # make fuzz: a file to which each process adds its counts; more is tried, at random
-RIGHT, REFUSED = "right", "refused"
+TALLY = "LIT_EXTRACT_FUZZ_TALLY"  # make fuzz: a file to which each process adds its counts; examples are random
+RIGHT, REFUSED, OTHER = "right", "refused", "other"
 counts: Counter[tuple[str, str]] = Counter()  # (what was read, outcome), for the table at the end
 
 _allowed_folders: list[str] | None = None  # None: nothing is watched
@@ -97,9 +97,9 @@ sys.addaudithook(_watch)
 
 
 def fuzzed(examples: int) -> hypothesis.settings:
-    """How a test tries: so many examples, always the same; with ``make fuzz`` ten times as many, others each time."""
+    """How a test tries: so many examples, always the same; with ``make fuzz`` others each time."""
     return hypothesis.settings(
-        max_examples=examples * 10 if TALLY in os.environ else examples,
+        max_examples=examples,
         derandomize=TALLY not in os.environ,
         database=None,
         deadline=None,
@@ -155,8 +155,18 @@ def outcome(what: str, folder: Path, read: Callable[[], object], is_right: Calla
         is_right: Whether what it returns is the right content of what it was given.
 
     Returns:
-        "right" or "refused"; all else is an AssertionError.
+        "right" or "refused"; all else is an AssertionError, and counts as "other".
     """
+    try:
+        result = _outcome(what, folder, read, is_right)
+    except BaseException:
+        counts[what, OTHER] += 1
+        raise
+    counts[what, result] += 1
+    return result
+
+
+def _outcome(what: str, folder: Path, read: Callable[[], object], is_right: Callable[[object], bool]) -> str:
     Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the peak of what follows
     before = _kilobytes("VmRSS")
     try:
@@ -179,5 +189,4 @@ def outcome(what: str, folder: Path, read: Callable[[], object], is_right: Calla
     grown = (_kilobytes("VmHWM") - before) * 1024
     assert grown <= MAX_BYTES, f"{what}: {grown / 1e6:.0f} MB"
     assert not _offences, f"{what}: {_offences}"
-    counts[what, result] += 1
     return result

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from guard import REFUSED, RIGHT, TALLY
+from guard import OTHER, REFUSED, RIGHT, TALLY
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def table(tally: str) -> str:
-    """What was read, how often, and what came of it; a test that failed counts as nothing here."""
+    """What was read, how often, and what came of it."""
     counts: Counter[tuple[str, str]] = Counter()
     for line in tally.splitlines():
         what, result, n = json.loads(line)
@@ -41,8 +41,8 @@ def table(tally: str) -> str:
     kinds = sorted({what for what, _ in counts})
     lines = [f"{'read':<40} {'inputs':>9} {'refused':>9} {'right':>9} {'other':>6}"]
     for what in kinds:
-        refused, right = counts[what, REFUSED], counts[what, RIGHT]
-        lines.append(f"{what:<40} {refused + right:>9,} {refused:>9,} {right:>9,} {0:>6}")
+        refused, right, other = (counts[what, result] for result in (REFUSED, RIGHT, OTHER))
+        lines.append(f"{what:<40} {refused + right + other:>9,} {refused:>9,} {right:>9,} {other:>6,}")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import yaml
-from guard import RIGHT, fuzzed, outcome
+from guard import OTHER, RIGHT, counts, fuzzed, outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import HOSTILE, as_json, damaged_bytes, deep
@@ -100,6 +100,9 @@ def test_the_guard_sees_what_must_not_happen(tmp_path):
         outcome("guard", tmp_path, lambda: {}["x"], lambda _: True)
     with pytest.raises(AssertionError, match="MB"):
         outcome("guard", tmp_path, lambda: bytes(b"x" * (600 * 10**6)) and None, lambda _: True)
+    with pytest.raises(AssertionError, match="wrong"):
+        outcome("guard", tmp_path, lambda: 1, lambda _: False)
+    assert counts.pop(("guard", OTHER)) == 6
 
 
 YAML = b"""# names
