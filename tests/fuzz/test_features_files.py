@@ -476,8 +476,8 @@ def with_large_hole(dim):
         skeleton.unlink()
 
 
-def test_what_is_no_file(folder, monkeypatch, capsys):
-    place = folder / "odd"
+def test_what_is_no_file(tmp_path, monkeypatch, capsys):
+    place = tmp_path / "odd"
     place.mkdir()
     os.mkfifo(place / "x.pt")
     (place / "folder.pt").mkdir()
@@ -492,7 +492,7 @@ def test_what_is_no_file(folder, monkeypatch, capsys):
     ]
     for path in paths:
         for read in (load_features, sound):
-            assert outcome("no file", folder, lambda read=read, path=path: read(path), lambda _: False) == REFUSED
+            assert outcome("no file", tmp_path, lambda read=read, path=path: read(path), lambda _: False) == REFUSED
         for command in ("show", "verify", "status"):
             assert main([command, str(path)]) == (0 if (command, path) == ("status", place / "folder.pt") else 2)
     printed = capsys.readouterr()
