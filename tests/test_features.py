@@ -1,8 +1,8 @@
 """Reading features back, and refusing what is something else, without running it."""
 
 import json
-import pickle
 import os
+import pickle
 import resource
 import sys
 from pathlib import Path
