@@ -31,8 +31,8 @@ _UTF8, _HAS_DESCRIPTOR = 0x800, 0x8
 _WIDE = 2**32 - 1  # sizes and places from here on have 64 bits, elsewhere
 CHECKSUM_IN_ENTRY = 16
 
-# Versions of torch differ in what they add to data.pkl and data/0, data/1, …
-_NAME = re.compile(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*")
+# Versions of torch differ in what they add to data.pkl and data/0, data/1, …; torch does not look at the case.
+_NAME = re.compile(r"[a-z0-9_.]+(/[a-z0-9_.]+)*")
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def read_records(file: BinaryIO) -> dict[str, Record]:
         start, end = _check_record(file, entry, cursor)
         top, _, member = name.decode().partition("/")
         tops.add(top)
-        is_new = member.lower() not in {known.lower() for known in records}  # torch does not look at the case
-        if len(tops) > 1 or not top or not is_printable(top) or not _NAME.fullmatch(member) or not is_new:
+        if len(tops) > 1 or not top or not is_printable(top) or not _NAME.fullmatch(member) or member in records:
             raise _no_archive("it has a record that torch.save does not write, or one twice")
         records[member] = Record(start, entry.size, entry.checksum, begin + at)
         at, cursor = at + entry.length, end

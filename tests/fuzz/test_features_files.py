@@ -214,6 +214,17 @@ def test_archives_that_readers_understand_differently(folder, data):
     try_all(folder, data.draw(torch_zip.changed_archives(ARCHIVES["images"], DECOYS)), "archive")
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [(b".new_in_torch", RIGHT), (b"data/new", RIGHT), (b".FORMAT_VERSION", REFUSED), (b"DATA.PKL", REFUSED)],
+)
+def test_records_that_a_later_torch_may_add(folder, name, expected):
+    archive = torch_zip.read(GOOD["images"])
+    top = archive.members[0].name.partition(b"/")[0]
+    archive.members.append(torch_zip.Member(top + b"/" + name, b"1"))
+    assert try_all(folder, torch_zip.write(archive), "example", features("images"), numbers=False) == expected
+
+
 def with_pickle(pickled, kind="images"):
     archive = torch_zip.read(GOOD[kind])
     archive.members[0].content = pickled
