@@ -203,9 +203,9 @@ def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
             else:
                 _upload(file, skeleton, chunks, expected, store)
     except OSError as error:
-        mend = "make room" if isinstance(file, Path) else "fix it"
+        advice = "make room" if isinstance(file, Path) else "fix it"
         raise InputError(
-            f"can't write {str(file)!r}: {error}; nothing is lost: {mend}, then run lit-extract finalize {store.path}"
+            f"can't write {str(file)!r}: {error}; nothing is lost: {advice}, then run lit-extract finalize {store.path}"
         ) from error
 
 
