@@ -127,9 +127,8 @@ def read_content(source: Path | BinaryIO) -> dict[str, Any]:
     records = read_records(source)
     if missing := {"data.pkl", "version"} - records.keys():
         raise ValueError(f"it is no archive of torch.save: it has no {missing.pop()}")
-    for name in _SMALL.keys() & records.keys():
-        small = read_record(source, records[name], _SMALL_BYTES)
-        if not _SMALL[name].fullmatch(small):
+    for name, record in records.items():  # in the order of the file: going back and forth costs requests
+        if name in _SMALL and not _SMALL[name].fullmatch(small := read_record(source, record, _SMALL_BYTES)):
             raise ValueError(f"its {name} is {small!r}, which this version does not read")
     pickled = read_record(source, records["data.pkl"], MAX_PICKLE_BYTES)
     content = load_plain(pickled, _Storages(records).find, _NAMES, TensorRecord)
