@@ -116,8 +116,8 @@ def read_journal(path: Path, captions: Sequence[str]) -> Content:
             header = validate_json(_HEADER, line, what, MAX_LINE_VALUES)
             if header["captions_sha256"] != hash_captions(captions):
                 raise InputError(
-                    f"{str(path)!r} has decisions about other captions; move it away, with its review file, to begin "
-                    "anew"
+                    f"{str(path)!r} has decisions about other captions; move it away, with its review file, to start "
+                    "from scratch"
                 )
             continue
         content = validate_json(_LINE, line, what, MAX_LINE_VALUES)
