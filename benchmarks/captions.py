@@ -81,7 +81,7 @@ def main() -> None:
         numbers, notes = measure(sys.argv[1], sys.argv[1], None)
     else:
         sys.path.insert(0, str(REPOSITORY / "tests/with_vllm"))
-        from tiny_pixtral import make
+        from helpers.tiny_pixtral import make
 
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         with tempfile.TemporaryDirectory() as folder:

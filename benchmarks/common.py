@@ -75,7 +75,7 @@ def in_process(function: Callable[..., Any], **settings: Any) -> Any:
             raise
 
 
-_PRELOADED = ["lightning.pytorch", "timm", "transformers", "torchvision", "pandas", "lit_extract.predict"]
+_PRELOADED = ["lightning.pytorch", "timm", "transformers", "torchvision", "pandas", "lit_extract.commands.predict"]
 
 
 def _context() -> Any:
@@ -120,14 +120,14 @@ def dtype() -> Any:
     """Of the weights, in the precision that lit-extract chooses for this machine."""
     import torch
 
-    from lit_extract.predict import default_precision
+    from lit_extract.commands.predict import default_precision
 
     return torch.bfloat16 if default_precision("auto") == "bf16-true" else torch.float32
 
 
 def n_cores() -> int:
     """Cores that this process may use."""
-    from lit_extract.host import usable_cores
+    from lit_extract.common.host import usable_cores
 
     return usable_cores()
 
@@ -140,7 +140,7 @@ def seconds_of_extract(model: Any, data: Any, **trainer: Any) -> tuple[float, fl
         reading their table, decoding or tokenizing, the model, the store, and the features file.
     """
     from lit_extract import extract
-    from lit_extract.predict import predict_trainer
+    from lit_extract.commands.predict import predict_trainer
 
     start = time.perf_counter()
     data.setup("predict")

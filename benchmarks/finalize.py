@@ -83,9 +83,9 @@ def make_store(path: Path, n: int, shard_rows: int) -> None:
     """A complete store of random numbers, made shard by shard."""
     import numpy as np
 
-    from lit_extract.layout import N_BYTES, OK
-    from lit_extract.store import Store
-    from lit_extract.store_folder import StoreSpec
+    from lit_extract.storage.layout import N_BYTES, OK
+    from lit_extract.storage.store import Store
+    from lit_extract.storage.store_folder import StoreSpec
 
     spec = StoreSpec(
         pools=["cls"],
@@ -109,7 +109,7 @@ def make_store(path: Path, n: int, shard_rows: int) -> None:
 
 def finalize(store: Path) -> dict[str, float]:
     """The command's function, and a sync of what it left."""
-    from lit_extract.finalize import finalize as run
+    from lit_extract.storage.finalize import finalize as run
 
     _forget(store)
     start = time.perf_counter()
@@ -155,7 +155,7 @@ def read_layer(store: Path) -> dict[str, float]:
 
 def read_all(store: Path) -> dict[str, float]:
     """All layers, in memory of one shard."""
-    from lit_extract.store import Store
+    from lit_extract.storage.store import Store
 
     _forget(store)
     start = time.perf_counter()
@@ -167,7 +167,7 @@ def read_all(store: Path) -> dict[str, float]:
 
 def read_files(store: Path) -> dict[str, float]:
     """As many bytes as a layer has, in the order in which they lie on the disk."""
-    from lit_extract.store import Store
+    from lit_extract.storage.store import Store
 
     left = Store(store).n_stimuli * DIM * 4
     _forget(store)

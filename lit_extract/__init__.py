@@ -11,13 +11,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load_dataset": "lit_extract.datasets",
-    "load_features": "lit_extract.features",
-    "extract": "lit_extract.job",
+    "load_features": "lit_extract.storage.features",
+    "extract": "lit_extract.jobs.extraction",
     "caption": "lit_extract.captioning.job",
     "load_captions": "lit_extract.datasets",
     "VisionExtractor": "lit_extract.modules.vision",
     "LanguageExtractor": "lit_extract.modules.language",
-    "Captioner": "lit_extract.modules.caption",
+    "Captioner": "lit_extract.captioning.captioner",
     "CaptionDataModule": "lit_extract.data",
     "ImageSourceDataModule": "lit_extract.data",
     "NSDDataModule": "lit_extract.data",
@@ -30,6 +30,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from lit_extract.captioning.captioner import Captioner as Captioner
     from lit_extract.captioning.job import caption as caption
     from lit_extract.data import BOLD5000DataModule as BOLD5000DataModule
     from lit_extract.data import CaptionDataModule as CaptionDataModule
@@ -40,11 +41,10 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from lit_extract.data import THINGSDataModule as THINGSDataModule
     from lit_extract.datasets import load_captions as load_captions
     from lit_extract.datasets import load_dataset as load_dataset
-    from lit_extract.features import load_features as load_features
-    from lit_extract.job import extract as extract
-    from lit_extract.modules.caption import Captioner as Captioner
+    from lit_extract.jobs.extraction import extract as extract
     from lit_extract.modules.language import LanguageExtractor as LanguageExtractor
     from lit_extract.modules.vision import VisionExtractor as VisionExtractor
+    from lit_extract.storage.features import load_features as load_features
 
 
 def __getattr__(name: str) -> Any:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_extract import __version__
-from lit_extract.errors import InputError, ToldError, wrong_setting
-from lit_extract.imports import heavy_imports
+from lit_extract.common.errors import InputError, ToldError, wrong_setting
+from lit_extract.common.imports import heavy_imports
 
 EXIT_OK, EXIT_INPUT_ERROR, EXIT_BAD_ROWS = 0, 2, 3
 
@@ -28,11 +28,11 @@ def finalize(store: str, keep_store: bool = False) -> int:
         store: Folder of the store (….zarr).
         keep_store: Leave the store in place.
     """
-    from lit_extract.signals import stoppable
+    from lit_extract.common.signals import stoppable
 
     with stoppable(exit_at_second=True):
         with heavy_imports():
-            from lit_extract.finalize import finalize as run
+            from lit_extract.storage.finalize import finalize as run
 
         for file in run(store, keep_store):
             print(file)
@@ -48,7 +48,7 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
         picture: PNG to draw: size of the activations by layer, and how alike the stimuli are.
     """
     with heavy_imports():
-        from lit_extract.show import show as run
+        from lit_extract.inspection.show import show as run
 
     run(path, pool, picture)
     return EXIT_OK
@@ -66,8 +66,8 @@ def status(folder: str = "features", models: str | None = None, json: bool = Fal
         models: The models.yml to compare with; default: ./models.yml, else the one shipped.
         json: One JSON object instead of a table.
     """
-    from lit_extract.status import as_json, as_text
-    from lit_extract.survey import survey
+    from lit_extract.inspection.status import as_json, as_text
+    from lit_extract.inspection.survey import survey
 
     found = survey(folder, models)
     print(as_json(found) if json else as_text(found))
@@ -102,8 +102,8 @@ def verify(
         model: The model that the features are of, when it is to be trusted though models.yml does not list it.
     """
     with heavy_imports():
+        from lit_extract.inspection.verify import verify as run
         from lit_extract.parity.certificate import Where
-        from lit_extract.verify import verify as run
 
     n_wrong = run(files, parity, seed, Where(device, checkpoint, root, captions, trust_remote_code, model))
     return EXIT_INPUT_ERROR if n_wrong else EXIT_OK
@@ -140,7 +140,7 @@ def check(
         prompts: YAML with prompts besides those that ship here.
         overwrite: Replace a review file, or accepted captions, that are there.
     """
-    from lit_extract.captioning import review
+    from lit_extract.review import files as review
 
     path = Path(file)
     if accept:
@@ -182,8 +182,8 @@ def review(
         languages: Languages that captions may be in by mistake; [] to leave languages alone.
         prompts: YAML with prompts besides those that ship here.
     """
-    from lit_extract.captioning.review import make_rules
     from lit_extract.review.command import review as run
+    from lit_extract.review.files import make_rules
 
     rules = make_rules(choices, sentences, languages)
     run(Path(file), rules, dataset, root, prompts, port, not no_browser, follow_links)
@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_sweep(args[1:])
         if args[:1] == ["plan"]:
             with heavy_imports():
-                from lit_extract.plan_cli import main as run_plan
+                from lit_extract.commands.plan import main as run_plan
 
             return run_plan(args[1:])
         return _run(args)
@@ -271,11 +271,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: list[str]) -> int:
-    from lit_extract.signals import stoppable
+    from lit_extract.common.signals import stoppable
 
     with stoppable(exit_at_second=True):
         with heavy_imports():
-            from lit_extract.predict import main as run_predict
+            from lit_extract.commands.predict import main as run_predict
 
         return run_predict(args)
 
@@ -283,7 +283,7 @@ def _predict(args: list[str]) -> int:
 def _run(args: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from lit_extract.config import parsed, prepare_parsers
+    from lit_extract.commands.config import parsed, prepare_parsers
 
     prepare_parsers()
     parser = ArgumentParser(

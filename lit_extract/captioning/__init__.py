@@ -1,1 +1,1 @@
-"""Captioning: from replies to one file, and what people do with it afterwards."""
+"""From images to captions: captioner, engines, parts, output."""

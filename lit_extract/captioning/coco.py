@@ -11,11 +11,11 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from lit_extract.captioning.output import check_output, write_captions
 from lit_extract.captioning.parts import without_nul
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.untrusted import Count, read_regular, validate_json
 from lit_extract.datasets.captions import SEPARATOR
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import check_columns, read_table, with_numbers
-from lit_extract.errors import InputError, name_some, one_line
-from lit_extract.untrusted import Count, read_regular, validate_json
 
 COLUMNS = ("cocoId", "cocoSplit", "nsdId")
 MAX_COCO_BYTES = 200 * 2**20  # captions_train2017.json has 92 MB

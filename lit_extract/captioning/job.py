@@ -13,19 +13,19 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from lit_extract import __version__
+from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.output import COLUMNS, CUT_OFF, FAILED, OK, check_output
 from lit_extract.captioning.parts import Parts, Record, inputs_of, is_done, noted_inputs, read_sidecar
 from lit_extract.captioning.writer import CaptionWriter
+from lit_extract.common.errors import InputError, name_some, printable
+from lit_extract.common.signals import Interrupted, stoppable
 from lit_extract.data.sources import ImageSourceDataModule
 from lit_extract.datasets.table import ID_MEANING, RESERVED
-from lit_extract.errors import InputError, name_some, printable
-from lit_extract.inputs import changed_rows
-from lit_extract.layout import ROTATED
-from lit_extract.lock import write_lock
-from lit_extract.modules.caption import Captioner
-from lit_extract.progress import Progress
-from lit_extract.run import run_predict
-from lit_extract.signals import Interrupted, stoppable
+from lit_extract.jobs.inputs import changed_rows
+from lit_extract.jobs.progress import Progress
+from lit_extract.jobs.run import run_predict
+from lit_extract.storage.layout import ROTATED
+from lit_extract.storage.lock import write_lock
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from pydantic import AfterValidator, FailFast, Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lit_extract.captioning.output import FAILED, beside, sha256_of, write_beside, write_captions
-from lit_extract.errors import InputError, one_line
-from lit_extract.layout import INPUT_COLUMNS, INPUTS
-from lit_extract.provenance import differing
-from lit_extract.untrusted import MAX_RECORD_BYTES, Count, read_regular, shorten, validate_json
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import MAX_RECORD_BYTES, Count, read_regular, shorten, validate_json
+from lit_extract.storage.layout import INPUT_COLUMNS, INPUTS
+from lit_extract.storage.provenance import differing
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_extract.errors import InputError, name_some
-from lit_extract.untrusted import is_printable, read_yaml, shorten
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.untrusted import is_printable, read_yaml, shorten
 
-DEFAULT_PROMPTS = Path(__file__).parents[1] / "prompts.yml"
+DEFAULT_PROMPTS = Path(__file__).with_name("prompts.yml")
 KEYS = ("text", "choices", "sentences")
 
 

@@ -5,13 +5,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lit_extract.captioning.engines import Reply
 from lit_extract.captioning.output import CUT_OFF, FAILED, OK
 from lit_extract.captioning.parts import Parts, Record
+from lit_extract.common.errors import InputError
+from lit_extract.common.signals import held
 from lit_extract.data.sources import ImageSource
-from lit_extract.errors import InputError
-from lit_extract.layout import CONTENT, INPUTS, MTIME, ROTATED, SIZE
-from lit_extract.modules.engines import Reply
-from lit_extract.signals import held
+from lit_extract.storage.layout import CONTENT, INPUTS, MTIME, ROTATED, SIZE
 
 
 class CaptionWriter(BasePredictionWriter):

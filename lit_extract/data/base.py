@@ -12,14 +12,14 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from lit_extract.common.errors import InputError
+from lit_extract.common.ranks import say
+from lit_extract.common.signals import leave_workers_alone
+from lit_extract.common.timing import stopwatch
+from lit_extract.common.untrusted import is_name, shorten
 from lit_extract.data.plan import rows_to_shard_ends
 from lit_extract.datasets import table
-from lit_extract.errors import InputError
-from lit_extract.layout import N_BYTES
-from lit_extract.ranks import say
-from lit_extract.signals import leave_workers_alone
-from lit_extract.timing import stopwatch
-from lit_extract.untrusted import is_name, shorten
+from lit_extract.storage.layout import N_BYTES
 
 WHOLE_SUBSET = "all"
 SUBSET_BYTES_AT_MOST = 200  # with what is added, file systems take 255

@@ -14,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.ranks import say
+from lit_extract.common.untrusted import check_name
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import default_shard_rows, default_token_budget, plan_token_batches
 from lit_extract.data.tokens import load_tokenizer
@@ -21,9 +24,6 @@ from lit_extract.datasets import DATASETS, has_root, load_captions, load_dataset
 from lit_extract.datasets.captions import id_column_of
 from lit_extract.datasets.ids import id_key
 from lit_extract.datasets.matching import places_of
-from lit_extract.errors import InputError, name_some
-from lit_extract.ranks import say
-from lit_extract.untrusted import check_name
 
 
 class TokenBatches(Dataset[Batch]):

@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from timm.data import create_transform
 from torch.utils.data import Dataset
 
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.host import usable_cores
+from lit_extract.common.ranks import say
+from lit_extract.common.untrusted import absolute_path
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule, say_what_is_ignored
 from lit_extract.data.pixels import GEOMETRY, Noted, PixelCache, folder_name, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import Reading, contents, hdf5_closed_after, read_stimulus
-from lit_extract.disk import as_size, free_bytes
-from lit_extract.errors import InputError, one_line
-from lit_extract.host import usable_cores
-from lit_extract.layout import INPUT_COLUMNS, INPUTS
-from lit_extract.ranks import say
-from lit_extract.untrusted import absolute_path
+from lit_extract.storage.disk import as_size, free_bytes
+from lit_extract.storage.layout import INPUT_COLUMNS, INPUTS
 
 WORKERS_AT_MOST = 16
 

@@ -23,7 +23,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_extract.untrusted import open_own
+from lit_extract.common.untrusted import open_own
 
 GEOMETRY = ("input_size", "interpolation", "crop_pct", "crop_mode")
 DECODERS = ("pillow", "timm", "torchvision")  # another version may give other pixels

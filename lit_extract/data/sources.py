@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.ranks import say
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule, say_what_is_ignored
 from lit_extract.data.plan import cut
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import contents, open_image, read_stimulus
-from lit_extract.errors import InputError, name_some
-from lit_extract.layout import INPUTS
-from lit_extract.ranks import say
+from lit_extract.storage.layout import INPUTS
 
 # Enough to keep vLLM's batches full; few enough to have in memory at once, and to ask again after a kill.
 SHARD_ROWS = 256

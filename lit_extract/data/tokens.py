@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, name_some, one_line
 
 _LOCATION = frozenset(("trust_remote_code", "revision", "gguf_file", "subfolder"))
 # Hugging Face's tokenizers take anything, and ignore what they do not know. These are what they know but do not

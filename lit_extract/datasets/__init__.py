@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
 from lit_extract.datasets.captions import load_captions
-from lit_extract.errors import InputError
 
 __all__ = ["DATASETS", "has_root", "load_captions", "load_dataset"]
 

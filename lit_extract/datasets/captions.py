@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import name_columns, read_table, with_numbers
-from lit_extract.errors import InputError, name_some
-from lit_extract.untrusted import shorten
 
 # Column that identifies the stimulus in a caption file of a known dataset, and what it means.
 ID_COLUMNS = {"nsd_id": nsd, "bold_id": bold5000, "things_id": things, "demo_id": demo}

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from lit_extract.common.errors import one_line
 from lit_extract.datasets.nsd import MAX_PIXELS, open_images
-from lit_extract.errors import one_line
 
 MAX_IMAGE_BYTES = 200 * 2**20  # of an image file
 

@@ -11,7 +11,7 @@ INDEX = ("photographs.csv",)
 COLUMNS = ("demo_id", "name", "path")
 ID_MEANING = "demo_id of demo_images/photographs.csv"
 
-FOLDER = Path(__file__).parent.parent / "demo_images"
+FOLDER = Path(__file__).parent / "demo_images"
 
 
 def load(root: str | Path | None = None) -> tuple[pd.DataFrame, Path]:

@@ -7,8 +7,8 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
+from lit_extract.common.errors import InputError, name_some
 from lit_extract.datasets import table
-from lit_extract.errors import InputError, name_some
 
 NAME = "folder"
 ID_MEANING = "path of the image relative to data.root"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lit_extract.errors import InputError, name_some
-from lit_extract.untrusted import MAX_PATH_BYTES, is_printable, shorten
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.untrusted import MAX_PATH_BYTES, is_printable, shorten
 
 _LARGEST = 2**63  # ids are stored as 64-bit integers
 _EXACT_FLOAT = 2**53  # above it floats skip integers

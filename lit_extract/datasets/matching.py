@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from lit_extract.common.errors import InputError, name_some
 from lit_extract.datasets.ids import id_key
-from lit_extract.errors import InputError, name_some
 
 Ids = Sequence[int] | Sequence[str]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from lit_extract.common.errors import InputError, one_line
 from lit_extract.datasets import table
-from lit_extract.errors import InputError, one_line
 
 NAME = "nsd"
 ROOT_VARIABLE = "NSD_DATASET"

@@ -6,9 +6,9 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.thrift import Struct, footer_of
-from lit_extract.errors import InputError, name_some, one_line
-from lit_extract.untrusted import shorten
 
 MAX_CELLS = 3_000_000  # of a table, each some 100 bytes in memory; NSD has 73,000 stimuli
 MAX_UNPACKED_BYTES = 200 * 2**20  # of a table without compression; then of its texts, of which a file has each once

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import pandas as pd
 
-from lit_extract.errors import InputError, name_some, one_line
-from lit_extract.untrusted import shorten
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.untrusted import shorten
 
 MAX_LENGTH = 100_000  # characters: a list of some 10,000 ids
 MAX_PARTS = 1000  # names and signs, without commas: more than anyone writes, and too few for Python's parser to fail

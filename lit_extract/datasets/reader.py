@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.untrusted import read_regular, shorten
 from lit_extract.datasets.parquet import MAX_CELLS, Columns, read_parquet
-from lit_extract.errors import InputError, name_some, one_line
-from lit_extract.untrusted import read_regular, shorten
 
 # A caption of 1,000 bytes for each image of NSD has 73 MB. A hostile table takes some 400 MB of memory.
 MAX_TABLE_BYTES = 100 * 2**20

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.untrusted import MAX_PATH_BYTES, absolute_path, is_printable, shorten
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.query import evaluate
 from lit_extract.datasets.reader import check_columns, read_table, with_numbers
-from lit_extract.errors import InputError, name_some
-from lit_extract.untrusted import MAX_PATH_BYTES, absolute_path, is_printable, shorten
 
 # columns that with_stimuli and nsd.py add
 RESERVED = ("stimulus_id", "image", "image_row")

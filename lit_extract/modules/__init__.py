@@ -1,1 +1,1 @@
-"""LightningModules, and the pure parts they are made of."""
+"""LightningModules: a backbone with its weights, hooks on its layers, and pooling."""

@@ -16,12 +16,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_extract.errors import InputError
-from lit_extract.hub import COMMIT, hub_commit
+from lit_extract.common.errors import InputError
+from lit_extract.common.timing import stopwatch
+from lit_extract.common.untrusted import shorten
+from lit_extract.modules.hub import COMMIT, hub_commit
+from lit_extract.modules.registry import find_model, own_name
 from lit_extract.modules.weights import default_float32, path_sha256
-from lit_extract.registry import find_model, own_name
-from lit_extract.timing import stopwatch
-from lit_extract.untrusted import shorten
 
 
 class Predictor(LightningModule):

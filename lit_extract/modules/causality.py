@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lit_extract.errors import InputError
+from lit_extract.common.errors import InputError
 
 N_TOKENS = 8
 # In float32 these hidden states of a causal model are equal bit by bit, as both passes have the same shape; only

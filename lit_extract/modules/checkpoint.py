@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.modules.hooks import capture
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lit_extract.errors import InputError, one_line
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.timing import stopwatch
+from lit_extract.common.untrusted import shorten
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.causality import check_causal, probe_tokens
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.options import split_options
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, full_columns, pool_text
+from lit_extract.modules.precision import ieee_float32, in_float32
 from lit_extract.modules.pretrained import check_complete, load_pretrained
 from lit_extract.modules.selection import check_pools, select_blocks
 from lit_extract.modules.weights import (
@@ -27,9 +30,6 @@ from lit_extract.modules.weights import (
     on_cpu_in_float32,
     widest_output,
 )
-from lit_extract.precision import ieee_float32, in_float32
-from lit_extract.timing import stopwatch
-from lit_extract.untrusted import shorten
 
 LOGITS_BYTES = 256 * 2**20
 MAX_LAYERS, MAX_WIDTH = 1000, 2**20  # far more than models have; layers are made one by one to know their shapes

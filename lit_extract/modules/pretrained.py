@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_extract.errors import InputError, name_some
+from lit_extract.common.errors import InputError, name_some
 
 
 def load_pretrained(

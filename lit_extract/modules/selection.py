@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from lit_extract.errors import InputError, name_some
+from lit_extract.common.errors import InputError, name_some
 
 
 def select_blocks(layers: Literal["blocks"] | list[int], n_blocks: int) -> list[int]:

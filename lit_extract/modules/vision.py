@@ -16,17 +16,17 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 
-from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.ranks import is_rank_zero, say
+from lit_extract.common.timing import stopwatch
+from lit_extract.common.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate_json
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_image
+from lit_extract.modules.registry import is_timm_name, read_models, unknown_model
 from lit_extract.modules.selection import check_pools, select_blocks
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256, widest_output
-from lit_extract.ranks import is_rank_zero, say
-from lit_extract.registry import is_timm_name, read_models, unknown_model
-from lit_extract.timing import stopwatch
-from lit_extract.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate_json
 
 MAX_DEPTH, MAX_SIZE = 1000, 2**20  # far more than models have; blocks are made one by one to know their shapes
 

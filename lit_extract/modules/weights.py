@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from torch import nn
 from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 
-from lit_extract.errors import InputError
-from lit_extract.untrusted import MAX_RECORD_BYTES, OneName, read_regular, validate_json
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import MAX_RECORD_BYTES, OneName, read_regular, validate_json
 
 # What is in a local model folder besides these (logs, optimizer states) does not change the numbers.
 _MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".json", ".model", ".txt", ".py")

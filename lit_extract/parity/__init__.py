@@ -1,1 +1,1 @@
-"""Some stimuli of a features file once more, by a way that shares nothing with what made it."""
+"""The same features, computed in another way."""

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import FailFast, TypeAdapter
 from typing_extensions import TypedDict
 
-from lit_extract.errors import InputError, one_line
-from lit_extract.untrusted import Text, read_regular, validate_json
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import Text, read_regular, validate_json
 
 CERTIFICATE_FORMAT = 1
 PASS, FAIL = "pass", "fail"

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from lit_extract import __version__
-from lit_extract.errors import InputError
-from lit_extract.features import Features, load_features
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import shorten
 from lit_extract.parity import figures
 from lit_extract.parity.certificate import CERTIFICATE_FORMAT, FAIL, PASS, Where, checksums
 from lit_extract.parity.language import LanguageReference
 from lit_extract.parity.reference import Reference
 from lit_extract.parity.vision import VisionReference
-from lit_extract.untrusted import shorten
+from lit_extract.storage.features import Features, load_features
 
 OTHERS = 64  # rows that stand for all when it is asked how far stimuli are apart
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_extract.errors import name_some
+from lit_extract.common.errors import name_some
 
 ROWS_AT_ONCE = 1024
 

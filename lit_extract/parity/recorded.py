@@ -16,14 +16,14 @@ from typing import (
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
 from typing_extensions import TypedDict
 
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import OneName, Text, shorten, validate
 from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
-from lit_extract.errors import InputError
-from lit_extract.hub import COMMIT
+from lit_extract.modules.hub import COMMIT
 from lit_extract.modules.pooling import LanguagePooling, VisionPooling
+from lit_extract.modules.registry import ModelEntry, is_timm_name, read_models
 from lit_extract.parity.certificate import Where
-from lit_extract.registry import ModelEntry, is_timm_name, read_models
-from lit_extract.untrusted import OneName, Text, shorten, validate
 
 UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
 

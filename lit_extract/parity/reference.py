@@ -18,15 +18,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.host import host_memory
+from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.ids import id_key
-from lit_extract.disk import as_size
-from lit_extract.errors import InputError, one_line
-from lit_extract.features import Features
-from lit_extract.host import host_memory
 from lit_extract.modules.weights import path_sha256
 from lit_extract.parity.certificate import Where
 from lit_extract.parity.recorded import check_recorded
-from lit_extract.untrusted import shorten
+from lit_extract.storage.disk import as_size
+from lit_extract.storage.features import Features
 
 
 class Reference(ABC):

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import read_stimulus
 from lit_extract.datasets.nsd import open_images
-from lit_extract.errors import InputError, name_some, one_line
 from lit_extract.modules.checkpoint import loading_noted, read_weights, unwrap
 from lit_extract.modules.weights import on_cpu_in_float32
 from lit_extract.parity.recorded import CHECKPOINT, HUB, UNTRAINED

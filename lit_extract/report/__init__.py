@@ -1,1 +1,1 @@
-"""``lit-extract report``: a page to look at features before trusting them."""
+"""A page about features."""

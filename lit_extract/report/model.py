@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_extract.features import Features
 from lit_extract.report import similarity, statistics
 from lit_extract.report.sources import FEWEST_STIMULI, Source
 from lit_extract.report.statistics import Norms, Outliers
 from lit_extract.report.stimuli import Stimuli
+from lit_extract.storage.features import Features
 
 ROWS_AT_ONCE = 1024
 DRAWN_AT_MOST = 200  # stimuli of an RDM: more can't be seen, and RSA between many layers takes long

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_extract.errors import InputError
-from lit_extract.features import Features, load_features
-from lit_extract.listing import is_folder, is_there
-from lit_extract.untrusted import shorten
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import shorten
+from lit_extract.storage.features import Features, load_features
+from lit_extract.storage.listing import is_folder, is_there
 
 UNTRAINED = "-untrained"
 FEWEST_STIMULI = 4  # U-centring divides by n - 3
@@ -102,7 +102,7 @@ def _open(path: Path) -> list[Features]:
         return []
     if path.suffix == ".pt":
         return [load_features(path)]
-    from lit_extract.store import Store
+    from lit_extract.storage.store import Store
 
     store = Store(path)
     files = store.notes["files"]

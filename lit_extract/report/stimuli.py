@@ -9,10 +9,10 @@ from typing import Literal
 
 from PIL import Image, ImageOps
 
+from lit_extract.common.errors import InputError, one_line
 from lit_extract.datasets import load_captions, load_dataset
 from lit_extract.datasets.decode import open_image
 from lit_extract.datasets.ids import id_key
-from lit_extract.errors import InputError, one_line
 
 THUMBNAIL_SIZE = 144  # pixels of each side: sharp also where a pixel of the page is several of the screen
 

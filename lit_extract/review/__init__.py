@@ -1,1 +1,1 @@
-"""``lit-extract review``: a local page on which a person reads captions beside their images, and mends them."""
+"""A person checks and fixes captions."""

@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lit_extract.captioning.check import Rules
-from lit_extract.captioning.review import ENDING, accept_command, dataset_of, original_of, read_for_review, review_file
-from lit_extract.errors import InputError, one_line
-from lit_extract.lock import write_lock
+from lit_extract.common.errors import InputError, one_line
 from lit_extract.review.decisions import Decisions
+from lit_extract.review.files import ENDING, accept_command, dataset_of, original_of, read_for_review, review_file
+from lit_extract.review.flags import Rules
 from lit_extract.review.images import Images, find_images
+from lit_extract.storage.lock import write_lock
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 3  # for requests that are under way

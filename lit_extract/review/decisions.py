@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from lit_extract.captioning.check import KINDS, SEPARATOR, Rules, check_row, rules_of_rows, use_full_stops
 from lit_extract.captioning.output import sha256_of, write_captions
 from lit_extract.captioning.prompts import read_prompts
-from lit_extract.captioning.review import DECISION, check_same_rows, review_file, write_review
-from lit_extract.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.review.files import DECISION, check_same_rows, review_file, write_review
+from lit_extract.review.flags import KINDS, SEPARATOR, Rules, check_row, rules_of_rows, use_full_stops
 from lit_extract.review.journal import Journal, journal_of, read_journal
 from lit_extract.review.merge import read_whole, replay
 from lit_extract.review.rows import ACCEPTED, EDITED, OPEN, STATUSES, Entry, Rows, base_status, changed_elsewhere

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 from PIL import Image
 
+from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.captions import id_column_of
 from lit_extract.datasets.decode import open_image, read_stimulus
 from lit_extract.datasets.ids import id_key
-from lit_extract.errors import InputError, name_some, one_line
 
 # What all browsers show as the models see it; everything else is decoded here.
 AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp", "BMP": "image/bmp"}

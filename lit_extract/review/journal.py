@@ -16,9 +16,9 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, TypeAdapter
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lit_extract.captioning.parts import without_nul
-from lit_extract.errors import InputError, one_line
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import Count, read_regular, validate_json
 from lit_extract.review.rows import DECISIONS, Entry
-from lit_extract.untrusted import Count, read_regular, validate_json
 
 JOURNAL_FORMAT = 1
 MAX_JOURNAL_BYTES = 128 * 2**20  # 73,000 captions, edited three times each

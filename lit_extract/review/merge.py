@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.captioning.output import read_captions, sha256_of
-from lit_extract.errors import InputError, name_some
+from lit_extract.common.errors import InputError, name_some
 from lit_extract.review.journal import Content
 from lit_extract.review.rows import OPEN, Rows, changed_elsewhere
 

@@ -19,11 +19,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from lit_extract.errors import InputError, one_line
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import validate_json
 from lit_extract.review.decisions import CLASH, Decisions
 from lit_extract.review.images import Images, NoImageError
 from lit_extract.review.rows import OPEN, STATUSES, ConflictError
-from lit_extract.untrusted import validate_json
 
 PAGE = {
     "/": ("index.html", "text/html"),

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_extract import relay, signals
-from lit_extract.layout import safe_name
+from lit_extract.common import signals
+from lit_extract.jobs import relay
+from lit_extract.storage.layout import safe_name
 from lit_extract.sweep.turns import Turn
 
 _PR_SET_PDEATHSIG = 1

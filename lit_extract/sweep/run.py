@@ -15,12 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from lit_extract.arguments import CONFIG_OPTIONS
-from lit_extract.errors import InputError
-from lit_extract.imports import heavy_imports
-from lit_extract.layout import FEATURES_SUFFIX, safe_name
-from lit_extract.registry import own_name
-from lit_extract.relay import heard
+from lit_extract.commands.arguments import CONFIG_OPTIONS
+from lit_extract.common.errors import InputError
+from lit_extract.common.imports import heavy_imports
+from lit_extract.jobs.relay import heard
+from lit_extract.modules.registry import own_name
+from lit_extract.storage.layout import FEATURES_SUFFIX, safe_name
 from lit_extract.sweep.display import Display, clock, make_display
 from lit_extract.sweep.processes import Processes
 from lit_extract.sweep.turns import (
@@ -99,7 +99,7 @@ def is_done(turn: Turn, output_dir: str, processes: Processes, display: Display)
         return False
     started = time.monotonic()
     with heavy_imports():
-        from lit_extract.predict import answer_if_done
+        from lit_extract.commands.predict import answer_if_done
     try:
         answer = answer_if_done(turn.command[turn.command.index("predict") + 1 :])
         if answer is None:

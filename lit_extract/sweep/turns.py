@@ -7,10 +7,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lit_extract.config import read_config
-from lit_extract.errors import InputError
-from lit_extract.registry import matching_models
-from lit_extract.relay import Advance
+from lit_extract.commands.config import read_config
+from lit_extract.common.errors import InputError
+from lit_extract.jobs.relay import Advance
+from lit_extract.modules.registry import matching_models
 
 KIND_OF_CLASS = {"VisionExtractor": "vision", "LanguageExtractor": "language"}
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeEngine
+from helpers.fake_engine import FakeEngine
 from PIL import Image
 
 
@@ -11,7 +11,7 @@ from PIL import Image
 def engine(monkeypatch):
     """The class of the engine that all captioners get."""
     fake = type("Fake", (FakeEngine,), {"asked": [], "failures": {}, "dies_after": None, "started": 0})
-    monkeypatch.setattr("lit_extract.modules.caption.OfflineEngine", fake)
+    monkeypatch.setattr("lit_extract.captioning.captioner.OfflineEngine", fake)
     return fake
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_engine import DiedError
+from helpers.fake_engine import DiedError
 from PIL import Image
 
-from lit_extract.modules.engines import Reply
+from lit_extract.captioning.engines import Reply
 
 EXPECTED = [f"An image of colour {20 * number}." for number in range(10)]
 

@@ -5,10 +5,10 @@ import csv
 import pandas as pd
 import pytest
 
+from lit_extract.captioning.captioner import clean
 from lit_extract.captioning.output import check_output, read_captions, write_captions
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import load_captions
-from lit_extract.errors import InputError
-from lit_extract.modules.caption import clean
 
 CAPTIONS = [
     'A sign says "STOP", twice.',

@@ -3,7 +3,7 @@
 import pytest
 
 from lit_extract.captioning.prompts import find_prompt, read_prompts
-from lit_extract.errors import InputError
+from lit_extract.common.errors import InputError
 
 
 def test_the_labels_that_ship():

@@ -6,12 +6,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from fake_engine import decode
+from helpers.fake_engine import decode
 from PIL import Image
 
+from lit_extract.captioning.captioner import Captioner
+from lit_extract.common.errors import InputError
 from lit_extract.data.sources import ImageSource
-from lit_extract.errors import InputError
-from lit_extract.modules.caption import Captioner
 
 MODEL = "m"
 

@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image, ImageOps
 
+from lit_extract.common.errors import InputError
 from lit_extract.data.images import (
     BOLD5000DataModule,
     DemoDataModule,
@@ -18,7 +19,6 @@ from lit_extract.data.images import (
 )
 from lit_extract.datasets import load_dataset
 from lit_extract.datasets.table import fingerprint
-from lit_extract.errors import InputError
 from lit_extract.modules.vision import VisionExtractor
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

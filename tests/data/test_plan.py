@@ -11,7 +11,7 @@ from lit_extract.data.plan import (
     plan_batches,
     rows_to_shard_ends,
 )
-from lit_extract.layout import count_shards
+from lit_extract.storage.layout import count_shards
 
 MB = 2**20
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lit_extract.common.errors import InputError
 from lit_extract.data.sources import ImageSource, ImageSourceDataModule, encode
-from lit_extract.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -86,14 +86,15 @@ def test_no_image_at_all_is_an_error(tmp_path):
 def test_neither_the_package_nor_its_names_import_vllm():
     code = (
         "import sys, lit_extract; [getattr(lit_extract, name) for name in lit_extract.__all__]; "
-        "import lit_extract.predict; print([name for name in sys.modules if name.split('.')[0] in ('vllm', 'openai')])"
+        "import lit_extract.commands.predict; "
+        "print([name for name in sys.modules if name.split('.')[0] in ('vllm', 'openai')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
 def test_without_vllm_the_command_says_what_to_install(monkeypatch, capsys):
-    import lit_extract.predict  # noqa: F401  (its libraries ask find_spec too)
+    import lit_extract.commands.predict  # noqa: F401  (its libraries ask find_spec too)
     from lit_extract.cli import main
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -7,10 +7,10 @@ import pytest
 import sentencepiece
 import torch
 
+from lit_extract.common.errors import InputError
 from lit_extract.data import CaptionDataModule
 from lit_extract.data.plan import plan_token_batches
 from lit_extract.data.tokens import load_tokenizer
-from lit_extract.errors import InputError
 
 TEXTS = ["a man sits", "  two  spaces", "café naïve 日本 3 1234", "tab\there", "dog.  cat </s> x", "trailing "]
 

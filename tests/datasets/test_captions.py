@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import load_captions
-from lit_extract.errors import InputError
 
 
 def write(tmp_path, text, name="captions.csv", encoding="utf-8"):

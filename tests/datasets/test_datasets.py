@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import load_dataset, nsd
 from lit_extract.datasets.decode import open_image
 from lit_extract.datasets.table import image_sizes
-from lit_extract.errors import InputError
 
 IDS = [7, 2, 5]  # not sorted: rows must stay in the order of the index
 NSD = {

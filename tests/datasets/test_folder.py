@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from lit_extract.common.errors import InputError
 from lit_extract.data import ImageFolderDataModule
 from lit_extract.datasets import load_dataset
-from lit_extract.errors import InputError
 
 
 def test_a_link_to_a_folder_above_is_walked_once(tmp_path):

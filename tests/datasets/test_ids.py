@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lit_extract.common.errors import InputError
 from lit_extract.datasets.ids import id_key, parse_ids
-from lit_extract.errors import InputError
 
 
 @pytest.mark.parametrize(

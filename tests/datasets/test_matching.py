@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_extract.common.errors import InputError
 from lit_extract.data import CaptionDataModule
 from lit_extract.datasets import load_dataset
 from lit_extract.datasets.matching import first_difference, places_of
-from lit_extract.errors import InputError
 
 STIMULI = [4, 2, 9, 0, 7]  # a dataset's order need not be that of its numbers
 

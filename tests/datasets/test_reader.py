@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from lit_extract.common.errors import InputError
 from lit_extract.datasets.reader import as_text, read_table, with_numbers
-from lit_extract.errors import InputError
 
 
 @pytest.fixture

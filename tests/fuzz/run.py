@@ -10,7 +10,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from guard import OTHER, REFUSED, RIGHT, TALLY
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from helpers.guard import OTHER, REFUSED, RIGHT, TALLY
 
 
 def main() -> int:

@@ -10,22 +10,22 @@ from contextlib import closing
 import pandas as pd
 import pytest
 import yaml
-from guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.mutations import HOSTILE, NAMES, as_json, changed_values, damaged_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import HOSTILE, NAMES, as_json, changed_values, damaged_bytes
 from PIL import Image
 from starlette.testclient import TestClient
 
-from lit_extract.captioning.check import KINDS, Rules, check_captions
 from lit_extract.captioning.coco import coco_captions, read_annotations
 from lit_extract.captioning.output import check_output, write_captions
 from lit_extract.captioning.parts import Parts, noted_inputs, read_sidecar, sidecar_of
 from lit_extract.captioning.prompts import read_prompts
-from lit_extract.captioning.review import accept, read_for_review, review_file
-from lit_extract.errors import InputError
+from lit_extract.common.errors import InputError
 from lit_extract.parity.certificate import certificate_path, read_certificate, write_certificate
 from lit_extract.review.decisions import Decisions
+from lit_extract.review.files import accept, read_for_review, review_file
+from lit_extract.review.flags import KINDS, Rules, check_captions
 from lit_extract.review.guard import Guard, Keys
 from lit_extract.review.images import find_images
 from lit_extract.review.journal import journal_of, read_journal

@@ -9,23 +9,22 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pickles
 import pytest
 import torch
-import torch_zip
-from guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers import pickles, torch_zip
+from helpers.guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.mutations import changed_values, damaged_bytes, deep
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import changed_values, damaged_bytes, deep
 
-from lit_extract.archive import check_archive, read_content
 from lit_extract.cli import main
-from lit_extract.errors import InputError
-from lit_extract.features import load_features, read_metadata
-from lit_extract.show import show
-from lit_extract.soundness import check_soundness
-from lit_extract.status import as_json, as_text
-from lit_extract.survey import DONE, survey
+from lit_extract.common.errors import InputError
+from lit_extract.inspection.show import show
+from lit_extract.inspection.soundness import check_soundness
+from lit_extract.inspection.status import as_json, as_text
+from lit_extract.inspection.survey import DONE, survey
+from lit_extract.storage.archive import check_archive, read_content
+from lit_extract.storage.features import load_features, read_metadata
 
 N, LAYERS, DIM = 3, ["blocks.0", "norm"], 2
 MODELS = Path(__file__).parents[2] / "models.yml"

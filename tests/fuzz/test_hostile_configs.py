@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.mutations import HOSTILE, changed_values, damaged_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import HOSTILE, changed_values, damaged_bytes
 
-from lit_extract.config import check_files
-from lit_extract.errors import InputError
-from lit_extract.plan_cli import PlanCLI
-from lit_extract.predict import PredictCLI
-from lit_extract.registry import read_models
+from lit_extract.commands.config import check_files
+from lit_extract.commands.plan import PlanCLI
+from lit_extract.commands.predict import PredictCLI
+from lit_extract.common.errors import InputError
+from lit_extract.modules.registry import read_models
 from lit_extract.sweep.turns import plan_turns
 
 POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "X"]}}

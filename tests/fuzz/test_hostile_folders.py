@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from guard import RIGHT, fuzzed, outcome
+from fuzz.test_features_files import GOOD
+from helpers.guard import RIGHT, fuzzed, outcome
+from helpers.mutations import NAMES, as_json, changed_values, damaged_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import NAMES, as_json, changed_values, damaged_bytes
-from test_features_files import GOOD
 
-from lit_extract import status
 from lit_extract.cli import main
-from lit_extract.one_order import ids_in_folder
-from lit_extract.store import Store
-from lit_extract.store_folder import StoreSpec
-from lit_extract.survey import survey
+from lit_extract.inspection import status
+from lit_extract.inspection.survey import survey
+from lit_extract.jobs.one_order import ids_in_folder
+from lit_extract.storage.store import Store
+from lit_extract.storage.store_folder import StoreSpec
 
 MODELS = Path(__file__).parents[2] / "models.yml"
 GOOD_FILE = "a_good_one.pt"

@@ -10,20 +10,20 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.mutations import damaged_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import damaged_bytes
 from PIL import Image
 from timm.data import create_transform
 
+from lit_extract.common.errors import InputError
 from lit_extract.data.images import ImageBatches, ImageDataModule
 from lit_extract.data.sources import MISSING, ImageSource, SourceBatches
 from lit_extract.datasets import load_dataset, nsd
 from lit_extract.datasets.decode import FORMATS, contents, hdf5_closed_after, read_stimulus
-from lit_extract.errors import InputError
-from lit_extract.layout import INPUTS
 from lit_extract.review.images import Images, NoImageError
+from lit_extract.storage.layout import INPUTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, about what is odd in a file
 

@@ -6,11 +6,11 @@ import re
 
 import pytest
 import torch
-from guard import REFUSED, RIGHT, outcome
-from test_features_files import DIM, features, saved
+from fuzz.test_features_files import DIM, features, saved
+from helpers.guard import REFUSED, RIGHT, outcome
 
+from lit_extract.inspection.show import show
 from lit_extract.report.make import report
-from lit_extract.show import show
 
 N = 8
 SCRIPT = "<script>alert(1)</script>"

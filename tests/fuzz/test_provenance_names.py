@@ -4,14 +4,14 @@ import re
 
 import pytest
 import timm
-from guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.mutations import HOSTILE, NAMES, changed_values
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import HOSTILE, NAMES, changed_values
 
+from lit_extract.modules.registry import default_models_file, read_models
 from lit_extract.parity.certificate import Where
 from lit_extract.parity.recorded import check_recorded
-from lit_extract.registry import default_models_file, read_models
 
 SHA, COMMIT = "0123456789abcdef" * 4, "0123456789abcdef0123456789abcdef01234567"
 LAYERS = ["blocks.0", "blocks.1"]

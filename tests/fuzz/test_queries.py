@@ -2,14 +2,14 @@
 
 import pandas as pd
 import pytest
-from guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.mutations import NAMES
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import NAMES
 
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import load_dataset
 from lit_extract.datasets.query import evaluate
-from lit_extract.errors import InputError
 
 TABLE = pd.DataFrame(
     {

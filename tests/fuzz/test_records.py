@@ -5,14 +5,14 @@ import socket
 
 import pytest
 import yaml
-from guard import OTHER, RIGHT, counts, fuzzed, outcome
+from helpers.guard import OTHER, RIGHT, counts, fuzzed, outcome
+from helpers.mutations import HOSTILE, as_json, damaged_bytes, deep
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import HOSTILE, as_json, damaged_bytes, deep
 from pydantic import TypeAdapter
 
-from lit_extract.errors import InputError
-from lit_extract.untrusted import check_name, plain_values, read_regular, read_yaml, validate_json
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import check_name, plain_values, read_regular, read_yaml, validate_json
 
 FORM = TypeAdapter(dict[str, list[int]])
 

@@ -8,18 +8,19 @@ import time
 
 import numpy as np
 import pytest
-from test_stores import build, write_metadata
+from fuzz.test_stores import build, write_metadata
 
-from lit_extract import lease, load_features
+from lit_extract import load_features
+from lit_extract.common.errors import InputError
 from lit_extract.data.pixels import ABOUT, PIXELS, ROWS, Noted, PixelCache
-from lit_extract.errors import InputError
-from lit_extract.features_content import save_skeleton
-from lit_extract.finalize import finalize
-from lit_extract.lock import lock_holder, write_lock
-from lit_extract.paths import to_path
-from lit_extract.relay import Advance, heard
-from lit_extract.store import CorruptShardError, Store
-from lit_extract.survey import survey
+from lit_extract.inspection.survey import survey
+from lit_extract.jobs.relay import Advance, heard
+from lit_extract.storage import lease
+from lit_extract.storage.features_content import save_skeleton
+from lit_extract.storage.finalize import finalize
+from lit_extract.storage.lock import lock_holder, write_lock
+from lit_extract.storage.paths import to_path
+from lit_extract.storage.store import CorruptShardError, Store
 
 
 @pytest.fixture(params=[1, 2])
@@ -159,7 +160,7 @@ def test_only_a_disk_that_cant_read_a_shard_has_it_computed_again(tmp_path, monk
 
     for name in ("open_to_read", "read_files"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"lit_extract.store_files.{name}", fail)
+            patch.setattr(f"lit_extract.storage.store_files.{name}", fail)
             with pytest.raises(InputError) as error:
                 Store(path).read_shard("cls", 0) if name == "open_to_read" else Store(path).status()
         assert ("damaged on disk" in str(error.value)) == is_damage
@@ -290,13 +291,13 @@ def test_a_store_stays_when_its_file_has_other_ids(tmp_path, make_store, monkeyp
         save_skeleton(content | {"stimulus_ids": content["stimulus_ids"][::-1]}, tensors, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.finalize.save_skeleton", other_ids)
+        patch.setattr("lit_extract.storage.finalize.save_skeleton", other_ids)
         with pytest.raises(InputError, match="stimulus ids, shape or metadata"):
             finalize(store.path)
     assert Store(store.path).missing_rows() == []
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.finalize.save_skeleton", other_ids)
-        patch.setattr("lit_extract.finalize._verify", lambda *_: None)
+        patch.setattr("lit_extract.storage.finalize.save_skeleton", other_ids)
+        patch.setattr("lit_extract.storage.finalize._verify", lambda *_: None)
         with pytest.raises(InputError, match="has other stimulus_ids"):
             finalize(store.path)
     with pytest.raises(InputError, match="has other stimulus_ids"):

@@ -3,27 +3,23 @@
 import json
 import os
 import shutil
-import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from guard import REFUSED, fuzzed, outcome
+from helpers import old_store
+from helpers.guard import REFUSED, fuzzed, outcome
+from helpers.mutations import as_json, changed_values, damaged_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import as_json, changed_values, damaged_bytes
 
 from lit_extract import load_features
-from lit_extract.finalize import finalize
-from lit_extract.layout import BAD_INPUT, MISSING, NOT_FINITE, OK
-from lit_extract.store import Store
-from lit_extract.store_folder import StoreSpec
-from lit_extract.store_metadata import array_metadata, checksum, read_layout
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import old_store
+from lit_extract.storage.finalize import finalize
+from lit_extract.storage.layout import BAD_INPUT, MISSING, NOT_FINITE, OK
+from lit_extract.storage.store import Store
+from lit_extract.storage.store_folder import StoreSpec
+from lit_extract.storage.store_metadata import array_metadata, checksum, read_layout
 
 N, L, D, R = 7, 2, 3, 2
 POOLS = ("cls", "avg")

@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
-from guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.guard import REFUSED, RIGHT, fuzzed, outcome
+from helpers.mutations import HOSTILE, NAMES, damaged_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import HOSTILE, NAMES, damaged_bytes
 from pyarrow import parquet
 
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import load_captions, load_dataset
 from lit_extract.datasets.parquet import MAX_CELLS
 from lit_extract.datasets.reader import MAX_TABLE_BYTES, read_table
-from lit_extract.errors import InputError
 
 
 @pytest.fixture(scope="module")

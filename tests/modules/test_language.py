@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from language_models import CONFIGS, save_captions, save_model
+from helpers.language_models import CONFIGS, save_captions, save_model
 
+from lit_extract.common.errors import InputError
 from lit_extract.data import CaptionDataModule
-from lit_extract.errors import InputError
 from lit_extract.modules.language import LanguageExtractor
 
 LENGTHS = [3, 17, 1, 40, 8, 8, 2, 25]

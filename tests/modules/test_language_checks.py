@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 import transformers
-from language_models import CONFIGS, VOCABULARY, save_captions, save_model, save_tokenizer
+from helpers.language_models import CONFIGS, VOCABULARY, save_captions, save_model, save_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from lit_extract.common.errors import InputError
 from lit_extract.data import CaptionDataModule
-from lit_extract.errors import InputError
 from lit_extract.modules.language import LanguageExtractor
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from lit_extract.errors import InputError
+from lit_extract.common.errors import InputError
 from lit_extract.modules.selection import select_blocks
 from lit_extract.modules.vision import VisionExtractor
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lit_extract.finalize import finalize
-from lit_extract.layout import BAD_INPUT, NOT_FINITE, OK
 from lit_extract.report.make import measure, report
 from lit_extract.report.measured import numbers as measured_numbers
-from lit_extract.store import Store
-from lit_extract.store_folder import StoreSpec
+from lit_extract.storage.finalize import finalize
+from lit_extract.storage.layout import BAD_INPUT, NOT_FINITE, OK
+from lit_extract.storage.store import Store
+from lit_extract.storage.store_folder import StoreSpec
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ import re
 import shutil
 
 import numpy as np
-import oracles
 import pytest
+from helpers import oracles
 
-from lit_extract.errors import InputError
-from lit_extract.features import Features
-from lit_extract.finalize import finalize
+from lit_extract.common.errors import InputError
 from lit_extract.report import sources, stimuli
 from lit_extract.report.make import report
+from lit_extract.storage.features import Features
+from lit_extract.storage.finalize import finalize
 
 
 def pair_of(numbers, first, second):

@@ -1,8 +1,8 @@
 """CKA and mutual nearest neighbours against other ways to compute them, and against what they must not depend on."""
 
 import numpy as np
-import oracles
 import pytest
+from helpers import oracles
 
 from lit_extract.report import similarity
 

@@ -1,8 +1,8 @@
 """Measures of one layer against formulas written out."""
 
 import numpy as np
-import oracles
 import pytest
+from helpers import oracles
 
 from lit_extract.report import similarity, statistics
 

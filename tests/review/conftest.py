@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers.small_review import CAPTIONS
 from PIL import Image
-from small_review import CAPTIONS
 
-from lit_extract.captioning.check import Rules
 from lit_extract.captioning.output import write_captions
-from lit_extract.captioning.review import read_for_review
 from lit_extract.review.decisions import Decisions
+from lit_extract.review.files import read_for_review
+from lit_extract.review.flags import Rules
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (

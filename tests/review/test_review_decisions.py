@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from small_review import CAPTIONS
+from helpers.small_review import CAPTIONS
 
 from lit_extract.captioning.output import read_captions, write_captions
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import load_captions
-from lit_extract.errors import InputError
 from lit_extract.review.decisions import LONGEST
 from lit_extract.review.journal import journal_of
 from lit_extract.review.rows import ConflictError

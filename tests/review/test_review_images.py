@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lit_extract.captioning.output import read_captions
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import decode
-from lit_extract.errors import InputError
 from lit_extract.review.images import Images, NoImageError, find_images
 
 

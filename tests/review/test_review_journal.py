@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from lit_extract.errors import InputError
+from lit_extract.common.errors import InputError
 from lit_extract.review.journal import Journal, hash_captions, read_journal
 from lit_extract.review.rows import Rows
 

@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from small_review import CAPTIONS
+from helpers.small_review import CAPTIONS
 
 from lit_extract.captioning.output import read_captions, write_captions
 from lit_extract.datasets import load_captions

@@ -8,13 +8,13 @@ from urllib.parse import quote, unquote
 import anyio
 import pandas as pd
 import pytest
-from small_review import CAPTIONS
+from helpers.small_review import CAPTIONS
 from starlette.testclient import TestClient
 
-from lit_extract.captioning.check import Rules
 from lit_extract.captioning.output import read_captions, write_captions
 from lit_extract.review import server as module
 from lit_extract.review.decisions import Decisions
+from lit_extract.review.flags import Rules
 from lit_extract.review.guard import Guard, Keys
 from lit_extract.review.images import Images, find_images
 from lit_extract.review.server import PAGE, ReviewServer

@@ -12,12 +12,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-import runs
 import torch
 import yaml
+from helpers import runs
 from rich.console import Console
 
-from lit_extract.relay import Advance, heard
+from lit_extract.jobs.relay import Advance, heard
 from lit_extract.sweep.display import LiveTable, window
 from lit_extract.sweep.run import exit_code, outcome, summary
 from lit_extract.sweep.turns import Turn
@@ -368,14 +368,14 @@ def test_a_run_tells_how_far_it_is_with_what_was_done_before(run_job, tmp_path, 
     told = tmp_path / "told.json"
     assert heard(told) is None
     monkeypatch.setenv("LIT_EXTRACT_PROGRESS_FILE", str(told))
-    monkeypatch.setattr("lit_extract.progress.SECONDS_BETWEEN_TELLING", 0.0)
+    monkeypatch.setattr("lit_extract.jobs.progress.SECONDS_BETWEEN_TELLING", 0.0)
     store = run_job(data_shard_rows=2, finalize=False).store
     advance = heard(told)
     assert (advance.unit, advance.rows, advance.rows_done, advance.seconds_left) == ("images", 7, 7, 0)
     for shard in (1, 3):
         (store / "cls" / "c" / str(shard) / "0" / "0").unlink()
     history = []
-    monkeypatch.setattr("lit_extract.progress.tell", lambda advance: history.append(advance.rows_done))
+    monkeypatch.setattr("lit_extract.jobs.progress.tell", lambda advance: history.append(advance.rows_done))
     run_job(data_shard_rows=2)
     assert history == [6, 7, 7]
     told.write_text(json.dumps({"unit": "images"})[:-3])

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lit_extract.errors import InputError
+from lit_extract.common.errors import InputError
 from lit_extract.sweep.turns import last_given, plan_turns
 
 MODELS = """

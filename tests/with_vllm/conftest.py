@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import DEMO_IMAGES, ENGINE_OPTIONS, SHARD_ROWS, Run, Server
+from helpers.running import DEMO_IMAGES, ENGINE_OPTIONS, SHARD_ROWS, Run, Server
 
 # Without vLLM there is nothing to collect here: `make test` is of everything else.
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*"]
@@ -16,7 +16,7 @@ collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*"]
 
 @pytest.fixture(scope="session")
 def tiny_pixtral(tmp_path_factory):
-    from tiny_pixtral import make
+    from helpers.tiny_pixtral import make
 
     return make(tmp_path_factory.mktemp("model") / "tiny-pixtral")
 

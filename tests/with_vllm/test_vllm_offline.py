@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from running import DEMO_IMAGES, ENVIRONMENT, N_SHARDS, parts
+from helpers.running import DEMO_IMAGES, ENVIRONMENT, N_SHARDS, parts
 
 from lit_extract.captioning.prompts import read_prompts
 

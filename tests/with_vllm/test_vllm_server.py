@@ -4,7 +4,7 @@ import time
 
 import pandas as pd
 import pytest
-from running import N_SHARDS, parts
+from helpers.running import N_SHARDS, parts
 
 from lit_extract.captioning.prompts import read_prompts
 

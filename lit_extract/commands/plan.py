@@ -1,0 +1,243 @@
+"""``lit-extract plan``: plans of the model of a config or of all in models.yml, as a table or as JSON."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveFloat, PositiveInt
+from lightning.pytorch.cli import LightningArgumentParser
+from tqdm import tqdm
+
+from lit_extract.commands.predict import PredictCLI, default_precision
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.host import host_memory
+from lit_extract.data.base import StimulusDataModule
+from lit_extract.data.captions import CaptionDataModule
+from lit_extract.modules.base import Extractor
+from lit_extract.modules.registry import default_models_file, matching_models
+from lit_extract.planning.needs import TOKENS_A_CAPTION, Machine, Plan, fits_disk, pixels_bytes, plan_model, room
+from lit_extract.storage.disk import as_size, free_bytes
+from lit_extract.storage.paths import to_path
+
+EXIT_OK, EXIT_DOES_NOT_FIT = 0, 3
+PLAN_FORMAT = 1  # of --json, docs/store-format.md
+
+
+class PlanCLI(PredictCLI):
+    """The settings of predict, and what to plan with them; nothing is made of them by itself."""
+
+    prog = "lit-extract plan"
+    description = """Say what a run will need, before it runs: size of the features, room on the disk, memory of the
+device and of the host; for the model of a config, or for all of its kind in models.yml. No weights are loaded. Exit
+code: 0 all is planned and fits, 2 something to mend, 3 some models do not fit or can't be planned."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Those of predict and those of plan."""
+        super().add_arguments_to_parser(parser)
+        flag: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
+        parser.add_argument(
+            "--models",
+            type=str | None,
+            nargs="?",
+            const=str(default_models_file()),
+            help="Plan every model of the config's kind in this models file; without a FILE, in models.yml.",
+        )
+        parser.add_argument("--match", type=str | None, help="Only models like this: a part, or a pattern as '*clip*'.")
+        parser.add_argument("--untrained", **flag, help="Random weights, as --model.untrained true.")
+        parser.add_argument(
+            "--rows", type=PositiveInt | None, help="Number of stimuli, when the dataset is not on this machine."
+        )
+        parser.add_argument(
+            "--card_memory", type=PositiveFloat | None, help="GB of the GPU; default: the GPU here, else an A40's 48."
+        )
+        parser.add_argument(
+            "--host_memory",
+            type=PositiveFloat | None,
+            help="GB of the host; default: what this machine, its cgroup or SLURM allows, when the run is for it.",
+        )
+        parser.add_argument("--json", **flag, help="Print JSON, in bytes.")
+
+    def instantiate_classes(self) -> None:
+        """Not yet: each model has its own."""
+
+
+def main(args: list[str]) -> int:
+    """Run ``lit-extract plan`` with the given arguments; return the exit code."""
+    config = PlanCLI.read(args).config
+    extractor = locate(config.model.class_path)
+    if not (isinstance(extractor, type) and issubclass(extractor, Extractor)):
+        raise InputError(f"plan is for features; {config.model.class_path} makes captions")
+    machine = _machine(config)
+    rows = config.rows or _count_rows(_data(config))
+    names = _model_names(config, extractor.kind)
+    plans = [
+        _plan_or_problem(config, extractor, name, rows, machine, len(names) > 1)
+        for name in tqdm(names, unit=" models", leave=False, disable=None if len(names) > 1 else True)
+    ]
+    if len(names) == 1 and plans[0].problem:
+        raise InputError(plans[0].problem)
+    print(as_json(plans, machine) if config.json else as_text(plans, machine, _data(config), config.output_dir))
+    fits = fits_disk(plans, machine) and all(plan.fits not in ("no", "host") for plan in plans)
+    return EXIT_OK if fits else EXIT_DOES_NOT_FIT
+
+
+def _plan_or_problem(
+    config: Namespace, extractor: type[Extractor], name: str, rows: int, machine: Machine, is_one_of_many: bool
+) -> Plan:
+    untrained = {"untrained": True} if config.untrained else {}
+    models = {"models": config.models} if config.models else {}
+    try:
+        model = extractor(**{**config.model.init_args.as_dict(), "name": name, **untrained, **models})
+        folder = to_path(config.output_dir, "output_dir")
+        keep = config.finalize, config.keep_store
+        return plan_model(model, _data(config), rows, machine, folder, *keep, config.overwrite)
+    except InputError as error:
+        return Plan(name, problem=str(error))
+    except Exception as error:  # of this model alone; the others can be planned
+        if not is_one_of_many:
+            raise
+        return Plan(name, problem=f"{type(error).__name__}: {one_line(error)}")
+
+
+def _data(config: Namespace) -> StimulusDataModule:
+    settings = config.data.init_args.as_dict()
+    if config.rows and "captions" in settings:
+        settings["captions"] = None  # they are not looked at
+    data: StimulusDataModule = locate(config.data.class_path)(**settings)  # type: ignore[operator]
+    return data
+
+
+def _count_rows(data: StimulusDataModule) -> int:
+    try:
+        return len(data.read_table())
+    except InputError as error:
+        raise InputError(f"{error}; to plan without them, give the number of rows: --rows N") from None
+
+
+def _model_names(config: Namespace, kind: str) -> list[str]:
+    settings = config.model.init_args
+    if config.models is None and config.match is None:
+        return [settings.name]
+    if own := [f"model.{key}" for key in ("checkpoint", "revision") if settings.get(key) is not None]:
+        raise InputError(f"{' and '.join(own)}: of one model, but --models and --match ask for several")
+    return [entry.name for entry in matching_models(kind, config.models or settings.models, config.match)]
+
+
+def _machine(config: Namespace) -> Machine:
+    on_cpu = config.trainer.accelerator == "cpu"
+    if on_cpu and config.card_memory:
+        raise InputError(f"card_memory: {config.card_memory} GB, but trainer.accelerator is 'cpu'; give one of the two")
+    has_gpu = torch.cuda.is_available()
+    known = on_cpu or has_gpu  # an A40 multiplies in bf16
+    precision = config.trainer.precision or (default_precision(config.trainer.accelerator) if known else "bf16-true")
+    folder = to_path(config.output_dir, "output_dir")
+    free = free_bytes(folder) if isinstance(folder, Path) else None
+    host = round(config.host_memory * 10**9) if config.host_memory else None
+    if on_cpu:
+        return Machine(None, host or host_memory(), precision, free)
+    if has_gpu and not config.card_memory:
+        card = torch.cuda.get_device_properties(0)
+        return Machine(card.name, card.total_memory, precision, free, host or host_memory())
+    memory = round((config.card_memory or 48) * 10**9)
+    return Machine("GPU" if config.card_memory else "A40", memory, precision, free, host)
+
+
+def as_json(plans: Sequence[Plan], machine: Machine) -> str:
+    """One object; sizes are in bytes."""
+    one_by_one, at_once = room(plans)
+    content = {
+        "format": PLAN_FORMAT,
+        "machine": asdict(machine),
+        "models": [asdict(plan) for plan in plans],
+        "total": {
+            "features": sum(plan.features for plan in plans),
+            "disk_left_one_by_one": one_by_one,
+            "disk_left_at_once": at_once,
+            "pixels": pixels_bytes(plans),
+            "fits_disk": fits_disk(plans, machine),
+        },
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def as_text(plans: Sequence[Plan], machine: Machine, data: StimulusDataModule, output_dir: str) -> str:
+    """What all have in common, a table with a line a model, and what they need together."""
+    planned = [plan for plan in plans if plan.problem is None]
+    lines = []
+    if planned:
+        pools = ", ".join(dict.fromkeys(pool for plan in planned for pool in plan.pools))
+        what = f"{planned[0].rows:,} {data.unit} of {data.dataset_name}, pooling {pools}, {machine.precision}"
+        lines = [f"{what}, {machine.card or 'CPU'} of {as_size(machine.memory)}", "", *_table(planned, machine), ""]
+        lines += [*_explanations(planned, data, machine), "", *_totals(planned, machine, output_dir)]
+    problems = [textwrap.shorten(f"{plan.model}: {plan.problem}", _WIDTH - 2) for plan in plans if plan.problem]
+    if problems:
+        lines += [f"not planned: {len(problems)} (--json says why in full)", *(f"  {line}" for line in problems)]
+    return "\n".join(lines)
+
+
+def _table(plans: Sequence[Plan], machine: Machine) -> list[str]:
+    """Columns as wide as they must be."""
+    rows = [_cells(plan, machine) for plan in plans]
+    rows = [{name: name for name in rows[0]}, *rows]
+    widths = {name: max(len(row[name]) for row in rows) for name in rows[0]}
+    return [
+        "  ".join([row["model"].ljust(widths["model"]), *(row[name].rjust(widths[name]) for name in list(row)[1:])])
+        for row in rows
+    ]
+
+
+def _cells(plan: Plan, machine: Machine) -> dict[str, str]:
+    rows, tokens = plan.batch
+    cut = len(plan.model) > _NAME_AT_MOST
+    unit, size = next((unit, size) for unit, size in _COUNTS.items() if plan.parameters >= size or unit == "k")
+    return {
+        "model": f"{plan.model[: _NAME_AT_MOST - 1]}…" if cut else plan.model,
+        "L×D": f"{plan.layers}×{plan.width}",
+        "params": f"{plan.parameters / size:.1f} {unit}",
+        "batch": f"{rows}×{tokens}" if tokens else str(rows),
+        ".pt": as_size(plan.features),
+        "disk": as_size(plan.disk_peak),
+        "device": "-" if plan.device is None else as_size(plan.device),
+        "host": as_size(plan.host),
+        "fits": plan.fits,
+        "room": "yes" if fits_disk([plan], machine) else "no",
+    }
+
+
+_WIDTH = 120
+_NAME_AT_MOST = 44
+_COUNTS = {"B": 10**9, "M": 10**6, "k": 10**3}
+
+
+def _explanations(planned: Sequence[Plan], data: StimulusDataModule, machine: Machine) -> list[str]:
+    lines = ["disk: the most at once, .pt files and the store they are made of; device, host: memory, the most at once"]
+    if any(plan.fits == "split" for plan in planned):
+        lines.append("split: the batch does not fit, a smaller one does; the run splits it by itself")
+    if machine.host_memory is not None and any(plan.fits == "host" for plan in planned):
+        lines.append(f"host: the memory of the host does not suffice, {as_size(machine.host_memory)} may be taken here")
+    if isinstance(data, CaptionDataModule) and data.captions is None:
+        lines.append(f"captions were not looked at: the longest is taken to have {TOKENS_A_CAPTION} tokens")
+    return lines
+
+
+def _totals(planned: Sequence[Plan], machine: Machine, output_dir: str) -> list[str]:
+    one_by_one, at_once = room(planned)
+    features = f"{as_size(sum(plan.features for plan in planned))} of .pt files"
+    left = f"still needed on the disk: {as_size(one_by_one)}"
+    if len(planned) > 1:
+        features, left = f"{len(planned)} models: {features}", f"{left} one after another, {as_size(at_once)} at once"
+    if machine.free_disk is None:
+        free = f"{output_dir} is not on a disk of this machine"
+    else:
+        verdict = "enough" if fits_disk(planned, machine) else "NOT ENOUGH"
+        free = f"{as_size(machine.free_disk)} are free at {output_dir}: {verdict}"
+    lines = [features, left, free]
+    if pixels := pixels_bytes(planned):
+        lines.append(f"decoded images are kept too, if there is room besides: {as_size(pixels)} (--data.cache off: no)")
+    return lines

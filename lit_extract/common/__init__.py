@@ -1,0 +1,1 @@
+"""What knows nothing of stimuli and models: errors, reading untrusted files, signals, timing."""

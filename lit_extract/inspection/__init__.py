@@ -1,0 +1,1 @@
+"""What is in a folder, and whether it is sound."""

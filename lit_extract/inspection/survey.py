@@ -1,0 +1,284 @@
+"""What is below a features folder: from names, sizes and small records only, without torch and zarr.
+
+N stimuli, L layers, D hidden size.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NotRequired
+
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import Text, open_regular, shorten, validate
+from lit_extract.modules.registry import default_models_file, own_name, read_models
+from lit_extract.storage.features_form import read_features_content
+from lit_extract.storage.layout import BESIDE_SUFFIX, FEATURES_SUFFIX, STORE_SUFFIX
+from lit_extract.storage.listing import File, is_folder, is_there, list_files
+from lit_extract.storage.lock import LOCK_SUFFIX, lock_holder
+from lit_extract.storage.paths import AnyPath, remote_errors, to_path
+from lit_extract.storage.store_metadata import read_layout
+
+DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
+LEFTOVER, NOT_OURS, UNREADABLE = "leftover", "not ours", "unreadable"
+
+_STORE_SUFFIXES = (STORE_SUFFIX, STORE_SUFFIX + BESIDE_SUFFIX)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A features file or a store; what can't be known is None.
+
+    Args:
+        path: Where it is.
+        state: "done": a features file. Of stores "running": a process is writing it; "begun": to be resumed by the
+            same command; "complete": all rows, no features file yet; "kept": on purpose, beside its files. "leftover":
+            half made or half removed, cleared away by the next run. "not ours" and "unreadable": see reason.
+        n_bytes: Size on disk.
+        modified: When any of it was written last, in seconds since 1970.
+        reason: Why it is not ours, or not readable.
+        holder: Process and host that are writing it.
+        model: Name of the model.
+        kind: "vision" or "language".
+        dataset: Name of the dataset.
+        subset: Name of the chosen rows.
+        untrained: Whether the weights are random.
+        pools: Its poolings; a file has one.
+        prompt: Name of the captions.
+        shape: (N, L, D).
+        dtype: As numpy calls it.
+        rows_done: Rows that are computed.
+        shards_left: Shards of a store that are not.
+        bad_rows: Rows of a file that are not finite.
+        created: When the run began, ISO 8601.
+        lit_extract: The version that made it.
+    """
+
+    path: AnyPath
+    state: str
+    n_bytes: int
+    modified: float
+    reason: str | None = None
+    holder: str | None = None
+    model: str | None = None
+    kind: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    untrained: bool | None = None
+    pools: tuple[str, ...] = ()
+    prompt: str | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    rows_done: int | None = None
+    shards_left: int | None = None
+    bad_rows: int | None = None
+    created: str | None = None
+    lit_extract: str | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Models of models.yml that a folder has nothing of, though it has others of their kind.
+
+    Args:
+        folder: The folder.
+        kind: "vision" or "language".
+        prompt: Name of the captions.
+        models: Their names, in the order of models.yml.
+        n_expected: All models of the kind in models.yml.
+    """
+
+    folder: AnyPath
+    kind: str
+    prompt: str | None
+    models: list[str]
+    n_expected: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is there, and what is not.
+
+    Args:
+        folder: The folder that was looked through.
+        models_file: The models.yml it was compared with.
+        entries: All features files and stores, by path.
+        missing: What models.yml has besides.
+    """
+
+    folder: AnyPath
+    models_file: Path
+    entries: list[Entry]
+    missing: list[Missing]
+
+
+def survey(folder: str | Path = "features", models: str | Path | None = None) -> Survey:
+    """Look through a features folder.
+
+    Args:
+        folder: The folder, local or remote (s3://bucket/prefix).
+        models: The models.yml to compare with; default: ./models.yml, else the one shipped.
+
+    Raises:
+        InputError: No such folder or models file, or a remote one can't be reached.
+    """
+    root = to_path(str(folder), "folder")
+    if isinstance(root, Path) and not is_folder(root):
+        hint = f" (lit-extract show {shorten(str(root), 1000)} tells of one file)" if is_there(root) else ""
+        raise InputError(f"folder: {str(root)!r} is not a folder{hint}")
+    expected = {kind: [own_name(model.name) for model in listed] for kind, listed in read_models(models).items()}
+    files, unreadable = list_files(root, folders_like=_STORE_SUFFIXES)
+    if not files and not isinstance(root, Path):
+        raise InputError(f"folder: there is nothing at {str(root)!r}")
+    closed = [Entry(path, UNREADABLE, 0, 0.0, reason) for path, reason in unreadable.items()]
+    found = [*_entries(root, files), *closed]
+    entries = sorted(found, key=lambda entry: (f"{entry.path.parent}/", entry.path.name))  # folder by folder
+    return Survey(root, Path(models or default_models_file()), entries, find_missing(entries, expected))
+
+
+def find_missing(entries: Iterable[Entry], expected: Mapping[str, list[str]]) -> list[Missing]:
+    """The expected models that are not there, for the folders, kinds and prompts that there are.
+
+    Args:
+        entries: What is there.
+        expected: Names of the models of each kind.
+    """
+    there: dict[tuple[AnyPath, str, str | None], set[str]] = {}
+    for entry in entries:
+        if entry.model is not None and entry.kind is not None:
+            there.setdefault((entry.path.parent, entry.kind, entry.prompt), set()).add(entry.model)
+    groups = [
+        Missing(folder, kind, prompt, [name for name in expected[kind] if name not in models], len(expected[kind]))
+        for (folder, kind, prompt), models in there.items()
+    ]
+    return [group for group in groups if group.models]
+
+
+def _entries(root: AnyPath, listing: Mapping[str, File]) -> Iterator[Entry]:
+    stores: dict[AnyPath, dict[str, File]] = {}
+    features: dict[AnyPath, File] = {}
+    locked: list[AnyPath] = []
+    for key, file in listing.items():
+        parts = key.split("/")
+        path, name = root / key, parts[-1]
+        store = next((place for place, part in enumerate(parts) if part.endswith(_STORE_SUFFIXES)), None)
+        if store is not None:
+            stores.setdefault(root.joinpath(*parts[: store + 1]), {})["/".join(parts[store + 1 :])] = file
+        elif name.endswith((FEATURES_SUFFIX, FEATURES_SUFFIX + BESIDE_SUFFIX)):
+            features[path] = file
+        elif name.startswith(".") and name.endswith(STORE_SUFFIX + LOCK_SUFFIX):
+            locked.append(path.with_name(name[1 : -len(LOCK_SUFFIX)]))
+    holders = {target: holder for target in locked if (holder := lock_holder(target))}
+    for path, files in stores.items():
+        target = path.with_name(path.name.removesuffix(BESIDE_SUFFIX))
+        yield _store_entry(path, files, holders.get(target), features)
+    for target in holders.keys() - {path.with_name(path.name.removesuffix(BESIDE_SUFFIX)) for path in stores}:
+        yield Entry(target, RUNNING, 0, 0.0, holder=holders[target])
+    written_in = {target.parent for target in holders}
+    for path, file in features.items():
+        if path.name.endswith(FEATURES_SUFFIX):
+            yield from _features_entry(path, file)
+        elif path.parent not in written_in:
+            yield Entry(path, LEFTOVER, *file, "of a run that was killed while it made the features file")
+
+
+def _store_entry(
+    path: AnyPath, files: Mapping[str, File], holder: str | None, features: Mapping[AnyPath, File]
+) -> Entry:
+    n_bytes = sum(file.n_bytes for file in files.values())
+    entry = Entry(path, RUNNING, n_bytes, max(file.modified for file in files.values()), holder=holder)
+    if path.name.endswith(BESIDE_SUFFIX):
+        reason = "of a run that was killed while it made or removed the store"
+        return entry if holder else replace(entry, state=LEFTOVER, reason=reason)
+    try:
+        with remote_errors(path):
+            layout = read_layout(path)
+        known = _identity(layout.provenance, layout.notes)
+    except (ValueError, OSError) as error:
+        return entry if holder else replace(entry, **_what_is_wrong(error))
+    done = layout.done_shards({key: file.n_bytes for key, file in files.items()})
+    left = layout.n_shards - len(done)
+    are_made = all(path.parent / name in features for name in layout.notes["files"].values())
+    if not holder and not left and not layout.is_kept and are_made:
+        reason = "its features files are made; the same predict command removes it"
+        return replace(entry, state=LEFTOVER, reason=reason)
+    return replace(
+        entry,
+        state=RUNNING if holder else BEGUN if left else KEPT if layout.is_kept else COMPLETE,
+        pools=tuple(layout.pools),
+        shape=layout.shape,
+        dtype=layout.dtype,
+        rows_done=layout.n_rows(done),
+        shards_left=left,
+        **known,
+    )
+
+
+def _features_entry(path: AnyPath, file: File) -> Iterator[Entry]:
+    entry = Entry(path, DONE, *file)
+    try:
+        with remote_errors(path), open_regular(path) if isinstance(path, Path) else path.open("rb") as opened:
+            content = read_features_content(opened)
+        feats, metadata = content["feats"], content["metadata"]
+        yield replace(
+            entry,
+            pools=(metadata["provenance"]["pool"],),
+            shape=feats.shape,
+            dtype=np.dtype(feats.dtype).name,
+            rows_done=feats.shape[0],
+            bad_rows=len(metadata["bad_input_rows"]) + len(metadata["not_finite_rows"]),
+            **_identity(metadata["provenance"], metadata["notes"]),
+        )
+    except FileNotFoundError:  # removed a moment ago
+        return
+    except (ValueError, OSError) as error:
+        yield replace(entry, **_what_is_wrong(error))
+
+
+def _what_is_wrong(error: ValueError | OSError) -> dict[str, Any]:
+    if isinstance(error, OSError):
+        return {"state": UNREADABLE, "reason": error.strerror or one_line(error)}
+    return {"state": NOT_OURS, "reason": one_line(error)}
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Identity(TypedDict):
+    """What a store or file must say of itself to be listed."""
+
+    model: str
+    dataset: str
+    subset: str
+    weights: str
+    prompt_name: NotRequired[str | None]
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Origin(TypedDict):
+    """What it may say of how it was made."""
+
+    created: NotRequired[Text | None]
+    lit_extract: NotRequired[Text | None]
+
+
+_IDENTITY: TypeAdapter[_Identity] = TypeAdapter(_Identity)
+_ORIGIN: TypeAdapter[_Origin] = TypeAdapter(_Origin)
+
+
+def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry is of and by, from what a store or file says of itself.
+
+    Raises:
+        InputError: It says too little.
+    """
+    found, origin = validate(_IDENTITY, provenance, "provenance"), validate(_ORIGIN, notes, "notes")
+    prompt = found.get("prompt_name")
+    return {
+        **{key: found[key] for key in ("model", "dataset", "subset")},
+        "kind": "vision" if prompt is None else "language",
+        "untrained": found["weights"] == "untrained",
+        "prompt": prompt,
+        **{key: origin.get(key) for key in ("created", "lit_extract")},
+    }

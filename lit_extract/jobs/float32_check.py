@@ -1,0 +1,131 @@
+"""At the end of a run: a few stimuli once more in float32, and what the run's precision has rounded away.
+
+The weights stay those of the run, rounded as they were: ``verify --parity`` measures what that costs.
+
+K stimuli that are computed again, L layers, D hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from numpy.typing import NDArray
+
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.ranks import say
+from lit_extract.data.base import StimulusDataModule
+from lit_extract.modules.base import Extractor
+from lit_extract.modules.precision import ieee_float32, in_float32
+from lit_extract.modules.weights import default_float32
+from lit_extract.storage.layout import OK
+from lit_extract.storage.rounding import NOTE
+from lit_extract.storage.store import Store
+
+STIMULI = 8
+
+
+def check_store(store: Store, model: Extractor, data: StimulusDataModule, trainer: Trainer) -> None:
+    """Compute a few stimuli of a complete store again, in float32, and note how far the store is from that.
+
+    A check that fails loses no features: the reason is noted and printed.
+
+    Args:
+        store: It has all rows.
+        model: The extractor, after the run, or with no weights loaded yet.
+        data: The stimuli, set up.
+        trainer: That of the run.
+    """
+    check: dict[str, Any] = {"precision": store.provenance["precision"]}
+    try:
+        rows = choose_rows(store.status())
+        if not rows:
+            return
+        again = compute_again(rows, model, data, trainer)  # (K, P, L, D)
+        check["rows"] = rows
+        check["pools"] = {
+            pool: compare(read_rows(store, pool, rows), again[:, place]) for place, pool in enumerate(model.pools)
+        }
+    except Exception as error:  # of any model: what is computed is not lost for it
+        check = {"precision": check["precision"], "failed": f"{type(error).__name__}: {one_line(error)}"}
+        say(f"warning: the check of {check['precision']} against float32 failed: {check['failed']}")
+    try:
+        store.note(NOTE, check)
+    except (InputError, OSError) as error:
+        say(f"warning: the check against float32 could not be noted in {store.path}: {one_line(error)}")
+
+
+def choose_rows(status: NDArray[np.uint8]) -> list[int]:
+    """At most K rows whose features are good, from the first to the last: the same ones however often a run stopped."""
+    good = np.flatnonzero(status == OK)
+    places = np.unique(np.linspace(0, len(good) - 1, min(len(good), STIMULI)).astype(int))
+    return [int(row) for row in good[places]]
+
+
+def read_rows(store: Store, pool: str, rows: Sequence[int]) -> NDArray[np.float32]:
+    """Features of some rows of a store (K, L, D)."""
+    shards = {shard: store.read_shard(pool, shard) for shard in {row // store.shard_rows for row in rows}}
+    return np.stack([shards[row // store.shard_rows][row % store.shard_rows] for row in rows])
+
+
+def compute_again(
+    rows: Sequence[int], model: Extractor, data: StimulusDataModule, trainer: Trainer
+) -> NDArray[np.float32]:
+    """Features of some rows, each computed by itself and in float32: (K, P, L, D)."""
+    device = trainer.strategy.root_device
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(default_float32())
+        stack.enter_context(ieee_float32())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        backbone = model.loaded_backbone(trainer)
+        was_on = next(backbone.parameters()).device
+        backbone.to(device)
+        try:
+            with in_float32(backbone):
+                batches = data.batches_of([[row] for row in rows])
+                feats = [_one(model, batches[place], device) for place in range(len(rows))]
+        finally:
+            backbone.to(was_on)
+    return np.stack(feats)
+
+
+def _one(model: Extractor, batch: Mapping[str, Any], device: torch.device) -> NDArray[np.float32]:
+    """(P, L, D) of a batch of one stimulus."""
+    if batch["bad"].any():
+        raise InputError(f"row {int(batch['index'][0])} can't be read again")
+    inputs = {name: batch[name].to(device) for name in model.inputs}
+    feats: NDArray[np.float32] = model.activations(inputs)["feats"][0].cpu().numpy()
+    return feats
+
+
+def compare(found: NDArray[np.float32], again: NDArray[np.float32]) -> dict[str, list[float | None]]:
+    """How far a run is from float32, by layer.
+
+    Args:
+        found: Of the run (K, L, D).
+        again: Computed again in float32 (K, L, D).
+
+    Returns:
+        ``relative_error``, the norm of the difference by the norm; ``of_differences``, by the norm of what differs
+        between the K stimuli. None where that is 0, or not finite.
+    """
+    run, reference = found.astype(np.float64), again.astype(np.float64)
+    error = _norm(run - reference)
+    differ = (again != again[:1]).any(axis=(0, 2))  # the mean of equal rows may have another last bit
+    spread = np.where(differ, _norm(reference - reference.mean(axis=0)), 0)
+    return {"relative_error": _ratios(error, _norm(reference)), "of_differences": _ratios(error, spread)}
+
+
+def _norm(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each layer of (K, L, D), over all else: (L,)."""
+    norm: NDArray[np.float64] = np.sqrt(np.square(values).sum(axis=(0, 2)))
+    return norm
+
+
+def _ratios(of: NDArray[np.float64], to: NDArray[np.float64]) -> list[float | None]:
+    return [
+        float(a / b) if b > 0 and np.isfinite(a / b) else None for a, b in zip(of.tolist(), to.tolist(), strict=True)
+    ]

@@ -1,0 +1,155 @@
+"""models.yml -> model entries."""
+
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic wants it until Python 3.12
+)
+
+from pydantic import ConfigDict, StringConstraints, TypeAdapter
+from typing_extensions import TypedDict
+
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate
+
+KINDS = ("vision", "language")
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of models.yml.
+
+    Args:
+        name: What timm or the Hugging Face hub calls it; names the features file.
+        checkpoint: Local weights to load instead of the hub's.
+        revision: Branch, tag or commit on the hub.
+        options: Further arguments for the backbone's constructor.
+    """
+
+    name: str
+    checkpoint: str | None = None
+    revision: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def default_models_file() -> Path:
+    """``models.yml`` of the working directory, else the one shipped with the package."""
+    candidates = [Path("models.yml"), _PACKAGE / "models.yml", _PACKAGE.parent / "models.yml"]
+    return next((path for path in candidates if path.is_file()), candidates[-1])
+
+
+def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
+    """Read a models file.
+
+    Args:
+        path: The file; default :func:`default_models_file`.
+
+    Returns:
+        The entries of each kind, in the order of the file.
+
+    Raises:
+        InputError: The file is missing, is not YAML, or an entry is neither a name nor a mapping
+            with ``name``.
+    """
+    path = Path(path) if path is not None else default_models_file()
+    what = f"models file {path}"
+    content = read_yaml(path, what) or {}
+    if (
+        not isinstance(content, dict)
+        or not set(content) <= set(KINDS)
+        or not all(isinstance(entries, list | None) for entries in content.values())
+    ):
+        raise InputError(f"{what}: expected lists under {' and '.join(KINDS)}")
+    return {kind: [_entry(what, kind, raw) for raw in content.get(kind) or []] for kind in KINDS}
+
+
+def own_name(name: str) -> str:
+    """A model's name without the place where a local folder lies; others are returned as they are.
+
+    Raises:
+        InputError: The folder has no name of its own.
+    """
+    prefix, colon, path = name.partition(":")
+    if not (prefix == "local-dir" and colon):
+        path = name
+        if not os.path.isdir(name):  # noqa: PTH112 (Path's raises if it is too long)
+            return name
+    if own := Path(path).resolve().name:
+        return own
+    raise InputError(f"model.name: the folder {path!r} has no name to call the features by")
+
+
+def is_timm_name(name: str) -> bool:
+    """Return whether timm has an architecture, or trained weights, of this name; an address or a path is none."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    return timm.is_model(architecture) and (not tag or timm.is_model_pretrained(name))
+
+
+def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEntry | None:
+    """The entry called ``name``, or None when the file does not list it."""
+    return next((entry for entry in read_models(path)[kind] if entry.name == name), None)
+
+
+def matching_models(kind: str, models: str | Path | None = None, match: str | None = None) -> list[ModelEntry]:
+    """The entries of one kind, in the order of the file.
+
+    Args:
+        kind: "vision" or "language".
+        models: The file; default :func:`default_models_file`.
+        match: Only names with this text in them, or that fit it as a shell pattern such as "*clip*".
+
+    Raises:
+        InputError: There is none; the message lists the names that there are.
+    """
+    entries = read_models(models)[kind]
+    found = [entry for entry in entries if match is None or match in entry.name or fnmatch(entry.name, match)]
+    if found:
+        return found
+    file = models or default_models_file()
+    if not entries:
+        raise InputError(f"models: {str(file)!r} lists no {kind} model")
+    names = name_some([entry.name for entry in entries], limit=40)
+    raise InputError(f"match: no {kind} model of {str(file)!r} is like {match!r}; it lists {names}")
+
+
+def unknown_model(name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that nobody knows, with the closest names that exist."""
+    close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    hint = f"; did you mean {name_some(close)}?" if close else "; timm.list_models('vit*') lists what there is"
+    return InputError(f"model.name: no model is called {name!r}{hint}")
+
+
+def _entry(what: str, kind: str, raw: Any) -> ModelEntry:
+    settings = {"name": raw} if isinstance(raw, str) else raw
+    try:
+        return ModelEntry(**validate(_ENTRY, settings, what))
+    except InputError as error:
+        raise InputError(
+            f"{what}: {kind} entry {shorten(repr(raw))} must be a name or a mapping with name and any of checkpoint, "
+            f"revision (both text) and options (a mapping): {str(error).removeprefix(f'{what}: ')}"
+        ) from None
+
+
+_Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_PATH_BYTES)]
+
+
+class _Entry(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    name: _Name
+    checkpoint: NotRequired[_Name]
+    revision: NotRequired[_Name]
+    options: NotRequired[dict[str, Any]]
+
+
+_ENTRY: TypeAdapter[Any] = TypeAdapter(_Entry)

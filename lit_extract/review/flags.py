@@ -1,0 +1,168 @@
+"""What a person should look at in a caption file: flags by rule, each a pure function of the text."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lit_extract.captioning.output import CUT_OFF, FAILED
+from lit_extract.captioning.prompts import Prompt
+from lit_extract.review.language import Language
+
+KINDS = (
+    *("failed", "empty", "cut off", "several sentences", "not English", "refusal", "markup"),
+    *("control characters", "repetition", "label outside the set"),
+)
+SEPARATOR = "; "  # between the flags of a row
+
+# Full stops that end no sentence.
+_ABBREVIATIONS = re.compile(
+    r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|No|vs|etc|approx|e\.g|i\.e|a\.m|p\.m|ft|in|Jr|Sr|[A-Z])\.(?=\s)", re.IGNORECASE
+)
+# The patterns below take time in proportion to the text, whatever it is: it may be of a hostile file.
+# Before a small letter only behind a small word of some length, as an abbreviation would stand there.
+_SENTENCE_END = re.compile(
+    r"(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])|(?<=[a-z]{4})[.!?][\"'”’)\]]*\s+(?=[a-z])|[。！？]+"
+)
+_ENDS_WELL = re.compile(r"[.!?。！？][\"'”’)\]]*$")
+_ENDS_BADLY = re.compile(
+    r"(?:[,;:(–—-]|…|\.\.\.|\b(?:a|an|the|and|or|of|with|in|on|at|to|for|from|by|as|into|his|her|its|their|is|are))$",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"\b(?:I(?:'|’)?m sorry|I am sorry|I apologi[sz]e|I (?:can(?:'|’)?t|cannot|can not|am (?:unable|not able)|"
+    r"do(?:n(?:'|’)t| not) (?:see|have))|I(?:'|’)m (?:unable|not able)|as an? (?:AI|language model|assistant)|"
+    r"unable to (?:see|view|describe|assist|help|process)|no image (?:was |is |has been )?(?:provided|attached)|"
+    r"please (?:provide|upload|share) (?:the|an|your))",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(
+    r"\*\*|__|```|`[^`]+`|^[^\S\n]*(?:[-*+•]|#{1,6}|>|\d+[.)])\s|!?\[[^\[\]]*\]\([^)]{0,2000}\)|</?[a-z][^<>]*>|<\|?[^<>\s]+\|?>|"
+    r"\[/?[A-Z_]{2,}\]|&(?:[a-z]+|#\d+);|^[^\S\n]*[{[].*[}\]]\s*$|^[^\S\n]*(?:caption|description|answer|image)\s*:",
+    re.IGNORECASE | re.MULTILINE,
+)
+_RUN_OF_CHARACTERS = re.compile(r"(\w)\1{4,}|([^\w\s])\2{5,}")
+_JOINERS = "\u200c\u200d"  # zero-width, but letters of many scripts and emoji need them
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is asked of the captions of one prompt.
+
+    Args:
+        choices: The labels of which each is one; empty for free text.
+        sentences: Sentences at most; None: any number.
+        language: Tells whether a text is English; None: not looked at.
+    """
+
+    choices: Sequence[str] = ()
+    sentences: int | None = 1
+    language: Language | None = None
+
+
+def check_captions(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rules) -> list[list[str]]:
+    """The flags of each row, in the order of :data:`KINDS`.
+
+    Args:
+        captions: ``caption``, and where there are, ``prompt`` and ``status``; all text.
+        prompts: What is known of the prompts, by name.
+        rules: For captions of unknown prompts; its ``choices``, when there are some, are those of all rows.
+    """
+    texts = captions["caption"].tolist()
+    statuses = captions["status"].tolist() if "status" in captions else [""] * len(texts)
+    own = rules_of_rows(captions, prompts, rules)
+    full_stops = use_full_stops(texts, own)
+    return [check_row(*row, full_stops) for row in zip(texts, statuses, own, strict=True)]
+
+
+def rules_of_rows(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rules) -> list[Rules]:
+    """What is asked of each row, of the arguments of :func:`check_captions`."""
+    names = captions["prompt"].tolist() if "prompt" in captions else ["caption"] * len(captions)
+    own = {name: _rules_of(prompts.get(name), rules) for name in set(names)}
+    return [own[name] for name in names]
+
+
+def use_full_stops(texts: Sequence[str], rules: Sequence[Rules]) -> bool:
+    """Whether most captions end with full stops: then one without was probably cut off; elsewhere that is the style."""
+    free = [text for text, own in zip(texts, rules, strict=True) if text and not own.choices]
+    return sum(map(ends_well, free)) > len(free) / 2
+
+
+def _rules_of(prompt: Prompt | None, rules: Rules) -> Rules:
+    if prompt is None or rules.choices:
+        return rules
+    return Rules(prompt.choices, prompt.sentences, rules.language)
+
+
+def check_row(text: str, status: str, rules: Rules, full_stops: bool) -> list[str]:
+    """The flags of one caption.
+
+    Args:
+        text: The caption.
+        status: Of the row, if it has one.
+        rules: What is asked of it.
+        full_stops: Whether captions of this file end with full stops.
+    """
+    if status.startswith(FAILED):
+        return ["failed"]
+    if not text.strip():
+        return ["empty"]
+    if rules.choices:
+        return [] if text in rules.choices else ["label outside the set"]
+    found: dict[str, Callable[[], bool]] = {
+        "cut off": lambda: status == CUT_OFF or is_cut_off(text, full_stops),
+        "several sentences": lambda: rules.sentences is not None and count_sentences(text) > rules.sentences,
+        "not English": lambda: rules.language is not None and not rules.language.is_english(text),
+        "refusal": lambda: _REFUSAL.search(text) is not None,
+        "markup": lambda: _MARKUP.search(text) is not None,
+        "control characters": lambda: has_control_characters(text),
+        "repetition": lambda: is_repetitive(text),
+    }
+    return [kind for kind in KINDS if kind in found and found[kind]()]
+
+
+def ends_well(text: str) -> bool:
+    """Whether a text ends as sentences do."""
+    return _ENDS_WELL.search(text.rstrip()) is not None and not text.rstrip().endswith("...")
+
+
+def is_cut_off(text: str, full_stops: bool) -> bool:
+    """Whether a text stops before its end: at a comma or a word that no sentence ends with, or without a full stop."""
+    text = text.rstrip()
+    return _ENDS_BADLY.search(text) is not None or (full_stops and not ends_well(text))
+
+
+def count_sentences(text: str) -> int:
+    """Sentences, told by their ends; a line of its own is one."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return sum(_count_in_line(line) for line in lines)
+
+
+def _count_in_line(line: str) -> int:
+    plain = _ABBREVIATIONS.sub(lambda match: match[0].replace(".", ""), line.strip())
+    pieces = [piece for piece in _SENTENCE_END.split(plain) if re.search(r"\w", piece)]
+    return max(1, len(pieces))
+
+
+def has_control_characters(text: str) -> bool:
+    """Line ends, tabs, other control characters, invisible ones, and the sign for a character that is none."""
+    return any(
+        letter == "\N{REPLACEMENT CHARACTER}" or unicodedata.category(letter) in ("Cc", "Cf", "Co", "Cs", "Cn")
+        for letter in text
+        if letter not in _JOINERS
+    )
+
+
+def is_repetitive(text: str) -> bool:
+    """The same word four times in a row, the same three words three times, or few different words."""
+    words = re.findall(r"\w+", text.lower())
+    if any(len(set(words[place : place + 4])) == 1 for place in range(len(words) - 3)):
+        return True
+    phrases = Counter(tuple(words[place : place + 3]) for place in range(len(words) - 2))
+    if phrases and max(phrases.values()) >= 3:
+        return True
+    few = len(words) >= 12 and len(set(words)) < len(words) / 3
+    return few or _RUN_OF_CHARACTERS.search(text) is not None

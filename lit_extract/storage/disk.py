@@ -1,0 +1,86 @@
+"""Room on the disk: how much a job still writes at most, and whether so much is free.
+
+Features files are made beside the store, which stays until they are whole: at the peak both are there.
+"""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from lit_extract.common.errors import InputError
+from lit_extract.storage.layout import count_shards, shard_bytes
+from lit_extract.storage.paths import AnyPath
+
+# Ids, status, sizes of the inputs, and of captions the mask: in the store, and again in a features file.
+ROW_BYTES_BESIDE = 256
+# Folders and small files of a shard, a block of the file system each; what a features file says of itself.
+FILE_BYTES_BESIDE = 64 * 2**10
+
+
+def store_bytes(n_stimuli: int, n_layers: int, n_dim: int, shard_rows: int, n_pools: int, done_shards: int = 0) -> int:
+    """Size of a store, or of what it still lacks.
+
+    Args:
+        n_stimuli: Rows.
+        n_layers: Layers.
+        n_dim: Hidden size.
+        shard_rows: Rows a shard.
+        n_pools: Poolings.
+        done_shards: Shards that are there.
+    """
+    a_shard = n_pools * shard_bytes(n_layers, n_dim, shard_rows) + shard_rows * ROW_BYTES_BESIDE + FILE_BYTES_BESIDE
+    return (count_shards(n_stimuli, shard_rows) - done_shards) * a_shard
+
+
+def features_bytes(n_stimuli: int, n_layers: int, n_dim: int) -> int:
+    """Size of one features file."""
+    return n_stimuli * (n_layers * n_dim * 4 + ROW_BYTES_BESIDE) + FILE_BYTES_BESIDE
+
+
+def bytes_there(paths: Iterable[AnyPath]) -> int:
+    """Bytes of the disk that files, and folders with all in them, take now; what is not there or remote takes none."""
+    local = [path for path in paths if isinstance(path, Path)]
+    files = (file for path in local for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+    return sum(file.stat().st_blocks * 512 for file in files)  # blocks: a file with holes takes less than its length
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user may still write where ``folder`` is or would be made.
+
+    A quota counts as far as the file system tells of it; what is reserved for root does not.
+    """
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+
+
+def check_room(folder: AnyPath, store: int, files: int, replaced: int, advice: str) -> None:
+    """See that the disk has room.
+
+    Args:
+        folder: Where the output goes.
+        store: Bytes of the store that are still to be written.
+        files: Bytes of the features files that are still to be written.
+        replaced: Bytes that will be deleted before.
+        advice: What to do when it has not.
+
+    Raises:
+        InputError: It has not.
+    """
+    if not isinstance(folder, Path):
+        return  # no one knows how much a bucket takes
+    needed, free = store + files - replaced, free_bytes(folder)
+    if needed > free:
+        parts = {"for the store": store, "for the .pt files": files, "given back by what is replaced": replaced}
+        shares = ", ".join(f"{as_size(size)} {what}" for what, size in parts.items() if size)
+        raise InputError(
+            f"no room on the disk: {as_size(needed)} are needed ({shares}), {as_size(free)} are free at "
+            f"{str(folder)!r}; nothing is lost: {advice}"
+        )
+
+
+def as_size(n_bytes: float) -> str:
+    """Bytes as people read them: 12.3 GB, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 999.95:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

@@ -1,0 +1,301 @@
+"""Reading features: a finished ``.pt``, or the store of a run that is still going.
+
+N stimuli, L layers, D hidden size.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import open_regular, shorten, validate
+from lit_extract.storage.archive import TensorRecord, name_of_open
+from lit_extract.storage.disk import check_room
+from lit_extract.storage.features_form import METADATA, read_features_content
+from lit_extract.storage.layout import FEATURES_KEYS, FEATURES_SUFFIX, STORE_SUFFIX
+from lit_extract.storage.listing import is_folder, refuse_plain_folder
+from lit_extract.storage.paths import AnyPath, remote_errors, to_path
+
+if TYPE_CHECKING:
+    import rsatoolbox
+    import xarray
+    from upath import UPath
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one model and one pooling on one dataset.
+
+    Args:
+        path: Where they were read from.
+        layers: Name of each layer, in the order of the tensor's second axis.
+        stimulus_ids: Id of each row.
+        num_params: Parameters of the whole model, head included.
+        metadata: ``provenance`` (what determines the numbers), ``notes``, ``bad_input_rows`` (inputs that
+            could not be read: NaN) and ``not_finite_rows`` (the model gave NaN or infinity).
+        shape: (N, L, D).
+        n_done: Rows that are computed; fewer than N in the store of an unfinished run, where the others
+            are NaN.
+        extras: What else a finished file holds: of language models the attention ``mask`` (N, T) and, when
+            asked for, ``loss`` (nats a token) and ``bpb`` (bits a byte), means over stimuli, with
+            ``row_loss`` and ``row_bpb`` (N,); of vision models ``inputs`` (N, 4), what was noted of each image.
+    """
+
+    path: AnyPath
+    layers: list[str]
+    stimulus_ids: list[int] | list[str]
+    num_params: int
+    metadata: dict[str, Any] = field(repr=False)
+    shape: tuple[int, int, int]
+    n_done: int
+    _read: Callable[[int | None], Tensor] = field(repr=False)
+    extras: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def feats(self) -> Tensor:
+        """All layers (N, L, D), float32; memory-mapped when read from a ``.pt``.
+
+        A remote ``.pt`` is copied into the folder for temporary files when this, or a layer, is first asked for; the
+        copy goes with the process.
+        """
+        return self._read(None)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What determines the numbers."""
+        provenance: dict[str, Any] = self.metadata["provenance"]
+        return provenance
+
+    def layer(self, layer: str | int) -> Tensor:
+        """One layer (N, D) by name or index, without reading the others.
+
+        Raises:
+            InputError: No such layer.
+        """
+        known = layer in self.layers if isinstance(layer, str) else -len(self.layers) <= layer < len(self.layers)
+        if not known:
+            names = shorten(", ".join(self.layers), 4000)
+            raise InputError(f"layer: {layer!r} is not one of the {len(self.layers)} layers {names}")
+        return self._read(self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers))
+
+    def to_rsatoolbox(self, layer: str | int, rows: Sequence[int] | None = None) -> "rsatoolbox.data.Dataset":
+        """One layer as a dataset of rsatoolbox, for RDMs and RSA.
+
+        Args:
+            layer: Name or index.
+            rows: Rows to take; default: all N, which an RDM of N × N may be too much for.
+
+        Returns:
+            ``measurements`` (rows, D), float32; ``stimulus_id`` is an observation descriptor, ``dim`` a channel
+            descriptor, and model, layer, pooling, dataset and subset describe the dataset.
+
+        Raises:
+            InputError: No such layer, or rsatoolbox is not installed.
+        """
+        try:
+            from rsatoolbox.data import Dataset
+        except ImportError:
+            raise InputError("to_rsatoolbox needs rsatoolbox: pip install 'lit-extract[report]'") from None
+        feats, ids = self.layer(layer), self.stimulus_ids
+        if rows is not None:
+            feats, ids = feats[list(rows)], [ids[row] for row in rows]  # type: ignore[assignment]
+        return Dataset(
+            feats.numpy(),
+            descriptors={**self._names(), "layer": layer if isinstance(layer, str) else self.layers[layer]},
+            obs_descriptors={"stimulus_id": list(ids)},
+            channel_descriptors={"dim": list(range(feats.shape[1]))},
+        )
+
+    def to_xarray(self, layer: str | int | None = None) -> "xarray.DataArray":
+        """All layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
+
+        Read from a ``.pt`` nothing is loaded before it is used: the numbers stay in the file. From a store all that
+        is asked for is read.
+
+        Args:
+            layer: Name or index; default: all.
+
+        Returns:
+            ``(stimulus, layer, dim)``, or ``(stimulus, dim)`` of one layer; ``stimulus`` are the ids, ``layer`` the
+            names. ``attrs`` has model, pooling, dataset, subset, and the whole provenance as JSON.
+
+        Raises:
+            InputError: No such layer, or xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise InputError("to_xarray needs xarray: pip install 'lit-extract[report]'") from None
+        coordinates: dict[str, Any] = {"stimulus": np.array(self.stimulus_ids)}
+        if layer is None:
+            feats, dimensions = self.feats, ["stimulus", "layer", "dim"]
+            coordinates["layer"] = self.layers
+        else:
+            feats, dimensions = self.layer(layer), ["stimulus", "dim"]
+            coordinates["layer"] = layer if isinstance(layer, str) else self.layers[layer]
+        attributes = {**self._names(), "provenance": json.dumps(self.provenance)}
+        return xarray.DataArray(feats.numpy(), coordinates, dimensions, name="features", attrs=attributes)
+
+    def _names(self) -> dict[str, Any]:
+        return {key: self.provenance.get(key) for key in ("model", "pool", "dataset", "subset")}
+
+
+def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
+    """Open a features file, or the store of a run that is not finalized.
+
+    Args:
+        path: A ``.pt``, or a ``.zarr`` folder, local or remote.
+        pool: Which pooling of a store that has several.
+
+    Raises:
+        InputError: Not a features file or store, or no such pooling.
+    """
+    path = to_path(path, "features")
+    refuse_plain_folder(path, "features")
+    is_store = is_folder(path) if isinstance(path, Path) else path.suffix == STORE_SUFFIX
+    return _from_store(path, pool) if is_store else _from_file(path, pool)
+
+
+def read_metadata(path: AnyPath) -> dict[str, Any]:
+    """Return the metadata of a ``.pt``; the numbers are not read.
+
+    Raises:
+        InputError: Not a features file.
+    """
+    with _opened(path) as file:
+        metadata: dict[str, Any] = read_features_content(file)["metadata"]
+    return metadata
+
+
+@contextmanager
+def _opened(path: AnyPath) -> Iterator[BinaryIO]:
+    """A features file, opened for reading bytes; whatever is wrong with it is one error.
+
+    Raises:
+        InputError: There is none, it can't be read, or it is something else.
+    """
+    with remote_errors(path):
+        try:
+            with open_regular(path) if isinstance(path, Path) else path.open("rb", block_size=_BLOCK) as file:
+                yield file
+        except FileNotFoundError:
+            raise InputError(f"features: no file {str(path)!r}") from None
+        except (ValueError, OSError) as error:
+            if isinstance(error, InputError) or (isinstance(error, OSError) and not isinstance(path, Path)):
+                raise
+            reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+            raise InputError(
+                f"features: {str(path)!r} is not a features file that this version reads: {reason}"
+            ) from None
+
+
+_BLOCK = 2**20  # bytes fetched at a time, for a directory and a small record in a file of gigabytes
+
+
+def _map(file: BinaryIO, path: Path) -> torch.UntypedStorage:
+    """A local file, mapped: what is read comes from the disk, what is changed stays in memory; no file stays open."""
+    size = os.fstat(file.fileno()).st_size
+    return torch.from_file(name_of_open(file, path), shared=False, size=size, dtype=torch.uint8).untyped_storage()
+
+
+def _tensor(mapped: torch.UntypedStorage, record: TensorRecord) -> Tensor:
+    empty = torch.from_numpy(np.empty(0, record.dtype))
+    if not record.n_bytes:
+        return empty.reshape(record.shape)
+    part = mapped[record.offset : record.offset + record.n_bytes]
+    tensor: Tensor = torch.empty(0, dtype=empty.dtype).set_(part, 0, record.shape)  # type: ignore[call-overload]
+    return tensor
+
+
+def _fetch(path: "UPath", record: TensorRecord) -> Tensor:
+    """A small tensor of a remote file."""
+    with remote_errors(path):
+        numbers = path.fs.cat_file(path.path, start=record.offset, end=record.offset + record.n_bytes)
+    return torch.from_numpy(np.frombuffer(bytearray(numbers), record.dtype).reshape(record.shape))
+
+
+def _fetch_feats(path: "UPath", record: TensorRecord) -> Tensor:
+    """A remote file's features, mapped from a copy that nobody else sees."""
+    with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
+        folder, place = Path(copy.name).parent, Path(copy.name)
+        check_room(folder, 0, record.n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
+        with remote_errors(path):
+            path.fs.get_file(path.path, copy.name)
+        with _opened(place) as file:
+            if read_features_content(file)["feats"] != record:
+                raise InputError(f"features: {str(path)!r} has changed since it was opened")
+            return _tensor(_map(file, place), record)
+
+
+def _from_file(path: AnyPath, pool: str | None) -> Features:
+    with _opened(path) as file:
+        content = read_features_content(file)
+        record: TensorRecord = content["feats"]
+        tensors = {name: value for name, value in content.items() if isinstance(value, TensorRecord)}
+        if isinstance(path, Path):
+            mapped = _map(file, path)
+            content |= {name: _tensor(mapped, tensor) for name, tensor in tensors.items()}
+        else:
+            content |= {name: _fetch(path, tensor) for name, tensor in tensors.items() if name != "feats"}
+    stored = content["metadata"]["provenance"]["pool"]
+    if pool not in (None, stored):
+        raise InputError(f"pool: {str(path)!r} has {stored!r}, not {pool!r}")
+
+    @cache
+    def all_feats() -> Tensor:
+        feats: Tensor = content["feats"] if isinstance(path, Path) else _fetch_feats(path, record)
+        return feats
+
+    n, n_layers, dim = record.shape
+    return Features(
+        path,
+        content["layers"],
+        content["stimulus_ids"],
+        content["num_params"],
+        content["metadata"],
+        (n, n_layers, dim),
+        n,
+        lambda layer: all_feats() if layer is None else all_feats()[:, layer],
+        {name: value for name, value in content.items() if name not in FEATURES_KEYS},
+    )
+
+
+def _from_store(path: AnyPath, pool: str | None) -> Features:
+    from lit_extract.storage.layout import BAD_INPUT, MISSING, NOT_FINITE
+    from lit_extract.storage.store import Store
+
+    store = Store(path)
+    if pool is None and len(store.pools) == 1:
+        pool = store.pools[0]
+    if pool not in store.pools:
+        raise InputError(f"pool: {pool!r} must be one of {', '.join(store.pools)}, which {str(path)!r} holds")
+    chosen: str = pool
+    status = store.status()
+
+    def read(layer: int | None) -> Tensor:
+        layers = range(len(store.layers)) if layer is None else [layer]
+        feats = torch.stack([torch.from_numpy(store.read_layer(chosen, k)) for k in layers], dim=1)
+        feats[torch.from_numpy(np.isin(status, (MISSING, BAD_INPUT)))] = torch.nan
+        return feats if layer is None else feats[:, 0]
+
+    metadata = {
+        "provenance": {**store.provenance, "pool": chosen},
+        "notes": store.notes,
+        "bad_input_rows": (status == BAD_INPUT).nonzero()[0].tolist(),
+        "not_finite_rows": (status == NOT_FINITE).nonzero()[0].tolist(),
+    }
+    validate(METADATA, metadata, f"features: {str(path)!r}")
+    n_done = int((status != MISSING).sum())
+    shape = store.n_stimuli, len(store.layers), store.n_dim
+    num_params = store.notes["num_params"]
+    return Features(path, store.layers, store.stimulus_ids(), num_params, metadata, shape, n_done, read)

@@ -1,0 +1,148 @@
+"""What a features file holds, out of all rows of a job.
+
+N stimuli, L layers, D hidden size, T tokens.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import Count, validate
+from lit_extract.storage.layout import (
+    BAD_INPUT,
+    FEATURES_FORMAT,
+    INPUTS,
+    MISSING,
+    N_BYTES,
+    N_TOKENS,
+    NOT_FINITE,
+    ROTATED,
+    SIZE,
+)
+from lit_extract.storage.provenance import features_provenance
+from lit_extract.storage.repair import Rows
+from lit_extract.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A tensor to be, whose numbers come in chunks, in order."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: Iterable[NDArray[Any]]
+
+
+def content_of(there: Rows, pool: str) -> dict[str, Any]:
+    """Return all of a features file but its tensors.
+
+    Args:
+        there: All rows.
+        pool: Which pooling.
+
+    Raises:
+        InputError: The store, or a features file that rows are taken from, is damaged.
+    """
+    store, status, inputs = there.store, there.status(pool), there.inputs(pool)
+    if (status == MISSING).any():
+        raise InputError(f"{str(store.path)!r} has rows without a status; run the same predict command again")
+    before = there.files[pool].metadata if pool in there.files else {"notes": {}}
+    notes = {**store.notes, **before["notes"]}
+    if repaired := there.repaired(pool):
+        earlier = validate(_ROWS, notes.get("repaired_rows", []), f"{store.notes['files'][pool]}: notes.repaired_rows")
+        notes["repaired_rows"] = sorted({*earlier, *repaired})
+    if inputs is not None:
+        notes["exif_rotations"] = int((inputs[:, ROTATED] != 0).sum())
+    content: dict[str, Any] = {
+        "num_params": store.notes["num_params"],
+        "layers": store.layers,
+        "stimulus_ids": store.stimulus_ids(),
+        "metadata": {
+            "format": FEATURES_FORMAT,
+            "provenance": features_provenance(store.provenance, pool),
+            "notes": {key: value for key, value in notes.items() if key != "files"},
+            "n_bytes_sha256": _sizes_sha256(there, inputs, before),
+            "bad_input_rows": np.flatnonzero(status == BAD_INPUT).tolist(),
+            "not_finite_rows": np.flatnonzero(status == NOT_FINITE).tolist(),
+        },
+    }
+    for name in _MEANS:
+        if name in store.extras:
+            content[name] = _mean(store.extra(name))
+    return content
+
+
+def _sizes_sha256(there: Rows, inputs: NDArray[np.int64] | None, before: dict[str, Any]) -> str | None:
+    """Hash of the sizes of the inputs, by which earlier versions tell that they changed."""
+    if inputs is not None:
+        return sizes_sha256(inputs[:, SIZE])
+    if there.files:  # of an earlier version; its images still have the sizes that they had
+        return before.get("n_bytes_sha256")
+    return sizes_sha256(there.store.extra(N_BYTES)) if N_BYTES in there.store.extras else None
+
+
+def _mean(values: NDArray[np.float32]) -> float:
+    """Mean of the values that are numbers."""
+    numbers = values[~np.isnan(values)]
+    with np.errstate(over="ignore", invalid="ignore"):  # of damaged ones
+        return float(np.mean(numbers)) if len(numbers) else float("nan")
+
+
+_ROWS: TypeAdapter[list[int]] = TypeAdapter(list[Count])
+
+
+# Per-row values of language models: their mean under the name, the rows under row_<name>.
+_MEANS = ("loss", "bpb")
+
+
+def tensors_of(there: Rows, pool: str) -> dict[str, Numbers]:
+    """Return the tensors of a features file but its features."""
+    tensors, store = {}, there.store
+    if (inputs := there.inputs(pool)) is not None:
+        tensors[INPUTS] = Numbers(inputs.shape, torch.int64, [inputs])
+    if N_TOKENS in store.extras:
+        lengths = store.extra(N_TOKENS)
+        tensors["mask"] = Numbers((len(lengths), int(lengths.max())), torch.uint8, _mask(lengths))
+    for name in _MEANS:
+        if name in store.extras:
+            values = store.extra(name)
+            tensors[f"row_{name}"] = Numbers(values.shape, torch.float32, [values])
+    return tensors
+
+
+def longest_caption(store: Store) -> int:
+    """Tokens of the longest caption; 0 of images."""
+    return int(store.extra(N_TOKENS).max()) if N_TOKENS in store.extras else 0
+
+
+def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:
+    """1 where a caption has a token (rows, T), some rows at a time."""
+    longest = int(lengths.max())
+    at_once = max(1, _MASK_BYTES // max(1, longest))
+    for first in range(0, len(lengths), at_once):
+        yield (np.arange(longest) < lengths[first : first + at_once, None]).astype(np.uint8)
+
+
+_MASK_BYTES = 2**24  # made at once
+
+
+def save_skeleton(content: dict[str, Any], tensors: dict[str, Numbers], part: Path) -> None:
+    """A features file with holes where the numbers go; the first tensor is its first record, and so on."""
+    with FakeTensorMode():
+        holes = {name: torch.empty(numbers.shape, dtype=numbers.dtype) for name, numbers in tensors.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save({**holes, **content}, part)
+
+
+def sizes_sha256(n_bytes: NDArray[np.int64]) -> str:
+    """Hash of the size of each row's input: all that earlier versions noted in a features file."""
+    return hashlib.sha256(n_bytes.astype("<i8").tobytes()).hexdigest()

@@ -1,0 +1,51 @@
+"""What determines the numbers, and how two such records differ."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lit_extract.common.errors import name_some
+
+STIMULI = "stimuli_sha256"
+_LONGEST = 60
+
+
+def differing(
+    old: Mapping[str, Any], new: Mapping[str, Any], old_root: str | None = None, new_root: str | None = None
+) -> str:
+    """The settings that differ, each with both values, long ones cut; empty when none does.
+
+    Args:
+        old: Recorded settings.
+        new: Settings of today.
+        old_root: Folder of the images then, if it is known.
+        new_root: Folder of the images now.
+    """
+    old, new = (json.loads(json.dumps(settings)) for settings in (old, new))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    other_roots = None not in (old_root, new_root) and old_root != new_root
+    if STIMULI in keys and other_roots:
+        said = f"the stimuli were the images below {old_root!r}, now those below {new_root!r}, which are others"
+        return f"{said} (--data.subset NAME keeps both)"
+    return name_some([_difference(key, old.get(key), new.get(key)) for key in keys], limit=8)
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if key == STIMULI and None not in (old, new):
+        return "the stimuli are others, or in another order (--data.subset NAME keeps both)"
+    if isinstance(old, list) and isinstance(new, list) and max(len(repr(old)), len(repr(new))) > _LONGEST:
+        first = next((k for k, both in enumerate(zip(old, new, strict=False)) if both[0] != both[1]), None)
+        at = f" (at {first}: {_cut(old[first])}, now {_cut(new[first])})" if first is not None else ""
+        return f"{key} had {len(old)} entries, now {len(new)}{at}"
+    return f"{key} was {_cut(old)}, now {_cut(new)}"
+
+
+def _cut(value: Any) -> str:
+    """A long value by its ends, where paths and names differ."""
+    text, half = repr(value), _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]}…{text[-half:]}"
+
+
+def features_provenance(provenance: dict[str, Any], pool: str) -> dict[str, Any]:
+    """Provenance of one pooling's file."""
+    return {**provenance, "pool": pool}

@@ -1,0 +1,62 @@
+"""What a features file says of its own precision, as :mod:`lit_extract.jobs.float32_check` noted it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lit_extract.common.errors import name_some
+from lit_extract.common.untrusted import shorten
+
+NOTE = "precision_check"  # in the notes of a store and of a features file
+FLOAT32 = 1e-5  # relative errors below it are those of another order of summation
+
+
+def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str:
+    """The precision of a features file, the size of its images, and what the check has found."""
+    provenance = metadata["provenance"]
+    text = str(provenance.get("precision", "unknown precision"))
+    if size := (provenance.get("preprocessing") or {}).get("input_size"):
+        text += f", images of {size[-2]} × {size[-1]}"
+    check = metadata["notes"].get(NOTE)
+    if isinstance(check, Mapping) and "failed" in check:
+        return f"{text}; not checked against float32: {shorten(check['failed'], 400)}"
+    errors = _by_layer(metadata, layers, pool, "relative_error")
+    if not errors:
+        return f"{text}; not checked against float32"
+    layer = max(errors, key=lambda layer: errors[layer])
+    if errors[layer] < FLOAT32:
+        return f"{text}; no rounding beyond float32"
+    text += f"; rounding: at most {_share(errors[layer])} a layer's size ({layer})"
+    differences = _by_layer(metadata, layers, pool, "of_differences").values()
+    return f"{text}, {_share(max(differences))} the differences between stimuli" if differences else text
+
+
+def _share(part: float) -> str:
+    """A part as people read it: ``0.8 % of``, ``3.5 times``."""
+    return f"{100 * part:.2g} % of" if part < 1 else f"{part:.2g} times"
+
+
+def _by_layer(metadata: Mapping[str, Any], layers: Sequence[str], pool: str, what: str) -> dict[str, float]:
+    """Figures of the note by layer, without those that were not to be had; none if it is no such note."""
+    figures: Any = metadata["notes"].get(NOTE)
+    for key in ("pools", pool, what):
+        figures = figures.get(key) if isinstance(figures, Mapping) else None
+    if not isinstance(figures, Sequence) or len(figures) != len(layers):
+        return {}
+    return {layer: value for layer, value in zip(layers, figures, strict=True) if isinstance(value, float)}
+
+
+def lost_layers(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> list[str]:
+    """Layers in which what was rounded away is as large as the differences between stimuli, by the file's own note."""
+    return [layer for layer, value in _by_layer(metadata, layers, pool, "of_differences").items() if value >= 1]
+
+
+def warning(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str | None:
+    """One sentence about :func:`lost_layers`, with the way out; None when there are none."""
+    if not (lost := lost_layers(metadata, layers, pool)):
+        return None
+    precision = str(metadata["provenance"].get("precision"))
+    way_out = "" if precision == "32-true" else "; extract again with --trainer.precision 32-true --overwrite"
+    return (
+        f"what {precision} rounded away is as large as the differences between stimuli, in "
+        f"{name_some(lost, 3)}{way_out}"
+    )

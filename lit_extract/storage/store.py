@@ -1,0 +1,348 @@
+"""An open store: what a run streams into, and finalize reads.
+
+A store is a zarr v3 group (``docs/store-format.md``): per pooling one float32 array (N, L, D) cut into
+shards of rows, with inner chunks of one layer; ``status`` (N,), written before its shard; and
+``stimulus_id`` (N,). A shard file is the commit mark of its rows: it is written beside and renamed,
+so it is there complete or not at all, as an object of a remote store is by itself. Its seal ties it to this place
+in this store.
+
+N stimuli, L layers, D hidden size, R rows a shard.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.storage.layout import (
+    CONTENT,
+    GROUP_KEY,
+    IDS_KEY,
+    INPUT_COLUMNS,
+    ROTATED,
+    STATUS,
+    shard_key,
+)
+from lit_extract.storage.paths import (
+    AnyPath,
+    RemoteError,
+    file_sizes,
+    read_files,
+    remote_errors,
+    write_file,
+)
+from lit_extract.storage.provenance import differing
+from lit_extract.storage.store_files import StoreFiles
+from lit_extract.storage.store_folder import StoreSpec, create_store, remove_store
+from lit_extract.storage.store_ids import encode_ids, read_ids
+from lit_extract.storage.store_metadata import MAX_METADATA_BYTES, group_content, id_in, ids_sha256, read_layout
+
+
+class CorruptShardError(InputError):
+    """A shard that fails its checksum; it has been set aside, so that the next run computes it again."""
+
+
+class Store:
+    """An open store.
+
+    Args:
+        path: Folder of the store, local or remote.
+
+    Raises:
+        InputError: There is no store that this version reads, or it can't be reached.
+    """
+
+    def __init__(self, path: AnyPath) -> None:
+        self.path = path
+        try:
+            with remote_errors(path):
+                self.layout = read_layout(path)
+        except RemoteError:
+            raise
+        except (ValueError, OSError) as error:
+            raise InputError(
+                f"{str(path)!r} is not a lit-extract store, or its metadata are damaged: {one_line(error)}; restore "
+                "them, or start from scratch with predict --overwrite"
+            ) from None
+        layout = self.layout
+        self._files = StoreFiles(path, layout)
+        self.pools, self.extras, self.layers = layout.pools, list(layout.extras), layout.layers
+        self.provenance, self.notes, self.is_kept = layout.provenance, layout.notes, layout.is_kept
+        self.shard_rows, self.n_shards = layout.shard_rows, layout.n_shards
+        self.n_stimuli, _, self.n_dim = layout.shape
+
+    @classmethod
+    def create(cls, path: AnyPath, spec: StoreSpec) -> "Store":
+        """Create an empty store; see :func:`create_store`."""
+        create_store(path, spec)
+        return cls(path)
+
+    def rows_of(self, shard: int) -> range:
+        """Global rows of a shard."""
+        return self.layout.rows_of(shard)
+
+    def write_shard(
+        self,
+        shard: int,
+        feats: Mapping[str, NDArray[np.float32]],
+        status: NDArray[np.uint8],
+        extras: Mapping[str, NDArray[Any]] | None = None,
+    ) -> int:
+        """Write the rows of a shard; with the last pooling's file it counts as done.
+
+        Args:
+            shard: Number of the shard.
+            feats: Per pooling (rows, L, D).
+            status: (rows,).
+            extras: (rows,) each.
+
+        Returns:
+            Bytes written.
+        """
+        return self._write(shard, {STATUS: status, **(extras or {}), **feats})
+
+    def replace_shard(
+        self,
+        shard: int,
+        feats: Mapping[str, NDArray[np.float32]],
+        status: NDArray[np.uint8],
+        extras: Mapping[str, NDArray[Any]],
+    ) -> int:
+        """As :meth:`write_shard`, of a shard that is done: at each moment its other rows are there.
+
+        Each file is replaced as a whole, the status last: a run that is killed before that leaves the rows that were
+        bad as bad, whatever is in their features, and the next run computes them again.
+        """
+        return self._write(shard, {**feats, **extras, STATUS: status})
+
+    def _write(self, shard: int, values: Mapping[str, NDArray[Any]]) -> int:
+        """Write the files of a shard in this order."""
+        self.check_current()
+        for name, array in values.items():
+            self._files.write(name, shard, array)
+        return len(self.pools) * self.layout.shard_bytes
+
+    def check_current(self) -> None:
+        """See that a remote store is still the one that was opened.
+
+        A remote lock is lost by a run that can't refresh it. This keeps a run that was frozen, and taken for dead, from
+        writing into the store that another has made since.
+
+        Raises:
+            InputError: Someone has removed or replaced it.
+        """
+        if isinstance(self.path, Path):
+            return
+        content = read_files(self.path, [GROUP_KEY], MAX_METADATA_BYTES).get(GROUP_KEY, b"")
+        if id_in(content) != self.layout.id:
+            raise InputError(f"{str(self.path)!r} was removed or replaced while this run was under way")
+
+    def done_shards(self) -> set[int]:
+        """Shards whose files are all there, at their full size.
+
+        Raises:
+            InputError: That can't be seen.
+        """
+        keys = (shard_key(pool, shard) for pool in self.pools for shard in range(self.n_shards))
+        with self._files.reading():
+            return self.layout.done_shards(file_sizes(self.path, keys))
+
+    def missing_rows(self) -> list[range]:
+        """Rows of the shards that are not done."""
+        done = self.done_shards()
+        return [self.rows_of(shard) for shard in range(self.n_shards) if shard not in done]
+
+    def status(self) -> NDArray[np.uint8]:
+        """Status of every row (N,); MISSING where its shard is not done.
+
+        Raises:
+            InputError: Some of them are damaged on disk.
+        """
+        return self._read_rows(STATUS)
+
+    def extra(self, name: str) -> NDArray[Any]:
+        """A further value of every row (N,); 0 where its shard is not done.
+
+        Raises:
+            InputError: Some of them are damaged on disk.
+        """
+        return self._read_rows(name)
+
+    def inputs(self) -> NDArray[np.int64]:
+        """What was noted of each row's input when it was read (N, 4); 0 where it was not.
+
+        Raises:
+            InputError: Some of it is damaged on disk.
+        """
+        columns = [self.extra(name) if name in self.extras else np.zeros(self.n_stimuli) for name in INPUT_COLUMNS]
+        return np.stack(columns, axis=1).astype(np.int64)
+
+    def n_rotated(self) -> int:
+        """Images with an EXIF rotation, of those that are done."""
+        return int((self.inputs()[:, ROTATED] != 0).sum())
+
+    @property
+    def knows_content(self) -> bool:
+        """Whether the content of inputs is noted: not of captions, nor by earlier versions."""
+        return INPUT_COLUMNS[CONTENT] in self.extras
+
+    def _read_rows(self, name: str) -> NDArray[Any]:
+        """A value of every row whose shard is done; what others left behind is not looked at."""
+        values = np.zeros(self.n_stimuli, dtype=self._files.form(name, 0).dtype)
+        for shard, content in self._files.contents(name, sorted(self.done_shards())).items():
+            rows = self.rows_of(shard)
+            if content is None:
+                raise InputError(
+                    f"{name} of rows {rows.start} to {rows[-1]} of {str(self.path)!r} is damaged on disk; run the same "
+                    "predict command again to compute these rows again"
+                )
+            values[rows.start : rows.stop] = content
+        return values
+
+    def drop_damaged(self) -> list[int]:
+        """Set aside the shards of which status or extras are damaged; return their numbers.
+
+        Raises:
+            InputError: The store may not be written, or a file is of another store.
+        """
+        done = sorted(self.done_shards())
+        contents = [self._files.contents(name, done) for name in (STATUS, *self.extras)]
+        damaged = [shard for shard in done if any(content[shard] is None for content in contents)]
+        for shard in damaged:
+            self._files.set_aside(self.pools[0], shard)
+        return damaged
+
+    def stimulus_ids(self) -> list[int] | list[str]:
+        """Id of each row, as they were when the store was made.
+
+        Raises:
+            InputError: They are damaged on disk.
+        """
+        try:
+            with remote_errors(self.path):
+                return read_ids(self.path, self.layout)
+        except RemoteError:
+            raise
+        except (ValueError, OSError) as error:
+            raise InputError(
+                f"the stimulus ids of {str(self.path)!r} are damaged on disk ({one_line(error)}); run the same predict "
+                "command again, which repairs them"
+            ) from None
+
+    def mend_stimulus_ids(self, stimulus_ids: Sequence[int] | Sequence[str]) -> None:
+        """Write the ids again if they are not these, which the provenance vouches for.
+
+        Raises:
+            InputError: The store was made with others, or they can't be written.
+        """
+        known = self.layout.ids_sha256
+        if len(stimulus_ids) != self.n_stimuli or known not in (None, ids_sha256(stimulus_ids)):
+            raise InputError(
+                f"{str(self.path)!r} was made with other stimulus ids, though with the same settings; restore its "
+                "metadata, or pass --overwrite to compute all from scratch"
+            )
+        try:
+            if self.stimulus_ids() == list(stimulus_ids):
+                return
+        except RemoteError:
+            raise
+        except InputError:
+            pass
+        try:
+            write_file(self.path, IDS_KEY, [encode_ids(stimulus_ids, self.layout.version)])
+        except RemoteError:
+            raise
+        except OSError as error:
+            raise InputError(
+                f"the stimulus ids of {str(self.path)!r} are damaged, and can't be written again: {error}"
+            ) from None
+
+    def read_shard(self, pool: str, shard: int, into: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The rows of a shard (rows, L, D).
+
+        Args:
+            pool: Which pooling.
+            shard: Number of the shard.
+            into: (R, L, D) to fill in; the first rows of it are returned.
+
+        Raises:
+            CorruptShardError: A checksum differs; the shard no longer counts as done.
+        """
+        rows = self.rows_of(shard)
+        try:
+            return self._files.layers(pool, shard, range(len(self.layers)), into)
+        except InputError:  # no network, no permission, of another store: no damage which is computed again
+            raise
+        except (ValueError, OSError) as error:
+            self._files.set_aside(pool, shard)
+            raise CorruptShardError(
+                f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); "
+                "they were set aside: run the same predict command again to compute them again"
+            ) from None
+
+    def read_layer(self, pool: str, layer: int) -> NDArray[np.float32]:
+        """One layer of all rows (N, D), NaN where rows are missing; the other layers are not read.
+
+        Raises:
+            InputError: A checksum differs, or it does not fit the memory.
+        """
+        try:
+            feats = np.full((self.n_stimuli, self.n_dim), np.nan, dtype=np.float32)
+        except (MemoryError, ValueError):
+            raise InputError(
+                f"a layer of {str(self.path)!r}, {self.n_stimuli} × {self.n_dim} numbers, does not fit the memory"
+            ) from None
+        for shard in self.done_shards():
+            rows = self.rows_of(shard)
+            try:
+                feats[rows.start : rows.stop] = self._files.layers(pool, shard, [layer])[:, 0]
+            except InputError:
+                raise
+            except (ValueError, OSError) as error:
+                raise InputError(
+                    f"{self.layers[layer]} of rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} is damaged on "
+                    f"disk ({one_line(error)}); lit-extract finalize sets such rows aside, to be computed again"
+                ) from None
+        return feats
+
+    def expect(self, pool: str, shard: int) -> None:
+        """Have the system fetch a shard's file, if it is a local one, before it is read."""
+        self._files.expect(pool, shard)
+
+    def check_provenance(self, provenance: Mapping[str, Any], root: str | None = None) -> None:
+        """Raise InputError naming each setting in which the store differs from ``provenance``."""
+        if difference := differing(self.provenance, provenance, self.notes.get("root"), root):
+            raise InputError(
+                f"{str(self.path)!r} was begun with other settings: {difference}. Run with the same settings to go "
+                "on, pass --overwrite to start anew, or choose another --output_dir"
+            )
+
+    def keep(self) -> None:
+        """Note that the store was kept on purpose, so that no later run takes it for a leftover."""
+        self._change(kept=True)
+
+    def note(self, name: str, value: Any) -> None:
+        """Add plain numbers, strings, lists and dicts to the notes."""
+        self.notes = {**self.notes, name: value}
+        self._change(notes=self.notes)
+
+    def _change(self, **attributes: Any) -> None:
+        self.check_current()
+        self.layout.attributes.update(attributes)
+        write_file(self.path, GROUP_KEY, [group_content(self.layout.attributes, self.layout.arrays)])
+
+    def remove(self) -> None:
+        """Delete the store.
+
+        Raises:
+            InputError: It can't be deleted.
+        """
+        try:
+            remove_store(self.path)
+        except RemoteError:
+            raise
+        except OSError as error:
+            raise InputError(f"can't delete the store {str(self.path)!r}: {error}") from None

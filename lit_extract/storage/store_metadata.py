@@ -1,0 +1,336 @@
+"""The ``zarr.json`` files of a store: how they are made, and the one place where they are read and checked.
+
+All that is known of a store comes from here, as a :class:`~lit_extract.storage.layout.Layout`: no name, number or
+path of it is used before all of it was checked.
+
+N stimuli, L layers, D hidden size, R rows a shard.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, NotRequired
+
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
+from typing_extensions import TypedDict
+
+from lit_extract.common.untrusted import Count, OneName, ShortText, Text, plain_values, shorten, validate
+from lit_extract.storage.layout import (
+    BAD_INPUT,
+    FEATURES_SUFFIX,
+    GROUP_KEY,
+    MAX_DIM,
+    MAX_LAYERS,
+    MISSING,
+    NOT_FINITE,
+    OK,
+    STATUS,
+    STIMULUS_ID,
+    STORE_FORMAT,
+    Layout,
+    check_format,
+    count_shards,
+)
+from lit_extract.storage.paths import AnyPath, read_files
+
+# Limits, checked before anything is allocated or looped over; far above what a real store has.
+MAX_METADATA_BYTES = 8 * 2**20  # of a zarr.json
+MAX_ROWS = 20_000_000  # ImageNet-21k has 14 million images
+MAX_SHARDS = 1_000_000
+MAX_ARRAYS = 100  # poolings and extras
+MAX_SHARD_BYTES = 2**40
+
+EXTRA_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
+INTEGERS, TEXTS = "int64", "string"  # data types of stimulus ids
+
+_STATUS = {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE}
+
+
+def _features_name(name: str) -> str:
+    if not name.endswith(FEATURES_SUFFIX) or name.startswith("."):
+        raise ValueError(f"must end in {FEATURES_SUFFIX} and not begin with a dot")
+    return name
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError("must be different from each other")
+    return names
+
+
+_Id = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+_Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+_Names = Annotated[list[OneName], AfterValidator(_distinct)]
+
+
+class _Preprocessing(TypedDict):
+    input_size: NotRequired[Annotated[list[Count], Field(min_length=3, max_length=3)]]
+
+
+class _Provenance(TypedDict):
+    """What others rely on; the rest are plain values, which are only compared and shown."""
+
+    model: NotRequired[str]
+    weights: NotRequired[str]
+    revision: NotRequired[str | None]
+    dataset: NotRequired[str]
+    subset: NotRequired[str]
+    query: NotRequired[str | None]
+    prompt_name: NotRequired[str | None]
+    precision: NotRequired[Text]
+    preprocessing: NotRequired[_Preprocessing | None]
+    n_stimuli: NotRequired[Count]
+    shard_rows: NotRequired[Count]
+    token_budget: NotRequired[Annotated[int, Field(ge=1, lt=2**31)] | None]
+    stimuli_sha256: NotRequired[str]
+    tokens_sha256: NotRequired[str]
+
+
+class _Notes(TypedDict):
+    files: dict[OneName, Annotated[OneName, AfterValidator(_features_name)]]
+    num_params: Count
+    root: NotRequired[str | None]
+    created: NotRequired[Text | None]
+    lit_extract: NotRequired[Text | None]
+
+
+class _Attributes(TypedDict):
+    pools: Annotated[_Names, Field(min_length=1, max_length=MAX_ARRAYS)]
+    extras: Annotated[_Names, Field(max_length=MAX_ARRAYS)]
+    layers: Annotated[list[ShortText], Field(min_length=1, max_length=MAX_LAYERS), AfterValidator(_distinct)]
+    shard_rows: Annotated[int, Field(ge=1, le=MAX_ROWS)]
+    provenance: _Provenance
+    notes: _Notes
+    kept: NotRequired[bool]
+
+
+class _Unsealed(_Attributes):
+    """Of format 1."""
+
+    id: NotRequired[_Id]
+
+
+class _Sealed(_Attributes):
+    """Of format 2."""
+
+    id: _Id
+    stimulus_ids_sha256: _Sha256
+    checksum: _Sha256
+
+
+class _Shaped(TypedDict):
+    shape: list[Annotated[int, Field(ge=1)]]
+    data_type: str
+
+
+_FORMS: dict[int, TypeAdapter[Any]] = {1: TypeAdapter(_Unsealed), 2: TypeAdapter(_Sealed)}
+_SHAPED: TypeAdapter[Any] = TypeAdapter(_Shaped)
+
+
+# how they are made
+
+
+def array_metadata(
+    version: int, pools: Iterable[str], extras: Mapping[str, str], shape: tuple[int, int, int], rows: int, ids: str
+) -> dict[str, dict[str, Any]]:
+    """Return what the ``zarr.json`` of each array says.
+
+    Args:
+        version: Format of the store.
+        pools: Names of the poolings.
+        extras: Names of further values of a row, with their data type.
+        shape: (N, L, D).
+        rows: R.
+        ids: Data type of the stimulus ids.
+    """
+    n, layers, dim = shape
+    arrays: dict[str, dict[str, Any]] = {}
+    for pool in pools:
+        codecs = [_sharding((rows, 1, dim), "float32")]  # activations don't compress; flipped bits are found
+        arrays[pool] = _array(shape, "float32", (rows, layers, dim), "NaN", codecs, ("stimulus", "layer", "dim"))
+    for name, dtype in {STATUS: "uint8", **extras}.items():
+        codecs = [_sharding((rows,), dtype)] if version > 1 else [_bytes(dtype), _CRC32C]
+        fill = float(MISSING) if dtype.startswith("float") else MISSING
+        arrays[name] = _array((n,), dtype, (rows,), fill, codecs, ("stimulus",))
+    codecs = [_bytes(ids), *([_ZSTD] if version == 1 else []), _CRC32C]
+    arrays[STIMULUS_ID] = _array((n,), ids, (n,), "" if ids == TEXTS else 0, codecs, ("stimulus",))
+    return arrays
+
+
+_CRC32C = {"name": "crc32c"}
+_ZSTD = {"name": "zstd", "configuration": {"level": 0, "checksum": False}}
+
+
+def _bytes(dtype: str) -> dict[str, Any]:
+    if dtype == TEXTS:
+        return {"name": "vlen-utf8", "configuration": {}}
+    return {"name": "bytes"} | ({} if dtype == "uint8" else {"configuration": {"endian": "little"}})
+
+
+def _sharding(chunk: Sequence[int], dtype: str) -> dict[str, Any]:
+    index_codecs = [_bytes("uint64"), _CRC32C]
+    codecs = {"codecs": [_bytes(dtype), _CRC32C], "index_codecs": index_codecs, "index_location": "end"}
+    return {"name": "sharding_indexed", "configuration": {"chunk_shape": list(chunk), **codecs}}
+
+
+def _array(
+    shape: Sequence[int], dtype: str, chunk: Sequence[int], fill: Any, codecs: list[Any], names: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "attributes": {},
+        "dimension_names": list(names),
+        "storage_transformers": [],
+    }
+
+
+def new_attributes(**what: Any) -> dict[str, Any]:
+    """Return the group's attributes of a new store, but for their checksum."""
+    return {"format": STORE_FORMAT, "status": _STATUS, **what}
+
+
+def group_content(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> bytes:
+    """Return the bytes of the group's own ``zarr.json``, with a new checksum if its format has one."""
+    if attributes["format"] > 1:
+        attributes = {**attributes, "checksum": checksum(attributes, arrays)}
+    return as_json({"attributes": attributes, "zarr_format": 3, "node_type": "group"})
+
+
+def as_json(metadata: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a ``zarr.json``."""
+    return json.dumps(metadata, indent=2).encode()
+
+
+def checksum(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+    """Return the hash of all metadata: the attributes but for ``checksum`` itself, and the arrays' metadata."""
+    known = {name: value for name, value in attributes.items() if name != "checksum"}
+    return hashlib.sha256(_canonical([known, arrays]).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def ids_sha256(ids: Sequence[int] | Sequence[str]) -> str:
+    """Return the hash of stimulus ids, in which 7 is another than "7"."""
+    return hashlib.sha256(_canonical(list(ids)).encode()).hexdigest()
+
+
+# how they are read
+
+
+def read_layout(path: AnyPath) -> Layout:
+    """Return what a store's metadata say, all of it checked.
+
+    Args:
+        path: Folder of the store, local or remote.
+
+    Raises:
+        ValueError: There is no store that this version reads, or its metadata are damaged.
+        OSError: It can't be read.
+    """
+    group = _metadata(read_files(path, [GROUP_KEY], MAX_METADATA_BYTES), GROUP_KEY)
+    attributes = group.get("attributes")
+    if not isinstance(attributes, dict) or "format" not in attributes:
+        raise ValueError("it is no store of lit-extract")
+    check_format(attributes["format"], STORE_FORMAT, attributes.get("notes"))
+    version: int = attributes["format"]
+    _compare(GROUP_KEY, group, {"zarr_format": 3, "node_type": "group"})
+    validate(_FORMS[version], attributes, f"its {GROUP_KEY}")
+    pools, extras = attributes["pools"], attributes["extras"]
+    _check_names(pools, extras, attributes["notes"]["files"])
+    names = [*pools, STATUS, *extras, STIMULUS_ID]
+    files = read_files(path, [f"{name}/{GROUP_KEY}" for name in names], MAX_METADATA_BYTES)
+    arrays = {name: _metadata(files, f"{name}/{GROUP_KEY}") for name in names}
+    shaped = {name: validate(_SHAPED, arrays[name], f"its {name}/{GROUP_KEY}") for name in names}
+    shape = _check_shape(shaped[pools[0]]["shape"], attributes)
+    dtypes = {name: shaped[name]["data_type"] for name in extras}
+    ids = shaped[STIMULUS_ID]["data_type"]
+    for name, dtype, known in [(STIMULUS_ID, ids, (INTEGERS, TEXTS)), *((x, dtypes[x], EXTRA_DTYPES) for x in extras)]:
+        if dtype not in known:
+            raise ValueError(f"its {name} has data type {shorten(dtype)}, not {' or '.join(known)}")
+    for name, expected in array_metadata(version, pools, dtypes, shape, attributes["shard_rows"], ids).items():
+        _compare(f"{name}/{GROUP_KEY}", arrays[name], expected)
+    if version > 1 and checksum(attributes, arrays) != attributes["checksum"]:
+        raise ValueError("its metadata differ from their checksum")
+    return Layout(
+        version,
+        attributes.get("id"),
+        pools,
+        dtypes,
+        attributes["layers"],
+        shape,
+        shaped[pools[0]]["data_type"],
+        attributes["shard_rows"],
+        ids,
+        attributes.get("stimulus_ids_sha256"),
+        attributes["provenance"],
+        attributes["notes"],
+        attributes.get("kept", False),
+        attributes,
+        arrays,
+    )
+
+
+def id_in(content: bytes) -> str | None:
+    """Return the id in the bytes of the group's own ``zarr.json``; None if there is none."""
+    try:
+        attributes = _metadata({GROUP_KEY: content}, GROUP_KEY).get("attributes")
+    except ValueError:
+        return None
+    return attributes.get("id") if isinstance(attributes, dict) else None
+
+
+def _metadata(files: Mapping[str, bytes], key: str) -> dict[str, Any]:
+    if key not in files:
+        raise ValueError(f"it has no {key}")
+    try:
+        metadata = plain_values(json.loads(files[key]))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its {key} is not whole: {shorten(str(error), 200)}") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"its {key} is that of no store of lit-extract")
+    return metadata
+
+
+def _check_names(pools: Sequence[str], extras: Sequence[str], files: Mapping[str, str]) -> None:
+    names = [*pools, *extras, STATUS, STIMULUS_ID, GROUP_KEY, "c"]
+    if len(set(names)) != len(names):
+        raise ValueError(f"its {GROUP_KEY} has two arrays of one name: {shorten(', '.join([*pools, *extras]))}")
+    if set(files) != set(pools) or len(set(files.values())) != len(files):
+        raise ValueError(f"its {GROUP_KEY} has notes.files {shorten(files)}; it must name one file for each pooling")
+
+
+def _check_shape(found: Sequence[int], attributes: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (N, L, D) of a store, within the limits, and as its attributes have it."""
+    if len(found) != 3:
+        raise ValueError(f"it has shape {shorten(list(found))}; it must have 3 numbers")
+    n, layers, dim = found
+    rows, provenance = attributes["shard_rows"], attributes["provenance"]
+    limits = {"rows": (n, MAX_ROWS), "dimensions": (dim, MAX_DIM), "bytes a shard": (rows * layers * dim * 4,
+              MAX_SHARD_BYTES), "shards": (count_shards(n, rows), MAX_SHARDS)}  # fmt: skip
+    for what, (number, limit) in limits.items():
+        if number > limit:
+            raise ValueError(f"it has {shorten(number)} {what}; {limit:,} are the most that is possible")
+    if layers != len(attributes["layers"]):
+        raise ValueError(f"it has {shorten(layers)} layers, and names of {len(attributes['layers'])}")
+    for what, number in (("n_stimuli", n), ("shard_rows", rows)):
+        if provenance.get(what, number) != number:
+            raise ValueError(f"its {what} is {number}, and by its provenance {provenance[what]}")
+    return n, layers, dim
+
+
+def _compare(key: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """See that metadata are those of a store; what only describes may be others."""
+    for name, value in expected.items():
+        if name in ("attributes", "dimension_names"):
+            continue
+        if _canonical(found.get(name, [] if name == "storage_transformers" else None)) != _canonical(value):
+            raise ValueError(f"its {key} has {name} {shorten(found.get(name))}, not {shorten(value, 400)}")

@@ -1,0 +1,242 @@
+"""From predictions to shards on disk: rows are put in place by index, whole shards written by a thread.
+
+B batch, L layers, D hidden size.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from numpy.typing import NDArray
+
+from lit_extract.common.errors import InputError, NothingLeft, one_line
+from lit_extract.common.signals import held
+from lit_extract.common.timing import WRITING, stopwatch
+from lit_extract.storage.layout import BAD_INPUT, INPUT_COLUMNS, INPUTS, MISSING, NOT_FINITE, OK, SIZE
+from lit_extract.storage.paths import AnyPath, RemoteError
+from lit_extract.storage.repair import Left, Rows
+from lit_extract.storage.store import Store
+
+
+class _ShardBuffer:
+    """Rows of one shard on their way to disk."""
+
+    def __init__(self, store: Store, shard: int) -> None:
+        self.shard = shard
+        self.rows = store.rows_of(shard)
+        shape = (len(self.rows), len(store.layers), store.n_dim)
+        self.feats = {pool: np.empty(shape, dtype=np.float32) for pool in store.pools}
+        self.extras: dict[str, NDArray[Any]] = {}
+        self.names = [name for name in store.extras if name not in INPUT_COLUMNS]
+        self.inputs = np.zeros((len(self.rows), len(INPUT_COLUMNS)), dtype=np.int64)
+        self.status = np.full(len(self.rows), MISSING, dtype=np.uint8)
+        self.replaces = False
+
+    def fill(self, there: Rows, again: Sequence[int], n_bytes: NDArray[np.int64]) -> None:
+        """Take the rows that are there already, all but those that are computed again.
+
+        Args:
+            there: The rows.
+            again: Which are computed again.
+            n_bytes: (N,) size of each row's input, where nothing else was noted; that it has not changed was seen.
+        """
+        rows = slice(self.rows.start, self.rows.stop)
+        self.inputs[:, SIZE] = n_bytes[rows]
+        status = [there.status(pool)[rows] for pool in self.feats]
+        self.status = np.where(np.any([one == BAD_INPUT for one in status], 0), BAD_INPUT, np.max(status, 0))
+        for pool, feats in self.feats.items():
+            feats[:] = there.shard(pool, self.shard)
+            inputs = there.inputs(pool)
+            if inputs is not None:
+                self.inputs = inputs[rows].copy()
+        self.status[np.array(again) - rows.start] = MISSING
+        self.replaces = self.shard in there.done
+
+    def put(self, prediction: dict[str, Any], inputs: NDArray[np.int64]) -> None:
+        """Place a batch's rows by their global index, with what was noted of their inputs (B, 4)."""
+        places: NDArray[np.int64] = prediction["index"].numpy() - self.rows.start
+        assert (self.status[places] == MISSING).all(), "a row came twice"
+        for pool, feats in prediction["feats"].items():
+            self.feats[pool][places] = feats.numpy()
+        for name in self.names:
+            values = prediction[name].numpy()
+            self.extras.setdefault(name, np.zeros(len(self.rows), dtype=values.dtype))[places] = values
+        self.inputs[places] = inputs
+        self.status[places] = np.where(prediction["bad"].numpy(), BAD_INPUT, OK)
+
+    def is_full(self) -> bool:
+        return bool((self.status != MISSING).all())
+
+    def mark_not_finite(self) -> None:
+        """Rows with NaN or infinity that did not come from bad input."""
+        for feats in self.feats.values():
+            finite = np.isfinite(feats).all(axis=(1, 2))
+            self.status[~finite & (self.status == OK)] = NOT_FINITE
+
+    def write(self, store: Store) -> int:
+        """Write the shard; return the bytes written."""
+        inputs = {name: self.inputs[:, k] for k, name in enumerate(INPUT_COLUMNS) if name in store.extras}
+        write = store.replace_shard if self.replaces else store.write_shard
+        return write(self.shard, self.feats, self.status, {**self.extras, **inputs})
+
+
+def _all_shards(store: Store) -> Left:
+    """Whatever is not done."""
+    return Left(store.done_shards(), {})
+
+
+class ActivationWriter(BasePredictionWriter):
+    """Streams predictions into a store.
+
+    A thread writes, behind a queue of one shard: at most three shards are in memory (filling, waiting,
+    being written), however long the run. When the thread fails, the next batch raises its error.
+
+    Args:
+        open_store: Opens the store, creating it or checking that it may be resumed; called once, on
+            rank zero. The other ranks open what it returned, or raise what it raised.
+        what_is_left: Says what is to be computed of the store; called once, on rank zero.
+    """
+
+    def __init__(self, open_store: Callable[[], Store], what_is_left: Callable[[Store], Left] = _all_shards) -> None:
+        super().__init__(write_interval="batch")
+        self.open_store, self.what_is_left = open_store, what_is_left
+        self.bytes_written = 0
+        self._on_its_way: Any = None  # a prediction that is still being copied from the GPU
+        self._buffers: dict[int, _ShardBuffer] = {}
+        self._full: queue.Queue[_ShardBuffer | None] = queue.Queue(maxsize=1)
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Rank zero creates or checks the store; all ranks learn which shards are done."""
+        opened: tuple[AnyPath, Left] | None = None
+        error: Exception | None = None
+        if trainer.is_global_zero:
+            try:
+                store = self.open_store()
+                opened = store.path, self.what_is_left(store)
+            except Exception as raised:  # all ranks must hear of it, or they would wait forever
+                error = raised
+        said = error if error is None or isinstance(error, NothingLeft) else InputError(one_line(error))
+        opened, said = trainer.strategy.broadcast((opened, said))
+        if error is not None or said is not None:
+            raise error or said  # type: ignore[misc]
+        assert opened is not None
+        path, left = opened
+        self.store = Store(path)
+        self.again = left.again
+        self.n_bytes = trainer.datamodule.n_bytes  # type: ignore[attr-defined]
+        trainer.datamodule.done_shards = left.done  # type: ignore[attr-defined]
+        trainer.datamodule.again = left.again  # type: ignore[attr-defined]
+        trainer.datamodule.adopt(self.store.provenance)  # type: ignore[attr-defined]  # what rank zero chose
+        self._thread = threading.Thread(target=self._write, name="lit-extract writer", daemon=True)
+        self._thread.start()
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch."""
+        with held():
+            inputs = (batch or {}).get(INPUTS)  # of images; of captions only the size is known
+            before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
+            if before is not None:
+                self._place(before)
+            if prediction["arrived"] is None:
+                self._place_last()
+        self._raise_failure()
+
+    def _place_last(self) -> None:
+        prediction, self._on_its_way = self._on_its_way, None
+        if prediction is not None:
+            self._place(prediction)
+
+    def _place(self, prediction: dict[str, Any]) -> None:
+        """Put a batch's rows into their shard; hand the shard over when it is full."""
+        if prediction["arrived"] is not None:
+            with stopwatch("to the host"):
+                prediction["arrived"].synchronize()
+        shard = int(prediction["index"][0]) // self.store.shard_rows
+        with stopwatch("into the shard"):
+            if shard not in self._buffers:
+                self._buffers[shard] = _ShardBuffer(self.store, shard)
+                if shard in self.again:
+                    self._buffers[shard].fill(self._there, self.again[shard], self.n_bytes)
+            buffer = self._buffers[shard]
+            buffer.put(prediction, self._inputs(prediction))
+            if buffer.is_full():
+                self._hand_over(self._buffers.pop(shard))
+
+    @cached_property
+    def _there(self) -> Rows:
+        """All rows as they were before this run."""
+        return Rows(self.store)
+
+    def _inputs(self, prediction: dict[str, Any]) -> NDArray[np.int64]:
+        """What was noted of the inputs of a batch (B, 4)."""
+        if (noted := prediction[INPUTS]) is not None:
+            return np.asarray(noted.numpy())
+        inputs = np.zeros((len(prediction["index"]), len(INPUT_COLUMNS)), dtype=np.int64)
+        inputs[:, SIZE] = self.n_bytes[prediction["index"].numpy()]
+        return inputs
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Wait until all of this rank's is on disk."""
+        self._finish()
+        self._raise_failure()
+        assert not self._buffers, "rows of an unfinished shard were left"
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the finished shards reach the disk; the others are lost and computed again."""
+        self._finish()
+
+    def _hand_over(self, buffer: _ShardBuffer | None) -> None:
+        """Queue a shard, unless the thread has failed and no one will take it."""
+        while self._failure is None:
+            try:
+                self._full.put(buffer, timeout=0.2)
+                break
+            except queue.Full:
+                continue
+
+    def _finish(self) -> None:
+        with held():
+            if self._thread is not None:
+                self._place_last()
+                self._hand_over(None)
+                self._thread.join()
+                self._thread = None
+
+    def _write(self) -> None:
+        try:
+            while (buffer := self._full.get()) is not None:
+                with stopwatch(WRITING):
+                    buffer.mark_not_finite()
+                with stopwatch(WRITING):
+                    self.bytes_written += buffer.write(self.store)
+        except BaseException as error:  # handed to the main thread
+            self._failure = error
+
+    def _raise_failure(self) -> None:
+        if isinstance(self._failure, RemoteError):  # who would not count the shards now
+            raise InputError(
+                f"{self._failure}; finished shards are safe: mend it and run the same command again"
+            ) from self._failure
+        if isinstance(self._failure, OSError):
+            raise InputError(
+                f"can't write to {str(self.store.path)!r}: {self._failure}; {len(self.store.done_shards())} of "
+                f"{self.store.n_shards} shards are safe: mend it and run the same command again"
+            ) from self._failure
+        if self._failure is not None:
+            raise self._failure

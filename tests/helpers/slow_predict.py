@@ -1,0 +1,40 @@
+"""``lit-extract`` with a vision model that takes SLOW_LOAD seconds to load and SLOW_STEP seconds a batch, and says so.
+
+At batch HELD_STEP each rank waits until it has heard that it is to stop: that takes as long as the machine is busy.
+A file of its own, as Lightning starts further ranks by running the same file again.
+"""
+
+import os
+import sys
+import time
+
+from lit_extract.common import signals
+from lit_extract.modules.vision import VisionExtractor
+
+load, step = VisionExtractor.configure_model, VisionExtractor.predict_step
+
+
+def say(line):
+    """In one piece: two ranks that print a line and its end would mix them up."""
+    os.write(1, f"{line}\n".encode())
+
+
+def slow_load(self):
+    say("loading")
+    time.sleep(float(os.environ.get("SLOW_LOAD", "0")))
+    load(self)
+
+
+def slow_step(self, batch, batch_idx=0):
+    say(f"step {batch_idx} of rank {self.trainer.global_rank}")
+    time.sleep(float(os.environ.get("SLOW_STEP", "0")))
+    while str(batch_idx) == os.environ.get("HELD_STEP") and signals.asked() is None:
+        time.sleep(0.01)
+    return step(self, batch, batch_idx)
+
+
+if __name__ == "__main__":
+    from lit_extract.cli import main
+
+    VisionExtractor.configure_model, VisionExtractor.predict_step = slow_load, slow_step
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""SLURM's variables say what was asked for; who has started the processes is another question."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import runs
+
+from lit_extract.jobs.cluster import is_task_of_srun
+
+REPOSITORY = Path(__file__).parents[2]
+SHELL = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "features", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function that runs a tiny model on the demo's photographs, with a srun on PATH; returns code, output, file."""
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\nexit 1\n")
+    srun.chmod(0o755)
+    output = tmp_path / "out"
+
+    def run(*options, **variables):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+        environment |= {"PATH": f"{tmp_path}:{environment['PATH']}", **runs.ENVIRONMENT, **variables}
+        config = str(REPOSITORY / "configs" / "demo" / "vision.yaml")
+        arguments = ["predict", "--config", config, *runs.MODEL, "--data.num_workers", "0", "--output_dir", output]
+        command = [sys.executable, "-m", "lit_extract", *arguments, *options]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        return done.returncode, done.stdout, output / "demo" / "all-untrained"
+
+    return run
+
+
+@pytest.mark.parametrize("of_node", [{}, {"SLURM_NTASKS_PER_NODE": "8"}, {"SLURM_STEP_ID": "4294967290"}])
+def test_a_single_device_runs_in_a_shell_of_a_job_with_eight_tasks(run, of_node):
+    code, said, folder = run(**SHELL, **of_node)
+    assert code == 0, said
+    assert "`srun`" not in said
+    assert torch.load(next(folder.glob("*.pt")), weights_only=True)["feats"].shape == (24, 6, 64)
+
+
+def test_no_hint_at_srun_without_a_job(run):
+    code, said, _ = run()
+    assert code == 0, said
+    assert "`srun`" not in said
+
+
+@pytest.mark.slow
+def test_two_devices_of_such_a_shell_are_shared_without_srun(run):
+    code, said, folder = run("--trainer.devices", "2", "--data.batch_size", "2", "--data.shard_rows", "4", **SHELL)
+    assert code == 0, said
+    assert "rank 0 of 2" in said
+    assert len(list(folder.glob("*.pt"))) == 1
+
+
+def test_several_machines_need_srun_which_is_said_in_one_line(run):
+    code, said, folder = run("--trainer.num_nodes", "2", **SHELL)
+    assert code == 2
+    assert said.startswith("lit-extract: error: trainer.num_nodes: 2 machines")
+    assert "srun lit-extract" in said
+    assert said.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_tasks_of_srun_that_do_not_fit_the_devices_are_refused_in_one_line(run):
+    code, said, _ = run(**SHELL, SLURM_STEP_ID="0", SLURM_LOCALID="0", SLURM_NODEID="0")
+    assert code == 2
+    assert "--ntasks-per-node=8" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_task"),
+    [
+        ({}, False),
+        (SHELL, False),
+        ({**SHELL, "SLURM_STEP_ID": "0"}, True),
+        ({**SHELL, "SLURM_STEP_ID": "4294967290"}, False),
+        ({**SHELL, "SLURM_STEP_ID": "0", "SLURM_PTY_PORT": "40000"}, False),
+    ],
+)
+def test_who_is_a_task_of_srun(variables, is_task):
+    assert is_task_of_srun(variables) == is_task

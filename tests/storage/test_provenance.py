@@ -1,0 +1,29 @@
+"""A refusal is one readable sentence, however long the values are."""
+
+from lit_extract.storage.provenance import differing
+
+BLOCKS = [f"blocks.{k}" for k in range(61)]
+
+
+def test_long_lists_are_told_by_where_they_differ():
+    said = differing({"layers": BLOCKS}, {"layers": [*BLOCKS[:30], "norm"]})
+    assert said == "layers had 61 entries, now 31 (at 30: 'blocks.30', now 'norm')"
+    assert differing({"layers": BLOCKS}, {"layers": BLOCKS[:60]}) == "layers had 61 entries, now 60"
+    assert differing({"pool": ["cls"]}, {"pool": ["avg"]}) == "pool was ['cls'], now ['avg']"
+
+
+def test_long_text_is_cut_in_the_middle_and_ends_where_it_differs():
+    old, new = (f"{'/folder' * 30}/{name}" for name in ("a.pth", "b.pth"))
+    said = differing({"weights": old}, {"weights": new})
+    assert len(said) < 200
+    assert "a.pth'" in said
+    assert "b.pth'" in said
+
+
+def test_stimuli_are_not_told_by_their_hashes():
+    old, new = {"stimuli_sha256": "0" * 64, "rows": 3}, {"stimuli_sha256": "1" * 64, "rows": 4}
+    assert differing(old, new).startswith("the stimuli are others, or in another order (--data.subset NAME keeps both)")
+    said = differing(old, new, "/a", "/b")
+    where = "the stimuli were the images below '/a', now those below '/b', which are others"
+    assert said == f"{where} (--data.subset NAME keeps both)"
+    assert differing(old, old, "/a", "/b") == "", "data that were moved are the same"
