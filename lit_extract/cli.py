@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_extract import __version__
+from lit_extract.common import exit_codes
+from lit_extract.common.console import logging_shown
 from lit_extract.common.errors import InputError, ToldError, wrong_setting
 from lit_extract.common.imports import heavy_imports
-
-EXIT_OK, EXIT_INPUT_ERROR, EXIT_BAD_ROWS = 0, 2, 3
 
 
 def predict() -> None:
@@ -36,7 +36,7 @@ def finalize(store: str, keep_store: bool = False) -> int:
 
         for file in run(store, keep_store):
             print(file)
-    return EXIT_OK
+    return exit_codes.DONE
 
 
 def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
@@ -51,7 +51,7 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
         from lit_extract.inspection.show import show as run
 
     run(path, pool, picture)
-    return EXIT_OK
+    return exit_codes.DONE
 
 
 def sweep() -> None:
@@ -71,7 +71,7 @@ def status(folder: str = "features", models: str | None = None, json: bool = Fal
 
     found = survey(folder, models)
     print(as_json(found) if json else as_text(found))
-    return EXIT_OK
+    return exit_codes.DONE
 
 
 def verify(
@@ -106,7 +106,7 @@ def verify(
         from lit_extract.parity.certificate import Where
 
     n_wrong = run(files, parity, seed, Where(device, checkpoint, root, captions, trust_remote_code, model))
-    return EXIT_INPUT_ERROR if n_wrong else EXIT_OK
+    return exit_codes.WRONG_INPUT if n_wrong else exit_codes.DONE
 
 
 def check(
@@ -147,11 +147,11 @@ def check(
         source = Path(original) if original else None
         accepted, edited = review.accept(path, Path(derivatives), source, name, dataset, overwrite)
         print(f"{accepted}\n  {edited} captions differ from the column original")
-        return EXIT_OK
+        return exit_codes.DONE
     rules = review.make_rules(choices, sentences, languages)
     reviewed, counts, n_flagged, n_rows = review.review(path, rules, prompts, overwrite)
     print("\n".join([*review.describe(counts, n_rows, n_flagged), str(reviewed)]))
-    return EXIT_BAD_ROWS if n_flagged else EXIT_OK
+    return exit_codes.LOOK if n_flagged else exit_codes.DONE
 
 
 def review(
@@ -187,7 +187,7 @@ def review(
 
     rules = make_rules(choices, sentences, languages)
     run(Path(file), rules, dataset, root, prompts, port, not no_browser, follow_links)
-    return EXIT_OK
+    return exit_codes.DONE
 
 
 def coco_captions(
@@ -208,7 +208,7 @@ def coco_captions(
 
     table = run(Path(stim_info), [Path(file) for file in annotations], Path(output), overwrite)
     print(f"{output}\n  {len(table)} images")
-    return EXIT_OK
+    return exit_codes.DONE
 
 
 def report(
@@ -239,7 +239,7 @@ def report(
 
     warnings = run(folder, out, rows, seed, permutations, root, captions)
     print("\n".join([*(f"beware: {warning}" for warning in warnings), str(Path(out) / "index.html")]))
-    return EXIT_BAD_ROWS if warnings else EXIT_OK
+    return exit_codes.LOOK if warnings else exit_codes.DONE
 
 
 COMMANDS: tuple[Callable[..., int | None], ...] = (
@@ -249,7 +249,11 @@ COMMANDS: tuple[Callable[..., int | None], ...] = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return the exit code."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    with logging_shown():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(args: list[str]) -> int:
     try:
         if args[:1] == ["predict"]:
             return _predict(args[1:])
@@ -264,10 +268,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_plan(args[1:])
         return _run(args)
     except ToldError:
-        return EXIT_OK  # of the run's other ranks; rank zero has the exit code
+        return exit_codes.DONE  # of the run's other ranks; rank zero has the exit code
     except (InputError, ArgumentError) as error:
         print(f"lit-extract: error: {wrong_setting(error)}", file=sys.stderr)
-        return EXIT_INPUT_ERROR
+        return exit_codes.WRONG_INPUT
 
 
 def _predict(args: list[str]) -> int:
@@ -308,7 +312,7 @@ def _run(args: list[str]) -> int:
         _allow_bare_flags(subparser)
         subcommands.add_subcommand(name, subparser, help=summary)
     config = parsed(lambda: parser.parse_args(args))
-    return commands[config.command](**config[config.command]) or EXIT_OK
+    return commands[config.command](**config[config.command]) or exit_codes.DONE
 
 
 def _allow_bare_flags(parser: Any) -> None:

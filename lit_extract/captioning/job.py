@@ -1,5 +1,6 @@
 """One captioning job: one model and one prompt on one dataset, from settings to one file."""
 
+import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from lit_extract.jobs.progress import Progress
 from lit_extract.jobs.run import run_predict
 from lit_extract.storage.layout import ROTATED
 from lit_extract.storage.lock import write_lock
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class CaptionJob:
             done, failed = len(self.data.done_rows), len(records) - len(self.data.done_rows)
             again = f", {failed} of them again because they failed" if failed else ""
             left = len(self.table) - done
-            print(f"resuming {self.parts.output}: {done} images done, {left} left{again}", flush=True)
+            logger.info("resuming %s: %d images done, %d left%s", self.parts.output, done, left, again)
 
     def _notes(self) -> dict[str, str]:
         assert self.data.stimuli is not None

@@ -15,6 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from tqdm import tqdm
 
 from lit_extract.commands.predict import PredictCLI, default_precision
+from lit_extract.common import exit_codes
+from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import host_memory
 from lit_extract.data.base import StimulusDataModule
@@ -22,10 +24,9 @@ from lit_extract.data.captions import CaptionDataModule
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.registry import default_models_file, matching_models
 from lit_extract.planning.needs import TOKENS_A_CAPTION, Machine, Plan, fits_disk, pixels_bytes, plan_model, room
-from lit_extract.storage.disk import as_size, free_bytes
+from lit_extract.storage.disk import free_bytes
 from lit_extract.storage.paths import to_path
 
-EXIT_OK, EXIT_DOES_NOT_FIT = 0, 3
 PLAN_FORMAT = 1  # of --json, docs/store-format.md
 
 
@@ -84,7 +85,7 @@ def main(args: list[str]) -> int:
         raise InputError(plans[0].problem)
     print(as_json(plans, machine) if config.json else as_text(plans, machine, _data(config), config.output_dir))
     fits = fits_disk(plans, machine) and all(plan.fits not in ("no", "host") for plan in plans)
-    return EXIT_OK if fits else EXIT_DOES_NOT_FIT
+    return exit_codes.DONE if fits else exit_codes.LOOK
 
 
 def _plan_or_problem(

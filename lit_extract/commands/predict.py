@@ -21,6 +21,7 @@ from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.job import Captions, caption
 from lit_extract.commands.arguments import in_order
 from lit_extract.commands.config import check_files, parsed, prepare_parsers, refuse_null
+from lit_extract.common import exit_codes
 from lit_extract.common.errors import InputError, name_some, one_line, wrong_setting
 from lit_extract.common.timing import seconds_since_start, stopwatch
 from lit_extract.common.untrusted import shorten
@@ -32,7 +33,6 @@ from lit_extract.storage import rounding
 from lit_extract.storage.features import load_features
 from lit_extract.storage.store import Store
 
-EXIT_OK, EXIT_BAD_ROWS = 0, 3
 FAILURES_SHOWN = 10
 
 Precision = Literal["bf16-true", "bf16-mixed", "32-true"]
@@ -273,7 +273,7 @@ def main(args: list[str]) -> int:
         cli = PredictCLI.read(args)
     if cli.trainer.global_rank != 0:
         cli.run()
-        return EXIT_OK
+        return exit_codes.DONE
     done = cli.run()
     lines, code = _summarize_captions(done) if isinstance(done, Captions) else _summarize_features(done)
     print("\n".join(lines))
@@ -292,7 +292,7 @@ def _summarize_captions(captions: Captions) -> tuple[list[str], int]:
     if captions.failed:
         lines.append(f"  warning: {len(captions.failed)} images failed; the same command tries them again:")
     lines += [f"    {stimulus}: {reason}" for stimulus, reason in list(captions.failed.items())[:FAILURES_SHOWN]]
-    return lines, EXIT_BAD_ROWS if captions.failed else EXIT_OK
+    return lines, exit_codes.LOOK if captions.failed else exit_codes.DONE
 
 
 def _rotated(n_images: int) -> str:
@@ -323,4 +323,4 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
         if rows:
             lines.append(f"  warning: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
     is_good = not (extraction.bad_input_rows or extraction.not_finite_rows or extraction.warnings)
-    return lines, EXIT_OK if is_good else EXIT_BAD_ROWS
+    return lines, exit_codes.DONE if is_good else exit_codes.LOOK

@@ -14,9 +14,3 @@ def is_rank_zero() -> bool:
     if rank is None:
         rank = next((os.environ[key] for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if key in os.environ), 0)
     return int(rank) == 0
-
-
-def say(text: str) -> None:
-    """Print once, not once a rank, and at once, also into a file."""
-    if is_rank_zero():
-        print(text, flush=True)

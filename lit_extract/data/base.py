@@ -1,5 +1,6 @@
 """What all data modules share: the plan, and a DataLoader whose items are whole batches."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from lit_extract.common.errors import InputError
-from lit_extract.common.ranks import say
 from lit_extract.common.signals import leave_workers_alone
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import is_name, shorten
 from lit_extract.data.plan import rows_to_shard_ends
 from lit_extract.datasets import table
 from lit_extract.storage.layout import N_BYTES
+
+logger = logging.getLogger(__name__)
 
 WHOLE_SUBSET = "all"
 SUBSET_BYTES_AT_MOST = 200  # with what is added, file systems take 255
@@ -185,7 +187,7 @@ def say_what_is_ignored(stimuli: pd.DataFrame) -> None:
     """Print how many files of a folder are no images, by suffix."""
     if ignored := stimuli.attrs.get(table.IGNORED):
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
-        say(f"{stimuli.attrs[table.ROOT]}: files that are no images are ignored: {counts}")
+        logger.info(f"{stimuli.attrs[table.ROOT]}: files that are no images are ignored: {counts}")
 
 
 class _TimedLoader(DataLoader[Batch]):

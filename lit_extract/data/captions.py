@@ -4,6 +4,7 @@ B batch, T tokens.
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.ranks import say
 from lit_extract.common.untrusted import check_name
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import default_shard_rows, default_token_budget, plan_token_batches
@@ -24,6 +24,8 @@ from lit_extract.datasets import DATASETS, has_root, load_captions, load_dataset
 from lit_extract.datasets.captions import id_column_of
 from lit_extract.datasets.ids import id_key
 from lit_extract.datasets.matching import places_of
+
+logger = logging.getLogger(__name__)
 
 
 class TokenBatches(Dataset[Batch]):
@@ -143,7 +145,7 @@ class CaptionDataModule(StimulusDataModule):
             self._stimuli_of_dataset(ids), ids, self.source, self.dataset_name, self.subset != WHOLE_SUBSET
         )
         if places != list(range(len(ids))):
-            say(f"{self.captions}: rows are put in the order of {self.dataset_name}")
+            logger.info(f"{self.captions}: rows are put in the order of {self.dataset_name}")
         ordered = captions.iloc[places].reset_index(drop=True)
         ordered.attrs = captions.attrs
         return ordered
@@ -181,7 +183,7 @@ class CaptionDataModule(StimulusDataModule):
             shown = " ".join(
                 f"{token}|{piece}" for token, piece in zip(caption, tokenizer.token_texts(caption), strict=True)
             )
-            say(f"{text!r} has {len(caption)} tokens: {shown}")
+            logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
         if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
             raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
         captions = self._fit(captions, settings["context"], stimuli["stimulus_id"].tolist())
@@ -278,7 +280,7 @@ class CaptionDataModule(StimulusDataModule):
                 f"data.captions: longer than the model's context of {context} tokens: {named}; shorten them, "
                 "leave them out with data.query, or pass --data.truncate true"
             )
-        say(f"truncated to {context} tokens: {named}")
+        logger.info(f"truncated to {context} tokens: {named}")
         return [caption[:context] for caption in captions]
 
 
@@ -303,7 +305,7 @@ def _warn_of_bos(captions: list[list[int]], bos_id: int | None, expected: int | 
     does not know as its BOS (Qwen's). These are no reason to warn.
     """
     if expected is not None and bos_id == expected and not any(caption[0] == bos_id for caption in captions):
-        say(
-            f"warning: the model's configuration names a BOS token ({bos_id}), but its tokenizer does not put it "
+        logger.warning(
+            f"the model's configuration names a BOS token ({bos_id}), but its tokenizer does not put it "
             "before captions; if the model was trained with it, pass --model.options '{add_bos_token: true}'"
         )

@@ -9,6 +9,7 @@ B batch, H height, W width.
 """
 
 import errno
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,17 +24,19 @@ from numpy.typing import NDArray
 from timm.data import create_transform
 from torch.utils.data import Dataset
 
+from lit_extract.common.console import EVERY_RANK, as_size
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import usable_cores
-from lit_extract.common.ranks import say
 from lit_extract.common.untrusted import absolute_path
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule, say_what_is_ignored
 from lit_extract.data.pixels import GEOMETRY, Noted, PixelCache, folder_name, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import Reading, contents, hdf5_closed_after, read_stimulus
-from lit_extract.storage.disk import as_size, free_bytes
+from lit_extract.storage.disk import free_bytes
 from lit_extract.storage.layout import INPUT_COLUMNS, INPUTS
+
+logger = logging.getLogger(__name__)
 
 WORKERS_AT_MOST = 16
 
@@ -293,7 +296,7 @@ class ImageDataModule(StimulusDataModule):
         missing, free = cache.bytes_missing(), free_bytes(folder)
         cache.may_write = missing + self.room_for_features <= free
         if not cache.may_write:
-            say(
+            logger.info(
                 f"decoded images are not kept for the next model: they would need {as_size(missing)}, and "
                 f"{as_size(free)} are free at {str(folder)!r}; --data.cache DIR puts them elsewhere"
             )
@@ -326,7 +329,9 @@ class ImageDataModule(StimulusDataModule):
                     f"stimulus {stimulus} (row {row}) can't be decoded: {reason}; mend or replace the file and run the "
                     "same command again, or pass --data.on_bad_image skip"
                 )
-            print(f"skipped: stimulus {stimulus} (row {row}) can't be decoded: {reason}", flush=True)
+            logger.warning(
+                "skipped: stimulus %s (row %d) can't be decoded: %s", stimulus, row, reason, extra=EVERY_RANK
+            )
         return batch
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +16,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.ranks import say
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule, say_what_is_ignored
 from lit_extract.data.plan import cut
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import contents, open_image, read_stimulus
 from lit_extract.storage.layout import INPUTS
+
+logger = logging.getLogger(__name__)
 
 # Enough to keep vLLM's batches full; few enough to have in memory at once, and to ask again after a kill.
 SHARD_ROWS = 256
@@ -187,5 +189,5 @@ def _states(sources: list[ImageSource]) -> list[tuple[int, int]]:
     if len(missing) == len(known):
         raise InputError(f"all {len(known)} images are missing: {name_some(missing)}; check data.root")
     if missing:
-        say(f"beware: {len(missing)} of {len(known)} images are missing and will fail: {name_some(missing)}")
+        logger.warning(f"{len(missing)} of {len(known)} images are missing and will fail: {name_some(missing)}")
     return [known[source.path] for source in sources]

@@ -9,8 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from lit_extract.common.console import as_size
 from lit_extract.common.untrusted import shorten
 from lit_extract.inspection.survey import LEFTOVER, NOT_OURS, RUNNING, UNREADABLE, Entry, Missing, Survey
 from lit_extract.modules.registry import KINDS
@@ -90,7 +89,7 @@ def _folder_lines(
     }
     said = [shared["dtype"]] if "dtype" in shared else []
     said += [f"lit-extract {_shown(shared['lit_extract'], 80)}"] if "lit_extract" in shared else []
-    size = _size(sum(entry.n_bytes for entry in entries))
+    size = as_size(sum(entry.n_bytes for entry in entries))
     lines = [", ".join([f"{_shown(folder)}: {size}", *said])]
     for kind in KINDS:
         of_kind = sorted(
@@ -102,7 +101,7 @@ def _folder_lines(
     for entry in entries:
         name = _shown(entry.path.name)
         if entry.state in (NOT_OURS, UNREADABLE, LEFTOVER):
-            size = f" ({_size(entry.n_bytes)})" if entry.n_bytes else ""
+            size = f" ({as_size(entry.n_bytes)})" if entry.n_bytes else ""
             line = f"{entry.state}: {name}{size}: {_shown(entry.reason)}"
             lines.append(textwrap.shorten(line, WIDTH - 2, placeholder=" …"))
             lines[-1] = f"  {lines[-1]}"
@@ -125,7 +124,7 @@ def _columns(entry: Entry, shared: dict[str, str]) -> dict[str, str]:
         "bad": str(entry.bad_rows or ""),
         "left": f"{entry.shards_left} shards" if entry.shards_left else "",
         "L×D": f"{layers}×{dim}",
-        "size": _size(entry.n_bytes),
+        "size": as_size(entry.n_bytes),
         "written": f"{written:%Y-%m-%d %H:%M}" if written else "",
     }
     columns |= {name: str(getattr(entry, name)) for name in ("dtype", "lit_extract") if name not in shared}
@@ -142,7 +141,3 @@ def _table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
 
 
 _NUMBERS = ("rows", "bad", "left", "L×D", "size")
-
-
-def _size(n_bytes: int) -> str:
-    return str(tqdm.format_sizeof(n_bytes, "B", 1000))

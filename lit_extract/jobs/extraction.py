@@ -1,5 +1,6 @@
 """One job: one model on one dataset, from settings to features files."""
 
+import logging
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from lit_extract import __version__
 from lit_extract.common.errors import InputError, NothingLeft, name_some
-from lit_extract.common.ranks import is_rank_zero, say
+from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.signals import Interrupted, stoppable
 from lit_extract.common.timing import stopwatch
 from lit_extract.data.base import StimulusDataModule
@@ -43,6 +44,8 @@ from lit_extract.storage.rounding import NOTE, warning
 from lit_extract.storage.store import Store
 from lit_extract.storage.store_folder import StoreSpec, is_store, remains, remove_store
 from lit_extract.storage.writer import ActivationWriter
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,7 @@ class Job:
         left = self.left(store)
         if rows := [row for rows in left.again.values() for row in rows]:
             ids = name_some([str(self.stimulus_ids[row]) for row in rows])
-            say(f"{len(rows)} stimuli that could not be decoded can be now, and are computed: {ids}")
+            logger.info(f"{len(rows)} stimuli that could not be decoded can be now, and are computed: {ids}")
         return left
 
     def open_store(self, trainer: Trainer, finalize: bool, overwrite: bool) -> Store:
@@ -299,7 +302,7 @@ class Job:
         store = self._resume()
         done = self.done_at_start = len(store.done_shards())
         if not self.repairable:
-            say(f"resuming {store.path}: {done} of {store.n_shards} shards done, {store.n_shards - done} left")
+            logger.info(f"resuming {store.path}: {done} of {store.n_shards} shards done, {store.n_shards - done} left")
         self._check_room(done, finalize, overwrite)
         return store
 
@@ -331,7 +334,7 @@ class Job:
         store.check_provenance(self.provenance, self.root)
         self._check_shape(store)
         if damaged := store.drop_damaged():
-            say(f"beware: {len(damaged)} shards of {store.path} were damaged on disk and are computed anew")
+            logger.warning(f"{len(damaged)} shards of {store.path} were damaged on disk and are computed anew")
         store.mend_stimulus_ids(self.stimulus_ids)
         status = store.status()
         changed = changed_rows(store.inputs(), ~np.isin(status, (MISSING, BAD_INPUT)), self.data)

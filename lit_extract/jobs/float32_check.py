@@ -5,6 +5,7 @@ The weights stay those of the run, rounded as they were: ``verify --parity`` mea
 K stimuli that are computed again, L layers, D hidden size.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +16,6 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.ranks import say
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.precision import ieee_float32, in_float32
@@ -23,6 +23,8 @@ from lit_extract.modules.weights import default_float32
 from lit_extract.storage.layout import OK
 from lit_extract.storage.rounding import NOTE
 from lit_extract.storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 STIMULI = 8
 
@@ -50,11 +52,11 @@ def check_store(store: Store, model: Extractor, data: StimulusDataModule, traine
         }
     except Exception as error:  # of any model: what is computed is not lost for it
         check = {"precision": check["precision"], "failed": f"{type(error).__name__}: {one_line(error)}"}
-        say(f"warning: the check of {check['precision']} against float32 failed: {check['failed']}")
+        logger.warning(f"the check of {check['precision']} against float32 failed: {check['failed']}")
     try:
         store.note(NOTE, check)
     except (InputError, OSError) as error:
-        say(f"warning: the check against float32 could not be noted in {store.path}: {one_line(error)}")
+        logger.warning(f"the check against float32 could not be noted in {store.path}: {one_line(error)}")
 
 
 def choose_rows(status: NDArray[np.uint8]) -> list[int]:

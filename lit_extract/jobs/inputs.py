@@ -3,12 +3,15 @@
 N stimuli.
 """
 
+import logging
+
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_extract.common.ranks import say
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.storage.layout import CONTENT, MTIME, SIZE
+
+logger = logging.getLogger(__name__)
 
 
 def changed_rows(recorded: NDArray[np.int64], rows: NDArray[np.bool_], data: StimulusDataModule) -> NDArray[np.int64]:
@@ -28,7 +31,7 @@ def changed_rows(recorded: NDArray[np.int64], rows: NDArray[np.bool_], data: Sti
     if is_known.any():
         touched = np.flatnonzero(rows & is_known & (other_size | (recorded[:, MTIME] != data.mtimes_ns)))
         if len(touched):
-            say(
+            logger.info(
                 f"comparing the content of {len(touched)} stimuli, whose files have another size or time than when read"
             )
             changed[touched] = data.contents(touched.tolist()) != recorded[touched, CONTENT]

@@ -1,5 +1,6 @@
 """Progress of a run: a bar in a terminal, now and then a line in a log file."""
 
+import logging
 import sys
 import time
 from typing import Any, Protocol
@@ -7,7 +8,10 @@ from typing import Any, Protocol
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from lit_extract.common.console import as_size
 from lit_extract.jobs.relay import Advance, tell
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_TELLING = 1.0
@@ -59,7 +63,7 @@ class Progress(Callback):
             self.last_told = time.monotonic()
             self._tell()
         if self.bar is not None:
-            self.bar.set_postfix_str(f"{_bytes(self.writer.bytes_written)} written", refresh=False)
+            self.bar.set_postfix_str(f"{as_size(self.writer.bytes_written)} written", refresh=False)
             self.bar.update(rows)
         elif trainer.is_global_zero and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
@@ -95,8 +99,4 @@ class Progress(Callback):
         rate = self.rate
         left = tqdm.format_interval((self.total - self.done) / rate)
         done = f"{self.done} of {self.total} {self.unit}, {rate:.1f} {self.unit}/s"
-        print(f"{self.what}: {done}, {left} left, {_bytes(self.writer.bytes_written)} written", flush=True)
-
-
-def _bytes(number: float) -> str:
-    return f"{tqdm.format_sizeof(number, 'B', 1000)}"
+        logger.info("%s: %s, %s left, %s written", self.what, done, left, as_size(self.writer.bytes_written))

@@ -3,6 +3,7 @@
 B batch, L layers, T tokens, D hidden size, P poolings, H height, W width.
 """
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 
 from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.common.ranks import is_rank_zero, say
+from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate_json
 from lit_extract.modules.base import Extractor
@@ -27,6 +28,8 @@ from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, pool_ima
 from lit_extract.modules.registry import is_timm_name, read_models, unknown_model
 from lit_extract.modules.selection import check_pools, select_blocks
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256, widest_output
+
+logger = logging.getLogger(__name__)
 
 MAX_DEPTH, MAX_SIZE = 1000, 2**20  # far more than models have; blocks are made one by one to know their shapes
 
@@ -211,7 +214,7 @@ class VisionExtractor(Extractor):
         backbone.pretrained_cfg.pop("state_dict", None)  # it would be kept twice
         self._check(loaded)
         if removed:
-            say(f"{self.checkpoint}: the weights fit without the wrappers {', '.join(removed)}")
+            logger.info(f"{self.checkpoint}: the weights fit without the wrappers {', '.join(removed)}")
         return backbone
 
     def _from_npz(self, file: str) -> Any:

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import host_memory
 from lit_extract.common.untrusted import shorten
@@ -25,7 +26,6 @@ from lit_extract.datasets.ids import id_key
 from lit_extract.modules.weights import path_sha256
 from lit_extract.parity.certificate import Where
 from lit_extract.parity.recorded import check_recorded
-from lit_extract.storage.disk import as_size
 from lit_extract.storage.features import Features
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError
 from lit_extract.storage.layout import count_shards, shard_bytes
 from lit_extract.storage.paths import AnyPath
@@ -75,12 +76,3 @@ def check_room(folder: AnyPath, store: int, files: int, replaced: int, advice: s
             f"no room on the disk: {as_size(needed)} are needed ({shares}), {as_size(free)} are free at "
             f"{str(folder)!r}; nothing is lost: {advice}"
         )
-
-
-def as_size(n_bytes: float) -> str:
-    """Bytes as people read them: 12.3 GB, in powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 999.95:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"

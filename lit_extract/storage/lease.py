@@ -7,6 +7,7 @@ rows into another's store is ``Store.check_current``.
 """
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -27,6 +28,8 @@ from lit_extract.storage.paths import RemoteError, read_files, remote_errors, re
 
 if TYPE_CHECKING:
     from upath import UPath
+
+logger = logging.getLogger(__name__)
 
 RENEWED_S = 20.0  # a lease is renewed so often
 ALIVE_S = 60.0  # renewed since: its process lives
@@ -108,7 +111,7 @@ def _take(path: "UPath", target: "UPath", content: bytes) -> None:
             )
         if age <= EXPIRED_S:
             if not is_waiting:
-                print(f"waiting for {path} to expire: its run was heard of {age:.0f} s ago", flush=True)
+                logger.info("waiting for %s to expire: its run was last active %.0f s ago", path, age)
             is_waiting = True
             time.sleep(min(RENEWED_S, EXPIRED_S - age + 1))  # by then it was renewed, or nobody does it
             continue
@@ -134,7 +137,7 @@ def _renew(path: "UPath", content: bytes, ended: threading.Event) -> None:
     while not ended.wait(RENEWED_S):
         with suppress(RemoteError):  # the next time, perhaps
             if _read(path) != content:
-                print(f"beware: {path} is no longer ours; another run took this one for dead", flush=True)
+                logger.warning("%s is no longer ours; another run took this one for dead", path)
                 return
             with remote_errors(path):
                 path.fs.pipe_file(path.path, content)

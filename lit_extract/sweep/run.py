@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from lit_extract.commands.arguments import CONFIG_OPTIONS
+from lit_extract.common import exit_codes
 from lit_extract.common.errors import InputError
 from lit_extract.common.imports import heavy_imports
 from lit_extract.jobs.relay import heard
@@ -37,7 +38,6 @@ from lit_extract.sweep.turns import (
     read_configs,
 )
 
-EXIT_OK, EXIT_SOME_FAILED, EXIT_BAD_ROWS = 0, 1, 3
 SECONDS_BETWEEN_LOOKS = 0.25
 LAST_LINES, LAST_BYTES = 5, 20_000
 # How lines begin in which predict says why it has ended.
@@ -63,7 +63,7 @@ def main(args: Sequence[str]) -> int:
     turns = plan_turns(own.config, options, own.models, own.match, own.untrained)
     if own.dry_run:
         print("\n".join(shlex.join(turn.command) for turn in turns))
-        return EXIT_OK
+        return exit_codes.DONE
     output_dir = last_given(options, "--output_dir") or read_configs(own.config).get("output_dir") or "features"
     logs = _make_log_folder(Path(own.log_dir or _log_dir(str(output_dir))))
     print(f"{len(turns)} models; what they say goes to {logs}", flush=True)
@@ -153,7 +153,7 @@ def outcome(code: int, lines: Sequence[str], was_stopped: bool = False) -> tuple
     """
     if code == 0:
         return (ALREADY_DONE if any(line.startswith("already done: ") for line in lines) else DONE), ""
-    if code == EXIT_BAD_ROWS:
+    if code == exit_codes.LOOK:
         said = [line.strip().removeprefix("warning: ") for line in lines if line.startswith("  warning: ")]
         return BAD_ROWS, "; ".join(said)
     errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
@@ -215,7 +215,7 @@ _SAID = {
 def exit_code(turns: Sequence[Turn]) -> int:
     """What a sweep that came to its end returns."""
     states = {turn.state for turn in turns}
-    return EXIT_SOME_FAILED if FAILED in states else EXIT_BAD_ROWS if BAD_ROWS in states else EXIT_OK
+    return exit_codes.FAILED if FAILED in states else exit_codes.LOOK if BAD_ROWS in states else exit_codes.DONE
 
 
 class _Signals:

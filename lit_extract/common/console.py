@@ -1,0 +1,49 @@
+"""Show on a terminal what the library logs; sizes as people read them.
+
+The library itself only logs, under the name ``lit_extract``. The command line shows that: ``INFO`` on stdout,
+``WARNING`` on stderr, once and not once a rank.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lit_extract.common.ranks import is_rank_zero
+
+EVERY_RANK = {"every_rank": True}  # as ``extra`` of a logging call: each rank has rows of its own to report
+
+
+@contextmanager
+def logging_shown() -> Iterator[None]:
+    """Show what the library logs while the body runs."""
+    logger, handler = logging.getLogger("lit_extract"), _Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    """Prints to whatever stdout and stderr are at that moment, and at once, also into a file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not is_rank_zero() and not getattr(record, "every_rank", False):
+            return
+        if record.levelno >= logging.WARNING:
+            print(f"lit-extract: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+        else:
+            print(record.getMessage(), flush=True)
+
+
+def as_size(n_bytes: float) -> str:
+    """Return bytes as people read them: 12.3 GB, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 999.95:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
