@@ -26,25 +26,12 @@ def images(tmp_path):
 
 
 @pytest.fixture
-def run(capsys):
-    """A function that runs ``lit-extract ARGUMENTS``; it returns exit code, stdout and stderr."""
-    from lit_extract.cli import main
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def caption(run, engine, images, tmp_path):
-    """A function that captions the images in shards of four; it returns the output besides what ``run`` does."""
+def caption(cli, engine, images, tmp_path):
+    """A function that captions the images in shards of four; it returns the output besides what ``cli`` does."""
     config = Path(__file__).parents[2] / "configs" / "folder" / "captions.yaml"
 
     def caption(*options, output=tmp_path / "out.csv"):
         settings = ("--data.root", images, "--data.shard_rows", 4, "--output", output)
-        return output, *run("predict", "--config", config, *settings, *options)
+        return output, *cli("predict", "--config", config, *settings, *options)
 
     return caption

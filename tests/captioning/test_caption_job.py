@@ -215,12 +215,12 @@ def test_what_does_not_fit_together_is_refused(caption, engine, options, message
     assert engine.started == 0
 
 
-def test_output_is_needed_for_captions_and_refused_for_features(run, engine, images):
-    code, _, error = run("predict", "--config", "configs/folder/captions.yaml", "--data.root", images)
+def test_output_is_needed_for_captions_and_refused_for_features(cli, engine, images):
+    code, _, error = cli("predict", "--config", "configs/folder/captions.yaml", "--data.root", images)
     assert code == 2
     assert "Give --output FILE.csv or FILE.parquet" in error
     vision = ("predict", "--config", "configs/folder/vision.yaml", "--data.root", images, "--model.untrained", "true")
-    code, _, error = run(*vision, "--model.name", "test_vit.r160_in1k", "--output", "x.csv")
+    code, _, error = cli(*vision, "--model.name", "test_vit.r160_in1k", "--output", "x.csv")
     assert code == 2
     assert "--output: for captions only" in error
 

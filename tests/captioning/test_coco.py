@@ -30,10 +30,10 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def build(run, files):
+def build(cli, files):
     def build(*names, info="info.csv"):
         annotations = json.dumps([str(files / f"{name}.json") for name in names])
-        return run("coco-captions", files / info, annotations, "--output", files / "out" / "nsd-captions-coco.csv")
+        return cli("coco-captions", files / info, annotations, "--output", files / "out" / "nsd-captions-coco.csv")
 
     return build
 

@@ -305,7 +305,7 @@ REMOTE = """
 import json, sys
 from pathlib import Path
 from s3fs import S3FileSystem
-import test_status
+from inspection import test_status
 from lit_extract.cli import main
 from lit_extract.storage.lock import write_lock
 from lit_extract.storage.paths import to_path

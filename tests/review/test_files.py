@@ -25,9 +25,9 @@ def captions(tmp_path):
 
 
 @pytest.fixture
-def accept(run, tmp_path):
+def accept(cli, tmp_path):
     def accept(file, *options):
-        return run("check", file, "--accept", "--derivatives", tmp_path / "derivatives", *options)
+        return cli("check", file, "--accept", "--derivatives", tmp_path / "derivatives", *options)
 
     return accept
 
@@ -41,8 +41,8 @@ def edited(captions, change, name="nsd_captions-review.csv"):
     return path
 
 
-def test_flags_counts_and_exit_code(run, captions):
-    code, printed, _ = run("check", captions)
+def test_flags_counts_and_exit_code(cli, captions):
+    code, printed, _ = cli("check", captions)
     review = captions.with_name("nsd_captions-review.csv")
     assert code == 3
     assert printed == (
@@ -53,29 +53,29 @@ def test_flags_counts_and_exit_code(run, captions):
     assert table["flag"].tolist() == ["", "several sentences", "", "not English", ""]
 
 
-def test_nothing_to_look_at(run, captions):
-    code, printed, _ = run("check", captions, "--sentences", "0", "--languages", "[]")
+def test_nothing_to_look_at(cli, captions):
+    code, printed, _ = cli("check", captions, "--sentences", "0", "--languages", "[]")
     assert code == 3, "the prompt asks for one sentence, whatever is said of others"
     pd.read_csv(captions).iloc[[0, 4]].to_csv(captions, index=False)
-    code, printed, _ = run("check", captions, "--overwrite")
+    code, printed, _ = cli("check", captions, "--overwrite")
     assert (code, printed.splitlines()[0]) == (0, "0 of 2 captions should be looked at")
 
 
-def test_choices_given(run, captions):
-    code, printed, _ = run("check", captions, "--choices", "[dog, cat]")
+def test_choices_given(cli, captions):
+    code, printed, _ = cli("check", captions, "--choices", "[dog, cat]")
     assert code == 3
     assert "5 label outside the set" in printed
 
 
-def test_a_review_that_may_hold_edits_is_kept(run, captions):
-    run("check", captions)
-    code, _, error = run("check", captions)
+def test_a_review_that_may_hold_edits_is_kept(cli, captions):
+    cli("check", captions)
+    code, _, error = cli("check", captions)
     assert code == 2
     assert "may hold edits" in error
 
 
-def test_edits_come_back_with_the_original_beside_them(run, accept, captions, tmp_path):
-    run("check", captions)
+def test_edits_come_back_with_the_original_beside_them(cli, accept, captions, tmp_path):
+    cli("check", captions)
 
     def change(table):
         table.loc[1, "caption"] = "A cat sleeps, it seems."
@@ -113,10 +113,10 @@ def test_edits_come_back_with_the_original_beside_them(run, accept, captions, tm
         (lambda table: table.assign(caption=""), "has no caption in row 0, row 1"),
     ],
 )
-def test_rows_lost_reordered_or_changed_are_refused(run, accept, captions, tmp_path, change, message):
+def test_rows_lost_reordered_or_changed_are_refused(cli, accept, captions, tmp_path, change, message):
     import re
 
-    run("check", captions)
+    cli("check", captions)
     code, _, error = accept(edited(captions, change))
     assert code == 2
     assert re.search(message, error)

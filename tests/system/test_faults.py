@@ -299,7 +299,7 @@ def may_mount():
 
 @pytest.mark.usefixtures("may_mount")
 def test_a_disk_that_fills_up_in_a_shard_and_in_finalize_and_one_that_may_not_be_written(tmp_path):
-    script = Path(__file__).with_name("small_disk.py")
+    script = Path(__file__).parents[1] / "helpers" / "small_disk.py"
     command = ["unshare", "--map-root-user", "--mount", sys.executable, script, tmp_path / "disk"]
     environment = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY), **runs.ENVIRONMENT}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
