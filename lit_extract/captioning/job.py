@@ -26,7 +26,7 @@ from lit_extract.jobs.inputs import changed_rows
 from lit_extract.jobs.progress import Progress
 from lit_extract.jobs.run import run_predict
 from lit_extract.storage.layout import ROTATED
-from lit_extract.storage.lock import write_lock
+from lit_extract.storage.places import place_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def caption(
         data.preprocessing = model.preprocessing
     data.setup("predict")
     job = CaptionJob(model, data, path)
-    with stoppable(), job.saying_how_far(), write_lock(path):
+    with stoppable(), job.saying_how_far(), place_of(path).write_lock():
         if overwrite:
             job.parts.remove()
         return job.run(trainer)

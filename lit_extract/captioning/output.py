@@ -17,7 +17,7 @@ from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.untrusted import absolute_path, open_regular
 from lit_extract.datasets.captions import caption_texts
 from lit_extract.datasets.reader import as_text, check_columns, read_table
-from lit_extract.storage.paths import local_path
+from lit_extract.storage.places import local_path
 
 SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("caption", "model", "prompt", "status")

@@ -4,7 +4,6 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from pydoc import locate
 from typing import Any
 
@@ -25,7 +24,7 @@ from lit_extract.modules.base import Extractor
 from lit_extract.modules.registry import default_models_file, matching_models
 from lit_extract.planning.needs import TOKENS_A_CAPTION, Machine, Plan, fits_disk, pixels_bytes, plan_model, room
 from lit_extract.storage.disk import free_bytes
-from lit_extract.storage.paths import to_path
+from lit_extract.storage.places import place_of, to_path
 
 PLAN_FORMAT = 1  # of --json, docs/store-format.md
 
@@ -138,7 +137,8 @@ def _machine(config: Namespace) -> Machine:
     known = on_cpu or has_gpu  # an A40 multiplies in bf16
     precision = config.trainer.precision or (default_precision(config.trainer.accelerator) if known else "bf16-true")
     folder = to_path(config.output_dir, "output_dir")
-    free = free_bytes(folder) if isinstance(folder, Path) else None
+    local = place_of(folder).local
+    free = None if local is None else free_bytes(local)
     host = round(config.host_memory * 10**9) if config.host_memory else None
     if on_cpu:
         return Machine(None, host or host_memory(), precision, free)

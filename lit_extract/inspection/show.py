@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage.features import Features, load_features
-from lit_extract.storage.paths import local_path
+from lit_extract.storage.places import local_path
 from lit_extract.storage.rounding import NOTE, describe, warning
 
 if TYPE_CHECKING:

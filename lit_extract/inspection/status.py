@@ -13,7 +13,7 @@ from lit_extract.common.console import as_size
 from lit_extract.common.untrusted import shorten
 from lit_extract.inspection.survey import LEFTOVER, NOT_OURS, RUNNING, UNREADABLE, Entry, Missing, Survey
 from lit_extract.modules.registry import KINDS
-from lit_extract.storage.paths import AnyPath
+from lit_extract.storage.places import AnyPath
 
 STATUS_FORMAT = 1  # of --json, docs/store-format.md
 WIDTH = 120

@@ -13,19 +13,17 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.untrusted import Text, open_regular, shorten, validate
+from lit_extract.common.untrusted import Text, shorten, validate
 from lit_extract.modules.registry import default_models_file, own_name, read_models
 from lit_extract.storage.features_form import read_features_content
-from lit_extract.storage.layout import BESIDE_SUFFIX, FEATURES_SUFFIX, STORE_SUFFIX
-from lit_extract.storage.listing import File, is_folder, is_there, list_files
-from lit_extract.storage.lock import LOCK_SUFFIX, lock_holder
-from lit_extract.storage.paths import AnyPath, remote_errors, to_path
+from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX
+from lit_extract.storage.places import LOCK_SUFFIX, PART_SUFFIX, AnyPath, File, place_of, to_path
 from lit_extract.storage.store_metadata import read_layout
 
 DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
 LEFTOVER, NOT_OURS, UNREADABLE = "leftover", "not ours", "unreadable"
 
-_STORE_SUFFIXES = (STORE_SUFFIX, STORE_SUFFIX + BESIDE_SUFFIX)
+_STORE_SUFFIXES = (STORE_SUFFIX, STORE_SUFFIX + PART_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -126,13 +124,12 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
         InputError: No such folder or models file, or a remote one can't be reached.
     """
     root = to_path(str(folder), "folder")
-    if isinstance(root, Path) and not is_folder(root):
-        hint = f" (lit-extract show {shorten(str(root), 1000)} tells of one file)" if is_there(root) else ""
-        raise InputError(f"folder: {str(root)!r} is not a folder{hint}")
     expected = {kind: [own_name(model.name) for model in listed] for kind, listed in read_models(models).items()}
-    files, unreadable = list_files(root, folders_like=_STORE_SUFFIXES)
-    if not files and not isinstance(root, Path):
-        raise InputError(f"folder: there is nothing at {str(root)!r}")
+    try:
+        files, unreadable = place_of(root).list_files(_STORE_SUFFIXES, files_like=(FEATURES_SUFFIX,))
+    except NotADirectoryError as error:
+        hint = f"; lit-extract show {shorten(str(root), 1000)} describes one file" if place_of(root).exists() else ""
+        raise InputError(f"folder: {error}{hint}") from None
     closed = [Entry(path, UNREADABLE, 0, 0.0, reason) for path, reason in unreadable.items()]
     found = [*_entries(root, files), *closed]
     entries = sorted(found, key=lambda entry: (f"{entry.path.parent}/", entry.path.name))  # folder by folder
@@ -167,15 +164,15 @@ def _entries(root: AnyPath, listing: Mapping[str, File]) -> Iterator[Entry]:
         store = next((place for place, part in enumerate(parts) if part.endswith(_STORE_SUFFIXES)), None)
         if store is not None:
             stores.setdefault(root.joinpath(*parts[: store + 1]), {})["/".join(parts[store + 1 :])] = file
-        elif name.endswith((FEATURES_SUFFIX, FEATURES_SUFFIX + BESIDE_SUFFIX)):
+        elif name.endswith((FEATURES_SUFFIX, FEATURES_SUFFIX + PART_SUFFIX)):
             features[path] = file
         elif name.startswith(".") and name.endswith(STORE_SUFFIX + LOCK_SUFFIX):
             locked.append(path.with_name(name[1 : -len(LOCK_SUFFIX)]))
-    holders = {target: holder for target in locked if (holder := lock_holder(target))}
+    holders = {target: holder for target in locked if (holder := place_of(target).lock_holder())}
     for path, files in stores.items():
-        target = path.with_name(path.name.removesuffix(BESIDE_SUFFIX))
+        target = path.with_name(path.name.removesuffix(PART_SUFFIX))
         yield _store_entry(path, files, holders.get(target), features)
-    for target in holders.keys() - {path.with_name(path.name.removesuffix(BESIDE_SUFFIX)) for path in stores}:
+    for target in holders.keys() - {path.with_name(path.name.removesuffix(PART_SUFFIX)) for path in stores}:
         yield Entry(target, RUNNING, 0, 0.0, holder=holders[target])
     written_in = {target.parent for target in holders}
     for path, file in features.items():
@@ -188,18 +185,17 @@ def _entries(root: AnyPath, listing: Mapping[str, File]) -> Iterator[Entry]:
 def _store_entry(
     path: AnyPath, files: Mapping[str, File], holder: str | None, features: Mapping[AnyPath, File]
 ) -> Entry:
-    n_bytes = sum(file.n_bytes for file in files.values())
+    n_bytes = sum(file.size for file in files.values())
     entry = Entry(path, RUNNING, n_bytes, max(file.modified for file in files.values()), holder=holder)
-    if path.name.endswith(BESIDE_SUFFIX):
+    if path.name.endswith(PART_SUFFIX):
         reason = "of a run that was killed while it made or removed the store"
         return entry if holder else replace(entry, state=LEFTOVER, reason=reason)
     try:
-        with remote_errors(path):
-            layout = read_layout(path)
+        layout = read_layout(path)
         known = _identity(layout.provenance, layout.notes)
     except (ValueError, OSError) as error:
         return entry if holder else replace(entry, **_what_is_wrong(error))
-    done = layout.done_shards({key: file.n_bytes for key, file in files.items()})
+    done = layout.done_shards({key: file.size for key, file in files.items()})
     left = layout.n_shards - len(done)
     are_made = all(path.parent / name in features for name in layout.notes["files"].values())
     if not holder and not left and not layout.is_kept and are_made:
@@ -220,7 +216,7 @@ def _store_entry(
 def _features_entry(path: AnyPath, file: File) -> Iterator[Entry]:
     entry = Entry(path, DONE, *file)
     try:
-        with remote_errors(path), open_regular(path) if isinstance(path, Path) else path.open("rb") as opened:
+        with place_of(path).open_to_read() as opened:
             content = read_features_content(opened)
         feats, metadata = content["feats"], content["metadata"]
         yield replace(

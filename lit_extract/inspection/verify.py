@@ -10,8 +10,8 @@ from lit_extract.common.untrusted import MAX_PATH_BYTES, shorten
 from lit_extract.inspection.soundness import Soundness, check_soundness
 from lit_extract.parity.certificate import Where, describe, read_certificate, write_certificate
 from lit_extract.storage.layout import FEATURES_SUFFIX
-from lit_extract.storage.listing import features_below, is_folder, is_there
-from lit_extract.storage.paths import local_path
+from lit_extract.storage.listing import features_below
+from lit_extract.storage.places import is_folder, is_there, local_path
 
 
 def features_files(paths: Sequence[str]) -> list[Path]:

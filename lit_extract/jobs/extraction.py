@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -36,13 +35,12 @@ from lit_extract.storage.features import load_features
 from lit_extract.storage.features_content import sizes_sha256
 from lit_extract.storage.finalize import finalize_locked, is_finished
 from lit_extract.storage.layout import BAD_INPUT, MISSING, count_shards
-from lit_extract.storage.lock import write_lock
-from lit_extract.storage.paths import AnyPath, RemoteError, exists, remove_file, to_path
+from lit_extract.storage.places import AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import features_provenance
 from lit_extract.storage.repair import Left, by_shard, inputs_of, status_of
 from lit_extract.storage.rounding import NOTE, warning
 from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import StoreSpec, is_store, remains, remove_store
+from lit_extract.storage.store_folder import StoreSpec, is_store, remove_store
 from lit_extract.storage.writer import ActivationWriter
 
 logger = logging.getLogger(__name__)
@@ -109,7 +107,7 @@ def extract(
                 job.check_one_order()
                 was_done = not overwrite and job.is_done()
                 if not was_done:
-                    held_locks.enter_context(write_lock(job.store_path))
+                    held_locks.enter_context(place_of(job.store_path).write_lock())
                 is_left = overwrite or not (was_done or job.is_complete())
             except InputError as refusal:
                 job.dismiss_ranks(trainer, refusal)
@@ -136,7 +134,7 @@ def find_finished(model: Extractor, data: StimulusDataModule, precision: str, ou
     """
     job = prepare_job(model, data, precision, output_dir)
     job.check_one_order()
-    return job.report(was_done=True) if job.is_done() and not remains(job.store_path) else None
+    return job.report(was_done=True) if job.is_done() and not place_of(job.store_path).remains() else None
 
 
 def prepare_job(
@@ -158,7 +156,7 @@ def prepare_job(
     with stopwatch("stimuli"):
         data.ids_in_folder = ids_in_folder(store_path.parent)
         data.setup("predict")
-    data.output_dir = folder if isinstance(folder, Path) else None
+    data.output_dir = place_of(folder).local
     with stopwatch("weights"):  # a checkpoint is hashed
         return Job(model, data, precision, folder)
 
@@ -320,12 +318,12 @@ class Job:
     def _bytes_to_write(self, done_shards: int, finalize: bool, overwrite: bool) -> tuple[int, int]:
         """Of the store, and of the features files."""
         shape = len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
-        files = list(self.files.values())
-        left = [file for file in files if overwrite or self.repairable or not exists(file)] if finalize else []
+        files = list(self.files.values()) if finalize else []
+        left = [file for file in files if overwrite or self.repairable or not place_of(file).exists()]
         if self.repairable:
             n_shards = count_shards(shape[0], self.data.rows_a_shard)
             done_shards = max(done_shards, n_shards - len(by_shard(self.repairable, self.data.rows_a_shard)))
-        store = store_bytes(*shape, self.data.rows_a_shard, len(files), done_shards)
+        store = store_bytes(*shape, self.data.rows_a_shard, len(self.files), done_shards)
         return store, len(left) * features_bytes(*shape)
 
     def _resume(self) -> Store:
@@ -335,7 +333,7 @@ class Job:
         self._check_shape(store)
         if damaged := store.drop_damaged():
             logger.warning(f"{len(damaged)} shards of {store.path} were damaged on disk and are computed anew")
-        store.mend_stimulus_ids(self.stimulus_ids)
+        store.repair_stimulus_ids(self.stimulus_ids)
         status = store.status()
         changed = changed_rows(store.inputs(), ~np.isin(status, (MISSING, BAD_INPUT)), self.data)
         self._changed = {*changed.tolist()} & {*self.repairable}
@@ -366,7 +364,7 @@ class Job:
         Raises:
             InputError: Something is wrong with the machine or the output folder.
         """
-        if isinstance(self.store_path, Path):
+        if place_of(self.store_path).local is not None:
             to_write = sum(self._bytes_to_write(0, finalize, overwrite))
             self.data.room_for_features = max(0, to_write - bytes_there([self.store_path]))
         writer = ActivationWriter(partial(self.open_store, trainer, finalize, overwrite), self._say_and_return_left)
@@ -411,7 +409,7 @@ class Job:
         """
         try:
             for file in self.files.values():
-                remove_file(file)
+                place_of(file).remove_file()
             remove_store(self.store_path)
         except OSError as error:
             raise InputError(
@@ -420,20 +418,20 @@ class Job:
 
     def remove_leftovers(self) -> None:
         """Delete the store of a run that was killed after its files were complete, or while it removed it."""
-        if not remains(self.store_path):
+        if not place_of(self.store_path).remains():
             return
-        with write_lock(self.store_path):
+        with place_of(self.store_path).write_lock():
             store = Store(self.store_path) if is_store(self.store_path) else None
             if store is None:
                 remove_store(self.store_path)
-            elif not store.is_kept and not isinstance(self.store_path, Path) and not store.missing_rows():
+            elif not store.is_kept and not place_of(self.store_path).appears_verified and not store.missing_rows():
                 finalize_locked(store, keep_store=False)  # the file may not have been read back yet
             elif not store.is_kept:
                 store.remove()
 
     def report(self, was_done: bool = False) -> Extraction:
         """What is on disk now."""
-        files = [file for file in self.files.values() if exists(file)]
+        files = [file for file in self.files.values() if place_of(file).exists()]
         store = self.store_path if is_store(self.store_path) else None
         if files:
             found = [load_features(file) for file in files]

@@ -2,14 +2,12 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from lit_extract.common.errors import InputError
 from lit_extract.datasets.matching import Ids, first_difference
 from lit_extract.storage.features import load_features
 from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX
-from lit_extract.storage.listing import is_folder
-from lit_extract.storage.paths import AnyPath, remote_errors
+from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.store import Store
 
 
@@ -41,25 +39,11 @@ def check_one_order(folder: AnyPath, ids: Ids, own: Collection[AnyPath], setting
 
 def _stimuli_of_each(folder: AnyPath) -> Iterator[tuple[AnyPath, Ids]]:
     """Stimuli of each features file and store; lit-extract status names those that can't be read."""
-    for path in _outputs_in(folder):
+    outputs = [path for path in place_of(folder).children() if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX)]
+    for path in sorted(outputs):
         with suppress(InputError):
             yield path, _stimuli(path)
 
 
 def _stimuli(path: AnyPath) -> Ids:
     return Store(path).stimulus_ids() if path.suffix == STORE_SUFFIX else load_features(path).stimulus_ids
-
-
-def _outputs_in(folder: AnyPath) -> list[AnyPath]:
-    if isinstance(folder, Path) and not is_folder(folder):
-        return []
-    with remote_errors(folder):
-        try:
-            children: list[AnyPath] = list(folder.iterdir())
-        except (FileNotFoundError, NotADirectoryError):  # a remote folder is there when something is in it
-            return []
-        except OSError as error:
-            if not isinstance(folder, Path):
-                raise
-            raise InputError(f"can't look into {str(folder)!r}: {error.strerror}") from None
-    return sorted(path for path in children if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX))

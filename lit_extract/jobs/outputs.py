@@ -9,7 +9,7 @@ from lit_extract.data.base import StimulusDataModule
 from lit_extract.modules.base import Extractor
 from lit_extract.storage.features import read_metadata
 from lit_extract.storage.layout import safe_name
-from lit_extract.storage.paths import AnyPath, exists
+from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.store import Store
 from lit_extract.storage.store_folder import is_store
 
@@ -20,7 +20,7 @@ def recorded_provenance(files: Iterable[AnyPath], store: AnyPath | None = None) 
     """Provenance of the first features file that is there, else of the store; empty when none can be read."""
     for file in files:
         with suppress(InputError):  # whoever needs the file says what is wrong with it
-            if exists(file):
+            if place_of(file).exists():
                 return dict(read_metadata(file)["provenance"])
     with suppress(InputError):
         if store is not None and is_store(store):

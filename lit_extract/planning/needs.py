@@ -7,7 +7,6 @@ Everything comes from configurations: shapes from the extractors' skeletons, mem
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from lit_extract.data.base import StimulusDataModule
@@ -19,7 +18,7 @@ from lit_extract.jobs.outputs import output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.planning.memory import device_bytes, estimate_forward, host_bytes
 from lit_extract.storage.disk import bytes_there, features_bytes, store_bytes
-from lit_extract.storage.paths import AnyPath
+from lit_extract.storage.places import AnyPath, place_of
 
 # A caption's tokens when there are none to look at; few captions of images have more.
 TOKENS_A_CAPTION = 128
@@ -120,9 +119,10 @@ def plan_model(
     kept = (features if finalize else 0) + (store if keep_store or not finalize else 0)
     files, store_path = output_paths(model, data, output_dir)
     there = bytes_there([store_path, *files.values()])
-    is_done = finalize and all(isinstance(file, Path) and file.exists() for file in files.values())
+    local = place_of(store_path).local  # no requests to a server are made
+    is_done = finalize and local is not None and all(place_of(file).exists() for file in files.values())
     on_gpu = machine.card is not None
-    if isinstance(store_path, Path) and not overwrite:
+    if local is not None and not overwrite:
         data.adopt(recorded_provenance(files.values(), store_path))
     forwards = {
         batch: estimate_forward(model, *batch, machine.precision, on_gpu)
@@ -142,7 +142,7 @@ def plan_model(
         fits = "host"
     size = model.preprocessing.get("input_size", [0])
     cache = getattr(data, "cache", "off")
-    keeps_pixels = isinstance(store_path, Path) if cache == "auto" else cache != "off"
+    keeps_pixels = local is not None if cache == "auto" else cache != "off"
     return Plan(
         model=model.model_name,
         rows=rows,

@@ -13,8 +13,7 @@ from lit_extract.report.measured import NUMBERS, Measured
 from lit_extract.report.model import ModelReport
 from lit_extract.report.sources import FEWEST_STIMULI, Source, find_sources, sample, shared_stimuli
 from lit_extract.report.stimuli import Stimuli
-from lit_extract.storage.listing import is_folder, is_there
-from lit_extract.storage.paths import local_path
+from lit_extract.storage.places import is_folder, is_there, local_path
 
 QUERIES = 4  # stimuli whose neighbours are shown
 FEW_STIMULI = 100  # below this the page says that numbers are rough

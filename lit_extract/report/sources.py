@@ -10,7 +10,7 @@ import numpy as np
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage.features import Features, load_features
-from lit_extract.storage.listing import is_folder, is_there
+from lit_extract.storage.places import is_folder, is_there
 
 UNTRAINED = "-untrained"
 FEWEST_STIMULI = 4  # U-centring divides by n - 3

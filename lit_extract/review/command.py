@@ -15,7 +15,7 @@ from lit_extract.review.decisions import Decisions
 from lit_extract.review.files import ENDING, accept_command, dataset_of, original_of, read_for_review, review_file
 from lit_extract.review.flags import Rules
 from lit_extract.review.images import Images, find_images
-from lit_extract.storage.lock import write_lock
+from lit_extract.storage.places import place_of
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 3  # for requests that are under way
@@ -53,7 +53,7 @@ def review(
     captions = read_for_review(captions_file)
     dataset = dataset or dataset_of(captions_file, captions)
     images, id_column = find_images(captions, dataset, root, follow_links)
-    with write_lock(review_file(captions_file)), _listen(port) as listener:
+    with place_of(review_file(captions_file)).write_lock(), _listen(port) as listener:
         if not review_file(captions_file).exists():
             print(f"checking {len(captions):,} captions …", flush=True)
         decisions = Decisions(captions_file, captions, id_column, rules, prompts)

@@ -19,7 +19,7 @@ from lit_extract.review.flags import KINDS, SEPARATOR, Rules, check_captions
 from lit_extract.review.journal import journal_of, read_journal
 from lit_extract.review.language import LANGUAGES, Language
 from lit_extract.review.merge import decided_texts, read_whole
-from lit_extract.storage.lock import write_lock
+from lit_extract.storage.places import place_of
 
 ENDING = "-review"
 DECISION = "decision"  # of the page: accepted, edited, or nothing yet
@@ -73,7 +73,7 @@ def review(file: Path, rules: Rules, prompts: str | None = None, overwrite: bool
     if not overwrite and (there := [held for held in (path, journal) if held.exists()]):
         raise InputError(f"{str(there[0])!r} is there already and may hold edits; pass --overwrite to replace it")
     captions = read_for_review(file)
-    with write_lock(path):
+    with place_of(path).write_lock():
         flags = write_review(captions, path, rules, prompts, begin=lambda: journal.unlink(missing_ok=True))
     return Review(path, Counter(kind for row in flags for kind in row), sum(map(bool, flags)), len(flags))
 

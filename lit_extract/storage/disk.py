@@ -1,6 +1,6 @@
 """Room on the disk: how much a job still writes at most, and whether so much is free.
 
-Features files are made beside the store, which stays until they are whole: at the peak both are there.
+Features files are made next to the store, which stays until they are whole: at the peak both exist.
 """
 
 import shutil
@@ -10,16 +10,16 @@ from pathlib import Path
 from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError
 from lit_extract.storage.layout import count_shards, shard_bytes
-from lit_extract.storage.paths import AnyPath
+from lit_extract.storage.places import AnyPath, place_of
 
 # Ids, status, sizes of the inputs, and of captions the mask: in the store, and again in a features file.
-ROW_BYTES_BESIDE = 256
+ROW_OVERHEAD = 256
 # Folders and small files of a shard, a block of the file system each; what a features file says of itself.
-FILE_BYTES_BESIDE = 64 * 2**10
+FILE_OVERHEAD = 64 * 2**10
 
 
 def store_bytes(n_stimuli: int, n_layers: int, n_dim: int, shard_rows: int, n_pools: int, done_shards: int = 0) -> int:
-    """Size of a store, or of what it still lacks.
+    """Return the size of a store, or of its missing shards, in bytes.
 
     Args:
         n_stimuli: Rows.
@@ -27,48 +27,49 @@ def store_bytes(n_stimuli: int, n_layers: int, n_dim: int, shard_rows: int, n_po
         n_dim: Hidden size.
         shard_rows: Rows a shard.
         n_pools: Poolings.
-        done_shards: Shards that are there.
+        done_shards: Shards that exist.
     """
-    a_shard = n_pools * shard_bytes(n_layers, n_dim, shard_rows) + shard_rows * ROW_BYTES_BESIDE + FILE_BYTES_BESIDE
+    a_shard = n_pools * shard_bytes(n_layers, n_dim, shard_rows) + shard_rows * ROW_OVERHEAD + FILE_OVERHEAD
     return (count_shards(n_stimuli, shard_rows) - done_shards) * a_shard
 
 
 def features_bytes(n_stimuli: int, n_layers: int, n_dim: int) -> int:
-    """Size of one features file."""
-    return n_stimuli * (n_layers * n_dim * 4 + ROW_BYTES_BESIDE) + FILE_BYTES_BESIDE
+    """Return the size of one features file in bytes."""
+    return n_stimuli * (n_layers * n_dim * 4 + ROW_OVERHEAD) + FILE_OVERHEAD
 
 
 def bytes_there(paths: Iterable[AnyPath]) -> int:
-    """Bytes of the disk that files, and folders with all in them, take now; what is not there or remote takes none."""
-    local = [path for path in paths if isinstance(path, Path)]
+    """Return the bytes of the disk that files and folders take now; missing and remote ones take none."""
+    local = [path for path in (place_of(each).local for each in paths) if path is not None]
     files = (file for path in local for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
     return sum(file.stat().st_blocks * 512 for file in files)  # blocks: a file with holes takes less than its length
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that this user may still write where ``folder`` is or would be made.
+    """Return the bytes that this user may still write where ``folder`` is or would be made.
 
-    A quota counts as far as the file system tells of it; what is reserved for root does not.
+    A quota counts as far as the file system reports it; what is reserved for root does not.
     """
     return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
 def check_room(folder: AnyPath, store: int, files: int, replaced: int, advice: str) -> None:
-    """See that the disk has room.
+    """Check that the disk has room.
 
     Args:
         folder: Where the output goes.
         store: Bytes of the store that are still to be written.
         files: Bytes of the features files that are still to be written.
         replaced: Bytes that will be deleted before.
-        advice: What to do when it has not.
+        advice: What to do when there is too little.
 
     Raises:
-        InputError: It has not.
+        InputError: There is too little.
     """
-    if not isinstance(folder, Path):
-        return  # no one knows how much a bucket takes
-    needed, free = store + files - replaced, free_bytes(folder)
+    local = place_of(folder).local
+    if local is None:
+        return  # nobody knows how much a bucket takes
+    needed, free = store + files - replaced, free_bytes(local)
     if needed > free:
         parts = {"for the store": store, "for the .pt files": files, "given back by what is replaced": replaced}
         shares = ", ".join(f"{as_size(size)} {what}" for what, size in parts.items() if size)

@@ -5,6 +5,7 @@ N stimuli, L layers, D hidden size.
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,18 +19,17 @@ import torch
 from torch import Tensor
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.untrusted import open_regular, shorten, validate
+from lit_extract.common.untrusted import shorten, validate
 from lit_extract.storage.archive import TensorRecord, name_of_open
 from lit_extract.storage.disk import check_room
 from lit_extract.storage.features_form import METADATA, read_features_content
 from lit_extract.storage.layout import FEATURES_KEYS, FEATURES_SUFFIX, STORE_SUFFIX
-from lit_extract.storage.listing import is_folder, refuse_plain_folder
-from lit_extract.storage.paths import AnyPath, remote_errors, to_path
+from lit_extract.storage.listing import refuse_plain_folder
+from lit_extract.storage.places import LARGE, AnyPath, is_folder, place_of, to_path
 
 if TYPE_CHECKING:
     import rsatoolbox
     import xarray
-    from upath import UPath
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
     """
     path = to_path(path, "features")
     refuse_plain_folder(path, "features")
-    is_store = is_folder(path) if isinstance(path, Path) else path.suffix == STORE_SUFFIX
+    local = place_of(path).local
+    is_store = path.suffix == STORE_SUFFIX if local is None else is_folder(local)
     return _from_store(path, pool) if is_store else _from_file(path, pool)
 
 
@@ -184,22 +185,16 @@ def _opened(path: AnyPath) -> Iterator[BinaryIO]:
     Raises:
         InputError: There is none, it can't be read, or it is something else.
     """
-    with remote_errors(path):
-        try:
-            with open_regular(path) if isinstance(path, Path) else path.open("rb", block_size=_BLOCK) as file:
-                yield file
-        except FileNotFoundError:
-            raise InputError(f"features: no file {str(path)!r}") from None
-        except (ValueError, OSError) as error:
-            if isinstance(error, InputError) or (isinstance(error, OSError) and not isinstance(path, Path)):
-                raise
-            reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
-            raise InputError(
-                f"features: {str(path)!r} is not a features file that this version reads: {reason}"
-            ) from None
-
-
-_BLOCK = 2**20  # bytes fetched at a time, for a directory and a small record in a file of gigabytes
+    try:
+        with place_of(path).open_to_read() as file:
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"features: no file {str(path)!r}") from None
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+        raise InputError(f"features: {str(path)!r} is not a features file that this version reads: {reason}") from None
 
 
 def _map(file: BinaryIO, path: Path) -> torch.UntypedStorage:
@@ -217,20 +212,21 @@ def _tensor(mapped: torch.UntypedStorage, record: TensorRecord) -> Tensor:
     return tensor
 
 
-def _fetch(path: "UPath", record: TensorRecord) -> Tensor:
+def _fetch(file: BinaryIO, record: TensorRecord) -> Tensor:
     """A small tensor of a remote file."""
-    with remote_errors(path):
-        numbers = path.fs.cat_file(path.path, start=record.offset, end=record.offset + record.n_bytes)
-    return torch.from_numpy(np.frombuffer(bytearray(numbers), record.dtype).reshape(record.shape))
+    file.seek(record.offset)
+    numbers = bytearray(file.read(record.n_bytes))
+    return torch.from_numpy(np.frombuffer(numbers, record.dtype).reshape(record.shape))
 
 
-def _fetch_feats(path: "UPath", record: TensorRecord) -> Tensor:
+def _fetch_feats(path: AnyPath, record: TensorRecord) -> Tensor:
     """A remote file's features, mapped from a copy that nobody else sees."""
     with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
         folder, place = Path(copy.name).parent, Path(copy.name)
         check_room(folder, 0, record.n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
-        with remote_errors(path):
-            path.fs.get_file(path.path, copy.name)
+        with place_of(path).open_to_read(LARGE) as source:
+            shutil.copyfileobj(source, copy, LARGE)
+        copy.flush()
         with _opened(place) as file:
             if read_features_content(file)["feats"] != record:
                 raise InputError(f"features: {str(path)!r} has changed since it was opened")
@@ -242,18 +238,18 @@ def _from_file(path: AnyPath, pool: str | None) -> Features:
         content = read_features_content(file)
         record: TensorRecord = content["feats"]
         tensors = {name: value for name, value in content.items() if isinstance(value, TensorRecord)}
-        if isinstance(path, Path):
-            mapped = _map(file, path)
+        if (local := place_of(path).local) is not None:
+            mapped = _map(file, local)
             content |= {name: _tensor(mapped, tensor) for name, tensor in tensors.items()}
         else:
-            content |= {name: _fetch(path, tensor) for name, tensor in tensors.items() if name != "feats"}
+            content |= {name: _fetch(file, tensor) for name, tensor in tensors.items() if name != "feats"}
     stored = content["metadata"]["provenance"]["pool"]
     if pool not in (None, stored):
         raise InputError(f"pool: {str(path)!r} has {stored!r}, not {pool!r}")
 
     @cache
     def all_feats() -> Tensor:
-        feats: Tensor = content["feats"] if isinstance(path, Path) else _fetch_feats(path, record)
+        feats: Tensor = content["feats"] if local is not None else _fetch_feats(path, record)
         return feats
 
     n, n_layers, dim = record.shape

@@ -3,43 +3,27 @@
 N stimuli, L layers, D hidden size.
 """
 
-import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.untrusted import open_regular
 from lit_extract.storage.archive import TensorRecord, check_archive, read_content, write_filled
 from lit_extract.storage.disk import bytes_there, check_room, features_bytes
 from lit_extract.storage.features import read_metadata
 from lit_extract.storage.features_content import Numbers, content_of, longest_caption, save_skeleton, tensors_of
 from lit_extract.storage.listing import refuse_plain_folder
-from lit_extract.storage.lock import write_lock
-from lit_extract.storage.paths import (
-    AnyPath,
-    RemoteError,
-    abort_uploads,
-    exists,
-    new_object,
-    open_to_read,
-    remote_errors,
-    remove_file,
-    to_path,
-)
+from lit_extract.storage.places import LARGE, AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import differing, features_provenance
 from lit_extract.storage.repair import Rows
 from lit_extract.storage.store import Store
 from lit_extract.storage.store_folder import is_store
-
-if TYPE_CHECKING:
-    from upath import UPath
 
 
 def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
@@ -56,12 +40,13 @@ def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
         InputError: Not a store, rows are missing, another run is writing it, or the disk has no room for the files.
     """
     path = to_path(store, "store")
-    if isinstance(path, Path) and not path.is_dir():
+    local = place_of(path).local
+    if local is not None and not local.is_dir():
         raise InputError(f"store: {str(path)!r} is not a folder")
     refuse_plain_folder(path, "store")
     if not is_store(path):
         raise InputError(f"store: there is none at {str(path)!r}")
-    with write_lock(path):
+    with place_of(path).write_lock():
         return finalize_locked(Store(path), keep_store)
 
 
@@ -102,7 +87,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
     else:
         store.remove()
     for path in (store.path, *files.values()):
-        abort_uploads(path)
+        place_of(path).drop_uploads()
     return list(files.values())
 
 
@@ -126,7 +111,7 @@ def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = No
     Raises:
         InputError: It is there with another, and the differing settings are named; or it is something else.
     """
-    if not exists(file):
+    if not place_of(file).exists():
         return False
     try:
         found = read_metadata(file)
@@ -147,7 +132,7 @@ def _is_verified(store: Store, file: AnyPath) -> bool:
 
     A remote one can't be renamed, and appears before it is read back. The store goes after that.
     """
-    if isinstance(file, Path) or store.is_kept:
+    if place_of(file).appears_verified or store.is_kept:
         return True
     try:
         _verify(file)
@@ -165,7 +150,7 @@ def _check_same(store: Store, pool: str, file: AnyPath) -> None:
         InputError: It has not, or can't be read.
     """
     try:
-        with remote_errors(file), open_to_read(file, whole=False) as opened:
+        with place_of(file).open_to_read() as opened:
             found = read_content(opened)
     except RemoteError:
         raise
@@ -198,14 +183,15 @@ def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
             save_skeleton(content, tensors, skeleton)
             chunks = [numbers.chunks for numbers in tensors.values()]
             expected = {name: numbers.shape for name, numbers in tensors.items()} | content
-            if isinstance(file, Path):
-                _write_beside(file, skeleton, chunks, expected)
-            else:
-                _upload(file, skeleton, chunks, expected, store)
+
+            def write(out: BinaryIO) -> None:
+                write_filled(skeleton, chunks, out)
+                store.check_current()
+
+            place_of(file).write_verified(write, lambda path: _verify(path, expected))
     except OSError as error:
-        advice = "make room" if isinstance(file, Path) else "fix it"
         raise InputError(
-            f"can't write {str(file)!r}: {error}; nothing is lost: {advice}, then run lit-extract finalize {store.path}"
+            f"can't write {str(file)!r}: {error}; nothing is lost: fix that, then run lit-extract finalize {store.path}"
         ) from error
 
 
@@ -216,7 +202,6 @@ def _ahead(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
     both = [np.empty(shape, dtype=np.float32) for _ in range(min(2, store.n_shards))]
 
     def read(shard: int) -> NDArray[np.float32]:
-        store.expect(pool, shard + 1)
         return there.shard(pool, shard, both[shard % 2])
 
     with ThreadPoolExecutor(1, "lit-extract reader") as thread:
@@ -226,41 +211,6 @@ def _ahead(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
             if shard + 1 < store.n_shards:
                 coming = thread.submit(read, shard + 1)
             yield numbers
-
-
-def _write_beside(
-    file: Path, skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]], expected: Mapping[str, Any]
-) -> None:
-    """Write beside, verify while it goes to the disk, rename."""
-    part = _part(file)
-    part.unlink(missing_ok=True)  # of a killed run; a link would be written through
-    try:
-        with part.open("wb") as out, ThreadPoolExecutor(1, "lit-extract sync") as thread:
-            write_filled(skeleton, chunks, out)
-            out.flush()
-            on_disk = thread.submit(os.fsync, out.fileno())
-            _verify(part, expected)
-            on_disk.result()
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    part.replace(file)
-
-
-def _upload(
-    file: "UPath", skeleton: Path, chunks: Sequence[Iterable[NDArray[Any]]], expected: Mapping[str, Any], store: Store
-) -> None:
-    """Upload front to back, without a copy on the local disk; then verify."""
-    with new_object(file) as out:
-        write_filled(skeleton, chunks, out)
-        store.check_current()
-    try:
-        _verify(file, expected)
-    except RemoteError:
-        raise
-    except OSError:
-        remove_file(file)
-        raise
 
 
 def _part(file: AnyPath) -> AnyPath:
@@ -279,7 +229,7 @@ def _verify(file: AnyPath, expected: Mapping[str, Any] | None = None) -> None:
         OSError: It is damaged, or can't be read.
     """
     try:
-        with remote_errors(file), open_regular(file) if isinstance(file, Path) else file.open("rb") as opened:
+        with place_of(file).open_to_read(LARGE) as opened:
             check_archive(opened)
             found = read_content(opened) if expected is not None else {}
     except RemoteError:

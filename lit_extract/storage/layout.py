@@ -1,4 +1,4 @@
-"""How a store and a features file are made: facts that need no numpy or torch (``docs/store-format.md``).
+"""How stores and features files are laid out: facts that need no numpy or torch (``docs/store-format.md``).
 
 N stimuli, L layers, D hidden size.
 """
@@ -13,7 +13,6 @@ from lit_extract.common.untrusted import shorten
 # docs/store-format.md describes both; each grows when its readers must change.
 STORE_FORMAT, FEATURES_FORMAT = 2, 1
 STORE_SUFFIX, FEATURES_SUFFIX = ".zarr", ".pt"
-BESIDE_SUFFIX = ".part"  # of what is being made or removed
 GROUP_KEY = "zarr.json"  # below the store's folder, as all keys
 FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "metadata"})  # of each features file
 
@@ -36,7 +35,7 @@ SEAL_BYTES = 32  # of a file of a store
 
 
 def check_format(found: object, known: int, notes: object) -> None:
-    """See that this version reads a store or a features file.
+    """Check that this version reads a store or a features file.
 
     Args:
         found: Its format.
@@ -54,27 +53,27 @@ def check_format(found: object, known: int, notes: object) -> None:
 
 
 def safe_name(name: str) -> str:
-    """A model's name as part of a file name: ``/`` and all that is not plain written ``_``; never a path."""
+    """Return a model's name as part of a file name: ``/`` and all that is not plain written ``_``; never a path."""
     return re.sub(r"^\.+|[^A-Za-z0-9._+=@-]", "_", name)
 
 
 def count_shards(n_rows: int, shard_rows: int) -> int:
-    """Shards that hold ``n_rows``."""
+    """Return how many shards hold ``n_rows``."""
     return -(-n_rows // shard_rows)
 
 
 def shard_key(pool: str, shard: int) -> str:
-    """Where a shard lies, below the store's folder."""
+    """Return the place of a shard, below the store's folder."""
     return f"{pool}/c/{shard}/0/0"
 
 
 def rows_key(name: str, shard: int) -> str:
-    """Where status or an extra of a shard's rows lies."""
+    """Return the place of the file of status or an extra of a shard's rows."""
     return f"{name}/c/{shard}"
 
 
-def shard_bytes(n_layers: int, n_dim: int, shard_rows: int, is_sealed: bool = True, n_bytes: int = 4) -> int:
-    """Size of a shard's file of one array, always that of ``shard_rows`` rows, however many it has.
+def shard_bytes(n_layers: int, n_dim: int, shard_rows: int, is_sealed: bool = True, number_bytes: int = 4) -> int:
+    """Return the bytes of a shard's file of one array, always those of ``shard_rows`` rows, however many it has.
 
     Chunks of a layer with their checksums; the checksums again and the seal, of stores since format 2; then the index
     (offset and length of each) with its own checksum.
@@ -84,15 +83,15 @@ def shard_bytes(n_layers: int, n_dim: int, shard_rows: int, is_sealed: bool = Tr
         n_dim: D; 1 of status and extras.
         shard_rows: Rows a shard.
         is_sealed: Of a store since format 2.
-        n_bytes: Of a number.
+        number_bytes: Size of a number.
     """
     seal = n_layers * 4 + SEAL_BYTES if is_sealed else 0
-    return n_layers * (shard_rows * n_dim * n_bytes + 4) + seal + n_layers * 16 + 4
+    return n_layers * (shard_rows * n_dim * number_bytes + 4) + seal + n_layers * 16 + 4
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a store's metadata say; :func:`~lit_extract.storage.store_metadata.read_layout` reads and checks them.
+    """The metadata of a store, checked; see :func:`~lit_extract.storage.store_metadata.read_layout`.
 
     Args:
         version: Format of the store.
@@ -130,25 +129,25 @@ class Layout:
 
     @property
     def is_sealed(self) -> bool:
-        """Whether each of its files has a seal, which ties it to its place."""
+        """Return whether each of its files has a seal, which ties it to its place."""
         return self.version > 1
 
     @property
     def n_shards(self) -> int:
-        """Shards, done or not."""
+        """Return the number of shards, done or not."""
         return count_shards(self.shape[0], self.shard_rows)
 
     @property
     def shard_bytes(self) -> int:
-        """Size of each shard's file of one pooling."""
+        """Return the bytes of each shard's file of one pooling."""
         return shard_bytes(self.shape[1], self.shape[2], self.shard_rows, self.is_sealed)
 
     def rows_of(self, shard: int) -> range:
-        """Global rows of a shard."""
+        """Return the global rows of a shard."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.shape[0]))
 
     def done_shards(self, sizes: Mapping[str, int]) -> set[int]:
-        """Shards whose files are all there, at their full size.
+        """Return the shards whose files all exist, at their full size.
 
         Args:
             sizes: Bytes of each file below the store's folder.
@@ -161,5 +160,5 @@ class Layout:
         }
 
     def n_rows(self, shards: set[int]) -> int:
-        """Rows of these shards; the last shard may have fewer than the others."""
+        """Return how many rows these shards have; the last shard may have fewer than the others."""
         return sum(len(self.rows_of(shard)) for shard in shards)

@@ -1,4 +1,4 @@
-"""What determines the numbers, and how two such records differ."""
+"""Compare the settings that determine the numbers."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _LONGEST = 60
 def differing(
     old: Mapping[str, Any], new: Mapping[str, Any], old_root: str | None = None, new_root: str | None = None
 ) -> str:
-    """The settings that differ, each with both values, long ones cut; empty when none does.
+    """Return the settings that differ, each with both values, long ones cut; "" when none does.
 
     Args:
         old: Recorded settings.
@@ -25,8 +25,8 @@ def differing(
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     other_roots = None not in (old_root, new_root) and old_root != new_root
     if STIMULI in keys and other_roots:
-        said = f"the stimuli were the images below {old_root!r}, now those below {new_root!r}, which are others"
-        return f"{said} (--data.subset NAME keeps both)"
+        text = f"the stimuli were the images below {old_root!r}, now those below {new_root!r}, which are others"
+        return f"{text} (--data.subset NAME keeps both)"
     return name_some([_difference(key, old.get(key), new.get(key)) for key in keys], limit=8)
 
 
@@ -41,11 +41,11 @@ def _difference(key: str, old: Any, new: Any) -> str:
 
 
 def _cut(value: Any) -> str:
-    """A long value by its ends, where paths and names differ."""
+    """Return a long value by its ends, where paths and names differ."""
     text, half = repr(value), _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]}…{text[-half:]}"
 
 
 def features_provenance(provenance: dict[str, Any], pool: str) -> dict[str, Any]:
-    """Provenance of one pooling's file."""
+    """Return the provenance of one pooling's file."""
     return {**provenance, "pool": pool}

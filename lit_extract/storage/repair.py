@@ -1,7 +1,7 @@
-"""Rows that could not be read when they were computed, and can be now: only they are computed.
+"""Rows whose input could not be read when they were computed, and can be now: only they are computed again.
 
-A store need not have all shards for that: those in which no row is repaired are taken from the features files that
-were made before, with the same provenance. Such a store is one like any other: if the files go, it is filled.
+The store of a repair needs only the shards with repaired rows: all others are taken from the features files that
+were made before, with the same provenance. If these files are deleted, the store is filled like any other.
 
 N stimuli, L layers, D hidden size.
 """
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from lit_extract.common.errors import InputError
 from lit_extract.storage.features import Features, load_features
 from lit_extract.storage.layout import BAD_INPUT, INPUTS, NOT_FINITE, OK
-from lit_extract.storage.paths import AnyPath, RemoteError, exists
+from lit_extract.storage.places import AnyPath, RemoteError, place_of
 from lit_extract.storage.provenance import differing, features_provenance
 from lit_extract.storage.store import Store
 
 
 @dataclass(frozen=True)
 class Left:
-    """What is left to compute of a store.
+    """The rows of a store that are left to compute.
 
     Args:
-        done: Shards of which nothing else is.
-        again: By number of a shard of these, the rows that are computed again.
+        done: Shards in which only the rows of ``again`` are left.
+        again: Rows that are computed again, by the number of their shard.
     """
 
     done: set[int]
@@ -36,7 +36,7 @@ class Left:
 
 
 def by_shard(rows: Iterable[int], shard_rows: int) -> dict[int, list[int]]:
-    """Rows by the shard that they are in."""
+    """Return rows by the number of their shard."""
     shards: dict[int, list[int]] = {}
     for row in sorted(rows):
         shards.setdefault(row // shard_rows, []).append(row)
@@ -44,7 +44,7 @@ def by_shard(rows: Iterable[int], shard_rows: int) -> dict[int, list[int]]:
 
 
 def status_of(features: Features) -> NDArray[np.uint8]:
-    """Status of each row of a features file (N,)."""
+    """Return the status of each row of a features file (N,)."""
     status = np.full(features.shape[0], OK, dtype=np.uint8)
     status[features.metadata["not_finite_rows"]] = NOT_FINITE
     status[features.metadata["bad_input_rows"]] = BAD_INPUT
@@ -52,12 +52,12 @@ def status_of(features: Features) -> NDArray[np.uint8]:
 
 
 def inputs_of(features: Features) -> NDArray[np.int64] | None:
-    """What a features file notes of each row's input (N, 4); None of captions, and of earlier versions."""
+    """Return what a features file notes of each row's input (N, 4); None of captions, and of earlier versions."""
     return features.extras[INPUTS].numpy() if INPUTS in features.extras else None
 
 
 class Rows:
-    """All rows of a job: those of its store, and of its features files where the store has none.
+    """All rows of a job: those of its store, and those of its features files where the store has none.
 
     Args:
         store: The store.
@@ -69,11 +69,11 @@ class Rows:
         self.files = _earlier_files(store)
 
     def missing(self) -> list[range]:
-        """Rows that neither has, by shard."""
+        """Return the rows that neither has, by shard."""
         return [] if self.files else self.store.missing_rows()
 
     def shard(self, pool: str, shard: int, into: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """The rows of a shard (rows, L, D), NaN where the input was bad; see :meth:`Store.read_shard`."""
+        """Return the rows of a shard (rows, L, D), NaN where the input was bad; see :meth:`Store.read_shard`."""
         rows = self.store.rows_of(shard)
         if shard not in self.done:
             return np.asarray(self.files[pool].feats[rows.start : rows.stop].numpy())
@@ -82,18 +82,18 @@ class Rows:
         return feats
 
     def status(self, pool: str) -> NDArray[np.uint8]:
-        """Status of each row (N,)."""
+        """Return the status of each row (N,)."""
         return self._merge(self._store_status, status_of(self.files[pool]) if pool in self.files else None)
 
     def inputs(self, pool: str) -> NDArray[np.int64] | None:
-        """What was noted of each row's input (N, 4), if that is known of all."""
+        """Return what was noted of each row's input (N, 4), if that is known of all."""
         earlier = inputs_of(self.files[pool]) if pool in self.files else None
         if not self.store.knows_content or (self.files and earlier is None):
             return None
         return self._merge(self.store.inputs(), earlier)
 
     def repaired(self, pool: str) -> list[int]:
-        """Rows that are bad in the features file and no longer so."""
+        """Return the rows that are bad in the features file and no longer so."""
         earlier = self.files[pool].metadata["bad_input_rows"] if pool in self.files else []
         status = self.status(pool)
         return [row for row in earlier if status[row] != BAD_INPUT]
@@ -103,7 +103,7 @@ class Rows:
         return self.store.status()
 
     def _merge(self, of_store: NDArray[Any], earlier: NDArray[Any] | None) -> NDArray[Any]:
-        """Values of each row, of the store where its shard is done."""
+        """Return values of each row, those of the store where its shard is done."""
         if earlier is None:
             return of_store
         is_done = np.isin(np.arange(self.store.n_stimuli) // self.store.shard_rows, list(self.done))
@@ -111,17 +111,17 @@ class Rows:
 
 
 def _earlier_files(store: Store) -> Mapping[str, Features]:
-    """The features file of each pooling; none unless all are there with the store's provenance, rows and layers."""
+    """Return the features file of each pooling; none unless all exist with the store's provenance, rows and layers."""
     files: dict[str, Features] = {}
     for pool, name in store.notes["files"].items():
         file: AnyPath = store.path.parent / name
         try:
-            if not exists(file):
+            if not place_of(file).exists():
                 return {}
             files[pool] = load_features(file)
         except RemoteError:
             raise
-        except InputError:  # whoever writes there says what is wrong with it
+        except InputError:  # finalize, which replaces it, names what is wrong with it
             return {}
         if differing(files[pool].provenance, features_provenance(store.provenance, pool)):
             return {}

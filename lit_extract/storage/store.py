@@ -1,39 +1,22 @@
-"""An open store: what a run streams into, and finalize reads.
+"""An open store, which a run streams into and finalize reads.
 
 A store is a zarr v3 group (``docs/store-format.md``): per pooling one float32 array (N, L, D) cut into
 shards of rows, with inner chunks of one layer; ``status`` (N,), written before its shard; and
-``stimulus_id`` (N,). A shard file is the commit mark of its rows: it is written beside and renamed,
-so it is there complete or not at all, as an object of a remote store is by itself. Its seal ties it to this place
-in this store.
+``stimulus_id`` (N,). A shard file is the commit mark of its rows: it exists complete or not at all. Its seal ties it to
+its place in this store.
 
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.storage.layout import (
-    CONTENT,
-    GROUP_KEY,
-    IDS_KEY,
-    INPUT_COLUMNS,
-    ROTATED,
-    STATUS,
-    shard_key,
-)
-from lit_extract.storage.paths import (
-    AnyPath,
-    RemoteError,
-    file_sizes,
-    read_files,
-    remote_errors,
-    write_file,
-)
+from lit_extract.storage.layout import CONTENT, GROUP_KEY, IDS_KEY, INPUT_COLUMNS, ROTATED, STATUS, shard_key
+from lit_extract.storage.places import AnyPath, RemoteError, place_of
 from lit_extract.storage.provenance import differing
 from lit_extract.storage.store_files import StoreFiles
 from lit_extract.storage.store_folder import StoreSpec, create_store, remove_store
@@ -42,7 +25,7 @@ from lit_extract.storage.store_metadata import MAX_METADATA_BYTES, group_content
 
 
 class CorruptShardError(InputError):
-    """A shard that fails its checksum; it has been set aside, so that the next run computes it again."""
+    """A shard fails its checksum; it was set aside, so that the next run computes it again."""
 
 
 class Store:
@@ -56,10 +39,9 @@ class Store:
     """
 
     def __init__(self, path: AnyPath) -> None:
-        self.path = path
+        self.path, self._place = path, place_of(path)
         try:
-            with remote_errors(path):
-                self.layout = read_layout(path)
+            self.layout = read_layout(path)
         except RemoteError:
             raise
         except (ValueError, OSError) as error:
@@ -81,7 +63,7 @@ class Store:
         return cls(path)
 
     def rows_of(self, shard: int) -> range:
-        """Global rows of a shard."""
+        """Return the global rows of a shard."""
         return self.layout.rows_of(shard)
 
     def write_shard(
@@ -111,7 +93,7 @@ class Store:
         status: NDArray[np.uint8],
         extras: Mapping[str, NDArray[Any]],
     ) -> int:
-        """As :meth:`write_shard`, of a shard that is done: at each moment its other rows are there.
+        """Write a shard that is done again, as :meth:`write_shard`, with its other rows readable at each moment.
 
         Each file is replaced as a whole, the status last: a run that is killed before that leaves the rows that were
         bad as bad, whatever is in their features, and the next run computes them again.
@@ -126,37 +108,35 @@ class Store:
         return len(self.pools) * self.layout.shard_bytes
 
     def check_current(self) -> None:
-        """See that a remote store is still the one that was opened.
+        """Check that the store is still the one that was opened.
 
-        A remote lock is lost by a run that can't refresh it. This keeps a run that was frozen, and taken for dead, from
-        writing into the store that another has made since.
+        A run that can't renew its remote lock loses it. This keeps a run that was frozen, and taken for dead, from
+        writing into the store that another run has made since.
 
         Raises:
             InputError: Someone has removed or replaced it.
         """
-        if isinstance(self.path, Path):
-            return
-        content = read_files(self.path, [GROUP_KEY], MAX_METADATA_BYTES).get(GROUP_KEY, b"")
-        if id_in(content) != self.layout.id:
+        content = self._place.read_files([GROUP_KEY], MAX_METADATA_BYTES).get(GROUP_KEY)
+        if content is None or id_in(content) != self.layout.id:
             raise InputError(f"{str(self.path)!r} was removed or replaced while this run was under way")
 
     def done_shards(self) -> set[int]:
-        """Shards whose files are all there, at their full size.
+        """Return the shards whose files all exist, at their full size.
 
         Raises:
-            InputError: That can't be seen.
+            InputError: The folder can't be read.
         """
         keys = (shard_key(pool, shard) for pool in self.pools for shard in range(self.n_shards))
         with self._files.reading():
-            return self.layout.done_shards(file_sizes(self.path, keys))
+            return self.layout.done_shards(self._place.file_sizes(keys))
 
     def missing_rows(self) -> list[range]:
-        """Rows of the shards that are not done."""
+        """Return the rows of the shards that are not done."""
         done = self.done_shards()
         return [self.rows_of(shard) for shard in range(self.n_shards) if shard not in done]
 
     def status(self) -> NDArray[np.uint8]:
-        """Status of every row (N,); MISSING where its shard is not done.
+        """Return the status of every row (N,); MISSING where its shard is not done.
 
         Raises:
             InputError: Some of them are damaged on disk.
@@ -164,7 +144,7 @@ class Store:
         return self._read_rows(STATUS)
 
     def extra(self, name: str) -> NDArray[Any]:
-        """A further value of every row (N,); 0 where its shard is not done.
+        """Return a further value of every row (N,); 0 where its shard is not done.
 
         Raises:
             InputError: Some of them are damaged on disk.
@@ -172,7 +152,7 @@ class Store:
         return self._read_rows(name)
 
     def inputs(self) -> NDArray[np.int64]:
-        """What was noted of each row's input when it was read (N, 4); 0 where it was not.
+        """Return what was noted of each row's input when it was read (N, 4); 0 where it was not.
 
         Raises:
             InputError: Some of it is damaged on disk.
@@ -181,16 +161,16 @@ class Store:
         return np.stack(columns, axis=1).astype(np.int64)
 
     def n_rotated(self) -> int:
-        """Images with an EXIF rotation, of those that are done."""
+        """Return how many of the images that are done have an EXIF rotation."""
         return int((self.inputs()[:, ROTATED] != 0).sum())
 
     @property
     def knows_content(self) -> bool:
-        """Whether the content of inputs is noted: not of captions, nor by earlier versions."""
+        """Return whether the content of inputs is noted: not of captions, nor by earlier versions."""
         return INPUT_COLUMNS[CONTENT] in self.extras
 
     def _read_rows(self, name: str) -> NDArray[Any]:
-        """A value of every row whose shard is done; what others left behind is not looked at."""
+        """Return a value of every row whose shard is done; files of other shards are not read."""
         values = np.zeros(self.n_stimuli, dtype=self._files.form(name, 0).dtype)
         for shard, content in self._files.contents(name, sorted(self.done_shards())).items():
             rows = self.rows_of(shard)
@@ -216,14 +196,13 @@ class Store:
         return damaged
 
     def stimulus_ids(self) -> list[int] | list[str]:
-        """Id of each row, as they were when the store was made.
+        """Return the id of each row, as it was when the store was made.
 
         Raises:
             InputError: They are damaged on disk.
         """
         try:
-            with remote_errors(self.path):
-                return read_ids(self.path, self.layout)
+            return read_ids(self.path, self.layout)
         except RemoteError:
             raise
         except (ValueError, OSError) as error:
@@ -232,8 +211,11 @@ class Store:
                 "command again, which repairs them"
             ) from None
 
-    def mend_stimulus_ids(self, stimulus_ids: Sequence[int] | Sequence[str]) -> None:
-        """Write the ids again if they are not these, which the provenance vouches for.
+    def repair_stimulus_ids(self, stimulus_ids: Sequence[int] | Sequence[str]) -> None:
+        """Write the ids again if they are damaged.
+
+        Args:
+            stimulus_ids: The ids, which the provenance vouches for.
 
         Raises:
             InputError: The store was made with others, or they can't be written.
@@ -252,7 +234,7 @@ class Store:
         except InputError:
             pass
         try:
-            write_file(self.path, IDS_KEY, [encode_ids(stimulus_ids, self.layout.version)])
+            self._place.write_file(IDS_KEY, [encode_ids(stimulus_ids, self.layout.version)])
         except RemoteError:
             raise
         except OSError as error:
@@ -261,7 +243,7 @@ class Store:
             ) from None
 
     def read_shard(self, pool: str, shard: int, into: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """The rows of a shard (rows, L, D).
+        """Return the rows of a shard (rows, L, D).
 
         Args:
             pool: Which pooling.
@@ -284,7 +266,7 @@ class Store:
             ) from None
 
     def read_layer(self, pool: str, layer: int) -> NDArray[np.float32]:
-        """One layer of all rows (N, D), NaN where rows are missing; the other layers are not read.
+        """Return one layer of all rows (N, D), NaN where rows are missing; the other layers are not read.
 
         Raises:
             InputError: A checksum differs, or it does not fit the memory.
@@ -308,20 +290,20 @@ class Store:
                 ) from None
         return feats
 
-    def expect(self, pool: str, shard: int) -> None:
-        """Have the system fetch a shard's file, if it is a local one, before it is read."""
-        self._files.expect(pool, shard)
-
     def check_provenance(self, provenance: Mapping[str, Any], root: str | None = None) -> None:
-        """Raise InputError naming each setting in which the store differs from ``provenance``."""
+        """Check that the store has this provenance.
+
+        Raises:
+            InputError: It has another; each setting that differs is named.
+        """
         if difference := differing(self.provenance, provenance, self.notes.get("root"), root):
             raise InputError(
-                f"{str(self.path)!r} was begun with other settings: {difference}. Run with the same settings to go "
-                "on, pass --overwrite to start anew, or choose another --output_dir"
+                f"{str(self.path)!r} was started with other settings: {difference}. Run with the same settings to "
+                "resume, pass --overwrite to start from scratch, or choose another --output_dir"
             )
 
     def keep(self) -> None:
-        """Note that the store was kept on purpose, so that no later run takes it for a leftover."""
+        """Record that the store was kept on purpose, so that no later run takes it for a leftover."""
         self._change(kept=True)
 
     def note(self, name: str, value: Any) -> None:
@@ -332,7 +314,7 @@ class Store:
     def _change(self, **attributes: Any) -> None:
         self.check_current()
         self.layout.attributes.update(attributes)
-        write_file(self.path, GROUP_KEY, [group_content(self.layout.attributes, self.layout.arrays)])
+        self._place.write_file(GROUP_KEY, [group_content(self.layout.attributes, self.layout.arrays)])
 
     def remove(self) -> None:
         """Delete the store.

@@ -3,48 +3,29 @@
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
-import errno
-import io
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
-from lit_extract.storage.layout import (
-    MAX_TOKENS,
-    MISSING,
-    N_TOKENS,
-    NOT_FINITE,
-    OK,
-    STATUS,
-    Layout,
-    rows_key,
-    shard_key,
+from lit_extract.storage.layout import MAX_TOKENS, N_TOKENS, NOT_FINITE, OK, STATUS, Layout, rows_key, shard_key
+from lit_extract.storage.places import DAMAGE, AnyPath, place_of
+from lit_extract.storage.shards import (
+    Address,
+    ForeignShardError,
+    Form,
+    read_layers,
+    read_values,
+    write_layers,
+    write_values,
 )
-from lit_extract.storage.paths import (
-    AnyPath,
-    exists,
-    open_to_read,
-    read_files,
-    refuse_way_out,
-    remote_errors,
-    rename_file,
-    write_file,
-)
-from lit_extract.storage.shards import ForeignShardError, Form, Place, read_layers, write_layers
 
-# What rows that are done may have.
+# Lowest and highest value of rows that are done.
 _ALLOWED = {STATUS: (OK, NOT_FINITE), N_TOKENS: (0, MAX_TOKENS)}
-
-# Errors of a disk that can't read a file, or of something else in its place; all others say nothing of the file.
-_DAMAGE = {errno.EIO, errno.EBADMSG, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 @dataclass(frozen=True)
@@ -53,24 +34,24 @@ class StoreFiles:
 
     Args:
         path: Folder of the store, local or remote.
-        layout: What its metadata say.
+        layout: Its metadata.
     """
 
     path: AnyPath
     layout: Layout
 
     def key(self, name: str, shard: int) -> str:
-        """Where a file of an array lies, below the store's folder."""
+        """Return the place of a file of an array, below the store's folder."""
         return shard_key(name, shard) if name in self.layout.pools else rows_key(name, shard)
 
     def form(self, name: str, shard: int) -> Form:
-        """How a file of an array is laid out."""
+        """Return the form of a file of an array."""
         _, layers, dim = self.layout.shape
-        place = Place(self.layout.id, name, shard) if self.layout.id and self.layout.is_sealed else None
+        address = Address(self.layout.id, name, shard) if self.layout.id and self.layout.is_sealed else None
         if name in self.layout.pools:
-            return Form(layers, self.layout.shard_rows, dim, "<f4", place)
+            return Form(layers, self.layout.shard_rows, dim, "<f4", address)
         dtype = np.dtype(self.layout.extras.get(name, "uint8")).newbyteorder("<").str
-        return Form(1, self.layout.shard_rows, 1, dtype, place)
+        return Form(1, self.layout.shard_rows, 1, dtype, address)
 
     def write(self, name: str, shard: int, values: NDArray[Any]) -> None:
         """Write the file of a shard of an array, in the place of what is there.
@@ -80,41 +61,26 @@ class StoreFiles:
             shard: Number of the shard.
             values: (rows, L, D) of features, else (rows,).
         """
-        form = self.form(name, shard)
-        if name in self.layout.pools:
-            pieces = write_layers(form, values, fill=np.nan)
-        elif self.layout.is_sealed:
-            pieces = write_layers(form, np.asarray(values).reshape(-1, 1, 1), fill=MISSING)
-        else:
-            pieces = _plain(form, values)
-        write_file(self.path, self.key(name, shard), pieces)
+        form, is_features = self.form(name, shard), name in self.layout.pools
+        pieces = write_layers(form, values, fill=np.nan) if is_features else write_values(form, values)
+        place_of(self.path).write_file(self.key(name, shard), pieces)
 
     def contents(self, name: str, shards: Sequence[int]) -> dict[int, NDArray[Any] | None]:
-        """A value of the rows of each shard, or None when its file is lost or damaged.
+        """Return a value of the rows of each shard, or None when its file is lost or damaged.
 
         Raises:
             InputError: A file may not be read, or is of another store: that is no damage which is computed again.
         """
         keys = {shard: self.key(name, shard) for shard in shards}
-        if not isinstance(self.path, Path):
-            files = read_files(self.path, list(keys.values()), self.form(name, 0).n_bytes)
-            return {shard: self._rows(name, shard, files.get(key, b"")) for shard, key in keys.items()}
-        found: dict[int, NDArray[Any] | None] = {}
-        for shard, key in keys.items():
-            content = b""
-            with suppress(OSError), self.reading():
-                content = read_files(self.path, [key], self.form(name, 0).n_bytes).get(key, b"")
-            found[shard] = self._rows(name, shard, content)
-        return found
+        limit = self.form(name, 0).file_bytes
+        with self.reading():
+            files = place_of(self.path).read_files(list(keys.values()), limit, without_damaged=True)
+        return {shard: self._rows(name, shard, files.get(key, b"")) for shard, key in keys.items()}
 
     def _rows(self, name: str, shard: int, content: bytes) -> NDArray[Any] | None:
-        """A value of a shard's rows, out of its file."""
-        form, n_rows = self.form(name, shard), len(self.layout.rows_of(shard))
+        """Return a value of a shard's rows, out of its file; None when that is damaged."""
         try:
-            if self.layout.is_sealed:
-                values = read_layers(io.BytesIO(content), form, [0], n_rows)[:, 0, 0]
-            else:
-                values = _read_plain(content, form)[:n_rows]
+            values = read_values(content, self.form(name, shard), len(self.layout.rows_of(shard)))
         except ForeignShardError:
             raise self._foreign(name, shard) from None
         except ValueError:
@@ -125,30 +91,22 @@ class StoreFiles:
     def layers(
         self, pool: str, shard: int, layers: Sequence[int], into: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Layers of a shard (rows, len(layers), D).
+        """Return layers of a shard (rows, len(layers), D), in ``into`` if that is given.
 
         Raises:
             InputError: It may not be read, or is of another store.
-            ValueError: It is damaged, lost, or belongs to another place.
+            ValueError: It is damaged, lost, or belongs to another address.
             OSError: The disk can't read it, or there is something else in its place.
         """
+        at_a_time = None if len(layers) == len(self.layout.layers) else 0
         n_rows = len(self.layout.rows_of(shard))
-        with self.reading(), remote_errors(self.path):
-            try:
-                with open_to_read(
-                    self.path / self.key(pool, shard), whole=len(layers) == len(self.layout.layers)
-                ) as file:
-                    return read_layers(file, self.form(pool, shard), layers, n_rows, into)
-            except FileNotFoundError:
-                raise ValueError("its file is lost") from None
-            except ForeignShardError:
-                raise self._foreign(pool, shard) from None
-
-    def expect(self, pool: str, shard: int) -> None:
-        """Have the system fetch a shard's file, if it is a local one, before it is read."""
-        if isinstance(self.path, Path) and hasattr(os, "posix_fadvise") and 0 <= shard < self.layout.n_shards:
-            with suppress(OSError), open_to_read(self.path / self.key(pool, shard), whole=True) as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        try:
+            with self.reading(), place_of(self.path / self.key(pool, shard)).open_to_read(at_a_time) as file:
+                return read_layers(file, self.form(pool, shard), layers, n_rows, into)
+        except FileNotFoundError:
+            raise ValueError("its file is lost") from None
+        except ForeignShardError:
+            raise self._foreign(pool, shard) from None
 
     def set_aside(self, pool: str, shard: int) -> None:
         """Have a damaged shard no longer count as done.
@@ -156,12 +114,8 @@ class StoreFiles:
         Raises:
             InputError: It may not be renamed.
         """
-        file = self.path / self.key(pool, shard)
         try:
-            if exists(file):
-                if isinstance(file, Path) and isinstance(self.path, Path):
-                    refuse_way_out(self.path, file)
-                rename_file(file, file.name + ".corrupt")
+            place_of(self.path).set_aside(self.key(pool, shard))
         except OSError as error:
             rows = self.layout.rows_of(shard)
             raise InputError(
@@ -171,7 +125,7 @@ class StoreFiles:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn an error that says nothing of the file itself into one that is no damage.
+        """Turn an error that says nothing about the file itself into one that is no damage.
 
         Raises:
             InputError: No permission, too many open files, and so on.
@@ -181,7 +135,7 @@ class StoreFiles:
         except InputError:
             raise
         except OSError as error:
-            if error.errno in _DAMAGE:
+            if error.errno in DAMAGE:
                 raise
             raise InputError(f"{str(self.path)!r} can't be read: {error}") from None
 
@@ -191,23 +145,3 @@ class StoreFiles:
             f"{file!r} is of another store than the zarr.json in {str(self.path)!r}; put back the one that belongs "
             "there, or delete the file to have its rows computed again"
         )
-
-
-def _plain(form: Form, values: NDArray[Any]) -> Iterator[memoryview]:
-    """The bytes of a file of a value of rows, of a store of format 1."""
-    content = np.full(form.shard_rows, MISSING, dtype=form.dtype)
-    content[: len(values)] = values
-    yield content.view(np.uint8).data
-    yield memoryview(int(google_crc32c.value(content.view(np.uint8))).to_bytes(4, "little"))
-
-
-def _read_plain(content: bytes, form: Form) -> NDArray[Any]:
-    """Values of all rows of a shard, of a store of format 1.
-
-    Raises:
-        ValueError: They are damaged.
-    """
-    values, checksum = content[:-4], content[-4:]
-    if len(content) != form.chunk_bytes or google_crc32c.value(values) != int.from_bytes(checksum, "little"):
-        raise ValueError("their checksum differs")
-    return np.frombuffer(values, dtype=form.dtype)

@@ -1,4 +1,4 @@
-"""The stimulus ids of a store, written and read: one file, of which nothing is ever guessed.
+"""The stimulus ids of a store: one file, written and read.
 
 N stimuli.
 """
@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 
 from lit_extract.storage.layout import IDS_KEY, Layout
-from lit_extract.storage.paths import AnyPath, read_files
+from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.store_metadata import INTEGERS, TEXTS, ids_sha256
 
 MAX_TEXT_BYTES = 4096 + 4  # of an id: a path, and its length
@@ -38,7 +38,7 @@ def encode_ids(ids: Sequence[int] | Sequence[str], version: int) -> bytes:
 
 
 def read_ids(path: AnyPath, layout: Layout) -> list[int] | list[str]:
-    """Return the id of each row, as they were written.
+    """Return the id of each row, as it was written.
 
     Raises:
         ValueError: They are lost or damaged.
@@ -46,7 +46,7 @@ def read_ids(path: AnyPath, layout: Layout) -> list[int] | list[str]:
     """
     n = layout.shape[0]
     limit = min(MAX_BYTES, n * (8 if layout.ids_dtype == INTEGERS else MAX_TEXT_BYTES) + _COUNT.size)
-    files = read_files(path, [IDS_KEY], limit + 1024)  # what does not compress grows a little
+    files = place_of(path).read_files([IDS_KEY], limit + 1024)  # what does not compress grows a little
     if IDS_KEY not in files:
         raise ValueError("they are lost")
     content, checksum = files[IDS_KEY][:-4], files[IDS_KEY][-4:]

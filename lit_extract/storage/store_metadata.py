@@ -1,4 +1,4 @@
-"""The ``zarr.json`` files of a store: how they are made, and the one place where they are read and checked.
+"""The ``zarr.json`` files of a store, made, read and checked.
 
 All that is known of a store comes from here, as a :class:`~lit_extract.storage.layout.Layout`: no name, number or
 path of it is used before all of it was checked.
@@ -31,7 +31,7 @@ from lit_extract.storage.layout import (
     check_format,
     count_shards,
 )
-from lit_extract.storage.paths import AnyPath, read_files
+from lit_extract.storage.places import AnyPath, place_of
 
 # Limits, checked before anything is allocated or looped over; far above what a real store has.
 MAX_METADATA_BYTES = 8 * 2**20  # of a zarr.json
@@ -68,7 +68,7 @@ class _Preprocessing(TypedDict):
 
 
 class _Provenance(TypedDict):
-    """What others rely on; the rest are plain values, which are only compared and shown."""
+    """Settings that others rely on; all others are plain values, which are only compared and shown."""
 
     model: NotRequired[str]
     weights: NotRequired[str]
@@ -133,7 +133,7 @@ _SHAPED: TypeAdapter[Any] = TypeAdapter(_Shaped)
 def array_metadata(
     version: int, pools: Iterable[str], extras: Mapping[str, str], shape: tuple[int, int, int], rows: int, ids: str
 ) -> dict[str, dict[str, Any]]:
-    """Return what the ``zarr.json`` of each array says.
+    """Return the content of the ``zarr.json`` of each array.
 
     Args:
         version: Format of the store.
@@ -227,7 +227,7 @@ def ids_sha256(ids: Sequence[int] | Sequence[str]) -> str:
 
 
 def read_layout(path: AnyPath) -> Layout:
-    """Return what a store's metadata say, all of it checked.
+    """Return the metadata of a store, checked.
 
     Args:
         path: Folder of the store, local or remote.
@@ -236,7 +236,8 @@ def read_layout(path: AnyPath) -> Layout:
         ValueError: There is no store that this version reads, or its metadata are damaged.
         OSError: It can't be read.
     """
-    group = _metadata(read_files(path, [GROUP_KEY], MAX_METADATA_BYTES), GROUP_KEY)
+    place = place_of(path)
+    group = _metadata(place.read_files([GROUP_KEY], MAX_METADATA_BYTES), GROUP_KEY)
     attributes = group.get("attributes")
     if not isinstance(attributes, dict) or "format" not in attributes:
         raise ValueError("it is no store of lit-extract")
@@ -247,7 +248,7 @@ def read_layout(path: AnyPath) -> Layout:
     pools, extras = attributes["pools"], attributes["extras"]
     _check_names(pools, extras, attributes["notes"]["files"])
     names = [*pools, STATUS, *extras, STIMULUS_ID]
-    files = read_files(path, [f"{name}/{GROUP_KEY}" for name in names], MAX_METADATA_BYTES)
+    files = place.read_files([f"{name}/{GROUP_KEY}" for name in names], MAX_METADATA_BYTES)
     arrays = {name: _metadata(files, f"{name}/{GROUP_KEY}") for name in names}
     shaped = {name: validate(_SHAPED, arrays[name], f"its {name}/{GROUP_KEY}") for name in names}
     shape = _check_shape(shaped[pools[0]]["shape"], attributes)

@@ -18,7 +18,7 @@ from lit_extract.common.errors import InputError, NothingLeft, one_line
 from lit_extract.common.signals import held
 from lit_extract.common.timing import WRITING, stopwatch
 from lit_extract.storage.layout import BAD_INPUT, INPUT_COLUMNS, INPUTS, MISSING, NOT_FINITE, OK, SIZE
-from lit_extract.storage.paths import AnyPath, RemoteError
+from lit_extract.storage.places import AnyPath, RemoteError
 from lit_extract.storage.repair import Left, Rows
 from lit_extract.storage.store import Store
 

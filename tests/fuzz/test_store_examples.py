@@ -15,11 +15,9 @@ from lit_extract.common.errors import InputError
 from lit_extract.data.pixels import ABOUT, PIXELS, ROWS, Noted, PixelCache
 from lit_extract.inspection.survey import survey
 from lit_extract.jobs.relay import Advance, heard
-from lit_extract.storage import lease
 from lit_extract.storage.features_content import save_skeleton
 from lit_extract.storage.finalize import finalize
-from lit_extract.storage.lock import lock_holder, write_lock
-from lit_extract.storage.paths import to_path
+from lit_extract.storage.places import place_of, to_path
 from lit_extract.storage.store import CorruptShardError, Store
 
 
@@ -106,8 +104,8 @@ def test_ids_of_another_store_are_refused(tmp_path, make_store):
     with pytest.raises(InputError, match="others than when the store was made"):
         finalize(store.path)
     with pytest.raises(InputError, match="other stimulus ids"):
-        store.mend_stimulus_ids([*range(99, 108), 200])
-    store.mend_stimulus_ids(list(range(100, 110)))
+        store.repair_stimulus_ids([*range(99, 108), 200])
+    store.repair_stimulus_ids(list(range(100, 110)))
     assert Store(store.path).stimulus_ids() == list(range(100, 110))
 
 
@@ -158,11 +156,13 @@ def test_only_a_disk_that_cant_read_a_shard_has_it_computed_again(tmp_path, monk
     def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    for name in ("open_to_read", "read_files"):
+    store = Store(path)
+    for read in (lambda: store.read_shard("cls", 0), store.status):
         with monkeypatch.context() as patch:
-            patch.setattr(f"lit_extract.storage.store_files.{name}", fail)
+            for name in ("open_regular", "read_regular"):
+                patch.setattr(f"lit_extract.storage.places.local.{name}", fail)
             with pytest.raises(InputError) as error:
-                Store(path).read_shard("cls", 0) if name == "open_to_read" else Store(path).status()
+                read()
         assert ("damaged on disk" in str(error.value)) == is_damage
     assert Store(path).done_shards() == ({1, 2, 3} if is_damage else {0, 1, 2, 3})
 
@@ -323,7 +323,7 @@ def test_links_lead_nothing_out_of_the_folder(tmp_path, make_store):
     assert list(victim.parent.iterdir()) == [victim]
     link = folder / ".x.zarr.lock"
     link.symlink_to(victim)
-    with pytest.raises(InputError, match="can't write"), write_lock(folder / "x.zarr"):
+    with pytest.raises(InputError, match="can't write"), place_of(folder / "x.zarr").write_lock():
         pass
     assert victim.read_text() == "precious"
 
@@ -333,8 +333,8 @@ def test_links_lead_nothing_out_of_the_folder(tmp_path, make_store):
 
 def test_a_lock_that_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / ".x.zarr.lock")
-    assert lock_holder(tmp_path / "x.zarr").startswith("unknown: ")
-    with pytest.raises(InputError, match="not a regular file"), write_lock(tmp_path / "x.zarr"):
+    assert place_of(tmp_path / "x.zarr").lock_holder().startswith("unknown: ")
+    with pytest.raises(InputError, match="not a regular file"), place_of(tmp_path / "x.zarr").write_lock():
         pass
 
 
@@ -342,13 +342,13 @@ def test_who_holds_a_lock_can_be_printed(tmp_path):
     target = tmp_path / "x.zarr"
     child = os.fork()
     if child == 0:
-        with write_lock(target):
+        with place_of(target).write_lock():
             (tmp_path / "ready").touch()
             time.sleep(60)
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
     (tmp_path / ".x.zarr.lock").write_bytes(b"\x1b[31m\0\xff" * 50)
-    holder = lock_holder(target)
+    holder = place_of(target).lock_holder()
     os.kill(child, 9)
     os.waitpid(child, 0)
     assert holder.isprintable()
@@ -363,8 +363,8 @@ def test_who_holds_a_lock_can_be_printed(tmp_path):
 def test_a_lease_of_any_shape_is_anothers(content):
     path = to_path("memory://leases/.x.zarr.lock")
     path.write_bytes(content)
-    assert lease.lease_holder(path) == "unknown"
-    with pytest.raises(InputError, match=r"another run \(unknown"), write_lock(path.with_name("x.zarr")):
+    assert place_of(path.with_name("x.zarr")).lock_holder() == "unknown"
+    with pytest.raises(InputError, match=r"another run \(unknown"), place_of(path.with_name("x.zarr")).write_lock():
         pass
 
 

@@ -91,7 +91,7 @@ def full_in_the_middle_of_finalize(reference):
             fill(left),
         )
         error = refused(DISK)
-        assert "nothing is lost: make room, then run lit-extract finalize" in error, error
+        assert "nothing is lost: fix that, then run lit-extract finalize" in error, error
         make_room()
         assert everything() == before
     lit_extract.storage.finalize.check_room = check

@@ -25,8 +25,8 @@ N, LAYERS, DIM, SHARD_ROWS = 10, 3, 4, 4
 HOLDER = """
 import sys
 from pathlib import Path
-from lit_extract.storage.lock import write_lock
-with write_lock(Path(sys.argv[1])):
+from lit_extract.storage.places import place_of
+with place_of(Path(sys.argv[1])).write_lock():
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -307,8 +307,7 @@ from pathlib import Path
 from s3fs import S3FileSystem
 from inspection import test_status
 from lit_extract.cli import main
-from lit_extract.storage.lock import write_lock
-from lit_extract.storage.paths import to_path
+from lit_extract.storage.places import place_of, to_path
 
 S3FileSystem().mkdir("bucket")
 images = to_path("s3://bucket/features/nsd/all")
@@ -317,7 +316,7 @@ test_status.make_store(images, "vit_begun", shards=(0, 2))
 running = test_status.make_store(images, "vit_running", shards=())
 (images / "foreign.pt").write_bytes(b"x")
 print("READY")
-with write_lock(running):
+with place_of(running).write_lock():
     assert main(["status", "s3://bucket/features", "--json"]) == 0
 assert main(["status", "s3://bucket/nothing"]) == 2
 assert main(["status", "s3://no-such-bucket/features"]) == 2

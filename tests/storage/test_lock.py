@@ -11,13 +11,13 @@ import pytest
 
 from lit_extract.common.errors import InputError
 from lit_extract.storage.finalize import finalize
-from lit_extract.storage.lock import write_lock
+from lit_extract.storage.places import place_of
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from lit_extract.storage.lock import write_lock
-with write_lock(Path(sys.argv[1])):
+from lit_extract.storage.places import place_of
+with place_of(Path(sys.argv[1])).write_lock():
     child = os.fork() if "fork" in sys.argv else None
     if child != 0:
         print(child, flush=True)
@@ -40,11 +40,11 @@ def holder(target, *options):
 def test_a_second_process_is_told_who_holds_it(tmp_path):
     target = tmp_path / "x.zarr"
     with holder(target) as (process, _):
-        with pytest.raises(InputError) as error, write_lock(target):
+        with pytest.raises(InputError) as error, place_of(target).write_lock():
             pytest.fail("two hold it")
         assert str(target) in str(error.value)
         assert f"process {process.pid} on " in str(error.value)
-        with write_lock(tmp_path / "y.zarr"):
+        with place_of(tmp_path / "y.zarr").write_lock():
             pass  # of other targets it says nothing
 
 
@@ -61,7 +61,7 @@ def test_a_killed_holder_holds_nothing(tmp_path):
         process.kill()
         process.wait()
         assert (tmp_path / ".x.zarr.lock").exists(), "a kill leaves the file"
-        with write_lock(target):
+        with place_of(target).write_lock():
             pass
     assert list(tmp_path.iterdir()) == []
 
@@ -72,14 +72,14 @@ def test_a_child_that_outlives_a_killed_holder_does_not_hold_it(tmp_path):
         process.kill()
         process.wait()
         os.kill(int(child), 0)  # lives on, as a data-loading worker does for some seconds
-        with write_lock(target):
+        with place_of(target).write_lock():
             pass
         os.kill(int(child), 0)
 
 
 def test_the_file_goes_with_the_lock_also_after_an_error(tmp_path):
     file = tmp_path / "below" / ".x.zarr.lock"
-    with pytest.raises(KeyError, match="held"), write_lock(tmp_path / "below" / "x.zarr"):
+    with pytest.raises(KeyError, match="held"), place_of(tmp_path / "below" / "x.zarr").write_lock():
         raise KeyError("held" if file.read_text().startswith(f"process {os.getpid()} on ") else "missing")
     assert list((tmp_path / "below").iterdir()) == []
 
@@ -88,12 +88,12 @@ COMPETE = """
 import os, sys, time
 from pathlib import Path
 from lit_extract.common.errors import InputError
-from lit_extract.storage.lock import write_lock
+from lit_extract.storage.places import place_of
 target, alone = Path(sys.argv[1]), Path(sys.argv[2])
 times, end = 0, time.monotonic() + 1
 while time.monotonic() < end:
     try:
-        with write_lock(target):
+        with place_of(target).write_lock():
             os.close(os.open(alone, os.O_CREAT | os.O_EXCL))
             alone.unlink()
             times += 1

@@ -16,9 +16,9 @@ from lit_extract.commands.predict import predict_trainer
 from lit_extract.common.errors import InputError
 from lit_extract.datasets import decode
 from lit_extract.storage.archive import read_content
-from lit_extract.storage.finalize import _write_beside
-from lit_extract.storage.paths import write_file
+from lit_extract.storage.places.local import LocalPlace
 from lit_extract.storage.store import Store
+from lit_extract.storage.store_files import StoreFiles
 from lit_extract.storage.store_folder import StoreSpec
 
 SKIP = {"data_on_bad_image": "skip", "data_shard_rows": 2}
@@ -228,8 +228,8 @@ def test_killed_between_any_two_writes_of_a_repair_nothing_is_lost(
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.storage.store_files.write_file", count(write_file))
-        patch.setattr("lit_extract.storage.finalize._write_beside", count(_write_beside))
+        patch.setattr(StoreFiles, "write", count(StoreFiles.write))
+        patch.setattr(LocalPlace, "write_verified", count(LocalPlace.write_verified))
         patch.setattr("lit_extract.storage.finalize.Store.remove", count(Store.remove))
         try:
             run_job(**pools)
@@ -249,13 +249,15 @@ def test_killed_before_the_status_a_store_can_be_finalized_and_its_row_is_nan(ru
     store = run_job(finalize=False, **SKIP).store
     restore()
 
-    def no_status(folder, key, pieces):
-        if key.startswith("status"):
+    write = StoreFiles.write
+
+    def no_status(self, name, shard, values):
+        if name == "status":
             raise KilledError
-        write_file(folder, key, pieces)
+        write(self, name, shard, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.storage.store_files.write_file", no_status)
+        patch.setattr(StoreFiles, "write", no_status)
         with pytest.raises(KilledError):
             run_job(**SKIP)
     assert load_features(store).feats[4].isnan().all()

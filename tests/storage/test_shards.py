@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import zarr
 
-from lit_extract.storage.shards import ForeignShardError, Form, Place, read_layers, write_layers
+from lit_extract.storage.shards import Address, ForeignShardError, Form, read_layers, write_layers
 
 ROWS, LAYERS, DIM = 5, 4, 7
 
 
-PLACE = Place("0123456789abcdef" * 2, "cls", 3)
-UNSEALED, SEALED = Form(LAYERS, ROWS, DIM), Form(LAYERS, ROWS, DIM, place=PLACE)
+ADDRESS = Address("0123456789abcdef" * 2, "cls", 3)
+UNSEALED, SEALED = Form(LAYERS, ROWS, DIM), Form(LAYERS, ROWS, DIM, address=ADDRESS)
 
 
 @pytest.fixture(params=[UNSEALED, SEALED], ids=["zarr's own", "sealed"])
@@ -32,7 +32,7 @@ def shard(tmp_path, request):
     array[:] = np.random.default_rng(0).normal(size=array.shape).astype(np.float32)
     file = tmp_path / "array" / "c" / "0" / "0" / "0"
     numbers = np.asarray(array[:])
-    if request.param.place is not None:
+    if request.param.address is not None:
         file.write_bytes(written(request.param, numbers))
         np.testing.assert_array_equal(array[:], numbers)
         np.testing.assert_array_equal(array[1:3, 2], numbers[1:3, 2])
@@ -61,11 +61,11 @@ def test_unsealed_it_writes_what_zarr_writes(shard):
 @pytest.mark.parametrize("other", [("avg", 3), ("cls", 2), ("cls", 30)])
 def test_a_shard_in_another_place_is_found(other):
     content = written(SEALED, np.ones((ROWS, LAYERS, DIM), dtype=np.float32))
-    place = Place(PLACE.store, *other)
+    address = Address(ADDRESS.store, *other)
     with pytest.raises(ValueError, match="another place"):
-        read(Form(LAYERS, ROWS, DIM, place=place), content)
+        read(Form(LAYERS, ROWS, DIM, address=address), content)
     with pytest.raises(ForeignShardError):
-        read(Form(LAYERS, ROWS, DIM, place=PLACE._replace(store="f" * 32)), content)
+        read(Form(LAYERS, ROWS, DIM, address=ADDRESS._replace(store="f" * 32)), content)
 
 
 def test_layers_that_are_exchanged_with_all_their_checksums_are_found():
@@ -109,5 +109,5 @@ def test_of_one_layer_only_its_chunk_and_the_index_are_read(shard):
     form, content, _ = shard
     file = Counting(content)
     read_layers(file, form, [2], ROWS)
-    seal = LAYERS * 4 + 32 if form.place else 0
+    seal = LAYERS * 4 + 32 if form.address else 0
     assert file.n_read == ROWS * DIM * 4 + 4 + seal + LAYERS * 16 + 4

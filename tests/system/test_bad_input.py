@@ -105,7 +105,7 @@ def test_a_disk_that_fills_stops_the_run_with_the_finished_shards_safe(run_job, 
 
 
 def test_a_disk_that_is_full_from_the_beginning_is_said(run_job, monkeypatch):
-    monkeypatch.setattr("lit_extract.storage.store_folder.write_file", full)
+    monkeypatch.setattr("lit_extract.storage.places.local.LocalPlace.write_file", full)
     with pytest.raises(InputError, match=r"can't write .*\.zarr': .*No space left on device"):
         run_job()
 

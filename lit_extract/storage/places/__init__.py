@@ -1,0 +1,100 @@
+"""Where outputs lie: on a disk of this machine, or on a server such as S3, behind one interface.
+
+place_of(path).exists()
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.storage.places.base import (
+    LARGE,
+    LOCK_SUFFIX,
+    PART_SUFFIX,
+    AnyPath,
+    File,
+    Place,
+    RemoteError,
+    remote_errors,
+)
+from lit_extract.storage.places.local import DAMAGE, LocalPlace, is_folder, is_there
+from lit_extract.storage.places.remote import RemotePlace
+
+__all__ = [
+    "DAMAGE",
+    "LARGE",
+    "LOCK_SUFFIX",
+    "PART_SUFFIX",
+    "AnyPath",
+    "File",
+    "Place",
+    "RemoteError",
+    "is_folder",
+    "is_there",
+    "local_path",
+    "place_of",
+    "to_path",
+]
+
+
+def place_of(path: AnyPath) -> Place:
+    """Return the file or folder at a path; the disk or network is not accessed yet."""
+    return LocalPlace(path) if isinstance(path, Path) else RemotePlace(path)
+
+
+def to_path(text: str | AnyPath, setting: str = "path") -> AnyPath:
+    """Return a local path, or a remote one when ``text`` has a protocol; the network is not accessed yet.
+
+    Args:
+        text: ``features/``, ``s3://bucket/prefix``, …
+        setting: Where it comes from, for the error.
+
+    Raises:
+        InputError: No such protocol, or a package for it is missing.
+    """
+    if not isinstance(text, str):
+        return text
+    protocol, found, rest = text.partition("://")
+    if not found or protocol == "file":
+        return Path(rest if found else text)
+    if not rest.strip("/"):
+        raise InputError(f"{setting}: {text!r} names no place; it is {protocol}://<bucket>/<prefix>")
+    try:
+        from upath import UPath
+
+        # A listing that is remembered would not show what another rank, or another machine, has written since.
+        path: UPath = UPath(text, use_listings_cache=False, **_OPTIONS.get(protocol, {}))
+        with remote_errors(path):
+            filesystem = path.fs  # imports the package for the protocol
+            if protocol == "s3":
+                filesystem.connect()  # reads the settings only
+    except ImportError as error:
+        missing = "universal_pathlib" if error.name == "upath" else one_line(error)
+        raise InputError(
+            f"{setting}: {text!r} needs a package that is not installed ({missing}): pip install 'lit-extract[remote]' "
+            "for s3://; another protocol also needs fsspec's package for it"
+        ) from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{setting}: {text!r}: {one_line(error)}") from None
+    return path
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {
+        "fixed_upload_size": True,  # R2 wants parts of one size, others don't mind
+        "config_kwargs": {"read_timeout": 60},  # botocore's; s3fs has 15 s, which is little for a busy server
+    }
+}
+
+
+def local_path(text: str, setting: str) -> Path:
+    """Return a path that must be local.
+
+    Raises:
+        InputError: It is remote.
+    """
+    if "://" in text and not text.startswith("file://"):
+        raise InputError(f"{setting}: {text!r} is remote; it must be a local path")
+    return Path(text.removeprefix("file://"))

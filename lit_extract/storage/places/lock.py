@@ -1,0 +1,102 @@
+"""One writer at a time of a path of this machine."""
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import open_own, shorten
+from lit_extract.storage.places.base import LOCK_SUFFIX
+
+NO_LOCKS = "LIT_EXTRACT_NO_LOCKS"  # environment variable: 1 does without where a file system has no locks
+_TAKEN = (errno.EACCES, errno.EAGAIN)  # all other errors are of the file system
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock of Linux: type, whence, start, length, process
+
+
+@contextmanager
+def record_lock(target: Path) -> Iterator[None]:
+    """Hold a lock that is the process's own.
+
+    A POSIX record lock, not the flock of the usual lock-file packages: that one is inherited by
+    data-loading workers, which outlive a killed parent by seconds and would keep the next run out.
+
+    Raises:
+        InputError: Another process holds it; there are no locks, or there is no writing there.
+    """
+    path = _lock_file(target)
+    descriptor = _lock(path, target)
+    if descriptor is None:
+        yield
+        return
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path, target: Path) -> int | None:
+    """Return the descriptor of the locked file; None where there are no locks and the user does without."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise InputError(f"can't write {str(target)!r}: {error}") from None
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            if error.errno in _TAKEN:
+                raise InputError(
+                    f"{str(target)!r} is being written by another run ({holder}); wait for it, or stop it first"
+                ) from None
+            path.unlink(missing_ok=True)
+            if os.environ.get(NO_LOCKS) == "1":
+                return None
+            raise InputError(
+                f"can't lock {str(path)!r}: {error.strerror}; its file system has no locks (as NFS without lockd, "
+                f"Lustre without -o flock). Choose an --output_dir on another one, or set {NO_LOCKS}=1 and make sure "
+                "that no two runs write the same features"
+            ) from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)  # its last holder has just removed the file
+
+
+def record_lock_holder(target: Path) -> str | None:
+    """Return process and host that hold the lock on a path; see :meth:`Place.lock_holder`."""
+    try:
+        descriptor = open_own(_lock_file(target), os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"unknown: {error.strerror}"
+    try:
+        if sys.platform != "linux":
+            return None  # other systems lay out what is asked in another way
+        asked = fcntl.fcntl(descriptor, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        return None if _FLOCK.unpack(asked)[0] == fcntl.F_UNLCK else _holder(descriptor)
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _lock_file(target: Path) -> Path:
+    return target.with_name(f".{target.name}{LOCK_SUFFIX}")
+
+
+def _holder(descriptor: int) -> str:
+    """Return what the holder has written into the lock's file, as it may be printed."""
+    return shorten(os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown", 200)
