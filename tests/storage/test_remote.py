@@ -172,7 +172,7 @@ def test_without_its_mark_it_is_no_store_and_none_of_its_shards_gets_into_the_ne
 def test_the_mark_comes_last_and_goes_first(make_store, remote, monkeypatch):
     store, _ = make_store(folder=remote)
 
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -384,7 +384,7 @@ def test_a_damaged_file_that_was_never_read_back_is_made_anew(run_job, remote, m
 # jobs
 
 
-def test_a_job_equals_a_local_one_is_done_once_and_can_be_done_anew(run_job, remote, monkeypatch, capsys):
+def test_a_job_equals_a_local_one_is_done_once_and_can_be_done_anew(run_job, remote, monkeypatch):
     local = load_features(run_job(pool=["cls", "avg"]).files[0])
     extraction = run_job(output_dir=remote, pool=["cls", "avg"])
     features = load_features(extraction.files[0])
@@ -423,7 +423,7 @@ def test_a_bad_row_is_repaired_and_the_others_come_from_the_remote_file(run_job,
     assert np.isfinite(after[4]).all()
 
 
-def test_interrupted_it_goes_on_where_it_stopped(run_job, remote, monkeypatch, capsys):
+def test_interrupted_it_goes_on_where_it_stopped(run_job, remote, monkeypatch, caplog):
     undisturbed = load_features(run_job(data_shard_rows=2).files[0]).feats
     write_shard = Store.write_shard
 
@@ -436,9 +436,9 @@ def test_interrupted_it_goes_on_where_it_stopped(run_job, remote, monkeypatch, c
         patch.setattr(Store, "write_shard", interrupt)
         with pytest.raises(InputError, match="the cable is out; 2 of 4 shards are safe"):
             run_job(output_dir=remote, data_shard_rows=2)
-    capsys.readouterr()
+    caplog.set_level("INFO", "lit_extract")
     extraction = run_job(output_dir=remote, data_shard_rows=2)
-    assert "2 of 4 shards done, 2 left" in capsys.readouterr().out
+    assert "2 of 4 shards done, 2 left" in caplog.text
     assert torch.equal(load_features(extraction.files[0]).feats, undisturbed)
 
 
@@ -518,7 +518,8 @@ def test_a_killed_holder_on_this_machine_holds_nothing(remote):
     assert names(remote) == []
 
 
-def test_a_lease_of_another_machine_is_waited_for_until_it_expires(remote, quick, capsys):
+def test_a_lease_of_another_machine_is_waited_for_until_it_expires(remote, quick, caplog):
+    caplog.set_level("INFO", "lit_extract")
     target, path = remote / "x.zarr", remote / ".x.zarr.lock"
     path.write_bytes(json.dumps(FOREIGN).encode())
     with pytest.raises(InputError, match="process 7 on elsewhere"), place_of(target).write_lock():
@@ -528,7 +529,7 @@ def test_a_lease_of_another_machine_is_waited_for_until_it_expires(remote, quick
     with place_of(target).write_lock():
         assert time.monotonic() - began > 3
         assert place_of(target).lock_holder() != FOREIGN["holder"]
-    assert "waiting for s3://" in capsys.readouterr().out
+    assert "waiting for s3://" in caplog.text
     assert names(remote) == []
 
 
@@ -558,7 +559,7 @@ def test_status_reads_only(remote, run_job, cli, monkeypatch):
     code, out, err = cli("status", remote)
     assert (code, err) == (0, "")
     assert f"running: test_vit.r160_in1k: {FOREIGN['holder']}" in out
-    monkeypatch.setattr(filesystem, "_cat_file", refuse)
+    monkeypatch.setattr(remote.fs, "cat_file", refuse)
     code, out, err = cli("status", remote)
     assert (code, err) == (0, "")
     assert "running: test_vit.r160_in1k: unknown: can't use " in out

@@ -76,18 +76,18 @@ def intact(run_job, tmp_path):
 
 
 def test_one_row_is_repaired_after_finalizing_and_nothing_else_is_computed(
-    run_job, break_image, intact, computed, capsys
+    run_job, break_image, intact, computed, caplog
 ):
     restore = break_image("4.png")
     (file,) = run_job(**SKIP).files
     before = content_of(file)
     restore()
     computed.clear()
-    capsys.readouterr()
+    caplog.set_level("INFO", "lit_extract")
     extraction = run_job(**SKIP)
     assert computed == [1]
     assert (extraction.was_done, extraction.bad_input_rows, extraction.store) == (False, [], None)
-    assert "1 stimuli that could not be decoded can be now, and are computed: 4.png" in capsys.readouterr().out
+    assert "1 stimuli that could not be decoded can be now, and are computed: 4.png" in caplog.text
     assert_repaired(file, [4], intact["cls"], before["feats"].numpy())
     after = content_of(file)
     assert after["metadata"]["notes"].pop("repaired_rows") == [4]
@@ -284,17 +284,15 @@ def test_an_image_that_changed_is_noticed_though_its_size_is_the_same(run_job, i
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_images_that_were_only_copied_are_the_same(run_job, image_folder, computed, capsys, finished):
+def test_images_that_were_only_copied_are_the_same(run_job, image_folder, computed, caplog, finished):
     run_job(finalize=finished, data_shard_rows=2)
     for path in image_folder.iterdir():
         os.utime(path, ns=(1, 1))
     computed.clear()
-    capsys.readouterr()
+    caplog.set_level("INFO", "lit_extract")
     assert run_job(data_shard_rows=2).was_done == finished
     assert computed == []
-    assert "comparing the content of 7 stimuli, whose files have another size or time than when read" in (
-        capsys.readouterr().out
-    )
+    assert "comparing the content of 7 stimuli, whose files have another size or time than when read" in (caplog.text)
 
 
 def test_files_of_the_same_size_and_time_are_not_read_again(run_job, monkeypatch):
@@ -303,7 +301,7 @@ def test_files_of_the_same_size_and_time_are_not_read_again(run_job, monkeypatch
     assert run_job(data_shard_rows=2).was_done
 
 
-def test_rows_of_an_hdf5_file_are_compared_by_their_pixels(tmp_path, computed, capsys):
+def test_rows_of_an_hdf5_file_are_compared_by_their_pixels(tmp_path, computed, caplog):
     path = tmp_path / "nsd_stimuli.hdf5"
     with h5py.File(path, "w") as file:
         file["imgBrick"] = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
@@ -313,12 +311,13 @@ def test_rows_of_an_hdf5_file_are_compared_by_their_pixels(tmp_path, computed, c
         data = NSDDataModule(str(tmp_path), batch_size=2, num_workers=workers, cache="off")
         return extract(model, data, predict_trainer("cpu", devices=1, precision="32-true"), str(tmp_path / "out"))
 
+    caplog.set_level("INFO", "lit_extract")
     run(0)
     os.utime(path, ns=(1, 1))
     computed.clear()
     assert run(2).was_done
     assert computed == []
-    assert "comparing the content of 5 stimuli" in capsys.readouterr().out
+    assert "comparing the content of 5 stimuli" in caplog.text
     with h5py.File(path, "r+") as file:
         file["imgBrick"][3] = 0
     with pytest.raises(InputError, match=r"stimuli have changed since .*: 3\. Restore"):
