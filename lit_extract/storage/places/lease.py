@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -38,164 +38,160 @@ SETTLED_S = 2.0  # two that take the same expired lease have both done so by the
 
 
 class _Holder(TypedDict, total=False):
-    """The process that holds a lease; all but the name is missing where that is not known."""
-
     holder: Text
-    machine: str
+    machine: str | None
     process: int
-    started: str | None
 
 
 _HOLDER: TypeAdapter[_Holder] = TypeAdapter(_Holder)
 
 
-@contextmanager
-def lease(path: "UPath", target: "UPath") -> Iterator[None]:
-    """Hold the right to write a remote target.
+class Lease:
+    """The right to write a remote target.
 
     Args:
         path: The object that stands for it.
-        target: What may be written, for the error.
-
-    Raises:
-        InputError: Another process holds it, the message names it; or it can't be written.
+        target: What may be written.
     """
-    name = f"process {os.getpid()} on {socket.gethostname()}"
-    content = json.dumps({"holder": name, "id": uuid.uuid4().hex, **_identify(os.getpid())}).encode()
-    _take(path, target, content)
-    ended = threading.Event()
-    keeper = threading.Thread(target=_renew, args=(path, content, ended), name="lit-extract lease", daemon=True)
-    keeper.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        keeper.join()
-        with suppress(RemoteError):  # then it expires
-            if _read(path) == content:
-                _remove(path)
 
+    def __init__(self, path: "UPath", target: "UPath") -> None:
+        self.path, self.target = path, target
+        self._key, self._files = path.path, path.fs
 
-def lease_holder(path: "UPath") -> str | None:
-    """Return process and host that hold a lease; None when none does, or it has expired. Nothing is written.
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Take the lease, and renew it until the block ends.
 
-    Without writing the server's clock is not known: the one of this machine may be off by some minutes.
-    """
-    try:
-        if (content := _read(path)) is None or _is_dead(_parse(content)):
-            return None
-        age = (datetime.now(UTC) - _renewed(path)).total_seconds()
-    except FileNotFoundError:
-        return None
-    except RemoteError as error:
-        return f"unknown: {one_line(error)}"
-    return _name(content) if age <= EXPIRED_S else None
-
-
-def _take(path: "UPath", target: "UPath", content: bytes) -> None:
-    is_waiting = False
-    while not _create(path, content):
-        if (found := _read(path)) is None:
-            continue  # it has just been given back
-        if (age := _age(path, found)) <= ALIVE_S:
-            raise InputError(
-                f"{str(target)!r} is being written by another run ({_name(found)}, last active {max(age, 0):.0f} s "
-                "ago); wait for it, or stop it first. If it was killed, its lock expires in "
-                f"{EXPIRED_S - age:.0f} s, or when you delete {str(path)!r}"
-            )
-        if age <= EXPIRED_S:
-            if not is_waiting:
-                logger.info("waiting for %s to expire: its run was last active %.0f s ago", path, age)
-            is_waiting = True
-            time.sleep(min(RENEWED_S, EXPIRED_S - age + 1))  # by then it was renewed, or nobody does it
-            continue
-        _remove(path)
-        if _create(path, content):
-            time.sleep(SETTLED_S)
-            if _read(path) == content:
-                return
-
-
-def _renew(path: "UPath", content: bytes, ended: threading.Event) -> None:
-    """Write the lease again and again, as long as it is ours."""
-    while not ended.wait(RENEWED_S):
-        with suppress(RemoteError):  # the next time, perhaps
-            if _read(path) != content:
-                logger.warning("%s is no longer ours; another run took this one for dead", path)
-                return
-            with remote_errors(path):
-                path.fs.pipe_file(path.path, content)
-
-
-def _create(path: "UPath", content: bytes) -> bool:
-    """Create the object, unless it exists; on S3 with ``If-None-Match: *``."""
-    with remote_errors(path):
+        Raises:
+            InputError: Another process has it, the message names it; or it can't be written.
+        """
+        holder: _Holder = {
+            "holder": f"process {os.getpid()} on {socket.gethostname()}",
+            "machine": _machine(),
+            "process": os.getpid(),
+        }
+        content = json.dumps({**holder, "id": uuid.uuid4().hex}).encode()
+        self._take(content)
+        ended = threading.Event()
+        keeper = threading.Thread(target=self._renew, args=(content, ended), name="lit-extract lease", daemon=True)
+        keeper.start()
         try:
-            path.fs.pipe_file(path.path, content, mode="create")
-        except FileExistsError:
-            return False
-    return True
+            yield
+        finally:
+            ended.set()
+            keeper.join()
+            with suppress(RemoteError):  # then it expires
+                if self._read() == content:
+                    self._remove(self._key)
 
+    def holder(self) -> str | None:
+        """Return process and host that have the lease; None when none has, or it has expired. Nothing is written.
 
-def _read(path: "UPath") -> bytes | None:
-    with remote_errors(path), suppress(FileNotFoundError):
-        return bytes(path.fs.cat_file(path.path))
-    return None
+        Without writing the server's clock is not known: the one of this machine may be off by some minutes.
+        """
+        try:
+            content = self._read()
+            if content is None or _is_dead(content):
+                return None
+            age = (datetime.now(UTC) - self._modified(self._key)).total_seconds()
+        except FileNotFoundError:
+            return None
+        except RemoteError as error:
+            return f"unknown: {one_line(error)}"
+        return _name(content) if age <= EXPIRED_S else None
 
+    def _take(self, content: bytes) -> None:
+        is_waiting = False
+        while not self._create(content):
+            if (found := self._read()) is None:
+                continue  # it has just been given back
+            if (age := self._age(found)) <= ALIVE_S:
+                raise InputError(
+                    f"{str(self.target)!r} is being written by another run ({_name(found)}, last active "
+                    f"{max(age, 0):.0f} s ago); wait for it, or stop it first. If it was killed, its lock expires in "
+                    f"{EXPIRED_S - age:.0f} s, or when you delete {str(self.path)!r}"
+                )
+            if age <= EXPIRED_S:
+                if not is_waiting:
+                    logger.info("waiting for %s to expire: its run was last active %.0f s ago", self.path, age)
+                is_waiting = True
+                time.sleep(min(RENEWED_S, EXPIRED_S - age + 1))  # by then it was renewed, or nobody does it
+                continue
+            self._remove(self._key)
+            if self._create(content):
+                time.sleep(SETTLED_S)
+                if self._read() == content:
+                    return
 
-def _remove(path: "UPath") -> None:
-    with remote_errors(path), suppress(FileNotFoundError, KeyError):
-        path.fs.rm_file(path.path)
+    def _renew(self, content: bytes, ended: threading.Event) -> None:
+        """Write the lease again and again, as long as it is ours."""
+        while not ended.wait(RENEWED_S):
+            with suppress(RemoteError):  # the next time, perhaps
+                if self._read() != content:
+                    logger.warning("%s is no longer ours; another run took this one for dead", self.path)
+                    return
+                with remote_errors(self.path):
+                    self._files.pipe_file(self._key, content)
 
+    def _create(self, content: bytes) -> bool:
+        """Create the object, unless it exists; on S3 with ``If-None-Match: *``."""
+        with remote_errors(self.path):
+            try:
+                self._files.pipe_file(self._key, content, mode="create")
+            except FileExistsError:
+                return False
+        return True
 
-def _renewed(path: "UPath") -> datetime:
-    with remote_errors(path):
-        renewed: datetime = path.fs.modified(path.path)
-    return renewed
+    def _read(self) -> bytes | None:
+        with remote_errors(self.path), suppress(FileNotFoundError):
+            return bytes(self._files.cat_file(self._key))
+        return None
 
+    def _remove(self, key: str) -> None:
+        with remote_errors(self.path), suppress(FileNotFoundError, KeyError):
+            self._files.rm_file(key)
 
-def _age(path: "UPath", content: bytes) -> float:
-    """Return the seconds since a lease was renewed, by the clock of the server alone; inf when its process is dead."""
-    if _is_dead(_parse(content)):
-        return float("inf")
-    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with remote_errors(probe):
-        probe.fs.pipe_file(probe.path, b"what time is it?")
-    try:
-        return (_renewed(probe) - _renewed(path)).total_seconds()
-    except FileNotFoundError:
-        return float("inf")
-    finally:
-        _remove(probe)
+    def _modified(self, key: str) -> datetime:
+        with remote_errors(self.path):
+            modified: datetime = self._files.modified(key)
+        return modified
+
+    def _age(self, content: bytes) -> float:
+        """Return the seconds since it was renewed, by the clock of the server alone; inf when its process is dead."""
+        if _is_dead(content):
+            return float("inf")
+        probe = f"{self._key}.{uuid.uuid4().hex}"
+        with remote_errors(self.path):
+            self._files.pipe_file(probe, b"what time is it?")
+        try:
+            return (self._modified(probe) - self._modified(self._key)).total_seconds()
+        except FileNotFoundError:
+            return float("inf")
+        finally:
+            self._remove(probe)
 
 
 def _parse(content: bytes) -> _Holder:
-    """Return what a lease says; nothing if it is not one of ours, which counts as another's all the same."""
+    """Return the holder of a lease; nothing if it is not one of ours, which counts as another's all the same."""
     with suppress(InputError):
         return validate_json(_HOLDER, content, "lease")
     return {}
 
 
 def _name(content: bytes) -> str:
-    """Return process and host that hold a lease, as it may be printed."""
     return shorten(_parse(content).get("holder", "unknown"), 200)
 
 
-def _identify(process: int) -> dict[str, Any]:
-    """Identify a process of this machine, now or later; ``started`` is None when it has ended."""
-    started = None
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        machine = f"{boot} {Path('/proc/self/ns/pid').readlink()}"  # each container counts its processes on its own
-    except OSError:
-        return {}  # no Linux
+def _machine() -> str | None:
+    """Return what no other machine or container has, which counts its processes on its own; None if not on Linux."""
     with suppress(OSError):
-        state, *fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
-        started = None if state in "ZX" else fields[18]  # in ticks since the machine started
-    return {"machine": machine, "process": process, "started": started}
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return None
 
 
-def _is_dead(holder: _Holder) -> bool:
-    """Return whether the process of a lease was on this machine, and has ended."""
-    now = _identify(holder.get("process", 0))
-    return bool(now) and holder.get("machine") == now["machine"] and holder.get("started") != now["started"]
+def _is_dead(content: bytes) -> bool:
+    """Return whether the process of a lease was on this machine, and has ended; one with its number may live."""
+    holder, machine = _parse(content), _machine()
+    is_here = machine is not None and holder.get("machine") == machine
+    return is_here and not Path(f"/proc/{holder.get('process', 'self')}").exists()

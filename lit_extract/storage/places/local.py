@@ -15,7 +15,7 @@ from typing import BinaryIO
 from lit_extract.common.errors import InputError
 from lit_extract.common.files import replacing
 from lit_extract.common.untrusted import open_regular, read_regular
-from lit_extract.storage.places.base import PART_SUFFIX, SMALL, AnyPath, Endings, File, Place
+from lit_extract.storage.places.base import PART_SUFFIX, SMALL, AnyPath, Endings, File, Listing
 from lit_extract.storage.places.lock import record_lock, record_lock_holder
 
 # A disk that can't read a file, or something else in its place; all other errors say nothing about the file.
@@ -32,25 +32,27 @@ def is_there(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 (as above)
 
 
-class LocalPlace(Place):
+class LocalPlace:
     """A file or folder of this machine."""
 
     appears_verified = True
 
     def __init__(self, path: Path) -> None:
-        self.path = self.local = self._path = path
+        self.path = path
+        self.local: Path | None = path
+        self._part = path.with_name(path.name + PART_SUFFIX) if path.name else path
 
     def exists(self) -> bool:
-        return is_there(self._path)
+        return is_there(self.path)
 
     @contextmanager
     def open_to_read(self, at_a_time: int | None = SMALL) -> Iterator[BinaryIO]:
-        with open_regular(self._path) as file:
+        with open_regular(self.path) as file:
             yield file
 
     def write_verified(self, write: Callable[[BinaryIO], None], verify: Callable[[AnyPath], None]) -> None:
         """Write a part, verify it while it goes to the disk, rename it."""
-        part = self._path.with_name(f".{self._path.name}{PART_SUFFIX}")
+        part = self.path.with_name(f".{self.path.name}{PART_SUFFIX}")
         part.unlink(missing_ok=True)  # of a killed run; a link would be written through
         try:
             with part.open("wb") as out, ThreadPoolExecutor(1, "lit-extract sync") as thread:
@@ -59,33 +61,32 @@ class LocalPlace(Place):
                 on_disk = thread.submit(os.fsync, out.fileno())
                 verify(part)
                 on_disk.result()
-            part.replace(self._path)
+            part.replace(self.path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
 
     def remove_file(self) -> None:
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+    def drop_uploads(self) -> None:
+        """Do nothing: there are none."""
 
     def children(self) -> list[AnyPath]:
-        if not is_folder(self._path):
-            return []
         try:
-            return list(self._path.iterdir())
-        except (FileNotFoundError, NotADirectoryError):  # removed a moment ago
-            return []
+            return list(self.path.iterdir()) if is_folder(self.path) else []
         except OSError as error:
             raise InputError(f"can't look into {str(self.path)!r}: {error.strerror}") from None
 
-    def list_files(self, folders_like: Endings, files_like: Endings = ()) -> tuple[dict[str, File], dict[AnyPath, str]]:
+    def list_files(self, folders_like: Endings, files_like: Endings = ()) -> Listing:
         """Return all files below a folder; links are followed, in circles once."""
-        if not is_folder(self._path):
+        if not is_folder(self.path):
             raise NotADirectoryError(f"{str(self.path)!r} is not a folder")
         found: dict[str, File] = {}
         unreadable: dict[AnyPath, str] = {}
         seen: set[tuple[int, int]] = set()
-        folders = [self._path]
-        while folders:
+        folders = [self.path]
+        while folders:  # os.walk recurses, which a folder may be too deep for
             folder = folders.pop()
             try:
                 about = folder.stat()
@@ -99,25 +100,27 @@ class LocalPlace(Place):
                 unreadable[folder] = error.strerror or str(error)
                 continue
             for child in children:
+                path = Path(child)
                 try:
                     about = child.stat()
-                    if child.is_dir():
-                        folders.append(Path(child))
-                    if child.is_file() or child.name.endswith(folders_like):
-                        key = Path(child).relative_to(self._path).as_posix()
-                        found[key] = File(about.st_size if child.is_file() else 0, about.st_mtime)
-                    elif child.name.endswith(files_like) and not child.is_dir():
-                        unreadable[Path(child)] = "it is a pipe, a device or a socket, not a regular file"
-                except OSError as error:  # the same, or a link to nowhere or to itself
+                except OSError as error:  # removed a moment ago, or a link to nowhere or to itself
                     if child.is_symlink() and child.name.endswith(files_like):
-                        unreadable[Path(child)] = f"it is a link that leads to no file ({error.strerror})"
+                        unreadable[path] = f"it is a link that leads to no file ({error.strerror})"
+                    continue
+                is_file, is_dir = stat.S_ISREG(about.st_mode), stat.S_ISDIR(about.st_mode)
+                if is_dir:
+                    folders.append(path)
+                if is_file or child.name.endswith(folders_like):
+                    found[path.relative_to(self.path).as_posix()] = File(about.st_size * is_file, about.st_mtime)
+                elif child.name.endswith(files_like) and not is_dir:
+                    unreadable[path] = "it is a pipe, a device or a socket, not a regular file"
         return found, unreadable
 
     def read_files(self, keys: Sequence[str], limit: int, without_damaged: bool = False) -> dict[str, bytes]:
         found = {}
         for key in keys:
             try:
-                found[key] = read_regular(self._path / key, limit)
+                found[key] = read_regular(self.path / key, limit)
             except OSError as error:
                 is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
                 if not is_missing and not (without_damaged and error.errno in DAMAGE):
@@ -125,60 +128,56 @@ class LocalPlace(Place):
         return found
 
     def write_file(self, key: str, pieces: Iterable[bytes | memoryview]) -> None:
-        file = self._path / key
+        file = self.path / key
         self._refuse_way_out(file)
         with replacing(file) as partial, partial.open("xb") as out:
             out.writelines(pieces)
 
     def _refuse_way_out(self, file: Path) -> None:
         """Refuse to write or rename what links place outside of this folder."""
-        if not file.parent.resolve().is_relative_to(self._path.resolve()):
+        if not file.parent.resolve().is_relative_to(self.path.resolve()):
             raise OSError(errno.ELOOP, f"a link leads out of {str(self.path)!r}", str(file))
 
     def file_sizes(self, keys: Iterable[str]) -> Mapping[str, int]:
         sizes = {}
         for key in keys:
             with suppress(FileNotFoundError, NotADirectoryError):
-                found = os.stat(self._path / key)  # noqa: PTH116 (half the time of Path.stat, for each shard)
+                found = os.stat(self.path / key)  # noqa: PTH116 (half the time of Path.stat, for each shard)
                 if stat.S_ISREG(found.st_mode):
                     sizes[key] = found.st_size
         return sizes
 
     def set_aside(self, key: str) -> None:
-        file = self._path / key
+        file = self.path / key
         if file.exists():
             self._refuse_way_out(file)
             file.replace(file.with_name(f"{file.name}.corrupt"))
 
-    # A local folder is made under another name and renamed, and renamed before it is deleted; its mark is not needed.
-
-    @property
-    def _part(self) -> Path:
-        return self._path.with_name(self._path.name + PART_SUFFIX)
+    # A folder is made under another name and renamed, and renamed before it is deleted; that needs no mark.
 
     def is_whole(self, mark: str) -> bool:
-        return self._path.exists()
+        return is_there(self.path)
 
     def remains(self) -> bool:
-        return self._path.exists() or self._part.exists()
+        return is_there(self.path) or is_there(self._part)
 
     def create_folder(self, files: Mapping[str, bytes], mark: str, content: bytes) -> None:
         _clear(self._part)
         for key, each in {**files, mark: content}.items():
             LocalPlace(self._part).write_file(key, [each])
-        self._part.rename(self._path)
+        self._part.rename(self.path)
 
     def remove_folder(self, mark: str) -> None:
         _clear(self._part)
-        if self._path.exists():
-            self._path.rename(self._part)
+        if self.path.exists():
+            self.path.rename(self._part)
             _clear(self._part)
 
     def write_lock(self) -> AbstractContextManager[None]:
-        return record_lock(self._path)
+        return record_lock(self.path)
 
     def lock_holder(self) -> str | None:
-        return record_lock_holder(self._path)
+        return record_lock_holder(self.path)
 
 
 def _clear(path: Path) -> None:

@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from lit_extract.storage.places.base import (
@@ -17,38 +18,37 @@ from lit_extract.storage.places.base import (
     AnyPath,
     Endings,
     File,
-    Place,
+    Listing,
     RemoteError,
     remote_errors,
 )
-from lit_extract.storage.places.lease import lease, lease_holder
+from lit_extract.storage.places.lease import Lease
 
 if TYPE_CHECKING:
     from upath import UPath
 
 
-class RemotePlace(Place):
+class RemotePlace:
     """An object, or all objects below a prefix."""
 
-    local = None
     appears_verified = False
 
     def __init__(self, path: "UPath") -> None:
-        self.path = self._path = path
-        self._files = path.fs
+        self.path, self.key, self.files = path, path.path, path.fs
+        self.local: Path | None = None
 
     def exists(self) -> bool:
         with remote_errors(self.path):
-            return bool(self._files.exists(self._path.path))
+            return bool(self.files.exists(self.key))
 
     @contextmanager
     def open_to_read(self, at_a_time: int | None = SMALL) -> Iterator[BinaryIO]:
         with remote_errors(self.path):
             if at_a_time is None:
-                yield io.BytesIO(self._files.cat_file(self._path.path))
+                yield io.BytesIO(self.files.cat_file(self.key))
                 return
             options = {"block_size": at_a_time} if at_a_time else {"cache_type": "none"}
-            with self._files.open(self._path.path, "rb", **options) as file:
+            with self.files.open(self.key, "rb", **options) as file:
                 yield file
 
     def write_verified(self, write: Callable[[BinaryIO], None], verify: Callable[[AnyPath], None]) -> None:
@@ -70,7 +70,7 @@ class RemotePlace(Place):
         fsspec's own ``with`` would publish the half of it that is there when the block fails.
         """
         with remote_errors(self.path):
-            writer = self._files.open(self._path.path, "wb", autocommit=False)
+            writer = self.files.open(self.key, "wb", autocommit=False)
             try:
                 yield writer
                 writer.close()
@@ -83,26 +83,26 @@ class RemotePlace(Place):
 
     def remove_file(self) -> None:
         with remote_errors(self.path), suppress(FileNotFoundError, KeyError):
-            self._files.rm_file(self._path.path)  # not rm, which is silent when it has no permission
+            self.files.rm_file(self.key)  # not rm, which is silent when it has no permission
 
     def drop_uploads(self) -> None:
         """Drop unfinished uploads, which S3 keeps unseen, and charges."""
-        if not hasattr(self._files, "abort_mpu"):
+        if not hasattr(self.files, "abort_mpu"):
             return
-        bucket, key, _ = self._files.split_path(self._path.path)
+        bucket, key, _ = self.files.split_path(self.key)
         with suppress(OSError):  # not everyone may list uploads, and not every server can
-            found = self._files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+            found = self.files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
             for upload in found.get("Uploads", []):
-                self._files.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+                self.files.abort_mpu(bucket, upload["Key"], upload["UploadId"])
 
     def children(self) -> list[AnyPath]:
         with remote_errors(self.path):
             try:
-                return list(self._path.iterdir())
+                return list(self.path.iterdir())
             except (FileNotFoundError, NotADirectoryError):  # a prefix exists when something is below it
                 return []
 
-    def list_files(self, folders_like: Endings, files_like: Endings = ()) -> tuple[dict[str, File], dict[AnyPath, str]]:
+    def list_files(self, folders_like: Endings, files_like: Endings = ()) -> Listing:
         files = self._list()
         if not files:
             raise NotADirectoryError(f"there is nothing at {str(self.path)!r}")
@@ -110,10 +110,10 @@ class RemotePlace(Place):
 
     def _list(self) -> dict[str, File]:
         """Return all objects below the prefix, in one listing."""
-        prefix = self._path.path.rstrip("/") + "/"
+        prefix = self.key.rstrip("/") + "/"
         with remote_errors(self.path):
             try:
-                found = self._files.find(prefix, detail=True)
+                found = self.files.find(prefix, detail=True)
             except FileNotFoundError:
                 return {}
         files = {}
@@ -125,9 +125,9 @@ class RemotePlace(Place):
 
     def read_files(self, keys: Sequence[str], limit: int, without_damaged: bool = False) -> dict[str, bytes]:
         """Return the content of small objects, requested at once; what can't be read is never damage here."""
-        places = {(self._path / key).path: key for key in keys}
+        places = {(self.path / key).path: key for key in keys}
         with remote_errors(self.path):
-            contents = self._files.cat(list(places), on_error="return") if places else {}
+            contents = self.files.cat(list(places), on_error="return") if places else {}
             for content in contents.values():
                 if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                     raise content
@@ -138,20 +138,20 @@ class RemotePlace(Place):
         for piece in pieces:
             content += piece
         with remote_errors(self.path):
-            self._files.pipe_file((self._path / key).path, bytes(content))
+            self.files.pipe_file((self.path / key).path, bytes(content))
 
     def file_sizes(self, keys: Iterable[str]) -> Mapping[str, int]:
         """Return the sizes in one listing instead of a request for each."""
         return {key: file.size for key, file in self._list().items()}
 
     def set_aside(self, key: str) -> None:
-        file = (self._path / key).path
+        file = (self.path / key).path
         with remote_errors(self.path):
-            if self._files.exists(file):
-                self._files.mv(file, f"{file}.corrupt")
+            if self.files.exists(file):
+                self.files.mv(file, f"{file}.corrupt")
 
     def is_whole(self, mark: str) -> bool:
-        return RemotePlace(self._path / mark).exists()
+        return RemotePlace(self.path / mark).exists()
 
     def remains(self) -> bool:
         return bool(self._list())
@@ -164,18 +164,18 @@ class RemotePlace(Place):
             self.write_file(key, [each])
 
     def remove_folder(self, mark: str) -> None:
-        RemotePlace(self._path / mark).remove_file()
+        RemotePlace(self.path / mark).remove_file()
         if self._list():
             with remote_errors(self.path):
-                self._files.rm(self._path.path, recursive=True)
+                self.files.rm(self.key, recursive=True)
                 if left := self._list():  # S3 is silent about what may not be deleted
                     raise OSError(f"{len(left)} objects could not be deleted")
 
     def write_lock(self) -> AbstractContextManager[None]:
-        return lease(self._lock_file(), self._path)
+        return self._lease().taken()
 
     def lock_holder(self) -> str | None:
-        return lease_holder(self._lock_file())
+        return self._lease().holder()
 
-    def _lock_file(self) -> "UPath":
-        return self._path.with_name(f".{self._path.name}{LOCK_SUFFIX}")
+    def _lease(self) -> Lease:
+        return Lease(self.path.with_name(f".{self.path.name}{LOCK_SUFFIX}"), self.path)
