@@ -505,7 +505,7 @@ with place_of(to_path(sys.argv[1])).write_lock():
 """
 
 
-def test_a_killed_holder_on_this_machine_holds_nothing(remote):
+def test_a_killed_holder_holds_nothing_once_its_lease_has_expired(remote, monkeypatch):
     target = remote / "x.zarr"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(target)], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
@@ -513,6 +513,8 @@ def test_a_killed_holder_on_this_machine_holds_nothing(remote):
             pytest.fail("two hold it")
         process.kill()
     assert names(remote) == [".x.zarr.lock"], "a kill leaves the object"
+    monkeypatch.setattr(lease, "ALIVE_S", -1)
+    monkeypatch.setattr(lease, "EXPIRED_S", -1)
     with place_of(target).write_lock():
         pass
     assert names(remote) == []
@@ -567,15 +569,18 @@ def test_status_reads_only(remote, run_job, cli, monkeypatch):
 
 def test_of_two_that_take_an_expired_lease_one_has_it(remote, monkeypatch):
     target, path = remote / "x.zarr", remote / ".x.zarr.lock"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(target)], stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        process.kill()
+    path.write_bytes(json.dumps({**FOREIGN, "id": "y"}).encode())
+    alive, expired = lease.ALIVE_S, lease.EXPIRED_S
+    monkeypatch.setattr(lease, "ALIVE_S", -1)
+    monkeypatch.setattr(lease, "EXPIRED_S", -1)
     slept = []
 
     def other_is_later(seconds):
         """It found the same, removed what it took for that, and created its own."""
         slept.append(seconds)
         path.write_bytes(json.dumps(FOREIGN).encode())
+        monkeypatch.setattr(lease, "ALIVE_S", alive)
+        monkeypatch.setattr(lease, "EXPIRED_S", expired)
 
     monkeypatch.setattr(lease.time, "sleep", other_is_later)
     with (

@@ -60,14 +60,14 @@ DAMAGES = [flip_a_bit, truncate, delete, fill_with_zeros]
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("array", ["status", "n_bytes"])
-def test_damaged_values_of_rows_are_computed_again(run_job, undisturbed, capsys, array, damage):
+def test_damaged_values_of_rows_are_computed_again(run_job, undisturbed, caplog, array, damage):
     store = run_job(finalize=False, **SHARDS).store
     damage(store / array / "c" / "2")
     with pytest.raises(InputError, match=rf"{array} of rows 4 to 5 of .* damaged on disk; run the same"):
         Store(store).status() if array == "status" else Store(store).extra(array)
-    capsys.readouterr()
+    caplog.set_level("INFO", "lit_extract")
     extraction = run_job(**SHARDS)
-    said = capsys.readouterr().out
+    said = caplog.text
     assert "1 shards of " in said
     assert "3 of 4 shards done, 1 left" in said
     assert feats_of(extraction).tobytes() == undisturbed.tobytes()
@@ -229,7 +229,7 @@ def test_models_whose_names_are_written_alike_are_not_taken_for_each_other(tmp_p
         return extract(model, data, predict_trainer("cpu", 1, precision="32-true"), str(tmp_path / "out"), **settings)
 
     store = run("a/b", finalize=False).store
-    with pytest.raises(InputError, match=r"zarr' was begun with other settings: model was 'a/b', now 'a_b'"):
+    with pytest.raises(InputError, match=r"zarr' was started with other settings: model was 'a/b', now 'a_b'"):
         run("a_b")
     assert load_features(store).provenance["model"] == "a/b"
     run("a/b")

@@ -80,7 +80,7 @@ def test_resumed_with_another_setting_it_stops_and_changes_nothing(option, value
     before = everything_in(runs.store_folder(unfinished))
     with runs.predict(images, unfinished, *runs.ONE_RANK, option, value) as run:
         assert run.wait() == 2
-        assert f"begun with other settings: {difference}. " in run.output
+        assert f"started with other settings: {difference}. " in run.output
         assert "Traceback" not in run.output
     assert everything_in(runs.store_folder(unfinished)) == before
 

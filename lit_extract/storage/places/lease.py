@@ -1,9 +1,8 @@
 """One writer at a time of a remote path, where no lock ends with its process: a lease, which has to be renewed.
 
 The lease is an object next to the target. Only one process can create it, and that process writes it again and again. A
-lease that was not renewed for a while may be taken by another run; one whose process is known to be dead, at once. So a
-process that could not renew its lease (frozen, or without network) may have lost it. What keeps its rows out of
-another's store then is ``Store.check_current``.
+lease that was not renewed for a while may be taken by another run. So a process that could not renew its lease (frozen,
+or without network) may have lost it. What keeps its rows out of another's store then is ``Store.check_current``.
 """
 
 import json
@@ -16,7 +15,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -31,16 +29,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RENEWED_S = 20.0  # a lease is renewed so often
-ALIVE_S = 60.0  # renewed since: its process lives
-EXPIRED_S = 240.0  # not renewed since: another run may take it
+RENEWED_S = 15.0  # a lease is renewed so often
+ALIVE_S = 45.0  # renewed since: its process lives
+EXPIRED_S = 120.0  # not renewed since: another run may take it
 SETTLED_S = 2.0  # two that take the same expired lease have both done so by then
 
 
-class _Holder(TypedDict, total=False):
+class _Holder(TypedDict):
     holder: Text
-    machine: str | None
-    process: int
 
 
 _HOLDER: TypeAdapter[_Holder] = TypeAdapter(_Holder)
@@ -65,13 +61,10 @@ class Lease:
         Raises:
             InputError: Another process has it, the message names it; or it can't be written.
         """
-        holder: _Holder = {
-            "holder": f"process {os.getpid()} on {socket.gethostname()}",
-            "machine": _machine(),
-            "process": os.getpid(),
-        }
-        content = json.dumps({**holder, "id": uuid.uuid4().hex}).encode()
-        self._take(content)
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        content = json.dumps({"holder": holder, "id": uuid.uuid4().hex}).encode()
+        with remote_errors(self.path):
+            self._take(content)
         ended = threading.Event()
         keeper = threading.Thread(target=self._renew, args=(content, ended), name="lit-extract lease", daemon=True)
         keeper.start()
@@ -80,7 +73,7 @@ class Lease:
         finally:
             ended.set()
             keeper.join()
-            with suppress(RemoteError):  # then it expires
+            with suppress(RemoteError), remote_errors(self.path):  # else it expires
                 if self._read() == content:
                     self._remove(self._key)
 
@@ -90,10 +83,10 @@ class Lease:
         Without writing the server's clock is not known: the one of this machine may be off by some minutes.
         """
         try:
-            content = self._read()
-            if content is None or _is_dead(content):
-                return None
-            age = (datetime.now(UTC) - self._modified(self._key)).total_seconds()
+            with remote_errors(self.path):
+                if (content := self._read()) is None:
+                    return None
+                age = (datetime.now(UTC) - self._files.modified(self._key)).total_seconds()
         except FileNotFoundError:
             return None
         except RemoteError as error:
@@ -105,7 +98,7 @@ class Lease:
         while not self._create(content):
             if (found := self._read()) is None:
                 continue  # it has just been given back
-            if (age := self._age(found)) <= ALIVE_S:
+            if (age := self._age()) <= ALIVE_S:
                 raise InputError(
                     f"{str(self.target)!r} is being written by another run ({_name(found)}, last active "
                     f"{max(age, 0):.0f} s ago); wait for it, or stop it first. If it was killed, its lock expires in "
@@ -126,72 +119,43 @@ class Lease:
     def _renew(self, content: bytes, ended: threading.Event) -> None:
         """Write the lease again and again, as long as it is ours."""
         while not ended.wait(RENEWED_S):
-            with suppress(RemoteError):  # the next time, perhaps
+            with suppress(RemoteError), remote_errors(self.path):  # else the next time, perhaps
                 if self._read() != content:
                     logger.warning("%s is no longer ours; another run took this one for dead", self.path)
                     return
-                with remote_errors(self.path):
-                    self._files.pipe_file(self._key, content)
+                self._files.pipe_file(self._key, content)
 
     def _create(self, content: bytes) -> bool:
         """Create the object, unless it exists; on S3 with ``If-None-Match: *``."""
-        with remote_errors(self.path):
-            try:
-                self._files.pipe_file(self._key, content, mode="create")
-            except FileExistsError:
-                return False
+        try:
+            self._files.pipe_file(self._key, content, mode="create")
+        except FileExistsError:
+            return False
         return True
 
     def _read(self) -> bytes | None:
-        with remote_errors(self.path), suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             return bytes(self._files.cat_file(self._key))
         return None
 
     def _remove(self, key: str) -> None:
-        with remote_errors(self.path), suppress(FileNotFoundError, KeyError):
+        with suppress(FileNotFoundError, KeyError):
             self._files.rm_file(key)
 
-    def _modified(self, key: str) -> datetime:
-        with remote_errors(self.path):
-            modified: datetime = self._files.modified(key)
-        return modified
-
-    def _age(self, content: bytes) -> float:
-        """Return the seconds since it was renewed, by the clock of the server alone; inf when its process is dead."""
-        if _is_dead(content):
-            return float("inf")
+    def _age(self) -> float:
+        """Return the seconds since it was renewed, by the clock of the server alone; inf when it has gone."""
         probe = f"{self._key}.{uuid.uuid4().hex}"
-        with remote_errors(self.path):
-            self._files.pipe_file(probe, b"what time is it?")
+        self._files.pipe_file(probe, b"what time is it?")
         try:
-            return (self._modified(probe) - self._modified(self._key)).total_seconds()
+            return float((self._files.modified(probe) - self._files.modified(self._key)).total_seconds())
         except FileNotFoundError:
             return float("inf")
         finally:
             self._remove(probe)
 
 
-def _parse(content: bytes) -> _Holder:
-    """Return the holder of a lease; nothing if it is not one of ours, which counts as another's all the same."""
-    with suppress(InputError):
-        return validate_json(_HOLDER, content, "lease")
-    return {}
-
-
 def _name(content: bytes) -> str:
-    return shorten(_parse(content).get("holder", "unknown"), 200)
-
-
-def _machine() -> str | None:
-    """Return what no other machine or container has, which counts its processes on its own; None if not on Linux."""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    return None
-
-
-def _is_dead(content: bytes) -> bool:
-    """Return whether the process of a lease was on this machine, and has ended; one with its number may live."""
-    holder, machine = _parse(content), _machine()
-    is_here = machine is not None and holder.get("machine") == machine
-    return is_here and not Path(f"/proc/{holder.get('process', 'self')}").exists()
+    """Return process and host that hold a lease, as it may be printed; "unknown" of anything that is not ours."""
+    with suppress(InputError):
+        return shorten(validate_json(_HOLDER, content, "lease")["holder"], 200)
+    return "unknown"
