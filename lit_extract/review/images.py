@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image
@@ -20,21 +19,11 @@ PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 LARGEST = 8 * 2**20  # bytes of a file that is sent as it is
 LONGER_SIDE = 2000  # pixels of one that is reduced
 
+Picture = tuple[bytes, str]  # an image as a browser takes it, and its media type
+
 
 class NoImageError(Exception):
     """A row has no image to show; the message says why."""
-
-
-class Picture(NamedTuple):
-    """An image as a browser takes it.
-
-    Args:
-        data: Bytes.
-        media_type: Of what.
-    """
-
-    data: bytes
-    media_type: str
 
 
 class Images:
@@ -55,11 +44,11 @@ class Images:
 
     @property
     def n_missing(self) -> int:
-        """Rows without an image."""
+        """The number of rows without an image."""
         return sum(path is None for path in self.paths)
 
     def read(self, row: int) -> Picture:
-        """The image of a row.
+        """Return the image of a row.
 
         Raises:
             NoImageError: It has none, or one that is broken, or lies outside the dataset's folder.
@@ -89,7 +78,7 @@ class Images:
 def find_images(
     captions: pd.DataFrame, dataset: str, root: str | None = None, follow_links: bool = False
 ) -> tuple[Images, str]:
-    """The images of captions, and the column that has their ids.
+    """Return the images of captions, and the column that has their ids.
 
     Args:
         captions: All columns as text.
@@ -135,7 +124,7 @@ def _read_file(file: Path) -> Picture:
         media_type = AS_THEY_ARE.get(image.format or "")
         plain = media_type and image.mode in PLAIN_MODES
     if media_type and plain and len(reading.data) <= LARGEST:
-        return Picture(reading.data, media_type)
+        return (reading.data, media_type)
     return _encode(reading.decode()[0])
 
 
@@ -147,4 +136,4 @@ def _encode(image: Image.Image) -> Picture:
         image.save(buffer, "PNG", compress_level=1)
     else:
         image.save(buffer, "JPEG", quality=92)
-    return Picture(buffer.getvalue(), "image/png" if small else "image/jpeg")
+    return (buffer.getvalue(), "image/png" if small else "image/jpeg")
