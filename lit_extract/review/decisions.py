@@ -12,7 +12,7 @@ from lit_extract.review.check import write_review
 from lit_extract.review.disk import ReviewOnDisk
 from lit_extract.review.files import review_path
 from lit_extract.review.flags import KINDS, SEPARATOR, Rules, flag_caption, flag_captions, rules_of_rows, use_full_stops
-from lit_extract.review.rows import ACCEPTED, EDITED, OPEN, Decision
+from lit_extract.review.rows import ACCEPTED, EDITED, OPEN, STATUSES, Decision
 
 FLAGGED = "flagged"  # a choice of rows: with any flag
 LONGEST = 20_000  # characters of a caption
@@ -47,7 +47,9 @@ class Decisions:
         self._full_stops = use_full_stops(self.rows.originals, self._rules)
         self._first_flags = [[kind for kind in text.split(SEPARATOR) if kind] for text in self.disk.table["flag"]]
         self._flags: dict[int, list[str]] = {}  # of the captions that are no longer what was checked
-        for row in self.rows.revisions:
+        self._counts: Counter[str] = Counter()  # rows of each status, and with each flag
+        self._left: Counter[str] = Counter()  # open rows with each flag
+        for row in range(len(captions)):
             self._flag(row)
 
     # What a page shows
@@ -90,28 +92,18 @@ class Decisions:
     def progress(self) -> dict[str, Any]:
         """Return how far the review is: counts of rows, what undo takes back, what is wrong with the review file."""
         with self._lock:
-            rows, last = self.rows, self.rows.last_decision
-            accepted, edited = rows.statuses.count(ACCEPTED), rows.statuses.count(EDITED)
-            flagged, left = 0, Counter[str]()
-            kinds: set[str] = set()
-            for row, first in enumerate(self._first_flags):
-                if first or row in self._flags:
-                    flags = self._all_flags(row)
-                    flagged += bool(flags)
-                    kinds.update(flags)
-                    if flags and rows.statuses[row] == OPEN:
-                        left.update([FLAGGED, *flags])
-            ordered = [kind for kind in KINDS if kind in kinds] + sorted(kinds.difference(KINDS))
+            counts, left, last = self._counts, self._left, self.rows.last_decision
+            kinds = {kind for kind in counts if counts[kind]} - {*STATUSES, FLAGGED}
             return {
-                "total": len(rows.texts),
-                "reviewed": accepted + edited,
-                "edited": edited,
-                "empty": rows.texts.count(""),
-                "flagged": flagged,
+                "total": len(self.stimuli),
+                "reviewed": counts[ACCEPTED] + counts[EDITED],
+                "edited": counts[EDITED],
+                "empty": self.rows.texts.count(""),
+                "flagged": counts[FLAGGED],
                 "flagged_left": left[FLAGGED],
-                "left": {kind: left[kind] for kind in ordered},
+                "left": {kind: left[kind] for kind in [*KINDS, *sorted(kinds.difference(KINDS))] if kind in kinds},
                 "undo": {"revision": last[0], "row": last[1], "id": self.stimuli[last[1]]} if last else None,
-                "revision": rows.revision,
+                "revision": self.rows.revision,
                 "problem": self.disk.problem,
             }
 
@@ -169,11 +161,14 @@ class Decisions:
             self._commit(decision)
             return decision.row
 
-    # Flags
+    # Flags and counts, row by row: to count all rows takes too long
 
     def _commit(self, decision: Decision) -> None:
-        self.disk.database.append(decision)
-        self._flag(decision.row)
+        self._count(decision.row, -1)
+        try:
+            self.disk.database.append(decision)
+        finally:
+            self._flag(decision.row)
 
     def _flag(self, row: int) -> None:
         text = self.rows.texts[row]
@@ -181,10 +176,21 @@ class Decisions:
             self._flags.pop(row, None)
         else:
             self._flags[row] = flag_caption(text, "", self._rules[row], self._full_stops)
+        self._count(row, 1)
+
+    def _count(self, row: int, by: int) -> None:
+        status, flags = self.rows.statuses[row], self._all_flags(row)
+        kinds = [FLAGGED, *flags] if flags else []
+        for kind in [status, *kinds]:
+            self._counts[kind] += by
+        for kind in kinds if status == OPEN else []:
+            self._left[kind] += by
 
     def _all_flags(self, row: int) -> list[str]:
         """Those of the caption as it is, and those that it had."""
-        return list(dict.fromkeys([*self._first_flags[row], *self._flags.get(row, [])]))
+        if row not in self._flags:
+            return self._first_flags[row]
+        return list(dict.fromkeys([*self._first_flags[row], *self._flags[row]]))
 
     def _texts(self, row: int) -> tuple[str, str, str]:
         return self.rows.texts[row], self.rows.originals[row], self.stimuli[row]
