@@ -23,16 +23,16 @@ from lit_extract.review.rows import Action, Decision, Rows
 APPLICATION_ID, FORMAT = 0x4C695276, 1
 SCHEMA = (
     "CREATE TABLE decisions (revision INTEGER PRIMARY KEY, row INTEGER NOT NULL, action TEXT NOT NULL, text TEXT, "
-    "time TEXT NOT NULL)",
+    "time TEXT DEFAULT CURRENT_TIMESTAMP)",
     "CREATE TABLE files (name TEXT NOT NULL, sha256 TEXT NOT NULL)",
 )
+COLUMNS = ", ".join(Decision._fields)  # the time is for people who look into it
 MAX_BYTES = 256 * 2**20  # 73,000 captions, edited five times each
 MAX_DECISIONS = 1_000_000
 SECONDS_FOR_LOCK = 10.0  # while another process saves a decision, or check --accept reads them
 NAMES_ANOTHER_FILE = bytes.fromhex("d9d505f920a163d7")  # at the end of a rollback journal
 
-_Words = Annotated[str, AfterValidator(without_nul)]
-_DECISION = TypeAdapter(tuple[Count, Count, Action, _Words | None, _Words])
+_DECISION = TypeAdapter(tuple[Count, Count, Action, Annotated[str, AfterValidator(without_nul)] | None])
 
 
 class Database:
@@ -113,7 +113,7 @@ class Database:
         try:
             with self._connection:
                 self._connection.executemany("INSERT INTO files VALUES (?, ?)", files)
-                self._connection.executemany("INSERT INTO decisions VALUES (?, ?, ?, ?, ?)", decisions)
+                self._connection.executemany(f"INSERT INTO decisions ({COLUMNS}) VALUES (?, ?, ?, ?)", decisions)
         except sqlite3.Error as error:
             raise OSError(f"{self.path.name} can't be written ({one_line(error)})") from None
         for decision in decisions:
@@ -145,7 +145,7 @@ class Database:
         if _value(execute("SELECT count(*) FROM decisions")) > MAX_DECISIONS:
             raise ValueError(f"it has more than {MAX_DECISIONS:,} decisions")
         rows = Rows(captions)
-        for number, values in enumerate(execute("SELECT * FROM decisions ORDER BY revision"), start=1):
+        for number, values in enumerate(execute(f"SELECT {COLUMNS} FROM decisions ORDER BY revision"), start=1):
             try:
                 rows.apply(Decision(*validate(_DECISION, values, "values")))
             except ValueError as error:

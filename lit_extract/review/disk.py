@@ -38,21 +38,13 @@ class ReviewOnDisk:
         self.database = Database(database_path(path), captions["caption"].tolist())
         self.rows, self.lock = self.database.rows, threading.Lock()
         self.problem: str | None = None
-        self._writing = threading.RLock()
+        self._writing = threading.Lock()
         journal = journal_path(path)
         if not self.database.started:
             self._start()
         if journal.exists():
             journal.rename(journal.with_name(f"{journal.name}.imported"))
         self._state: str | None = check_unchanged(self.table, path, self.database)
-
-    def look(self) -> None:
-        """Notice what another program has done to the review file, unless it is being written right now."""
-        if self._writing.acquire(blocking=False):
-            try:
-                self._look()
-            finally:
-                self._writing.release()
 
     def write(self) -> bool:
         """Bring the review file up to date; return whether it is."""

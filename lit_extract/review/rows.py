@@ -1,7 +1,6 @@
 """The rows of a review: what each says now, what was decided about it, and what undo takes back. No disk here."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 OPEN, ACCEPTED, EDITED = "open", "accepted", "edited"
@@ -19,14 +18,12 @@ class Decision(NamedTuple):
         action: ``decide`` by a person; ``undo`` of the last decision about the row; ``start``, the review file already
             said so when the review started.
         text: The caption after it; None of ``undo``.
-        time: When, UTC.
     """
 
     revision: int
     row: int
     action: Action
     text: str | None
-    time: str
 
 
 class ConflictError(Exception):
@@ -91,7 +88,7 @@ class Rows:
 
     def new(self, row: int, action: Action, text: str | None) -> Decision:
         """Return the next decision."""
-        return Decision(self.revision + 1, row, action, text, datetime.now(UTC).isoformat(timespec="seconds"))
+        return Decision(self.revision + 1, row, action, text)
 
     def apply(self, decision: Decision) -> None:
         """Carry a decision out.
@@ -99,7 +96,7 @@ class Rows:
         Raises:
             ValueError: It can't follow those before it.
         """
-        revision, row, action, text, _ = decision
+        revision, row, action, text = decision
         undoes = action == "undo"
         if revision != self.revision + 1 or row >= len(self.texts) or undoes != (text is None):
             raise ValueError("it does not follow from those before it")

@@ -91,8 +91,7 @@ class ReviewServer:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         writing = asyncio.create_task(self._write_now_and_then())
         yield
-        writing.cancel()
-        await run_in_threadpool(self.decisions.disk.write)
+        writing.cancel()  # whoever has opened the review writes it for the last time
 
     async def _write_now_and_then(self) -> None:
         while True:
@@ -155,8 +154,7 @@ class ReviewServer:
         return JSONResponse({"row": self.decisions.find(request.query_params.get("id", ""))})
 
     def _changes(self, request: Request) -> Response:
-        """What was decided after a revision, on this page or another, and what another program has done."""
-        self.decisions.disk.look()
+        """What was decided after a revision, on this page or another."""
         progress = self._progress()
         rows = self.decisions.changed_since(_number(request, "since", 0))
         shown = None if len(rows) > CHANGES_AT_MOST else [self.decisions.describe(row) for row in rows]

@@ -250,7 +250,7 @@ def test_a_change_elsewhere_is_refused_and_nothing_overwritten(decide_on, review
     assert decisions.disk.write()
     elsewhere(review_file, row0="Theirs.", row4="Theirs, too.")
     theirs = review_file.read_bytes()
-    decisions.disk.look()
+    assert not decisions.disk.write()
     problem = decisions.progress()["problem"]
     assert problem.startswith(f"review: '{review_file}' was changed by another program")
     assert "row 0, row 4. To keep" in problem

@@ -92,12 +92,12 @@ def test_undoing_all_leads_back_through_each_state_and_replaying_forth(seed):
 @pytest.mark.parametrize(
     "wrong",
     [
-        Decision(3, 0, "decide", "y", ""),
-        Decision(2, 4, "decide", "y", ""),
-        Decision(2, 1, "undo", None, ""),
-        Decision(2, 0, "undo", "x", ""),
-        Decision(2, 0, "decide", None, ""),
-        Decision(2, 0, "start", "y", ""),
+        Decision(3, 0, "decide", "y"),
+        Decision(2, 4, "decide", "y"),
+        Decision(2, 1, "undo", None),
+        Decision(2, 0, "undo", "x"),
+        Decision(2, 0, "decide", None),
+        Decision(2, 0, "start", "y"),
     ],
 )
 def test_what_can_not_follow_is_refused(wrong):

@@ -3,6 +3,7 @@
 import json
 import resource
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -392,11 +393,15 @@ def test_a_full_disk_is_reported_and_the_text_stays_with_the_page(client, served
     assert decide(client, 1, text="Mine.").status_code == 200
 
 
-def test_the_review_file_is_written_when_the_server_stops(served, review_file):
+def test_the_review_file_is_written_while_the_server_runs(served, review_file, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_WRITES", 0.1)
     with TestClient(served.app, ADDRESS, headers={"Origin": ADDRESS}) as client:
         client.get("/", params={"token": served.keys.token})
         decide(client, 1, text="A cat sleeps.")
-    assert read_captions(review_file)["caption"][1] == "A cat sleeps."
+        end = time.monotonic() + 20
+        while read_captions(review_file)["caption"][1] != "A cat sleeps.":
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 def test_labels_of_classifying_prompts_come_with_the_row(captions, decide_on):
