@@ -63,13 +63,8 @@ def review(
         if not review_path(file).exists():
             logger.info("checking %s captions …", f"{len(captions):,}")
         decisions = Decisions(file, captions, id_column, rules, prompts)
-        if images.n_missing:
-            logger.warning(
-                "%s of %s captions are of images that %s has not",
-                f"{images.n_missing:,}",
-                f"{len(captions):,}",
-                dataset,
-            )
+        if missing_images := images.paths.count(None):
+            logger.warning("%d captions are of images that %s does not have", missing_images, dataset)
         command = accept_command(decisions.path, file, captions, dataset)
         names = {"captions": file.name, "review": decisions.path.name, "dataset": dataset, "id_column": id_column}
         try:

@@ -114,8 +114,7 @@ class ReviewServer:
             data, media_type = self.images.read(row)
         except NoImageError as error:
             return PlainTextResponse(str(error), status_code=404)
-        headers = {"Cache-Control": "private, max-age=3600"}
-        return Response(data, media_type=media_type, headers=headers)
+        return Response(data, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
 
     def _start(self, request: Request) -> Response:
         return JSONResponse({**self.about, "statuses": STATUSES, "version": self._version, **self._progress()})
