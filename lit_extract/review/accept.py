@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lit_extract.captioning.output import beside, read_captions, write_captions
+from lit_extract.captioning.output import read_captions, write_captions
 from lit_extract.captioning.parts import read_sidecar, sidecar_of
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import check_name, shorten
@@ -50,7 +50,11 @@ def accept(
         raise InputError(
             f"{str(file)!r} has no caption in {name_some(empty)}; write one, or leave it out of the dataset"
         )
-    path = derivatives / accepted_name(dataset or dataset_of(source, before), name or name_of(before))
+    dataset, name = (
+        check_name(dataset or dataset_of(source, before), "dataset"),
+        check_name(name or name_of(before), "name"),
+    )
+    path = derivatives / check_name(f"{dataset}-captions-{name}.csv", "name")
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists already; pass --overwrite, or another --name")
     table = before.drop(columns="status", errors="ignore")
@@ -77,19 +81,6 @@ def _decided_texts(file: Path, before: pd.DataFrame) -> list[str]:
             "lit-extract review to take them over"
         )
     return after["caption"].tolist()
-
-
-def accepted_name(dataset: str, name: str) -> str:
-    """Return the name of a file of accepted captions.
-
-    Raises:
-        InputError: The dataset or the name of the captions is no plain name.
-    """
-    check_name(dataset, "dataset")
-    check_name(name, "name")
-    file = f"{dataset}-captions-{name}.csv"
-    check_name(beside(Path(file)).name, "name")  # which is written before it, and is longer
-    return file
 
 
 def accept_command(review: Path, source: Path, captions: pd.DataFrame, dataset: str) -> str:

@@ -129,7 +129,7 @@ def _has_screen() -> bool:
 def _report(decisions: Decisions) -> dict[str, Any]:
     progress = decisions.progress()
     logger.info(
-        "%s captions, %s of them reviewed, %s edited; %s flagged ones are left: %s",
+        "%s captions, %s of them reviewed, %s edited; flagged and left: %s; %s",
         *(f"{progress[count]:,}" for count in ("total", "reviewed", "edited", "flagged_left")),
         decisions.path,
     )

@@ -100,6 +100,6 @@ def check_unchanged(edited: pd.DataFrame, file: Path, database: Database) -> str
         raise InputError(
             f"review: {str(file)!r} was changed by another program after the review started; it differs from the page "
             f"in {name_some(differing) or 'column decision'}. To keep the page's decisions, move this file away and "
-            f"run lit-extract review; to keep this file, move {database.path.name} away"
+            f"run lit-extract review; to keep this file, stop the page and move {database.path.name} away"
         )
     return state

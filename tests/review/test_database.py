@@ -43,6 +43,19 @@ def change(path, statement):
         connection.executescript(statement)
 
 
+def kill_within_a_transaction(path):
+    """A process that ends so leaves a journal, which the next one rolls back."""
+    code = f"""if True:
+        import os, sqlite3
+        connection = sqlite3.connect({str(path)!r}, isolation_level=None)
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN")
+        connection.execute("UPDATE decisions SET text = ?", ["x" * 50_000])
+        os._exit(9)"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert path.with_name(f"{path.name}-journal").exists()
+
+
 @contextmanager
 def full_disk(path):
     """No file may grow beyond the size of this one."""
@@ -69,17 +82,17 @@ def test_what_was_saved_is_read_again(path):
 
 
 def test_a_kill_loses_nothing_that_was_saved_and_keeps_no_half_of_the_rest(path):
-    """A process that is killed within a transaction leaves a journal, which the next one rolls back."""
-    code = f"""if True:
-        import os, sqlite3
-        connection = sqlite3.connect({str(path)!r}, isolation_level=None)
-        connection.execute("PRAGMA cache_size = 1")
-        connection.execute("BEGIN")
-        connection.execute("UPDATE decisions SET text = ?", ["x" * 50_000])
-        os._exit(9)"""
-    subprocess.run([sys.executable, "-c", code], check=False)
-    assert path.with_name(f"{path.name}-journal").exists()
+    kill_within_a_transaction(path)
     assert read(path) == [TEXTS[2], "B"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_a_kill_left_of_a_database_that_is_gone_is_no_part_of_a_new_one(path):
+    kill_within_a_transaction(path)
+    path.unlink()
+    with closing(Database(path, CAPTIONS)) as database:
+        append(database, "new")
+    assert read(path) == ["new", "b"]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -152,14 +165,7 @@ def test_a_journal_that_names_another_file_is_refused(path, tmp_path):
     """SQLite takes that for a journal of several databases and deletes it, whatever it is."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    code = f"""if True:
-        import os, sqlite3
-        connection = sqlite3.connect({str(path)!r}, isolation_level=None)
-        connection.execute("PRAGMA cache_size = 1")
-        connection.execute("BEGIN")
-        connection.execute("UPDATE decisions SET text = ?", ["x" * 50_000])
-        os._exit(9)"""
-    subprocess.run([sys.executable, "-c", code], check=False)
+    kill_within_a_transaction(path)
     name = os.fsencode(victim)
     end = (2**30 // 4096 + 1).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big")
     with path.with_name(f"{path.name}-journal").open("ab") as file:

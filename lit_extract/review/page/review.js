@@ -245,7 +245,7 @@ function showProgress(now) {
   element("undo").title = now.undo ? `take back what was decided about ${now.undo.id}` : "nothing to undo";
   const lines = [
     `${about.review}: ${number(now.reviewed)} of ${number(now.total)} captions are reviewed, ${number(now.edited)} of ` +
-      `them edited; ${left} flagged ones are left.`,
+      `them edited; flagged and left: ${left}.`,
   ];
   if (now.empty) lines.push(`${number(now.empty)} have no text yet; check --accept refuses them.`);
   element("result-text").textContent = lines.join(" ");
