@@ -64,7 +64,7 @@ class ReviewOnDisk:
                         raise OSError("another program writes it")
             except OSError as error:
                 self.problem = f"{self.path.name} can't be written ({one_line(error)}); no decision is lost"
-                self._stat = None  # try again
+                self._stat = (0, 0, 0)  # which it never is: look and try again
                 return False
             self._state, self._stat = state, self._stat_now()
             return True

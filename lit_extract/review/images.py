@@ -1,4 +1,4 @@
-"""The images of a review: by row only, and nothing that lies outside the dataset's folder."""
+"""The images of a review: by row only, and nothing outside the dataset's folder."""
 
 import io
 from collections.abc import Sequence

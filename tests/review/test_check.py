@@ -74,7 +74,7 @@ def test_a_review_that_may_hold_edits_is_kept(cli, captions):
     assert "may hold edits" in error
 
 
-def test_edits_come_back_with_the_original_beside_them(cli, accept, captions, tmp_path):
+def test_edits_come_back_with_the_original(cli, accept, captions, tmp_path):
     cli("check", captions)
 
     def change(table):

@@ -131,7 +131,7 @@ def test_after_a_kill_all_is_there_also_for_check(decide_on, review_file, accept
     decide(decisions, 4, "A dog runs on the beach.")
     decisions.undo(1)
     decide(decisions, 0)
-    assert texts_of(review_file) == CAPTIONS, "the file lags behind"
+    assert texts_of(review_file) == CAPTIONS, "not written yet"
     expected = [*CAPTIONS[:4], "A dog runs on the beach.", *CAPTIONS[5:]]
     assert accept() == expected
 
@@ -185,7 +185,7 @@ def test_rows_are_chosen_by_flag_decision_and_text(decide_on):
     decide(decisions, 1, "A cat sleeps,")
     decide(decisions, 3)
     assert decisions.select("flagged", "open") == [4, 6]
-    assert decisions.select("flagged") == [1, 3, 4, 6], "what was mended is still found"
+    assert decisions.select("flagged") == [1, 3, 4, 6], "what was fixed is still found"
     assert decisions.select("cut off") == [1, 4]
     assert decisions.select(status="edited") == [1]
     assert decisions.select(status="accepted") == [3]
@@ -348,8 +348,11 @@ def test_columns_that_were_added_elsewhere_stay(decide_on, review_file):
     assert read_captions(review_file)["notes"].tolist() == [f"note {row}" for row in range(8)]
 
 
-def test_a_disk_that_refuses_the_review_file_costs_nothing(decide_on, review_file, monkeypatch):
+@pytest.mark.parametrize("moved_away", [False, True])
+def test_a_disk_that_refuses_the_review_file_costs_nothing(decide_on, review_file, monkeypatch, moved_away):
     decisions = decide_on()
+    if moved_away:
+        review_file.unlink()
     decide(decisions, 1, "Mine.")
 
     def full(*_):

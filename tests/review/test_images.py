@@ -1,4 +1,4 @@
-"""Images of a review: the right pixels, and nothing that lies outside the dataset's folder."""
+"""Images of a review: the right pixels, and nothing outside the dataset's folder."""
 
 import io
 import os

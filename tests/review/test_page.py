@@ -10,7 +10,7 @@ from helpers.small_review import CAPTIONS
 from lit_extract.captioning.output import read_captions, write_captions
 from lit_extract.datasets import load_captions
 
-MENDED = "A dog runs along a beach, and a ball, too."
+FIXED = "A dog runs along a beach, and a ball, too."
 
 
 def until(condition, seconds=20):
@@ -102,7 +102,7 @@ def test_a_whole_review(serve, tab, cli, review_file, tmp_path):
     page.at(103).says("3 of 4 flagged left · 1 of 8 reviewed")
     page.press("u")
     page.at(101)
-    assert page.text == CAPTIONS[1], "undo reaches behind the reload"
+    assert page.text == CAPTIONS[1], "undo goes back beyond the reload"
     page.write("A cat sleeps.")
     page.at(103).write("A “quoted” dog, = 1")
     page.at(104)
@@ -118,7 +118,7 @@ def test_a_whole_review(serve, tab, cli, review_file, tmp_path):
     page.says("2 of 4 flagged left · 2 of 8 reviewed")
     page.press("u")
     page.at(103)
-    assert page.text == CAPTIONS[3], "undo reaches behind the kill"
+    assert page.text == CAPTIONS[3], "undo goes back beyond the kill"
     page.write("A “quoted” dog, = 1")
     page.at(104).press("g")
     page.page.keyboard.type("106")
@@ -126,7 +126,7 @@ def test_a_whole_review(serve, tab, cli, review_file, tmp_path):
     page.at(106).press("Enter")
     page.says("This is the end of these captions; n goes to one that is left")
     page.press("n")
-    page.at(104).write(MENDED)
+    page.at(104).write(FIXED)
     page.says("0 of 4 flagged left · 4 of 8 reviewed")
     page.page.click("#result-button")
     command = page.read("#command")
@@ -136,7 +136,7 @@ def test_a_whole_review(serve, tab, cli, review_file, tmp_path):
     code, printed, _ = cli(*command.split()[1:], "--derivatives", tmp_path / "derivatives")
     assert (code, printed.split()[1]) == (0, "3"), "though the server still runs"
     accepted = load_captions(tmp_path / "derivatives" / "nsd-captions-pixtral.csv")["caption"].tolist()
-    assert accepted == [CAPTIONS[0], "A cat sleeps.", CAPTIONS[2], "A “quoted” dog, = 1", MENDED, *CAPTIONS[5:]]
+    assert accepted == [CAPTIONS[0], "A cat sleeps.", CAPTIONS[2], "A “quoted” dog, = 1", FIXED, *CAPTIONS[5:]]
 
 
 def test_ctrl_c_writes_the_result_and_says_how_to_accept_it(serve, tab, review_file):

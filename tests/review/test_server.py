@@ -28,7 +28,7 @@ ADDRESS = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def served(decide_on, captions, root):
-    """The application, its keys, and the decisions behind it."""
+    """The application, its keys, and its decisions."""
     images, _ = find_images(read_captions(captions), "nsd", str(root))
     keys, decisions = Keys(), decide_on()
     app = Guard(ReviewServer(decisions, images, {"command": "…"}).app(), keys)

@@ -1,4 +1,4 @@
-// One caption beside its image: what is shown of a row, and the text that a person is writing.
+// One caption and its image: what is shown of a row, and the text that a person is writing.
 
 import { MARKS } from "./list.js";
 import { compare } from "./words.js";
