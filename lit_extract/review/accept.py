@@ -68,7 +68,7 @@ def accept(
 
 
 def _decided_texts(file: Path, before: pd.DataFrame) -> list[str]:
-    """The captions of an edited file, with all that was decided on the page, also what a killed page had not yet written."""
+    """The captions of an edited file, with all that was decided on the page, written there or not."""
     after = read_edited(file, before)
     if database_path(file).exists():
         with closing(Database(database_path(file), before["caption"].tolist())) as database:

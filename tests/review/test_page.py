@@ -253,6 +253,7 @@ def test_an_empty_caption_is_refused_in_words(serve, tab):
     page.at(101).says("0 of 8 reviewed")
 
 
+@pytest.mark.slow
 def test_another_program_changes_the_review_file(serve, tab, review_file):
     page = tab(serve()[1]).at(101)
     page.write("Mine.")
