@@ -1,14 +1,12 @@
 """All that a page shows, and ``report.json``, which has its numbers."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from lit_extract import __version__
-from lit_extract.report import similarity
-from lit_extract.report.comparison import MEASURES, Agreement, Pair
+from lit_extract.report.comparison import CKA, Pair
 from lit_extract.report.model import ModelReport
 from lit_extract.report.stimuli import Stimuli
 
@@ -36,23 +34,21 @@ class Measured:
     notes: list[str]
     warnings: list[str]
 
-
-def numbers(measured: Measured) -> dict[str, Any]:
-    """All numbers of the report, as JSON has them: NaN is null."""
-    return {
-        "format": 1,
-        "lit_extract": __version__,
-        **measured.settings,
-        "notes": measured.notes,
-        "warnings": measured.warnings,
-        "models": [_model_numbers(model) for model in measured.models],
-        "pairs": [_pair_numbers(measured.models, pair) for pair in measured.pairs],
-    }
+    def numbers(self) -> dict[str, Any]:
+        """Return all numbers of the report, as JSON has them: NaN is null."""
+        return {
+            "format": 1,
+            "lit_extract": __version__,
+            **self.settings,
+            "notes": self.notes,
+            "warnings": self.warnings,
+            "models": [_model_numbers(model) for model in self.models],
+            "pairs": [_pair_numbers(pair) for pair in self.pairs],
+        }
 
 
 def _model_numbers(model: ModelReport) -> dict[str, Any]:
     features = model.source.features
-    vectors = model.geometry.vectors
     return {
         "label": model.source.label,
         "file": features.path.name,
@@ -62,11 +58,11 @@ def _model_numbers(model: ModelReport) -> dict[str, Any]:
         "num_params": features.num_params,
         "n_stimuli": len(features.stimulus_ids),
         "n_done": features.n_done,
-        "n_dim": model.n_dim,
+        "n_dim": features.shape[2],
         "n_sampled": len(model.sampled),
         "rows": asdict(model.rows),
         "layers": [asdict(layer) for layer in model.layers],
-        "cka": _rounded(similarity.cka(vectors, vectors)),
+        "cka": _rounded(CKA.between(model.geometry, model.geometry)),
         "neighbours": [
             {"layer": layer, "stimulus": stimulus, "nearest": nearest}
             for layer, of_layer in model.neighbours.items()
@@ -75,18 +71,14 @@ def _model_numbers(model: ModelReport) -> dict[str, Any]:
     }
 
 
-def _pair_numbers(models: Sequence[ModelReport], pair: Pair) -> dict[str, Any]:
-    first, second = models[pair.first], models[pair.second]
-
-    def measure(agreement: Agreement) -> dict[str, Any]:
-        best = agreement.best_layers
-        names = best and [first.layers[best[0]].name, second.layers[best[1]].name]
-        return {**asdict(agreement), "layers": _rounded(agreement.layers), "best_layers": names}
-
+def _pair_numbers(pair: Pair) -> dict[str, Any]:
     return {
-        "models": [first.source.label, second.source.label],
+        "models": [pair.first.source.label, pair.second.source.label],
         "trained_and_untrained": pair.are_twins,
-        **{name: measure(pair.agreements[name]) for name in MEASURES},
+        **{
+            measure.key: {**asdict(agreement), "layers": _rounded(agreement.layers)}
+            for measure, agreement in pair.agreements.items()
+        },
     }
 
 
