@@ -29,7 +29,7 @@ from lit_extract import (
 )
 from lit_extract.commands.predict import predict_trainer
 from lit_extract.common.errors import InputError
-from lit_extract.parity.figures import BF16, FLOAT32, Limits, misplaced, place_rows
+from lit_extract.parity.deviations import BF16, FLOAT32, Limits, misplaced, place_rows
 
 TINY = "test_vit.r160_in1k"
 PRECISIONS = ("32-true", "bf16-true")
@@ -689,7 +689,7 @@ def test_a_file_does_not_choose_the_commit_whose_code_runs(tmp_path, certify):
 @torch.no_grad()
 @pytest.mark.parametrize("is_final", [True, False])
 def test_what_is_called_a_norm_must_prove_to_be_the_final_one(tmp_path, is_final):
-    from lit_extract.parity.language import FinalNorm
+    from lit_extract.parity.language import before_final_norm
 
     model = save_model(tmp_path, "llama")
     ids = torch.tensor([[1, 7, 5, 9]])
@@ -698,11 +698,11 @@ def test_what_is_called_a_norm_must_prove_to_be_the_final_one(tmp_path, is_final
     normed = model(ids, output_hidden_states=True).hidden_states[-1]
     model.model.another_norm = torch.nn.LayerNorm(32)  # never used
     if is_final:
-        torch.testing.assert_close(FinalNorm(model).input(ids, normed), raw[0], rtol=0, atol=0)
+        torch.testing.assert_close(before_final_norm(model, ids, normed), raw[0], rtol=0, atol=0)
         return
     model.model.norm.requires_grad_(False).weight += 1  # as if it had not been the one that gave this
     with pytest.raises(InputError, match="no final norm found in LlamaModel"):
-        FinalNorm(model).input(ids, normed)
+        before_final_norm(model, ids, normed)
 
 
 # Decisions
