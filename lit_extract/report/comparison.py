@@ -5,15 +5,16 @@ n stimuli, L and L' layers of two models.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lit_extract.report import similarity
-from lit_extract.report.model import Geometry, ModelReport
+from lit_extract.report.model import Geometry, ModelReport, rounded
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,15 @@ class Pair:
     second: ModelReport
     are_twins: bool
     agreements: dict[Measure, Agreement]
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what report.json has of the pair."""
+        agreements = {measure.key: asdict(agreement) for measure, agreement in self.agreements.items()}
+        return {
+            "models": [self.first.source.label, self.second.source.label],
+            "trained_and_untrained": self.are_twins,
+            **{key: {**agreement, "layers": rounded(agreement["layers"])} for key, agreement in agreements.items()},
+        }
 
 
 def compare(models: Sequence[ModelReport], permutations: int, seed: int) -> list[Pair]:

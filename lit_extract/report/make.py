@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from lit_extract import __version__
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.report import comparison, similarity
-from lit_extract.report.measured import NUMBERS, Measured
+from lit_extract.report import similarity
+from lit_extract.report.comparison import Pair, compare
 from lit_extract.report.model import ModelReport, examine_rows, report_model
 from lit_extract.report.sources import FEWEST_STIMULI, Source, find_sources, sample, shared_stimuli
 from lit_extract.report.stimuli import Stimuli
@@ -51,15 +53,21 @@ def report(
     from lit_extract.report.page import write
 
     _check_out(out)
-    measured = measure(folder, rows, seed, permutations, root, captions)
-    write(Path(out), measured)
-    return measured.warnings
+    numbers, models, pairs, stimuli = measure(folder, rows, seed, permutations, root, captions)
+    write(Path(out), numbers, models, pairs, stimuli)
+    warnings: list[str] = numbers["warnings"]
+    return warnings
 
 
 def measure(
     folder: str, rows: int, seed: int, permutations: int, root: str | None = None, captions: str | None = None
-) -> Measured:
-    """Compute all numbers of a report, with the arguments of :func:`report`; nothing is drawn or written."""
+) -> tuple[dict[str, Any], list[ModelReport], list[Pair], Stimuli]:
+    """Compute all numbers of a report, with the arguments of :func:`report`; nothing is drawn or written.
+
+    Returns:
+        The numbers as report.json has them; the models, each two that are compared, and pictures and captions, as the
+        page needs them.
+    """
     if rows < FEWEST_STIMULI:
         raise InputError(f"rows: {rows}; must be {FEWEST_STIMULI} or more")
     if permutations < 1:
@@ -85,8 +93,12 @@ def measure(
         own = sampled if has_shared else sample(ids, rows, seed)
         models.append(report_model(source, found, own, sample(own, QUERIES, seed)))
         compared += models[-1:] if has_shared else []
-    pairs = comparison.compare(compared, permutations, seed)
-    settings = {
+    pairs = compare(compared, permutations, seed)
+    notes += _notes(models, compared, len(shared), len(sampled)) + ([stimuli.note] if stimuli.note else [])
+    warnings = [f"left out: {reason}" for reason in left_out]
+    numbers = {
+        "format": 1,
+        "lit_extract": __version__,
         "folder": "/".join(Path(folder).absolute().parts[-2:]),
         "dataset": sources[0].features.provenance["dataset"],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -96,18 +108,19 @@ def measure(
         "n_sampled": len(sampled),
         "k": similarity.neighbours_at_most(len(sampled)),
         "sampled": sampled,
+        "notes": notes,
+        "warnings": warnings + [warning for model in models for warning in _warnings(model)],
+        "models": [model.numbers() for model in models],
+        "pairs": [pair.numbers() for pair in pairs],
     }
-    notes += _notes(models, compared, len(shared), len(sampled)) + ([stimuli.note] if stimuli.note else [])
-    warnings = [f"left out: {reason}" for reason in left_out]
-    warnings += [warning for found in models for warning in _warnings(found)]
-    return Measured(models, pairs, stimuli, settings, notes, warnings)
+    return numbers, models, pairs, stimuli
 
 
 def _check_out(out: str) -> None:
     target = local_path(out, "out")
     if is_there(target) and not is_folder(target):
         raise InputError(f"out: {out!r} is a file; give a folder for the report")
-    if is_folder(target) and any(target.iterdir()) and not (target / NUMBERS).is_file():
+    if is_folder(target) and any(target.iterdir()) and not (target / "report.json").is_file():
         raise InputError(f"out: {out!r} contains something other than a report; give an empty or a new folder")
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ N stimuli, n of a sample, D hidden size, L layers, k neighbours, P = n(n - 1) / 
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +118,35 @@ class ModelReport:
     def n_drawn(self) -> int:
         """Stimuli of the RDMs."""
         return min(len(self.sampled), DRAWN_AT_MOST)
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what report.json has of the model."""
+        features = self.source.features
+        return {
+            "label": self.source.label,
+            "file": features.path.name,
+            "kind": self.source.kind,
+            "untrained": self.source.is_untrained,
+            **{key: features.provenance.get(key) for key in ("model", "weights", "pool", "prompt_name")},
+            "num_params": features.num_params,
+            "n_stimuli": len(features.stimulus_ids),
+            "n_done": features.n_done,
+            "n_dim": features.shape[2],
+            "n_sampled": len(self.sampled),
+            "rows": asdict(self.rows),
+            "layers": [asdict(layer) for layer in self.layers],
+            "cka": rounded(similarity.cka(self.geometry.vectors, self.geometry.vectors)),
+            "neighbours": [
+                {"layer": layer, "stimulus": stimulus, "nearest": nearest}
+                for layer, of_layer in self.neighbours.items()
+                for stimulus, nearest in of_layer.items()
+            ],
+        }
+
+
+def rounded(values: NDArray[np.float64]) -> list[list[float | None]]:
+    """Return a matrix as JSON has it: NaN is null."""
+    return [[None if np.isnan(value) else round(float(value), 7) for value in row] for row in values]
 
 
 def picked_layers(depth: int) -> list[int]:

@@ -4,28 +4,39 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib as mpl
 
 from lit_extract.report import comparison, plots, statistics
-from lit_extract.report.comparison import MUTUAL
-from lit_extract.report.measured import NUMBERS, Measured
-from lit_extract.report.model import picked_layers
+from lit_extract.report.comparison import MUTUAL, Pair
+from lit_extract.report.model import ModelReport, picked_layers
+from lit_extract.report.stimuli import Stimuli
 
-PAGE, FIGURES = "index.html", "figures"
+FIGURES = "figures"
 
 
-def write(out: Path, measured: Measured) -> None:
-    """Write ``report.json``, the figures, and last the page."""
+def write(
+    out: Path, numbers: dict[str, Any], models: Sequence[ModelReport], pairs: Sequence[Pair], stimuli: Stimuli
+) -> None:
+    """Write ``report.json``, the figures, and last the page.
+
+    Args:
+        out: Folder of the report.
+        numbers: Contents of report.json.
+        models: Each by itself.
+        pairs: Each two that are compared.
+        stimuli: Their pictures and captions.
+    """
     shutil.rmtree(out / FIGURES, ignore_errors=True)
     (out / FIGURES).mkdir(parents=True)
-    numbers = measured.numbers()
     text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
     text = re.sub(r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text)  # short lists on one line
-    (out / NUMBERS).write_text(text + "\n", encoding="utf-8")
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lit_extract.report", "."),
         autoescape=True,
@@ -34,9 +45,9 @@ def write(out: Path, measured: Measured) -> None:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = _number
-    across = [pair for pair in measured.pairs if pair.first.source.kind != pair.second.source.kind]
+    across = [pair for pair in pairs if pair.first.source.kind != pair.second.source.kind]
     across.sort(key=lambda pair: pair.agreements[MUTUAL].best or -1, reverse=True)
-    labels = [model.source.label for model in measured.models]
+    labels = [model.source.label for model in models]
     with mpl.rc_context(plots.STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a sign of a name that no font has is drawn as a box
         page = environment.get_template("page.html.j2").render(
@@ -44,22 +55,20 @@ def write(out: Path, measured: Measured) -> None:
             MUTUAL=comparison.MUTUAL,
             RSA=comparison.RSA,
             report=numbers,
-            models=measured.models,
-            pairs=measured.pairs,
+            models=models,
+            pairs=pairs,
             across=across,
-            twins=[pair for pair in measured.pairs if pair.are_twins],
+            twins=[pair for pair in pairs if pair.are_twins],
             slugs=[f"model-{place}-{_slug(label)}" for place, label in enumerate(labels, 1)],
             plots=plots,
             draw=lambda name, figure: plots.draw(figure, out / FIGURES / f"{name}.png"),
             folder=FIGURES,
             picked_layers=picked_layers,
-            thumbnail=cache(measured.stimuli.thumbnail),
-            caption_of=measured.stimuli.caption,
-            notes=measured.notes,
-            warnings=measured.warnings,
+            thumbnail=cache(stimuli.thumbnail),
+            caption_of=stimuli.caption,
             outlier_factor=statistics.OUTLIER_FACTOR,
         )
-    (out / PAGE).write_text(page, encoding="utf-8")
+    (out / "index.html").write_text(page, encoding="utf-8")
 
 
 def _number(value: float | None) -> str:
