@@ -22,7 +22,7 @@ LAYERS_SHOWN = 12
 
 @dataclass(frozen=True)
 class RebuildSettings:
-    """Where a model and its stimuli are found again: what a features file does not say, as machines differ in it.
+    """Where to find the model and the stimuli of a features file on this machine; the file does not have it.
 
     Args:
         device: "cpu" or "cuda"; default: a GPU if there is one.

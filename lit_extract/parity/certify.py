@@ -33,10 +33,10 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
         file: The features file.
         k: How many stimuli.
         seed: Which ones.
-        settings: What the file does not say.
+        settings: Where to find the model and the stimuli.
 
     Returns:
-        The certificate; docs/store-format.md says what is in it.
+        The certificate; docs/store-format.md describes it.
 
     Raises:
         InputError: The model or the stimuli can't be rebuilt, or differ from those of the file.
@@ -59,7 +59,7 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
         found, expected = ("×".join(map(str, shape[1:])) for shape in (features.shape, again.feats.shape))
         raise InputError(f"parity: the file has {found} layers and dimensions, but the model gives {expected}")
     if missing := [f"row_{name}" for name in again.losses if f"row_{name}" not in features.extras]:
-        raise InputError(f"parity: the file has no {', '.join(missing)}, but its provenance says loss")
+        raise InputError(f"parity: the file has no {', '.join(missing)}, but its provenance has loss")
     recorded = {name: features.provenance.get(name) for name in reference.packages}
     return {
         "format": CERTIFICATE_FORMAT,
@@ -76,7 +76,7 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
 
 
 def _judge(features: Features, rows: list[int], others: list[int], bad: set[int], again: Recomputed) -> dict[str, Any]:
-    """The verdict, and the numbers it rests on."""
+    """Compare, and return the verdict with the numbers it rests on."""
     feats, layers, precision = features.feats, features.layers, features.provenance["precision"]
     limits = deviations.FLOAT32 if precision == "32-true" else deviations.BF16
     found = feats[rows].double()

@@ -18,7 +18,7 @@ HIDDEN = 0.5  # an error of so much of a distance hides what differs
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a run may be from the reference; docs/store-format.md says what was measured.
+    """How far a run may be from the reference; docs/store-format.md has what was measured.
 
     Args:
         cosine: Cosine similarity of each stimulus and layer, at least.

@@ -59,7 +59,7 @@ class LanguageReference(Reference):
         check_same("tokens_sha256", known["tokens_sha256"], _tokens_sha256(self.tokens, ids))
 
     def build(self) -> nn.Module:
-        """Make the model as the file says, in float32."""
+        """Make the model of the provenance, in float32."""
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
@@ -112,7 +112,7 @@ class LanguageReference(Reference):
             parameter.data = parameter.data.bfloat16()
 
     def _folder(self) -> str:
-        """The local folder of a model: the one with these weights, or, of an untrained one, with this configuration."""
+        """Return the model's local folder: with these weights or, if it is untrained, with this configuration."""
         folder = self.settings.checkpoint
         if self.provenance["weights"] != UNTRAINED:
             folder = self.checkpoint()
@@ -146,7 +146,7 @@ class LanguageReference(Reference):
 
 
 def before_final_norm(model: Any, ids: Tensor, normed: Tensor) -> Tensor:
-    """Return what the last block gives (1, T, D), of which transformers returns only what leaves the final norm.
+    """Return the last block's output (1, T, D), which transformers returns only after the final norm.
 
     The norm is replaced by nothing for a second forward pass. That it was the norm is proven each time: applied to
     what is then returned, it must give what was returned before.

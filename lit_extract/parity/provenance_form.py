@@ -118,7 +118,7 @@ _FORMS = {
 
 
 def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings: RebuildSettings) -> None:
-    """See that the provenance and the layers of a features file are such as a run writes, of a model that is known.
+    """See that the provenance and the layers of a features file are such as a run writes, of a known model.
 
     Args:
         provenance: Of the file.

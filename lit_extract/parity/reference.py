@@ -44,11 +44,11 @@ class Recomputed:
 
 
 class Reference(ABC):
-    """A model and its stimuli, rebuilt from what a features file says of itself.
+    """A model and its stimuli, rebuilt from the provenance of a features file.
 
     Args:
         features: The file.
-        settings: What it does not say.
+        settings: Where to find the model and the stimuli.
 
     Raises:
         InputError: Something that the file was made of is missing, or differs.

@@ -50,7 +50,7 @@ class VisionReference(Reference):
         self.image_rows: list[int] | None = stimuli["image_row"].tolist() if "image_row" in stimuli else None
 
     def build(self) -> nn.Module:
-        """Call timm.create_model as the file says; its own transform must be the one that the file names."""
+        """Call timm.create_model as the run did; its own transform must be the one of the provenance."""
         import timm
         from timm.data import create_transform, resolve_data_config
 
@@ -88,7 +88,7 @@ class VisionReference(Reference):
         return built
 
     def _overlay(self, skeleton: Any) -> dict[str, Any]:
-        """Where timm finds the weights: in the user's file, else in its own repository of the model."""
+        """Return where timm finds the weights: in the user's file, else in its own repository of the model."""
         if self.provenance["weights"] != CHECKPOINT:
             repository = str(skeleton.pretrained_cfg.get("hf_hub_id"))
             check_same("weights", self.provenance["weights"], f"{HUB}{repository}")
@@ -117,7 +117,7 @@ class VisionReference(Reference):
         self.model.bfloat16()
 
     def _open(self, row: int) -> Any:
-        """The image, RGB."""
+        """Return the image, RGB."""
         from PIL import Image
 
         if self.image_rows is None:
@@ -131,7 +131,7 @@ class VisionReference(Reference):
 
 
 def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
-    """The interface of the model that is used, and a function from an image to (prefix, patch tokens) of each block."""
+    """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each block."""
     if not isinstance(getattr(model, "blocks", None), nn.Sequential | nn.ModuleList):
         raise InputError(f"parity: {name!r} has no sequence of blocks, so it is not the model of the file")
     offered = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters

@@ -177,7 +177,7 @@ def _warnings(report: ModelReport) -> list[str]:
     if rows.not_finite:
         found.append(f"{rows.not_finite} rows are not finite in some layer")
     if rows.unlisted:
-        found.append(f"{rows.unlisted} rows are not finite in the last layer, which the file does not say")
+        found.append(f"{rows.unlisted} rows are not finite in the last layer, though the file does not list them")
     if layers := [layer.name for layer in report.layers if layer.not_finite]:
         found.append(f"not finite for sampled stimuli, so not compared, in {name_some(layers)}")
     if layers := [layer.name for layer in report.layers if layer.follows_length]:

@@ -1,4 +1,4 @@
-"""What one model's features are like: all rows of its last layer, and a sample of rows of each layer.
+"""Measure the features of one model: all rows of its last layer, and a sample of rows of each layer.
 
 N stimuli, n of a sample, D hidden size, L layers, k neighbours, P = n(n - 1) / 2 pairs of stimuli.
 """
@@ -30,7 +30,7 @@ class RowsReport:
         missing: Not computed yet.
         bad_input: The input could not be read.
         not_finite: The model gave NaN or infinity in some layer.
-        unlisted: Not finite in the last layer, though the file does not say so.
+        unlisted: Not finite in the last layer, though the file does not list them.
         identical: In groups of rows whose last layer is the same bit by bit.
         identical_though_different: Those of them whose stimuli are known to differ.
         identical_unknown: Those of them whose stimuli could not be looked at.
@@ -116,7 +116,7 @@ class ModelReport:
 
     @property
     def n_drawn(self) -> int:
-        """Stimuli of the RDMs."""
+        """Return how many stimuli the RDMs are of."""
         return min(len(self.sampled), DRAWN_AT_MOST)
 
     def numbers(self) -> dict[str, Any]:

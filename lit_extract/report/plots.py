@@ -80,9 +80,7 @@ def layers(model: ModelReport) -> Figure:
     """Plot norm, effective rank and outlier dimensions by layer."""
     figure, (size, rank, outliers) = plt.subplots(1, 3, figsize=(7.4, 2.3))
     _plot_norms(size, model.layers)
-    rank.plot(
-        [np.nan if layer.effective_rank is None else layer.effective_rank for layer in model.layers], "o-", c=BLUE
-    )
+    rank.plot(np.array([layer.effective_rank for layer in model.layers], dtype=float), "o-", c=BLUE)  # None is NaN
     rank.set(title="effective rank", ylabel=f"dimensions ({len(model.sampled) - 1} at most)", ylim=(0, None))
     _plot_outliers(outliers, model.layers)
     for axis in (size, rank, outliers):

@@ -31,12 +31,12 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """``vision`` or ``language``."""
+        """Return ``vision`` or ``language``."""
         return "language" if "tokens_sha256" in self.features.provenance else "vision"
 
     @property
     def is_untrained(self) -> bool:
-        """Whether the weights are random."""
+        """Return whether the weights are random."""
         return bool(self.features.provenance["weights"] == "untrained")
 
     def is_twin_of(self, other: "Source") -> bool:

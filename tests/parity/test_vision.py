@@ -91,7 +91,7 @@ def test_a_run_that_went_wrong(tmp_path, certify, monkeypatch, fault, precision)
 @pytest.mark.parametrize(
     ("name", "options", "pools", "way"),
     [
-        # registers; distilled: two prefix tokens; no class token; a class token that joins behind the blocks
+        # registers; distilled: two prefix tokens; no class token; a class token that joins after the blocks
         ("vit_small_patch14_reg4_dinov2.lvd142m", {"img_size": 56, "depth": 3}, ["cls", "avg", "avg_all"], "timm"),
         ("deit_tiny_distilled_patch16_224.fb_in1k", {"img_size": 64, "depth": 3}, ["cls", "avg", "avg_all"], "timm"),
         ("vit_relpos_small_patch16_224.sw_in1k", {"img_size": 64, "depth": 3}, ["avg", "avg_all"], "timm"),

@@ -16,7 +16,7 @@ def test_shuffled_is_far_below_measured_where_models_agree(save, random_features
     assert pair["mutual_neighbours"]["last_shuffled"]["mean"] == pytest.approx(10 / 59, rel=0.1)
 
 
-def test_shuffled_is_the_measure_of_shuffled_rows_with_the_best_layers_chosen_anew(save, random_features, numbers):
+def test_shuffled_is_the_measure_of_shuffled_rows_with_the_best_layers_chosen_again(save, random_features, numbers):
     a, b = random_features(seed=1, layers=2), random_features(seed=2, layers=2)
     save("a", a)
     save("a", b, untrained=True)

@@ -8,7 +8,7 @@ from lit_extract.report import sources
 from lit_extract.storage.finalize import finalize
 
 
-def test_a_kept_store_is_not_shown_beside_its_file(save, random_features, numbers):
+def test_a_kept_store_is_not_shown_next_to_its_file(save, random_features, numbers):
     store = save("vit", random_features(), shards=range(5))
     finalize(store, keep_store=True)
     assert store.exists()
