@@ -6,7 +6,7 @@ n stimuli, L and L' layers of two models.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -108,12 +108,10 @@ def compare(models: Sequence[ModelReport], permutations: int, seed: int) -> list
     shuffled = _shuffled(models, permutations, seed) if len(models) > 1 else {}
     pairs = []
     for first, second in combinations(models, 2):
-        are_twins = first.source.is_twin_of(second.source)
         agreements = {
-            measure: _agreement(measure, first, second, shuffled.get((first, second, measure)), are_twins)
-            for measure in MEASURES
+            measure: _agreement(measure, first, second, shuffled.get((first, second, measure))) for measure in MEASURES
         }
-        pairs.append(Pair(first, second, are_twins, agreements))
+        pairs.append(Pair(first, second, first.source.is_twin_of(second.source), agreements))
     return pairs
 
 
@@ -121,23 +119,22 @@ _Chance = dict[tuple[ModelReport, ModelReport, Measure], list[list[float]]]
 
 
 def _shuffled(models: Sequence[ModelReport], permutations: int, seed: int) -> _Chance:
-    """For each shuffle of the second model: the best value, that of the last layers, then of the same layers."""
+    """For each shuffle of the second model: the best value, that of the last layers, then of twins each layer's."""
     found: _Chance = defaultdict(list)
     orders = similarity.orders(len(models[0].sampled), permutations, seed)
     for order in tqdm(orders, total=permutations, desc="shuffling", disable=None):
         for place, second in enumerate(models[1:], 1):
             geometry = second.geometry.shuffled(order)
-            for first in models[:place]:
-                for measure in SHUFFLED_MEASURES:
-                    values = measure.between(first.geometry, geometry)
-                    best = similarity.best(values)
-                    of_shuffle = [best[0] if best else np.nan, values[-1, -1], *values.diagonal()]
-                    found[first, second, measure].append(of_shuffle)
+            for first, measure in product(models[:place], SHUFFLED_MEASURES):
+                values = measure.between(first.geometry, geometry)
+                best = similarity.best(values)
+                same_layer = values.diagonal() if first.source.is_twin_of(second.source) else values[0, :0]
+                found[first, second, measure].append([best[0] if best else np.nan, values[-1, -1], *same_layer])
     return found
 
 
 def _agreement(
-    measure: Measure, first: ModelReport, second: ModelReport, shuffled: list[list[float]] | None, are_twins: bool
+    measure: Measure, first: ModelReport, second: ModelReport, shuffled: list[list[float]] | None
 ) -> Agreement:
     layers = measure.between(first.geometry, second.geometry)
     best = similarity.best(layers)
@@ -149,7 +146,7 @@ def _agreement(
         best_shuffled=chance[0],
         last=None if np.isnan(layers[-1, -1]) else float(layers[-1, -1]),
         last_shuffled=chance[1],
-        same_layer_shuffled=(chance[2:] or None) if are_twins else None,
+        same_layer_shuffled=chance[2:] or None,
     )
 
 

@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
 
 
 def is_right(known, layers):
-    """What the check promises, said in another way."""
+    """Check the promise of check_provenance in another way."""
     models = read_models(default_models_file())
     is_language = "tokens_sha256" in known
     kind = "language" if is_language else "vision"
