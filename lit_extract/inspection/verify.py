@@ -35,14 +35,14 @@ def _files_of(path: Path) -> Iterator[Path]:
     yield from found
 
 
-def verify(files: Sequence[str], parity: int | None, seed: int, settings: RebuildSettings) -> int:
+def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSettings) -> int:
     """Check features files and print a line for each.
 
     Args:
         files: Features files, and folders of them.
         parity: How many stimuli to compute again; None: no certificate is made, those that are there are read.
         seed: Which stimuli.
-        settings: What a certificate needs that the files do not say.
+        where: What a certificate needs that the files do not say.
 
     Returns:
         How many files something is wrong with, or can't be certified.
@@ -51,19 +51,19 @@ def verify(files: Sequence[str], parity: int | None, seed: int, settings: Rebuil
         InputError: No such file, or settings that make no sense.
     """
     if parity is None:
-        if pointless := [name for name, value in asdict(settings).items() if value]:
+        if pointless := [name for name, value in asdict(where).items() if value]:
             raise InputError(f"{', '.join(pointless)}: only for a certificate; give --parity K, such as --parity 8")
     elif parity < 1:
         raise InputError(f"parity: {parity} stimuli; must be 1 or more")
     n_wrong = 0
     for file in features_files(files):
-        is_sound, lines = report(file, parity, seed, settings)
+        is_sound, lines = report(file, parity, seed, where)
         n_wrong += not is_sound
         print("\n".join(lines), flush=True)
     return n_wrong
 
 
-def report(file: Path, parity: int | None, seed: int, settings: RebuildSettings) -> tuple[bool, list[str]]:
+def report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -> tuple[bool, list[str]]:
     """Whether a file is sound and, if that was asked for, certified; and what to say of it."""
     found = check_soundness(file)
     certificate: dict[str, Any] | None = None
@@ -72,7 +72,7 @@ def report(file: Path, parity: int | None, seed: int, settings: RebuildSettings)
         from lit_extract.parity.certify import certify
 
         try:
-            certificate = certify(file, parity, seed, settings)
+            certificate = certify(file, parity, seed, where)
             write_certificate(file, certificate)
         except InputError as error:
             return False, [f"{_shown(file)}: NOT CERTIFIED: {error}"]
