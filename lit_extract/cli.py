@@ -103,9 +103,9 @@ def verify(
     """
     with heavy_imports():
         from lit_extract.inspection.verify import verify as run
-        from lit_extract.parity.certificate import Where
+        from lit_extract.parity.certificate import RebuildSettings
 
-    n_wrong = run(files, parity, seed, Where(device, checkpoint, root, captions, trust_remote_code, model))
+    n_wrong = run(files, parity, seed, RebuildSettings(device, checkpoint, root, captions, trust_remote_code, model))
     return exit_codes.WRONG_INPUT if n_wrong else exit_codes.DONE
 
 
