@@ -33,7 +33,7 @@ class VisionReference(Reference):
         stimuli = load_dataset(known["dataset"], self.where.root, known["query"])
         check_same("stimuli_sha256", known["stimuli_sha256"], table.fingerprint(stimuli))
         check_ids(ids, stimuli)
-        sizes = table.image_sizes(stimuli)
+        sizes = [stat.st_size for stat in table.image_stats(stimuli)]
         check_sizes(n_bytes_sha256, sizes)
         self.paths: list[str] = stimuli["image"].tolist()
         self.image_rows: list[int] | None = stimuli["image_row"].tolist() if "image_row" in stimuli else None

@@ -363,14 +363,15 @@ def wrapped(tmp_path, state, prefix="model."):
 
 
 @pytest.mark.parametrize("prefix", ["model.", "module.model.", "_orig_mod.backbone."])
-def test_wrappers_are_removed_and_reported(tmp_path, capsys, prefix):
+def test_wrappers_are_removed_and_reported(tmp_path, caplog, prefix):
+    caplog.set_level("INFO")
     state = reference_model(TINY, seed=11).state_dict()
     file = wrapped(tmp_path, state, prefix)
     extractor = extractor_of(TINY, untrained=False, checkpoint=file, options={"num_classes": 0})
     images = images_for(extractor)
     expected = features(extractor_of(TINY, seed=11), images)["cls"]
     torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
-    assert f"without the wrappers state_dict, {prefix.split('.')[0]}." in capsys.readouterr().out
+    assert f"without the wrappers state_dict, {prefix.split('.')[0]}." in caplog.text
 
 
 @pytest.mark.parametrize("classes", [{}, {"num_classes": 0}])
