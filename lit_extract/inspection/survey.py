@@ -20,6 +20,7 @@ from lit_extract.storage.layout import BESIDE_SUFFIX, FEATURES_SUFFIX, STORE_SUF
 from lit_extract.storage.listing import File, is_folder, is_there, list_files
 from lit_extract.storage.lock import LOCK_SUFFIX, lock_holder
 from lit_extract.storage.paths import AnyPath, remote_errors, to_path
+from lit_extract.storage.provenance import kind_of
 from lit_extract.storage.store_metadata import read_layout
 
 DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
@@ -277,7 +278,7 @@ def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[s
     prompt = found.get("prompt_name")
     return {
         **{key: found[key] for key in ("model", "dataset", "subset")},
-        "kind": "vision" if prompt is None else "language",
+        "kind": kind_of(provenance),
         "untrained": found["weights"] == "untrained",
         "prompt": prompt,
         **{key: origin.get(key) for key in ("created", "lit_extract")},

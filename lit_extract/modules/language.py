@@ -14,15 +14,27 @@ from torch.nn import functional
 
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.timing import stopwatch
-from lit_extract.common.untrusted import shorten
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.causality import check_causal, probe_tokens
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.options import split_options
-from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, full_columns, pool_text
+from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns, pool_text
 from lit_extract.modules.precision import ieee_float32, in_float32
-from lit_extract.modules.pretrained import check_complete, load_pretrained
-from lit_extract.modules.selection import check_pools, select_blocks
+from lit_extract.modules.pretrained import (
+    check_complete,
+    check_config,
+    find_blocks,
+    load_pretrained,
+    split_options,
+)
+from lit_extract.modules.selection import (
+    EMBEDDINGS,
+    LANGUAGE_LAYERS,
+    NORM,
+    LanguageLayers,
+    all_blocks,
+    blocks_among,
+    select_layers,
+)
 from lit_extract.modules.weights import (
     check_shards,
     config_sha256,
@@ -32,7 +44,6 @@ from lit_extract.modules.weights import (
 )
 
 LOGITS_BYTES = 256 * 2**20
-MAX_LAYERS, MAX_WIDTH = 1000, 2**20  # far more than models have; layers are made one by one to know their shapes
 
 
 class LanguageExtractor(Extractor):
@@ -78,7 +89,7 @@ class LanguageExtractor(Extractor):
         revision: str | None = None,
         options: dict[str, Any] | None = None,
         pool: LanguagePooling | list[LanguagePooling] = "avg",
-        layers: Literal["blocks", "hidden_states"] | list[int] = "blocks",
+        layers: LanguageLayers | list[int] = "blocks",
         exclude_bos: bool | Literal["first"] = False,
         loss: bool = False,
         tokenizer: str | None = None,
@@ -94,7 +105,7 @@ class LanguageExtractor(Extractor):
         self._from = {"trust_remote_code": trust_remote_code, **self.options}
         if not self.local_checkpoint():
             self._from["revision"] = self.commit
-        self.pools = check_pools(pool, LANGUAGE_POOLINGS, LANGUAGE_POOLINGS, "")
+        self.pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
         self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
         self.config = self._load_config()
@@ -111,11 +122,14 @@ class LanguageExtractor(Extractor):
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
         self.n_dim = int(self.config.hidden_size)
         self.block_width = widest_output(blocks[0])
-        self.layers, self._hooked, self._stop_after = _choose_layers(layers, len(blocks))
-        if "norm" in self.layers and _output_width(skeleton) != self.n_dim:
+        self.layers = select_layers(layers, len(blocks), LANGUAGE_LAYERS)
+        self._needs_end = loss or NORM in self.layers
+        self._hooked = blocks_among(self.layers)
+        width = int(skeleton.get_output_embeddings().in_features)  # what the head takes
+        if NORM in self.layers and width != self.n_dim:
             raise InputError(
-                f"model.layers: the last hidden state of {name!r} has {_output_width(skeleton)} dimensions, its blocks "
-                f"have {self.n_dim}; use layers: blocks"
+                f"model.layers: the last hidden state of {name!r} has {width} dimensions, its blocks have "
+                f"{self.n_dim}; use layers: blocks"
             )
         self.preprocessing = {
             "tokenizer": backend,
@@ -192,26 +206,24 @@ class LanguageExtractor(Extractor):
         blocks = find_blocks(base, self.config.num_hidden_layers)
         pooled_tokens = mask.clone()
         pooled_tokens[:, 0] &= not self.exclude_bos
-
         full = full_columns(pooled_tokens)
 
         def pool(hidden: Tensor) -> Tensor:
             return torch.stack([pool_text(hidden, pooling, pooled_tokens, full) for pooling in self.pools], dim=1)
 
-        needs_end = self.loss or "norm" in self.layers
         output = None
         with capture(
-            {f"blocks.{k}": blocks[k] for k in self._hooked},
+            {layer: blocks[k] for layer, k in self._hooked.items()},
             pool,
-            last=None if needs_end else self._stop_after,
-            entrances={"embeddings": blocks[0]} if "embeddings" in self.layers else None,
+            last=None if self._needs_end else max(self._hooked, key=self._hooked.__getitem__),
+            entrances={EMBEDDINGS: blocks[0]} if EMBEDDINGS in self.layers else None,
         ) as pooled:
             # No attention mask: padding is on the right, where a causal model never looks, and without
             # one the fast attention kernels can run.
             output = base(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
-        if "norm" in self.layers:
+        if NORM in self.layers:
             assert output is not None
-            pooled["norm"] = pool(output)
+            pooled[NORM] = pool(output)
         outputs = {
             "feats": torch.stack([pooled[layer] for layer in self.layers], dim=2),
             "n_tokens": mask.sum(dim=1),
@@ -279,20 +291,7 @@ class LanguageExtractor(Extractor):
         except Exception as error:  # of the hub, the network, the disk and the format
             raise self._unavailable(error) from error
         self._from, self._tokenizer_options = split_options(self._from, unused)
-        for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
-            value = getattr(config, field, None)
-            if isinstance(value, int) and not 1 <= value <= most:
-                raise InputError(
-                    f"model.name: the configuration of {self.model_name!r} has {field} {shorten(value)}, which must be "
-                    f"1 to {most:,}"
-                )
-            if not isinstance(value, int):
-                parts = [part for part in getattr(config, "sub_configs", {}) if hasattr(config, part)]
-                of_parts = f", being composed of {', '.join(parts)}" if parts else ""
-                raise InputError(
-                    f"model.name: the configuration of {self.model_name!r} ({config.model_type}) has no one "
-                    f"{field}{of_parts}, which is not supported; choose a plain causal language model"
-                )
+        check_config(config, self.model_name)
         for unsupported in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
             if self.loss and getattr(config, unsupported, None) not in (None, 1, 1.0):
                 raise InputError(
@@ -321,10 +320,9 @@ class LanguageExtractor(Extractor):
     def _from_config(self) -> Any:
         from transformers import AutoModelForCausalLM
 
-        attention = {k: v for k, v in self.options.items() if k == "attn_implementation"}
-        return AutoModelForCausalLM.from_config(
-            self.config, trust_remote_code=self._from["trust_remote_code"], dtype=torch.float32, **attention
-        )
+        known = {key: value for key, value in self.options.items() if key == "attn_implementation"}
+        known["trust_remote_code"] = self._from["trust_remote_code"]
+        return AutoModelForCausalLM.from_config(self.config, dtype=torch.float32, **known)
 
     def _trained_model(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, dict[str, str]]:
         # options may have got another attention since
@@ -338,15 +336,14 @@ class LanguageExtractor(Extractor):
         """See, by two short texts, that the forward pass works, is causal, and needs no weights that are random."""
         base = model.base_model
         blocks = find_blocks(base, self.config.num_hidden_layers)
-        needs_end = self.loss or "norm" in self.layers
-        last = len(blocks) - 1 if needs_end else max(self._hooked)
-        names = [f"blocks.{k}" for k in range(last + 1)]
+        last = len(blocks) - 1 if self._needs_end else max(self._hooked.values())
+        names = all_blocks(last + 1)
         vocabulary = len(model.get_input_embeddings().weight)
         texts = probe_tokens(vocabulary, self.preprocessing["context"])
 
         def states_of(ids: Tensor) -> list[Tensor]:
             wanted = dict(zip(names, blocks, strict=False))
-            with capture(wanted, Tensor.clone, last=None if needs_end else names[-1]) as states:
+            with capture(wanted, Tensor.clone, last=None if self._needs_end else names[-1]) as states:
                 base(input_ids=ids.to(model.device), use_cache=False)
             return [states[name] for name in names]
 
@@ -371,34 +368,6 @@ class LanguageExtractor(Extractor):
             what = "of a gated model, accept the conditions on its page and log in with hf auth login"
         reason = f"{type(error).__name__}: {one_line(error)}"
         return InputError(f"model.name: {self.model_name!r} can't be loaded from {self.source!r}: {what} ({reason})")
-
-
-def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
-    """The list of transformer blocks: the first module list that is as long as the configuration says.
-
-    Raises:
-        InputError: There is none.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
-            return module
-    raise InputError(f"model.name: {type(model).__name__} has no list of {n_blocks} blocks")
-
-
-def _choose_layers(
-    layers: Literal["blocks", "hidden_states"] | list[int], n_blocks: int
-) -> tuple[list[str], list[int], str]:
-    """Names of the wanted layers, the blocks to hook, and the block after which nothing is wanted."""
-    if layers == "hidden_states":
-        hooked = list(range(n_blocks - 1))
-        return ["embeddings", *(f"blocks.{k}" for k in hooked), "norm"], hooked, ""
-    chosen = select_blocks(layers, n_blocks)
-    return [f"blocks.{k}" for k in chosen], chosen, f"blocks.{max(chosen)}"
-
-
-def _output_width(skeleton: Any) -> int:
-    """Width of the last hidden state, which is what the head takes."""
-    return int(skeleton.get_output_embeddings().in_features)
 
 
 def _bos_id(config: Any) -> int | None:

@@ -1,13 +1,72 @@
-"""A causal language model as Hugging Face loads it, and proof that its weights came from the checkpoint."""
+"""A causal language model as Hugging Face has it: configuration, options, blocks, and weights proven to be loaded."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.untrusted import shorten
+
+MAX_LAYERS, MAX_WIDTH = 1000, 2**20  # far more than models have; layers are made one by one to know their shapes
+
+# Hugging Face's loaders of a configuration and of weights take these without naming them in the configuration.
+_WEIGHTS = frozenset(
+    "allow_all_kernels attn_implementation cache_dir device_map disable_mmap experts_implementation force_download "
+    "fusion_config gguf_file ignore_mismatched_sizes key_mapping kernel_config local_files_only max_memory "
+    "offload_buffers offload_folder quantization_config subfolder token tp_plan tp_size use_kernels use_safetensors "
+    "variant weights_only".split()
+)
+_OF_BOTH = ("trust_remote_code", "revision", "gguf_file", "subfolder")
+
+
+def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide the arguments of from_pretrained between the model and its tokenizer.
+
+    An option is the model's when its configuration has a field of that name or when it is about loading weights. All
+    others are the tokenizer's, which refuses what it does not know.
+
+    Args:
+        options: All of them.
+        unused: Names that the configuration has no field for.
+
+    Returns:
+        Those of the configuration and the weights; those of the tokenizer, among them what says where files are.
+    """
+    known = {name for name in options if name not in unused or name in _WEIGHTS or name in _OF_BOTH}
+    model = {name: value for name, value in options.items() if name in known}
+    tokenizer = {name: value for name, value in options.items() if name not in known or name in _OF_BOTH}
+    return model, tokenizer
+
+
+def check_config(config: Any, name: str) -> None:
+    """Raise InputError unless a configuration is of one plain model, of a size that can be built."""
+    for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
+        value = getattr(config, field, None)
+        what = f"model.name: the configuration of {name!r}"
+        if isinstance(value, int) and not 1 <= value <= most:
+            raise InputError(f"{what} has {field} {shorten(value)}, which must be 1 to {most:,}")
+        if not isinstance(value, int):
+            parts = [part for part in getattr(config, "sub_configs", {}) if hasattr(config, part)]
+            of_parts = f", being composed of {', '.join(parts)}" if parts else ""
+            raise InputError(
+                f"{what} ({config.model_type}) has no one {field}{of_parts}, which is not supported; choose a plain "
+                "causal language model"
+            )
+
+
+def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
+    """Return the list of transformer blocks: the first module list that is as long as the configuration says.
+
+    Raises:
+        InputError: There is none.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
+            return module
+    raise InputError(f"model.name: {type(model).__name__} has no list of {n_blocks} blocks")
 
 
 def load_pretrained(
@@ -63,8 +122,6 @@ def check_complete(
     """
     if not random:
         return
-    from lit_extract.modules.language import find_blocks
-
     base = model.base_model
     blocks = find_blocks(base, model.config.num_hidden_layers)
     unneeded = [block for k, block in enumerate(blocks) if k > last_block]
@@ -91,7 +148,7 @@ def check_complete(
 
 
 def _modules_of(run: Callable[[], object], base: nn.Module) -> set[nn.Module]:
-    """The modules that a forward pass runs."""
+    """Return the modules that a forward pass runs."""
     reached: set[nn.Module] = set()
     handles = [m.register_forward_pre_hook(lambda module, _: reached.add(module)) for m in base.modules()]
     try:

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate
 
-KINDS = ("vision", "language")
+KINDS = {"vision": "VisionExtractor", "language": "LanguageExtractor"}  # of models, and who extracts their features
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -85,14 +85,6 @@ def own_name(name: str) -> str:
     if own := Path(path).resolve().name:
         return own
     raise InputError(f"model.name: the folder {path!r} has no name to call the features by")
-
-
-def is_timm_name(name: str) -> bool:
-    """Return whether timm has an architecture, or trained weights, of this name; an address or a path is none."""
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    return timm.is_model(architecture) and (not tag or timm.is_model_pretrained(name))
 
 
 def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEntry | None:

@@ -23,6 +23,7 @@ from lit_extract.parity.language import LanguageReference
 from lit_extract.parity.reference import Reference
 from lit_extract.parity.vision import VisionReference
 from lit_extract.storage.features import Features, load_features
+from lit_extract.storage.provenance import kind_of
 
 OTHERS = 64  # rows that stand for all when it is asked how far stimuli are apart
 
@@ -76,7 +77,7 @@ def certify(file: Path, k: int, seed: int, where: Where) -> dict[str, Any]:
 
 
 def _reference(features: Features, where: Where) -> Reference:
-    kind = LanguageReference if "tokens_sha256" in features.provenance else VisionReference
+    kind = LanguageReference if kind_of(features.provenance) == "language" else VisionReference
     return kind(features, where)
 
 

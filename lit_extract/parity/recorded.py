@@ -20,10 +20,12 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import OneName, Text, shorten, validate
 from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
+from lit_extract.modules.architecture import is_timm_name
 from lit_extract.modules.hub import COMMIT
 from lit_extract.modules.pooling import LanguagePooling, VisionPooling
-from lit_extract.modules.registry import ModelEntry, is_timm_name, read_models
+from lit_extract.modules.registry import ModelEntry, read_models
 from lit_extract.parity.certificate import Where
+from lit_extract.storage.provenance import kind_of
 
 UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
 
@@ -120,7 +122,7 @@ def check_recorded(provenance: Mapping[str, Any], layers: list[str], where: Wher
     Raises:
         InputError: They are not; or the model is none that models.yml lists or timm has, and the user does not name it.
     """
-    kind = "language" if "tokens_sha256" in provenance else "vision"
+    kind = kind_of(provenance)
     known = validate(_FORMS[kind], dict(provenance), "provenance")
     validate(_LAYERS[kind], layers, "layers")
     needed = {UNTRAINED: "seed", CHECKPOINT: "checkpoint_sha256"}.get(known["weights"], "revision")

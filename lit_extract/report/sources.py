@@ -11,6 +11,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage.features import Features, load_features
 from lit_extract.storage.listing import is_folder, is_there
+from lit_extract.storage.provenance import kind_of
 
 UNTRAINED = "-untrained"
 FEWEST_STIMULI = 4  # U-centring divides by n - 3
@@ -33,7 +34,7 @@ class Source:
     @property
     def kind(self) -> str:
         """``vision`` or ``language``."""
-        return "language" if "tokens_sha256" in self.features.provenance else "vision"
+        return kind_of(self.features.provenance)
 
     @property
     def is_untrained(self) -> bool:

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from lit_extract.common.errors import InputError
-from lit_extract.modules.selection import select_blocks
 from lit_extract.modules.vision import VisionExtractor
 
 TINY = "test_vit.r160_in1k"
@@ -149,28 +148,6 @@ def test_blocks_behind_the_last_wanted_one_are_not_run():
         block.register_forward_pre_hook(lambda *_, k=k: ran.append(k))
     features(extractor, images_for(extractor))
     assert ran == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [("blocks", [0, 1, 2, 3]), ([0], [0]), ([-1, 0], [3, 0]), ([3, 1, -2], [3, 1, 2])],
-)
-def test_select_blocks(layers, expected):
-    assert select_blocks(layers, 4) == expected
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([4], r"4 out of range; the model has 4 blocks, -4 to 3"),
-        ([-5, 9], r"-5, 9 out of range"),
-        ([1, -3], "none twice"),
-        ([], "at least one"),
-    ],
-)
-def test_select_blocks_refuses(layers, message):
-    with pytest.raises(InputError, match=message):
-        select_blocks(layers, 4)
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224.webli", "cait_xxs24_224.fb_dist_in1k"])
