@@ -22,8 +22,6 @@ _HOMES = {
     "ImageSourceDataModule": "lit_extract.data",
 }
 
-__all__ = ["__version__", *_HOMES]
-
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from lit_extract.captioning.captioner import Captioner as Captioner
     from lit_extract.captioning.job import caption as caption
@@ -38,9 +36,15 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from lit_extract.storage.features import load_features as load_features
 
 
+def __dir__() -> list[str]:
+    from lit_extract.datasets import DATASETS
+
+    return ["__version__", *_HOMES, *(dataset.data_module for dataset in DATASETS.values())]
+
+
 def __getattr__(name: str) -> "type[ImageDataModule]":  # type checkers know the others: it is one of a dataset
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)  # type: ignore[no-any-return]
-    if name.endswith("DataModule"):
-        return getattr(import_module("lit_extract.data"), name)  # type: ignore[no-any-return]
+    if name == "__all__":
+        return __dir__()  # type: ignore[return-value]
+    if name in _HOMES or name.endswith("DataModule"):
+        return getattr(import_module(_HOMES.get(name, "lit_extract.data")), name)  # type: ignore[no-any-return]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Which layers: pure functions of what was asked for and of how many blocks the model has.
 
-``blocks.0``, ``blocks.1``, … are the outputs of the blocks. Language models also have ``embeddings``, what the first one
-gets, and ``norm``, what the backbone returns: the output of the last block after the final norm.
+``blocks.0``, ``blocks.1``, … are the outputs of the blocks. Language models also have ``embeddings``, what the first
+block gets, and ``norm``, what the backbone returns: the output of the last block after the final norm.
 """
 
 from collections.abc import Callable, Mapping, Sequence
