@@ -195,15 +195,6 @@ def check_name(name: str, setting: str) -> str:
     return validate(_ONE_NAME, name, setting)
 
 
-def is_name(name: str) -> bool:
-    """Return whether ``name`` is a plain name of a file or a folder, never a path."""
-    try:
-        check_name(name, "")
-    except InputError:
-        return False
-    return True
-
-
 _ONE_NAME: TypeAdapter[str] = TypeAdapter(OneName)
 
 

@@ -70,7 +70,6 @@ def _columns(content: bytes, what: str) -> Columns:
 def _check_size(footer: Struct, what: str) -> int:
     """Check what a file says of its size, and return its rows.
 
-    pyarrow could be asked as well, but some damaged footers end the process when it is asked for a part of a column.
     The numbers are the fields of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData in parquet.thrift.
     """
     n_rows, groups = footer[3], footer[4]

@@ -15,18 +15,6 @@ from torch import Tensor
 from lit_extract.common.errors import InputError, name_some
 
 
-def _class_token(hidden: Tensor, n_prefix: int) -> Tensor:
-    return hidden[:, 0].float()
-
-
-def _mean_of_patches(hidden: Tensor, n_prefix: int) -> Tensor:
-    return hidden[:, n_prefix:].mean(dim=1, dtype=torch.float32)
-
-
-def _mean_of_all(hidden: Tensor, n_prefix: int) -> Tensor:
-    return hidden.mean(dim=1, dtype=torch.float32)
-
-
 def _mean_of_mask(hidden: Tensor, mask: Tensor, full: tuple[int, int]) -> Tensor:
     total = hidden[:, slice(*full)].sum(dim=1, dtype=torch.float32)
     for rest in (slice(0, full[0]), slice(full[1], None)):
@@ -47,9 +35,9 @@ class _OfImage(NamedTuple):
 
 
 VISION_POOLINGS = {
-    "cls": _OfImage(_class_token, needs_class_token=True),
-    "avg": _OfImage(_mean_of_patches),
-    "avg_all": _OfImage(_mean_of_all),
+    "cls": _OfImage(lambda hidden, n_prefix: hidden[:, 0].float(), needs_class_token=True),
+    "avg": _OfImage(lambda hidden, n_prefix: hidden[:, n_prefix:].mean(dim=1, dtype=torch.float32)),
+    "avg_all": _OfImage(lambda hidden, n_prefix: hidden.mean(dim=1, dtype=torch.float32)),
 }
 LANGUAGE_POOLINGS = {
     "avg": _mean_of_mask,
