@@ -1,4 +1,4 @@
-"""What comes out of a file is input: read within limits, and checked as a whole before anything uses it.
+"""Read files that are not trusted: within limits, and checked as a whole before anything uses them.
 
 Each format is described once, as a type that pydantic checks strictly (no "1" for 1, no 1 for True), at the place where
 it is read. Here is what the formats have in common.

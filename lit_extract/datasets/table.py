@@ -49,7 +49,7 @@ def fingerprint(table: pd.DataFrame) -> str:
 
 
 def select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
-    """Return the rows that a query chooses, in their order; :mod:`lit_extract.datasets.query` says what it may be.
+    """Return the rows that a query chooses, in their order; see :mod:`lit_extract.datasets.query`.
 
     Raises:
         InputError: The query is not allowed, is not a condition, or leaves no row.

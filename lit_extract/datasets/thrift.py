@@ -1,4 +1,4 @@
-"""The footer of a Parquet file, which says what is in it: a struct in Thrift's compact protocol.
+"""The footer of a Parquet file, which describes its content: a struct in Thrift's compact protocol.
 
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 

@@ -1,4 +1,4 @@
-"""Whether a language model looks ahead: a trial with two texts that differ at the end only.
+"""Check whether a language model looks ahead, with two texts that differ at the end only.
 
 T tokens, D hidden size, V vocabulary.
 """
@@ -17,7 +17,7 @@ TOLERANCE = 1e-5
 
 
 def probe_tokens(vocabulary: int, context: int | None) -> tuple[Tensor, Tensor]:
-    """Two texts (1, T) of the vocabulary whose first half is the same and whose second half differs in each token."""
+    """Return two texts (1, T) with the same first half, and a second half that differs in each token."""
     n = min(N_TOKENS, context or N_TOKENS)
     start = vocabulary // 4  # special tokens are mostly first
     ids = torch.tensor([start + k * (vocabulary - 1 - start) // (2 * n) for k in range(2 * n)])

@@ -65,7 +65,7 @@ class LanguageExtractor(Extractor):
             knows is the tokenizer's, such as {add_bos_token: true}.
         pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file.
         layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings,
-            then blocks, of which the last is behind the final norm), or the indices of some blocks;
+            then blocks, of which the last is after the final norm), or the indices of some blocks;
             negative ones count from the end.
         exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models; "first":
             leave out the first token whatever it is, for tokenizers without BOS, such as Qwen's and GPT-2's.
@@ -113,7 +113,7 @@ class LanguageExtractor(Extractor):
             getattr(self.config, "attn_logit_softcapping", None) is not None
             and "attn_implementation" not in self.options
         ):
-            # transformers' default attention leaves Gemma-2's soft cap out without a word
+            # transformers' default attention silently leaves out Gemma-2's soft cap
             self.options["attn_implementation"] = "eager"
         skeleton = self._create_skeleton()
         if skeleton.get_output_embeddings() is None or not hasattr(skeleton.get_input_embeddings(), "weight"):
@@ -142,7 +142,7 @@ class LanguageExtractor(Extractor):
         self._model: list[Any] = []
 
     def provenance(self) -> dict[str, Any]:
-        """What about the model changes the numbers."""
+        """Return what about the model changes the numbers."""
         own = {"source": self.source, "exclude_bos": self.exclude_bos, "loss": self.loss}
         if self.local_checkpoint():
             del own["source"]  # the same weights elsewhere are the same weights
@@ -162,7 +162,7 @@ class LanguageExtractor(Extractor):
             return
         if self._from["trust_remote_code"]:
             raise InputError(
-                f"model.trust_remote_code: the features that are there are of commit {self.commit}, whose code would "
+                f"model.trust_remote_code: the features to resume are of commit {self.commit}, whose code would "
                 f"run; if you trust it, pass --model.revision {self.commit}"
             )
         self._from["revision"] = self.commit
@@ -195,12 +195,12 @@ class LanguageExtractor(Extractor):
 
     @property
     def model(self) -> Any:
-        """The causal language model, with its head."""
+        """Return the causal language model, with its head."""
         assert self._model, "configure_model() loads the model"
         return self._model[0]
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tokens (B, T), padded on the right, to pooled activations (B, P, L, D) float32, and the extras (B,)."""
+        """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L, D) float32 and extras (B,)."""
         mask = inputs["attention_mask"].bool()
         base = self.model.base_model
         blocks = find_blocks(base, self.config.num_hidden_layers)
@@ -245,21 +245,21 @@ class LanguageExtractor(Extractor):
 
     @property
     def loaded(self) -> nn.Module | None:
-        """The model with its weights and its head, once it is loaded."""
+        """Return the model with its weights and its head, once it is loaded."""
         return self._model[0] if self._model else None
 
     def local_checkpoint(self) -> str | None:
-        """The folder, when the weights are local."""
+        """Return the folder, when the weights are local."""
         return self.source if os.path.exists(self.source) else None  # noqa: PTH110 (Path's raises if it is too long)
 
     def weights_source(self) -> tuple[str, Sequence[str]]:
-        """The repository on the hub."""
+        """Return the repository on the hub."""
         return self.source, ["config.json"]
 
     def _losses(self, hidden: Tensor, input_ids: Tensor, mask: Tensor, n_bytes: Tensor) -> dict[str, Tensor]:
-        """Loss (nats a predicted token) and bits per byte of each row (B,), from the last hidden state (B, T, D).
+        """Return loss (nats a predicted token) and bits per byte of each row (B,), from the last states (B, T, D).
 
-        A few tokens' logits at a time: (B, T, V) is never held. The first token is not predicted; a row of
+        A few tokens' logits at a time: (B, T, V) is never in memory. The first token is not predicted; a row of
         one token has no loss: NaN.
         """
         predicted = mask[:, 1:]
@@ -300,7 +300,7 @@ class LanguageExtractor(Extractor):
         return config
 
     def _create_skeleton(self) -> Any:
-        """The model without memory behind its weights, for its shape."""
+        """Return the model without memory for its weights."""
         try:
             with torch.device("meta"):
                 return self._from_config()
@@ -333,7 +333,7 @@ class LanguageExtractor(Extractor):
             raise self._unavailable(error) from error
 
     def _probe(self, model: Any, random: dict[str, str]) -> None:
-        """See, by two short texts, that the forward pass works, is causal, and needs no weights that are random."""
+        """Check with two short texts that the forward pass works, is causal, and needs no weights that are random."""
         base = model.base_model
         blocks = find_blocks(base, self.config.num_hidden_layers)
         last = len(blocks) - 1 if self._needs_end else max(self._hooked.values())
@@ -371,6 +371,6 @@ class LanguageExtractor(Extractor):
 
 
 def _bos_id(config: Any) -> int | None:
-    """The BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
+    """Return the BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
     bos, eos = getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)
     return bos if isinstance(bos, int) and bos not in (eos if isinstance(eos, list) else [eos]) else None

@@ -33,7 +33,7 @@ def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[
         unused: Names that the configuration has no field for.
 
     Returns:
-        Those of the configuration and the weights; those of the tokenizer, among them what says where files are.
+        Those of the configuration and the weights; those of the tokenizer, with those that locate files.
     """
     known = {name for name in options if name not in unused or name in _WEIGHTS or name in _OF_BOTH}
     model = {name: value for name, value in options.items() if name in known}
@@ -118,7 +118,7 @@ def check_complete(
         needs_head: Whether the loss is asked for.
 
     Raises:
-        InputError: It lacks some; they are named.
+        InputError: Some are missing; they are named.
     """
     if not random:
         return
@@ -135,14 +135,14 @@ def check_complete(
         if "norm" in type(module).__name__.lower() and module not in inside and module not in reached
     ]
     skipped = {module for outer in unneeded for module in outer.modules()}
-    lacking = [
+    missing = [
         f"{name} ({reason})"
         for name, reason in sorted(random.items())
         if model.get_submodule(name.rpartition(".")[0]) not in skipped
     ]
-    if lacking:
+    if missing:
         raise InputError(
-            f"model.checkpoint: {source!r} lacks the weights {name_some(lacking)}, which would be random; give a "
+            f"model.checkpoint: {source!r} has no weights {name_some(missing)}, which would be random; give a "
             "checkpoint that has them"
         )
 

@@ -104,7 +104,7 @@ class VisionExtractor(Extractor):
         self._scale: tuple[Tensor, Tensor] | None = None
 
     def provenance(self) -> dict[str, Any]:
-        """What about the model changes the numbers."""
+        """Return what about the model changes the numbers."""
         channels_last = {"channels_last": True} if self.memory_format is torch.channels_last else {}
         architecture = {}
         if self._folder and (self.untrained or self.checkpoint):
@@ -121,7 +121,7 @@ class VisionExtractor(Extractor):
         self.backbone = backbone.eval().requires_grad_(False).to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) uint8 to pooled activations (B, P, L, D) float32, on the device."""
+        """Turn images (B, 3, H, W) uint8 into pooled activations (B, P, L, D) float32, on the device."""
         assert self.backbone is not None, "configure_model() loads the backbone"
         modules = {layer: self.backbone.get_submodule(layer) for layer in self.layers}
         with capture(modules, self.pool_layer, last=self.stop_after) as pooled:
@@ -129,11 +129,11 @@ class VisionExtractor(Extractor):
         return {"feats": torch.stack([pooled[layer] for layer in self.layers], dim=2)}
 
     def pool_layer(self, hidden: Tensor) -> Tensor:
-        """A layer's tokens (B, T, D) to all wanted poolings of them (B, P, D)."""
+        """Pool a layer's tokens (B, T, D) in all wanted ways: (B, P, D)."""
         return torch.stack([pool_image(hidden, pooling, self.n_prefix) for pooling in self.pools], dim=1)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 pixels to the backbone's input: float32 arithmetic first, then its dtype."""
+        """Turn uint8 pixels into the backbone's input: float32 arithmetic first, then its dtype."""
         assert self.backbone is not None
         if self._scale is None or self._scale[0].device != images.device:
             mean, std = (
@@ -155,15 +155,15 @@ class VisionExtractor(Extractor):
 
     @property
     def loaded(self) -> nn.Module | None:
-        """The backbone with its weights, once it is loaded."""
+        """Return the backbone with its weights, once it is loaded."""
         return self.backbone
 
     def local_checkpoint(self) -> str | None:
-        """The file, or the folder that the name gives."""
+        """Return the file, or the folder that the name gives."""
         return self.checkpoint or self._folder
 
     def weights_source(self) -> tuple[str, Sequence[str]]:
-        """Timm's repository on the hub."""
+        """Return timm's repository on the hub."""
         names = ("model", "open_clip_model", "pytorch_model", "open_clip_pytorch_model")
         return self.hub_id, [f"{name}{suffix}" for name in names for suffix in (".safetensors", ".bin")]
 
@@ -201,7 +201,7 @@ class VisionExtractor(Extractor):
         return backbone
 
     def _from_npz(self, file: str) -> Any:
-        """Weights in the format of JAX, which timm copies by itself: what it leaves out is still NaN."""
+        """Load weights in the format of JAX, which timm copies by itself: what it leaves out is still NaN."""
         backbone = timm.create_model(self._timm_name, pretrained=False, **self.options)
         for parameter in backbone.parameters():
             nn.init.constant_(parameter, torch.nan)

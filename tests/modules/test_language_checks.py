@@ -112,7 +112,7 @@ def wrapped(weights):
 def test_weights_that_would_be_random_are_named(tmp_path, change, settings, named):
     save_model(tmp_path, "llama")
     change_weights(tmp_path, change)
-    with pytest.raises(InputError, match=rf"lacks the weights .*{named}"):
+    with pytest.raises(InputError, match=rf"has no weights .*{named}"):
         configured(tmp_path, **settings)
 
 

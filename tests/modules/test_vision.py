@@ -355,8 +355,8 @@ def test_wrappers_are_removed_and_reported(tmp_path, caplog, prefix):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda s: s.pop("blocks.3.attn.qkv.weight"), r"lacks blocks\.3\.attn\.qkv\.weight, which the layers need"),
-        (lambda s: s.update({"net.pos_embed": s.pop("pos_embed")}), r"lacks pos_embed"),
+        (lambda s: s.pop("blocks.3.attn.qkv.weight"), r"has no blocks\.3\.attn\.qkv\.weight, which the layers need"),
+        (lambda s: s.update({"net.pos_embed": s.pop("pos_embed")}), r"has no pos_embed"),
         (lambda s: s.update({"blocks.0.ls1.gamma": torch.ones(64)}), r"no place for blocks\.0\.ls1\.gamma"),
         (lambda s: s.update({"blocks.0.mlp.fc1.bias": torch.ones(5)}), r"does not fit .*blocks\.0\.mlp\.fc1\.bias"),
     ],
