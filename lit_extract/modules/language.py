@@ -15,33 +15,19 @@ from torch.nn import functional
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.timing import stopwatch
 from lit_extract.modules.base import Extractor
-from lit_extract.modules.causality import check_causal, probe_tokens
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns, pool_text
-from lit_extract.modules.precision import ieee_float32, in_float32
 from lit_extract.modules.pretrained import (
-    check_complete,
     check_config,
+    create_random,
+    create_skeleton,
     find_blocks,
     load_pretrained,
     split_options,
 )
-from lit_extract.modules.selection import (
-    EMBEDDINGS,
-    LANGUAGE_LAYERS,
-    NORM,
-    LanguageLayers,
-    all_blocks,
-    blocks_among,
-    select_layers,
-)
-from lit_extract.modules.weights import (
-    check_shards,
-    config_sha256,
-    default_float32,
-    on_cpu_in_float32,
-    widest_output,
-)
+from lit_extract.modules.probe import check_model
+from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
+from lit_extract.modules.weights import check_shards, config_sha256, widest_output
 
 LOGITS_BYTES = 256 * 2**20
 
@@ -115,7 +101,7 @@ class LanguageExtractor(Extractor):
         ):
             # transformers' default attention silently leaves out Gemma-2's soft cap
             self.options["attn_implementation"] = "eager"
-        skeleton = self._create_skeleton()
+        skeleton = create_skeleton(self.config, self._settings, name)
         if skeleton.get_output_embeddings() is None or not hasattr(skeleton.get_input_embeddings(), "weight"):
             raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings or no head of tokens")
         blocks = find_blocks(skeleton, self.config.num_hidden_layers)
@@ -186,11 +172,15 @@ class LanguageExtractor(Extractor):
         random: dict[str, str] = {}
         with stopwatch("weights"):
             if self.untrained:
-                model = self._random_model(device, dtype)
+                model = create_random(self.config, self._settings, self.seed, dtype, device)
             else:
-                model, random = self._trained_model(device, dtype)
+                try:
+                    model, random = load_pretrained(self.source, self._settings, dtype, device)
+                except Exception as error:  # of the hub, the network, the disk and the format
+                    raise self._unavailable(error) from error
         model.eval().requires_grad_(False)
-        self._probe(model, random)
+        last = None if self._needs_end else max(self._hooked.values())
+        check_model(self.model_name, self.source, model, random, last, self.loss)
         self._model.append(model)
 
     @property
@@ -256,6 +246,12 @@ class LanguageExtractor(Extractor):
         """Return the repository on the hub."""
         return self.source, ["config.json"]
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Return the arguments of from_pretrained as they are now: options may have got another attention."""
+        known = (*self._from, "attn_implementation")
+        return {**self._from, **{name: value for name, value in self.options.items() if name in known}}
+
     def _losses(self, hidden: Tensor, input_ids: Tensor, mask: Tensor, n_bytes: Tensor) -> dict[str, Tensor]:
         """Return loss (nats a predicted token) and bits per byte of each row (B,), from the last states (B, T, D).
 
@@ -298,68 +294,6 @@ class LanguageExtractor(Extractor):
                     f"model.loss: {self.model_name!r} scales its logits ({unsupported}), which is not supported"
                 )
         return config
-
-    def _create_skeleton(self) -> Any:
-        """Return the model without memory for its weights."""
-        try:
-            with torch.device("meta"):
-                return self._from_config()
-        except Exception as error:  # of the model's own code, which has configurations it was not written for
-            raise InputError(
-                f"model.name: transformers can't make a causal language model of {self.model_name!r}: "
-                f"{type(error).__name__}: {one_line(error)}"
-            ) from error
-
-    def _random_model(self, device: torch.device, dtype: torch.dtype) -> Any:
-        with on_cpu_in_float32(self.seed):
-            model = self._from_config()
-        for parameter in model.parameters():  # not buffers: rotary frequencies stay float32
-            parameter.data = parameter.data.to(device, dtype)
-        return model.to(device)
-
-    def _from_config(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        known = {key: value for key, value in self.options.items() if key == "attn_implementation"}
-        known["trust_remote_code"] = self._from["trust_remote_code"]
-        return AutoModelForCausalLM.from_config(self.config, dtype=torch.float32, **known)
-
-    def _trained_model(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, dict[str, str]]:
-        # options may have got another attention since
-        own = {key: value for key, value in self.options.items() if key in self._from or key == "attn_implementation"}
-        try:
-            return load_pretrained(self.source, {**self._from, **own}, dtype, device)
-        except Exception as error:  # of the hub, the network, the disk and the format
-            raise self._unavailable(error) from error
-
-    def _probe(self, model: Any, random: dict[str, str]) -> None:
-        """Check with two short texts that the forward pass works, is causal, and needs no weights that are random."""
-        base = model.base_model
-        blocks = find_blocks(base, self.config.num_hidden_layers)
-        last = len(blocks) - 1 if self._needs_end else max(self._hooked.values())
-        names = all_blocks(last + 1)
-        vocabulary = len(model.get_input_embeddings().weight)
-        texts = probe_tokens(vocabulary, self.preprocessing["context"])
-
-        def states_of(ids: Tensor) -> list[Tensor]:
-            wanted = dict(zip(names, blocks, strict=False))
-            with capture(wanted, Tensor.clone, last=None if self._needs_end else names[-1]) as states:
-                base(input_ids=ids.to(model.device), use_cache=False)
-            return [states[name] for name in names]
-
-        with torch.no_grad(), default_float32():
-            try:
-                states_of(texts[0])
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # of the model's own code
-                raise InputError(
-                    f"model.name: the forward pass of {self.model_name!r} fails: {type(error).__name__}: "
-                    f"{one_line(error)}"
-                ) from error
-            check_complete(self.source, model, random, last, lambda: states_of(texts[0]), self.loss)
-            with ieee_float32(), in_float32(base):
-                check_causal(self.model_name, states_of, texts)
 
     def _unavailable(self, error: Exception) -> InputError:
         if self.local_checkpoint():
