@@ -159,9 +159,10 @@ def check_loaded(loaded: Loaded, needed: set[str], source: str, model: str) -> N
     if not loaded.happened:
         raise InputError(f"model.checkpoint: nothing was loaded from {source!r} for {model!r}")
     if missing := [name for name in loaded.missing if name in needed]:
+        instead = f", and has instead {name_some(loaded.unexpected, limit=3)}" if loaded.unexpected else ""
         raise InputError(
             f"model.checkpoint: {source!r} does not fit {model!r}: it has no {name_some(missing)}, which the layers "
-            f"need{_left_over(loaded.unexpected)}; check model.name and model.options"
+            f"need{instead}; check model.name and model.options"
         )
     kept_out = {name.partition(".")[0] for name in loaded.missing} | set(_NO_LAYER_NEEDS)
     unknown = [
@@ -174,7 +175,3 @@ def check_loaded(loaded: Loaded, needed: set[str], source: str, model: str) -> N
             f"model.checkpoint: {source!r} does not fit {model!r}, which has no place for {name_some(unknown)}; "
             "check model.name and model.options"
         )
-
-
-def _left_over(unexpected: list[str]) -> str:
-    return f", and has instead {name_some(unexpected, limit=3)}" if unexpected else ""

@@ -75,6 +75,7 @@ def test_a_new_dataset_is_one_file_and_one_line(tmp_path):
 def test_the_data_module_of_a_dataset_is_a_class_like_any_other(name):
     data = getattr(lit_extract, DATASETS[name].data_module)(root="somewhere", batch_size=3)
     assert data.dataset_name == name
+    assert DATASETS[name].data_module in dir(lit_extract)
     assert type(data).__module__ == "lit_extract.data.images"
     assert type(data).__doc__.startswith(DATASETS[name].title)
     copy = pickle.loads(pickle.dumps(data))
