@@ -37,9 +37,9 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
     """Return the stimulus table of a dataset.
 
     Args:
-        name: ``nsd``, ``bold5000``, ``things``, ``folder`` or ``demo``.
-        root: The dataset's folder; default: the dataset's environment variable (``NSD_DATASET``,
-            ``BOLD_DATASET``, ``THINGS_DATASET``). ``demo`` needs none.
+        name: One of ``DATASETS``, such as ``nsd``.
+        root: The dataset's folder; default: the dataset's environment variable, such as ``NSD_DATASET``.
+            ``demo`` needs none.
         query: A :meth:`pandas.DataFrame.query` that chooses rows, such as ``"nsd_id < 1000"``.
 
     Returns:

@@ -31,8 +31,8 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
 
     Returns:
         ``stimulus_id``, ``caption`` (without surrounding blanks), then the other columns of the file.
-        The id is ``nsd_id``, ``bold_id``, ``things_id``, ``demo_id`` or ``stimulus_id``, whichever the file
-        has, else ``path``, else the number of the row; which one is in ``.attrs["stimulus_id_meaning"]``.
+        The id is the column that a dataset has its ids in, such as ``nsd_id``, or ``stimulus_id``, whichever the
+        file has, else ``path``, else the number of the row; which one is in ``.attrs["stimulus_id_meaning"]``.
 
     Raises:
         InputError: A missing or unreadable file, no caption column, empty captions, ids that are
