@@ -1,11 +1,11 @@
 """lit-extract: activations of every transformer block, for the stimuli of brain datasets.
 
-The names below are imported when first used, so that ``import lit_extract`` costs nothing and a
-stimulus table can be read without torch.
+The names below, and the data module of each dataset, such as ``NSDDataModule``, are imported when first used, so that
+``import lit_extract`` costs nothing and a stimulus table can be read without torch.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -20,25 +20,14 @@ _HOMES = {
     "Captioner": "lit_extract.captioning.captioner",
     "CaptionDataModule": "lit_extract.data",
     "ImageSourceDataModule": "lit_extract.data",
-    "NSDDataModule": "lit_extract.data",
-    "BOLD5000DataModule": "lit_extract.data",
-    "THINGSDataModule": "lit_extract.data",
-    "ImageFolderDataModule": "lit_extract.data",
-    "DemoDataModule": "lit_extract.data",
 }
-
-__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from lit_extract.captioning.captioner import Captioner as Captioner
     from lit_extract.captioning.job import caption as caption
-    from lit_extract.data import BOLD5000DataModule as BOLD5000DataModule
     from lit_extract.data import CaptionDataModule as CaptionDataModule
-    from lit_extract.data import DemoDataModule as DemoDataModule
-    from lit_extract.data import ImageFolderDataModule as ImageFolderDataModule
+    from lit_extract.data import ImageDataModule as ImageDataModule
     from lit_extract.data import ImageSourceDataModule as ImageSourceDataModule
-    from lit_extract.data import NSDDataModule as NSDDataModule
-    from lit_extract.data import THINGSDataModule as THINGSDataModule
     from lit_extract.datasets import load_captions as load_captions
     from lit_extract.datasets import load_dataset as load_dataset
     from lit_extract.jobs.extraction import extract as extract
@@ -47,7 +36,15 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from lit_extract.storage.features import load_features as load_features
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'lit_extract' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    from lit_extract.datasets import DATASETS
+
+    return ["__version__", *_HOMES, *(dataset.data_module for dataset in DATASETS.values())]
+
+
+def __getattr__(name: str) -> "type[ImageDataModule]":  # type checkers know the others: it is one of a dataset
+    if name == "__all__":
+        return __dir__()  # type: ignore[return-value]
+    if name in _HOMES or name.endswith("DataModule"):
+        return getattr(import_module(_HOMES.get(name, "lit_extract.data")), name)  # type: ignore[no-any-return]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

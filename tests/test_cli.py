@@ -116,7 +116,7 @@ def test_a_defect_of_ours_keeps_its_traceback(cli, monkeypatch):
     def defect(*arguments, **settings):
         raise ValueError("a defect")
 
-    monkeypatch.setattr("lit_extract.modules.vision.select_blocks", defect)
+    monkeypatch.setattr("lit_extract.modules.vision.select_layers", defect)
     with pytest.raises(ValueError, match="a defect"):
         cli(*UNTRAINED)
 

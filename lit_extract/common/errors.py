@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user."""
+"""Errors of the user, and how messages are printed."""
 
 import re
 from argparse import ArgumentError
@@ -8,7 +8,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obey
 
 
 class InputError(ValueError):
-    """Something the user can mend: the setting, its value, and what is allowed.
+    """Something that the user can fix: the setting, its value, and what is allowed.
 
     The command line prints it as one message without a traceback. Everything else that is
     raised is a defect of ours and keeps its traceback. Whatever a file put into the message, it is fit for a terminal.
@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 class ToldError(InputError):
-    """An error that rank zero says; this rank ends without a word."""
+    """An error that rank zero reports; this rank ends without a message."""
 
 
 class NothingLeft(Exception):  # noqa: N818 (no error)
@@ -33,22 +33,22 @@ def printable(text: str) -> str:
 
 
 def name_some(items: list[str], limit: int = 5) -> str:
-    """The first few of many offenders, with the count of all."""
+    """Return the first few of many offenders, with the count of all."""
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:
-    """Another library's error, fit to stand inside a message of ours."""
+    """Return another library's error as part of a message of ours: one line, printable, short."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def wrong_setting(error: BaseException) -> InputError | None:
-    """What is wrong with a command line, out of what jsonargparse raises: a list of all that it tried.
+    """Return what is wrong with a command line, from what jsonargparse raises: a list of all that it tried.
 
-    That is our own error, when a class refused its settings; else the innermost reason, behind the names of
-    the settings that lead to it. None when neither is there: then it is a defect of ours.
+    That is our own error, when a class refused its settings; else the innermost reason, after the names of
+    the settings that lead to it. None when there is neither: then it is a defect of ours.
     """
     names: list[str] = []
     reason: BaseException | None = error

@@ -1,4 +1,4 @@
-"""Imports of hundreds of thousands of objects, without looking for garbage among them again and again."""
+"""Import hundreds of thousands of objects without looking for garbage among them again and again."""
 
 import gc
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
-    """For the imports of a command, which stay to its end: they take a fifth less, and its end a second less.
+    """Pause the garbage collector for the imports of a command: they take a fifth less, and its end a second less.
 
-    The garbage collector rests meanwhile, and leaves alone for ever what is there then.
+    What exists afterwards is never looked at again: it stays to the end.
     """
     gc.disable()
     try:

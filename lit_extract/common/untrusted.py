@@ -1,4 +1,4 @@
-"""What comes out of a file is input: read within limits, and checked as a whole before anything uses it.
+"""Read files that are not trusted: within limits, and checked as a whole before anything uses them.
 
 Each format is described once, as a type that pydantic checks strictly (no "1" for 1, no 1 for True), at the place where
 it is read. Here is what the formats have in common.
@@ -193,15 +193,6 @@ def check_name(name: str, setting: str) -> str:
         InputError: It is something else.
     """
     return validate(_ONE_NAME, name, setting)
-
-
-def is_name(name: str) -> bool:
-    """Return whether ``name`` is a plain name of a file or a folder, never a path."""
-    try:
-        check_name(name, "")
-    except InputError:
-        return False
-    return True
 
 
 _ONE_NAME: TypeAdapter[str] = TypeAdapter(OneName)

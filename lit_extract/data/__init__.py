@@ -1,23 +1,13 @@
-"""LightningDataModules: one a dataset, thin, on a shared base."""
+"""LightningDataModules: captions, images to caption, and the images of each dataset, such as ``NSDDataModule``."""
 
 from lit_extract.data.captions import CaptionDataModule
-from lit_extract.data.images import (
-    BOLD5000DataModule,
-    DemoDataModule,
-    ImageDataModule,
-    ImageFolderDataModule,
-    NSDDataModule,
-    THINGSDataModule,
-)
+from lit_extract.data.images import DATA_MODULES, ImageDataModule
 from lit_extract.data.sources import ImageSourceDataModule
 
-__all__ = [
-    "BOLD5000DataModule",
-    "CaptionDataModule",
-    "DemoDataModule",
-    "ImageDataModule",
-    "ImageFolderDataModule",
-    "ImageSourceDataModule",
-    "NSDDataModule",
-    "THINGSDataModule",
-]
+__all__ = ["CaptionDataModule", "ImageDataModule", "ImageSourceDataModule"]
+
+
+def __getattr__(name: str) -> type[ImageDataModule]:
+    if name in DATA_MODULES:
+        return DATA_MODULES[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

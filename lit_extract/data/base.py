@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_extract.common.errors import InputError
 from lit_extract.common.signals import leave_workers_alone
 from lit_extract.common.timing import stopwatch
-from lit_extract.common.untrusted import is_name, shorten
+from lit_extract.common.untrusted import check_name, shorten
 from lit_extract.data.plan import rows_to_shard_ends
 from lit_extract.datasets import table
 from lit_extract.storage.layout import N_BYTES
@@ -64,7 +64,8 @@ class StimulusDataModule(LightningDataModule):
                 f"data.query: {query!r} chooses some of the rows, but data.subset is {subset!r}; "
                 "name the rows with --data.subset NAME, so that no one takes them for the whole dataset"
             )
-        if subset.startswith(".") or not is_name(subset) or len(subset.encode()) > SUBSET_BYTES_AT_MOST:
+        check_name(subset, "data.subset")
+        if subset.startswith(".") or len(subset.encode()) > SUBSET_BYTES_AT_MOST:
             raise InputError(
                 f"data.subset: {shorten(repr(subset))} must be the name of one folder, of {SUBSET_BYTES_AT_MOST} bytes "
                 "at most"

@@ -20,8 +20,7 @@ from lit_extract.common.untrusted import check_name
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import default_shard_rows, default_token_budget, plan_token_batches
 from lit_extract.data.tokens import load_tokenizer
-from lit_extract.datasets import DATASETS, has_root, load_captions, load_dataset
-from lit_extract.datasets.captions import id_column_of
+from lit_extract.datasets import DATASETS, load_captions, load_dataset
 from lit_extract.datasets.ids import id_key
 from lit_extract.datasets.matching import places_of
 
@@ -157,11 +156,12 @@ class CaptionDataModule(StimulusDataModule):
         are sorted if they are numbers of a known dataset.
         """
         if self.dataset_name in DATASETS:
-            if has_root(self.dataset_name, self.root):
+            dataset = DATASETS[self.dataset_name]
+            if dataset.has_root(self.root):
                 stimuli: list[Any] = load_dataset(self.dataset_name, self.root)["stimulus_id"].tolist()
                 return stimuli
-            if (known := getattr(DATASETS[self.dataset_name], "IDS", None)) is not None:
-                return list(known)
+            if dataset.ids is not None:
+                return dataset.ids
         elif self.root is not None:
             raise InputError(f"data.root: data.dataset {self.dataset_name!r} is not one of {', '.join(DATASETS)}")
         if {id_key(stimulus) for stimulus in ids} == {id_key(stimulus) for stimulus in self.ids_in_folder}:
@@ -263,7 +263,7 @@ class CaptionDataModule(StimulusDataModule):
 
     def _check_dataset(self, columns: list[str]) -> None:
         """The ids of one known dataset are not those of another."""
-        wanted = id_column_of(self.dataset_name)
+        wanted = DATASETS[self.dataset_name].id_column if self.dataset_name in DATASETS else None
         if wanted is not None and wanted not in columns:
             raise InputError(
                 f"data.captions: {self.captions!r} has no column {wanted}, which captions of data.dataset "

@@ -31,7 +31,8 @@ from lit_extract.common.untrusted import absolute_path
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule, say_what_is_ignored
 from lit_extract.data.pixels import GEOMETRY, Noted, PixelCache, folder_name, image_state
 from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
-from lit_extract.datasets import load_dataset, table
+from lit_extract.datasets import DATASETS, load_dataset, table
+from lit_extract.datasets.dataset import Dataset as StimulusDataset
 from lit_extract.datasets.decode import Reading, contents, hdf5_closed_after, read_stimulus
 from lit_extract.storage.disk import free_bytes
 from lit_extract.storage.layout import INPUT_COLUMNS, INPUTS
@@ -335,31 +336,20 @@ class ImageDataModule(StimulusDataModule):
         return batch
 
 
-class NSDDataModule(ImageDataModule):
-    """Natural Scenes Dataset; root from NSD_DATASET. See ImageDataModule for the settings."""
-
-    dataset_name = "nsd"
-
-
-class BOLD5000DataModule(ImageDataModule):
-    """BOLD5000; root from BOLD_DATASET. See ImageDataModule for the settings."""
-
-    dataset_name = "bold5000"
+def _module_of(dataset: StimulusDataset) -> type[ImageDataModule]:
+    root = f"; root from {dataset.root_variable}" if dataset.root_variable else ""
+    described = f"{dataset.title}{root}. See ImageDataModule for the settings."
+    return type(
+        dataset.data_module,
+        (ImageDataModule,),
+        {"__doc__": described, "__module__": __name__, "dataset_name": dataset.name},
+    )
 
 
-class THINGSDataModule(ImageDataModule):
-    """THINGS; root from THINGS_DATASET. See ImageDataModule for the settings."""
-
-    dataset_name = "things"
-
-
-class ImageFolderDataModule(ImageDataModule):
-    """Every image below a folder, by relative path. See ImageDataModule for the settings."""
-
-    dataset_name = "folder"
+# one class a dataset, such as NSDDataModule
+DATA_MODULES = {dataset.data_module: _module_of(dataset) for dataset in DATASETS.values()}
+globals().update(DATA_MODULES)
 
 
-class DemoDataModule(ImageDataModule):
-    """The photographs that ship with the package. See ImageDataModule for the settings."""
-
-    dataset_name = "demo"
+def __getattr__(name: str) -> type[ImageDataModule]:  # what type checkers take the names of these classes for
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule, say_what_is_ignored
 from lit_extract.data.plan import cut
-from lit_extract.datasets import load_dataset, table
+from lit_extract.datasets import DatasetName, load_dataset, table
 from lit_extract.datasets.decode import contents, open_image, read_stimulus
 from lit_extract.storage.layout import INPUTS
 
@@ -92,7 +92,7 @@ class ImageSourceDataModule(StimulusDataModule):
     """The images of a dataset for captioning, a shard of requests at a time.
 
     Args:
-        dataset: "nsd", "bold5000", "things", "folder" or "demo".
+        dataset: Name of the dataset.
         root: Folder of the dataset; default: the dataset's environment variable.
         query: pandas query that chooses rows, such as "nsd_id < 1000".
         shard_rows: Images that are sent together, and the unit of writing and resuming.
@@ -103,7 +103,7 @@ class ImageSourceDataModule(StimulusDataModule):
 
     def __init__(
         self,
-        dataset: Literal["nsd", "bold5000", "things", "folder", "demo"],
+        dataset: DatasetName,
         root: str | None = None,
         query: str | None = None,
         shard_rows: int = SHARD_ROWS,

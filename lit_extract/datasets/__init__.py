@@ -1,26 +1,45 @@
 """Stimulus tables: which images a dataset has, in which order, and under which ids. No torch here."""
 
-import os
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import pandas as pd
 
 from lit_extract.common.errors import InputError
-from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
-from lit_extract.datasets.captions import load_captions
+from lit_extract.datasets import table
+from lit_extract.datasets.dataset import Dataset
 
-__all__ = ["DATASETS", "has_root", "load_captions", "load_dataset"]
+# A dataset is a file of this folder, with a Dataset called DATASET, and a line here. All else follows: the data module
+# lit_extract.<data_module>, the choices of --data.dataset, the id column of captions.
+_FILES = (
+    "nsd",
+    "bold5000",
+    "things",
+    "folder",
+    "demo",
+)
 
-DATASETS = {module.NAME: module for module in (nsd, bold5000, things, folder, demo)}
+_FOUND: list[Dataset] = [import_module(f"{__name__}.{file}").DATASET for file in _FILES]
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _FOUND}
+
+if TYPE_CHECKING:
+    DatasetName: TypeAlias = str
+else:  # what --data.dataset may be
+    DatasetName = Literal[tuple(DATASETS)]
+
+from lit_extract.datasets.captions import load_captions  # noqa: E402 (the id columns of captions come from DATASETS)
+
+__all__ = ["DATASETS", "Dataset", "DatasetName", "load_captions", "load_dataset"]
 
 
 def load_dataset(name: str, root: str | Path | None = None, query: str | None = None) -> pd.DataFrame:
-    """The stimulus table of a dataset.
+    """Return the stimulus table of a dataset.
 
     Args:
-        name: ``nsd``, ``bold5000``, ``things``, ``folder`` or ``demo``.
-        root: The dataset's folder; default: the dataset's environment variable (``NSD_DATASET``,
-            ``BOLD_DATASET``, ``THINGS_DATASET``). ``demo`` needs none.
+        name: One of ``DATASETS``, such as ``nsd``.
+        root: The dataset's folder; default: the dataset's environment variable, such as ``NSD_DATASET``.
+            ``demo`` needs none.
         query: A :meth:`pandas.DataFrame.query` that chooses rows, such as ``"nsd_id < 1000"``.
 
     Returns:
@@ -35,21 +54,16 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
     """
     if name not in DATASETS:
         raise InputError(f"dataset: {name!r} is not one of {', '.join(DATASETS)}")
-    module = DATASETS[name]
-    loaded: pd.DataFrame
-    loaded, folder_used = module.load(root)
-    ignored = loaded.attrs.get(table.IGNORED, {})
+    dataset = DATASETS[name]
+    folder = dataset.find_root(root)
+    stimuli = dataset.load(folder)
+    ignored = stimuli.attrs.get(table.IGNORED, {})
     if query is not None:
-        loaded = table.select(loaded, query)
-    loaded.attrs = {
+        stimuli = table.select(stimuli, query)
+    stimuli.attrs = {
         table.DATASET: name,
-        table.ID_MEANING: module.ID_MEANING,
-        table.ROOT: str(folder_used),
+        table.ID_MEANING: dataset.id_meaning,
+        table.ROOT: str(folder),
         table.IGNORED: ignored,
     }
-    return loaded
-
-
-def has_root(name: str, root: str | Path | None) -> bool:
-    """Whether it is known where a dataset lies: by the argument or its environment variable, or as it ships here."""
-    return bool(root) or name == demo.NAME or bool(os.environ.get(getattr(DATASETS[name], "ROOT_VARIABLE", "")))
+    return stimuli

@@ -8,23 +8,17 @@ import pandas as pd
 
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import shorten
-from lit_extract.datasets import bold5000, demo, folder, nsd, table, things
+from lit_extract.datasets import DATASETS, table
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import name_columns, read_table, with_numbers
 
-# Column that identifies the stimulus in a caption file of a known dataset, and what it means.
-ID_COLUMNS = {"nsd_id": nsd, "bold_id": bold5000, "things_id": things, "demo_id": demo}
-FOLDER_ID = "path"  # of captions of a folder of images; those of other datasets have it besides
+# Column that has the ids in a caption file, and the dataset that they are of. Captions of any dataset may have a column
+# path as well, which counts when there is no other.
+FOLDER = DATASETS["folder"]
+ID_COLUMNS = {dataset.id_column: dataset for dataset in DATASETS.values() if dataset is not FOLDER}
 SEPARATOR = ";"
 
 _LIST_SYNTAX = re.compile(r"\[\s*[bu]?(['\"]).*\1\s*\]", re.DOTALL)
-
-
-def id_column_of(dataset: str) -> str | None:
-    """Return the column that captions of a known dataset have their ids in; None of any other."""
-    if dataset == folder.NAME:
-        return FOLDER_ID
-    return next((column for column, module in ID_COLUMNS.items() if dataset == module.NAME), None)
 
 
 def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
@@ -37,8 +31,8 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
 
     Returns:
         ``stimulus_id``, ``caption`` (without surrounding blanks), then the other columns of the file.
-        The id is ``nsd_id``, ``bold_id``, ``things_id``, ``demo_id`` or ``stimulus_id``, whichever the file
-        has, else ``path``, else the number of the row; ``.attrs["stimulus_id_meaning"]`` says which.
+        The id is the column that a dataset has its ids in, such as ``nsd_id``, or ``stimulus_id``, whichever the
+        file has, else ``path``, else the number of the row; which one is in ``.attrs["stimulus_id_meaning"]``.
 
     Raises:
         InputError: A missing or unreadable file, no caption column, empty captions, ids that are
@@ -51,7 +45,10 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
     text = caption_texts(captions, what)
     id_column, meaning = _identify(what, captions)
     ids = parse_ids(captions[id_column], id_column, what) if id_column else range(len(captions))
-    _refuse(what, "no caption", text == "", id_column, ids)
+    if empty := [
+        f"row {row} ({id_column} {ids[row]})" if id_column else f"row {row}" for row in range(len(ids)) if not text[row]
+    ]:
+        raise InputError(f"{what} has no caption in {name_some(empty)}")
     rest = with_numbers(captions.drop(columns=[column, "stimulus_id"], errors="ignore"))
     if id_column is not None and id_column in rest:
         rest[id_column] = pd.Series(ids, index=rest.index)
@@ -102,10 +99,10 @@ def _identify(what: str, captions: pd.DataFrame) -> tuple[str | None, str]:
     if len(candidates) > 1:
         raise InputError(f"{what} has several id columns, {', '.join(candidates)}; keep one")
     if candidates:
-        module = ID_COLUMNS.get(candidates[0])
-        return candidates[0], module.ID_MEANING if module else "stimulus_id of the caption file"
-    if FOLDER_ID in captions.columns:
-        return FOLDER_ID, folder.ID_MEANING
+        dataset = ID_COLUMNS.get(candidates[0])
+        return candidates[0], dataset.id_meaning if dataset else "stimulus_id of the caption file"
+    if FOLDER.id_column in captions.columns:
+        return FOLDER.id_column, FOLDER.id_meaning
     usual = {_letters(name): name for name in (*ID_COLUMNS, "stimulus_id")}
     if near := [name for name in captions.columns if _letters(name) in usual]:
         raise InputError(
@@ -117,10 +114,3 @@ def _identify(what: str, captions: pd.DataFrame) -> tuple[str | None, str]:
 
 def _letters(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.casefold())
-
-
-def _refuse(what: str, problem: str, rows: "pd.Series[bool]", id_column: str | None, ids: Any) -> None:
-    if rows.any():
-        places = [row for row, is_wrong in enumerate(rows) if is_wrong]
-        named = [f"row {row} ({id_column} {ids[row]})" if id_column else f"row {row}" for row in places]
-        raise InputError(f"{what} has {problem} in {name_some(named)}")

@@ -46,13 +46,13 @@ class Reading:
 
     @property
     def content(self) -> int:
-        """Hash of the bytes or pixels: 64 bits, never 0."""
+        """Return a hash of the bytes or pixels: 64 bits, never 0."""
         data = self.data if isinstance(self.data, bytes) else self.data.tobytes()
         digest = hashlib.blake2b(data, digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True) or 1
 
     def decode(self) -> tuple[Image.Image, bool]:
-        """The image, RGB, and whether an EXIF orientation turns or mirrors it, which is not applied.
+        """Return the image, RGB, and whether an EXIF orientation turns or mirrors it, which is not applied.
 
         Raises:
             Exception: Pillow raises almost anything on a broken file.
@@ -64,7 +64,7 @@ class Reading:
             return to_rgb(image), is_rotated(image)
 
     def opened(self) -> Image.Image:
-        """The image as its file's beginning describes it: format, size and mode, but no pixels yet.
+        """Open the image as the beginning of its file describes it: format, size and mode, but no pixels yet.
 
         Raises:
             Exception: Pillow raises almost anything on a broken file.
@@ -81,7 +81,7 @@ class Reading:
         return image
 
     def has_rotation(self) -> bool:
-        """What :meth:`decode` tells of the rotation, from the beginning of the file; False when it is broken."""
+        """Return whether there is such an orientation, from the beginning of the file; False when it is broken."""
         if not isinstance(self.data, bytes):
             return False
         try:
@@ -92,7 +92,7 @@ class Reading:
 
 
 def contents(stimuli: Sequence[tuple[str, int | None]]) -> list[int]:
-    """Hash of the content of each stimulus (file, row in it) as it is now; 0 where it can't be read."""
+    """Return a hash of the content of each stimulus (file, row in it) as it is now; 0 where it can't be read."""
 
     def content(stimulus: tuple[str, int | None]) -> int:
         try:
@@ -137,7 +137,7 @@ def _read_hdf5(path: str, row: int) -> NDArray[np.uint8]:
 
 
 def open_image(path: str, image_row: int | None = None) -> Image.Image:
-    """An image file, or a row of NSD's HDF5 file, decoded, RGB."""
+    """Return an image file, or a row of NSD's HDF5 file, decoded, RGB."""
     return read_stimulus(path, image_row).decode()[0]
 
 
@@ -166,7 +166,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_rotated(image: Image.Image) -> bool:
-    """Whether a decoded image has an EXIF orientation that was not applied; Pillow applies that of a TIFF."""
+    """Return whether a decoded image has an EXIF orientation that was not applied; Pillow applies that of a TIFF."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
     except Exception:  # of broken EXIF, which viewers ignore too
@@ -187,7 +187,7 @@ def hdf5_closed_after() -> Iterator[None]:
 
 
 def _hdf5_images(path: str) -> Any:
-    """NSD's image brick, opened once a process: HDF5 handles must not cross a fork."""
+    """Return NSD's image brick, opened once a process: HDF5 handles must not cross a fork."""
     key = (os.getpid(), path)
     if key not in _open_hdf5:
         _open_hdf5[key] = open_images(path)

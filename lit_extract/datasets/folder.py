@@ -8,37 +8,45 @@ from pathlib import Path, PurePath
 import pandas as pd
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.datasets import table
+from lit_extract.datasets.dataset import Dataset, images_below
+from lit_extract.datasets.table import IGNORED
 
-NAME = "folder"
-ID_MEANING = "path of the image relative to data.root"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
-def load(root: str | Path | None = None) -> tuple[pd.DataFrame, Path]:
-    """The table and the folder; files that are no images, and hidden ones, are counted in ``.attrs["ignored"]``.
+class _Folder(Dataset):
+    def load(self, folder: Path) -> pd.DataFrame:
+        """Return the images; files that are no images, and hidden ones, are counted in ``.attrs["ignored"]``.
 
-    Raises:
-        InputError: There is no image, a folder can't be read, or the name of an image is not UTF-8.
-    """
-    base = table.find_root(NAME, root)
-    paths: list[str] = []
-    ignored: Counter[str] = Counter()
-    for path in _files_below(str(base)):
-        # macOS puts a ._photo.jpg beside each photo.jpg, which is none
-        is_hidden = os.path.basename(path).startswith(".")  # noqa: PTH119 (73,000 of them)
-        if path.lower().endswith(SUFFIXES) and not is_hidden:
-            paths.append(os.path.relpath(path, base))
-        else:
-            ignored["hidden" if is_hidden else PurePath(path).suffix.lower() or "without a suffix"] += 1
-    if not paths:
-        raise InputError(f"data.root: no image below {str(base)!r}; looked for {', '.join(SUFFIXES)}")
-    _check_names(paths)
-    paths.sort()
-    index = pd.DataFrame({"path": paths, "name": [Path(path).stem for path in paths]}, dtype=object)
-    loaded = table.with_stimuli(NAME, index, "path", table.relative_images(base, index["path"]))
-    loaded.attrs[table.IGNORED] = dict(ignored)
-    return loaded, base
+        Raises:
+            InputError: There is no image, a folder can't be read, or the name of an image is not UTF-8.
+        """
+        paths: list[str] = []
+        ignored: Counter[str] = Counter()
+        for path in _files_below(str(folder)):
+            # macOS puts a ._photo.jpg next to each photo.jpg, which is none
+            is_hidden = os.path.basename(path).startswith(".")  # noqa: PTH119 (73,000 of them)
+            if path.lower().endswith(SUFFIXES) and not is_hidden:
+                paths.append(os.path.relpath(path, folder))
+            else:
+                ignored["hidden" if is_hidden else PurePath(path).suffix.lower() or "without a suffix"] += 1
+        if not paths:
+            raise InputError(f"data.root: no image below {str(folder)!r}; looked for {', '.join(SUFFIXES)}")
+        _check_names(paths)
+        paths.sort()
+        index = pd.DataFrame({"path": paths, "name": [Path(path).stem for path in paths]}, dtype=object)
+        table = self.with_stimuli(index, images_below(folder, index["path"]))
+        table.attrs[IGNORED] = dict(ignored)
+        return table
+
+
+DATASET = _Folder(
+    name="folder",
+    title="Every image below a folder, by relative path",
+    data_module="ImageFolderDataModule",
+    id_column="path",
+    id_meaning="path of the image relative to data.root",
+)
 
 
 def _check_names(paths: list[str]) -> None:
@@ -54,7 +62,7 @@ def _check_names(paths: list[str]) -> None:
 
 
 def _files_below(base: str) -> Iterator[str]:
-    """Every file below a folder, through links too; a link to a folder that it is in leads nowhere new."""
+    """Yield every file below a folder, through links too; a link to a folder that it is in leads nowhere new."""
     left: list[tuple[str, tuple[str, ...]]] = [(base, ())]
     while left:
         folder, above = left.pop()

@@ -51,7 +51,7 @@ def id_key(value: Any) -> str:
 
 
 def _is_wrong(value: Any, integer: int | None, all_numbers: bool) -> bool:
-    """Whether a value is no id; text is one, but not 1.5 where all others are numbers."""
+    """Return whether a value is no id; text is one, but not 1.5 where all others are numbers."""
     if integer is None:
         return all_numbers or not isinstance(value, str)
     return not -_LARGEST <= integer < _LARGEST

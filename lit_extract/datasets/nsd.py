@@ -8,41 +8,39 @@ from typing import Any
 import pandas as pd
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.datasets import table
-
-NAME = "nsd"
-ROOT_VARIABLE = "NSD_DATASET"
-INDEX = ("nsd.csv",)
-COLUMNS = ("nsd_id", "name", "path")
-ID_MEANING = (
-    "nsd_id, counted from 0: the row of imgBrick in nsd_stimuli.hdf5 (the 73k ids of NSD's design "
-    "matrices count from 1)"
-)
-
-IDS = range(73_000)  # all there are, also where the index is not
+from lit_extract.datasets.dataset import Dataset
 
 HDF5 = "nsd_stimuli.hdf5"
 HDF5_DATASET = "imgBrick"
 
+N_IMAGES = 73_000
 MAX_PIXELS = 50_000_000  # of any image: more than cameras make, and 400 MB while one is decoded
 
 
-def load(root: str | Path | None = None) -> tuple[pd.DataFrame, Path]:
-    """The table and the folder: from ``nsd.csv`` if there is one, else from ``nsd_stimuli.hdf5`` in place."""
-    folder = table.find_root(NAME, root, ROOT_VARIABLE)
-    if (folder / INDEX[0]).is_file() or not (folder / HDF5).is_file():
-        index = table.read_index(NAME, folder, (*INDEX, HDF5), COLUMNS)
-        return table.with_stimuli(NAME, index, "nsd_id", table.relative_images(folder, index["path"])), folder
-    rows = _count_images(folder / HDF5)
-    index = pd.DataFrame(
-        {
-            "nsd_id": range(rows),
-            "name": [f"nsd_{row:05d}" for row in range(rows)],
-            "path": HDF5,
-            "image_row": range(rows),
-        }
-    )
-    return table.with_stimuli(NAME, index, "nsd_id", [str(folder / HDF5)] * rows), folder
+class _NSD(Dataset):
+    def read_index(self, path: Path, folder: Path) -> pd.DataFrame:
+        """Return the rows of ``nsd.csv``, or those of ``nsd_stimuli.hdf5``, whose images are read in place."""
+        if path.name != HDF5:
+            return super().read_index(path, folder)
+        rows = range(_count_images(path))
+        names = [f"nsd_{row:05d}" for row in rows]
+        table = pd.DataFrame({"nsd_id": rows, "name": names, "path": HDF5, "image_row": rows})
+        return self.with_stimuli(table, [str(path)] * len(rows))
+
+
+DATASET = _NSD(
+    name="nsd",
+    title="Natural Scenes Dataset",
+    data_module="NSDDataModule",
+    root_variable="NSD_DATASET",
+    index=("nsd.csv", HDF5),
+    columns=("nsd_id", "name", "path"),
+    image_column="path",
+    id_column="nsd_id",
+    id_meaning="nsd_id, counted from 0: the row of imgBrick in nsd_stimuli.hdf5 (the 73k ids of NSD's design matrices "
+    "count from 1)",
+    ids=range(N_IMAGES),
+)
 
 
 def _count_images(path: Path) -> int:
@@ -56,9 +54,9 @@ def _count_images(path: Path) -> int:
                 else (images.id.get_num_chunks(), math.prod(map(_ceil_div, shape, images.chunks)))
             )
     except Exception as error:  # h5py raises almost anything on a damaged file
-        raise InputError(f"{NAME}: {str(path)!r} has no readable dataset {HDF5_DATASET}: {one_line(error)}") from None
+        raise InputError(f"nsd: {str(path)!r} has no readable dataset {HDF5_DATASET}: {one_line(error)}") from None
     if size != wanted:
-        raise InputError(f"{NAME}: parts of {HDF5_DATASET} in {str(path)!r} were never written; copy the file again")
+        raise InputError(f"nsd: parts of {HDF5_DATASET} in {str(path)!r} were never written; copy the file again")
     return int(shape[0])
 
 
@@ -95,8 +93,8 @@ def open_images(path: str) -> Any:
 def _check_form(shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...] | None) -> None:
     if len(shape) != 4 or shape[3] != 3 or dtype != "uint8":
         raise OSError(f"it has shape {shape} of {dtype}; expected images × height × width × 3 of uint8")
-    if not 1 <= shape[0] <= len(IDS) or not 1 <= shape[1] * shape[2] <= MAX_PIXELS:
-        raise OSError(f"it has shape {shape}; expected 1 to {len(IDS):,} images of at most {MAX_PIXELS:,} pixels")
+    if not 1 <= shape[0] <= N_IMAGES or not 1 <= shape[1] * shape[2] <= MAX_PIXELS:
+        raise OSError(f"it has shape {shape}; expected 1 to {N_IMAGES:,} images of at most {MAX_PIXELS:,} pixels")
     if chunks is not None and math.prod(chunks) > 3 * MAX_PIXELS:
         raise OSError(f"it has chunks of {math.prod(chunks):,} bytes, and each is read as a whole")
 

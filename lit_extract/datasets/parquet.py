@@ -1,4 +1,4 @@
-"""Parquet files as columns of plain values: what they say of themselves is checked before any of it is unpacked."""
+"""Parquet files as columns of plain values: their footer is checked before anything is unpacked."""
 
 import io
 import re
@@ -68,9 +68,8 @@ def _columns(content: bytes, what: str) -> Columns:
 
 
 def _check_size(footer: Struct, what: str) -> int:
-    """Check what a file says of its size, and return its rows.
+    """Check the size that a footer gives, and return the number of rows.
 
-    pyarrow could be asked as well, but some damaged footers end the process when it is asked for a part of a column.
     The numbers are the fields of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData in parquet.thrift.
     """
     n_rows, groups = footer[3], footer[4]
@@ -82,13 +81,9 @@ def _check_size(footer: Struct, what: str) -> int:
     if min([n_rows, *cells, *n_bytes]) < 0 or sum(group[3] for group in groups) != n_rows:
         raise ValueError("its numbers of rows do not fit together")
     if max(n_rows, sum(cells)) > MAX_CELLS:
-        raise InputError(
-            f"{what} says that it has {n_rows:,} rows with {sum(cells):,} values; at most {MAX_CELLS:,} are read"
-        )
+        raise InputError(f"{what} has {n_rows:,} rows with {sum(cells):,} values; at most {MAX_CELLS:,} are read")
     if sum(n_bytes) > MAX_UNPACKED_BYTES:
-        raise InputError(
-            f"{what} says that it unpacks to {sum(n_bytes):,} bytes; at most {MAX_UNPACKED_BYTES:,} are read"
-        )
+        raise InputError(f"{what} unpacks to {sum(n_bytes):,} bytes; at most {MAX_UNPACKED_BYTES:,} are read")
     return int(n_rows)
 
 

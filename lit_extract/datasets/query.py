@@ -9,7 +9,7 @@ import operator
 import re
 import warnings
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NoReturn
 
 import pandas as pd
@@ -57,7 +57,6 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
-_IN = {ast.In: True, ast.Eq: True, ast.NotIn: False, ast.NotEq: False}
 _WITHOUT_ARGUMENTS = ("isna", "notna", "str.lower", "str.upper", "str.strip", "str.len")
 _WITH_TEXT = ("str.startswith", "str.endswith", "str.contains")
 
@@ -80,6 +79,8 @@ class _Query:
 
     def __init__(self, query: str, table: pd.DataFrame) -> None:
         self.query, self.table = query, table
+        self.shown = shorten(repr(query), 200)
+        self.columns = f"the columns are {name_some([shorten(column) for column in table.columns], 20)}"
         self.text = ""  # the query as Python's parser takes it
         self.origins: list[int] = []  # of each of its characters, the place in the query
         self.quoted: dict[str, str] = {}  # names that stand for those in backticks
@@ -87,30 +88,21 @@ class _Query:
     def mask(self) -> "pd.Series[bool]":
         """Evaluate the query."""
         self._translate()
-        tree = self._parse()
-        value = self._value(tree, 0)
+        value = self._value(self._parse(), 0)
         if not _is_condition(value):
             # DataFrame.query would take numbers for labels, and repeat rows
-            raise InputError(f"data.query: {self._shown} is not true or false for each row; {self._columns}")
+            raise InputError(f"data.query: {self.shown} is not true or false for each row; {self.columns}")
         return value  # type: ignore[no-any-return]
 
-    @property
-    def _shown(self) -> str:
-        return shorten(repr(self.query), 200)
-
-    @property
-    def _columns(self) -> str:
-        return f"the columns are {name_some([shorten(column) for column in self.table.columns], 20)}"
-
     def _refuse(self, place: int, reason: str) -> NoReturn:
-        raise InputError(f"data.query: {self._shown} fails at character {place + 1}: {reason}; {self._columns}")
+        raise InputError(f"data.query: {self.shown} fails at character {place + 1}: {reason}; {self.columns}")
 
     def _refuse_node(self, node: ast.expr, reason: str) -> NoReturn:
         first, last = (self._place(offset) for offset in (node.col_offset, node.end_col_offset or 0))
         self._refuse(first, f"{shorten(repr(self.query[first:last].strip()))} {reason}")
 
     def _place(self, offset: int) -> int:
-        """The place in the query of an offset in bytes, as nodes have it."""
+        """Return the place in the query of an offset in bytes, as nodes have it."""
         characters = len(self.text.encode()[:offset].decode(errors="ignore"))
         return self.origins[characters] if characters < len(self.origins) else len(self.query)
 
@@ -118,7 +110,7 @@ class _Query:
         """Write names in backticks, and ``&`` and ``|`` with their own precedence, as Python has them."""
         if len(self.query) > MAX_LENGTH:
             raise InputError(
-                f"data.query: it has {len(self.query):,} characters, at most {MAX_LENGTH:,} are allowed: {self._shown}"
+                f"data.query: it has {len(self.query):,} characters, at most {MAX_LENGTH:,} are allowed: {self.shown}"
             )
         stand_in = "quoted"
         while stand_in in self.query:
@@ -142,8 +134,9 @@ class _Query:
             piece = " " if kind == "space" else _LIKE_WORDS.get(piece, piece)
             pieces.append(piece)
             self.origins += [place] * len(piece) if len(piece) != len(part[0]) else range(place, part.end())
-        blanks = len("".join(pieces)) - len("".join(pieces).lstrip())
-        self.text, self.origins = "".join(pieces).lstrip(), self.origins[blanks:]
+        whole = "".join(pieces)
+        self.text = whole.lstrip()
+        self.origins = self.origins[len(whole) - len(self.text) :]
 
     def _parse(self) -> ast.expr:
         try:
@@ -221,28 +214,26 @@ class _Query:
         return value
 
     def _comparison(self, node: ast.Compare, depth: int) -> Any:
-        """A chain holds where each of its comparisons does."""
-        parts = [node.left, *node.comparators]
-        values = [self._value(part, depth + 1) for part in parts]
-        results = []
-        for place, op in enumerate(node.ops):
-            left, right = values[place : place + 2]
-            is_plain = isinstance(left, pd.Series) or (isinstance(right, pd.Series) and not isinstance(left, list))
-            if type(op) in _IN and isinstance(left, pd.Series) and isinstance(right, list):
-                found = self._apply(node, left.isin, right)
-            elif type(op) in (ast.Eq, ast.NotEq) and is_plain and (isinstance(left, str) or isinstance(right, str)):
-                # as pandas does: missing text is not the text
-                column, text = (right, left) if isinstance(left, str) else (left, right)
-                found = self._apply(node, column.isin, [text])
-            elif type(op) in _COMPARISONS and is_plain and not isinstance(right, list):
-                results.append(self._apply(node, _COMPARISONS[type(op)], left, right))
-                continue
-            else:
-                hint = "in needs a column on its left and a list on its right; is there text in a column? "
-                hint = hint + "column.str.contains('text')" if isinstance(op, ast.In | ast.NotIn) else "give a column"
-                self._refuse_node(node, f"compares no column with what it can be compared with: {hint}; {ALLOWED}")
-            results.append(found if _IN[type(op)] else ~found)
-        return reduce(operator.and_, results)
+        """Evaluate a chain, which holds where each of its comparisons does."""
+        values = [self._value(part, depth + 1) for part in (node.left, *node.comparators)]
+        return reduce(operator.and_, map(partial(self._compare, node), node.ops, values, values[1:]))
+
+    def _compare(self, node: ast.Compare, op: ast.cmpop, left: Any, right: Any) -> Any:
+        is_equality, is_in = isinstance(op, ast.Eq | ast.NotEq), isinstance(op, ast.In | ast.NotIn)
+        if is_equality and isinstance(left, str):
+            left, right = right, left
+        if is_equality and isinstance(right, str):  # as pandas does: missing text is not the text
+            right = [right]
+        if isinstance(left, pd.Series) and isinstance(right, list) and (is_equality or is_in):
+            found = self._apply(node, left.isin, right)
+            return ~found if isinstance(op, ast.NotEq | ast.NotIn) else found
+        has_column = isinstance(left, pd.Series) or isinstance(right, pd.Series)
+        if has_column and type(op) in _COMPARISONS and not isinstance(left, list) and not isinstance(right, list):
+            return self._apply(node, _COMPARISONS[type(op)], left, right)
+        hint = "give a column"
+        if is_in:
+            hint = "in needs a column on its left and a list on its right; to find text: column.str.contains('text')"
+        return self._refuse_node(node, f"compares no column with what it can be compared with: {hint}; {ALLOWED}")
 
     def _call(self, node: ast.Call, name: str, of: ast.expr, depth: int) -> Any:
         known = name in (*_WITHOUT_ARGUMENTS, *_WITH_TEXT, "isin")
@@ -252,25 +243,20 @@ class _Query:
         arguments = [self._value(argument, depth + 1) for argument in node.args]
         wanted: list[type] = [str] if name in _WITH_TEXT else [list] if name == "isin" else []
         settings = {str(keyword.arg): keyword.value for keyword in node.keywords}
-        if [type(argument) for argument in arguments] != wanted or settings.keys() - {"regex"}:
+        known_settings = {"regex"} if name == "str.contains" else set()
+        if [type(argument) for argument in arguments] != wanted or settings.keys() - known_settings:
             self._refuse_node(node, f"has other arguments than it may have; {ALLOWED}")
-        if name == "str.contains":
-            self._check_plain(node, arguments[0], settings.get("regex"))
+        if name == "str.contains":  # of text as it is: some regular expressions never end
+            regex = settings.get("regex")
+            is_plain = isinstance(regex, ast.Constant) and regex.value is False
+            if not is_plain and (regex is not None or _PATTERN_SIGNS.search(arguments[0])):
+                self._refuse_node(
+                    node,
+                    "would be a regular expression, which is not allowed; to find the text as it is, add regex=False; "
+                    "join several texts with or",
+                )
             return self._apply(node, lambda: column.str.contains(arguments[0], regex=False))
-        if settings:
-            self._refuse_node(node, f"has other arguments than it may have; {ALLOWED}")
         return self._apply(node, lambda: operator.attrgetter(name)(column)(*arguments))
-
-    def _check_plain(self, node: ast.Call, text: str, regex: ast.expr | None) -> None:
-        """See that text is searched for as it is: some regular expressions never end."""
-        if isinstance(regex, ast.Constant) and regex.value is False:
-            return
-        if regex is not None or _PATTERN_SIGNS.search(text):
-            self._refuse_node(
-                node,
-                "would be a regular expression, which is not allowed; to find the text as it is, add regex=False; "
-                "join several texts with or",
-            )
 
     def _apply(self, node: ast.expr, function: Callable[..., Any], *values: Any) -> Any:
         try:

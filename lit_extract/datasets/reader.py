@@ -183,7 +183,7 @@ def _is_text(values: "pd.Series[Any]") -> bool:
 
 
 def _numbers(values: "pd.Series[Any]") -> "pd.Series[Any]":
-    """A column of text as numbers, or True and False, if all of it is."""
+    """Return a column of text as numbers, or True and False, if all of it is."""
     there = [value for value in values if value]
     if there and all(_INTEGER.fullmatch(value) for value in there):
         if len(there) == len(values):

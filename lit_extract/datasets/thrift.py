@@ -1,6 +1,9 @@
-"""The footer of a Parquet file, which says what is in it: a struct in Thrift's compact protocol.
+"""The footer of a Parquet file, which describes its content: a struct in Thrift's compact protocol.
 
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+
+pyarrow could be asked as well, but some damaged footers (about one in a thousand) end the process when it is asked for
+the size of a column.
 """
 
 import struct
@@ -27,61 +30,47 @@ def footer_of(content: bytes) -> Struct:
     (size,) = struct.unpack("<I", content[-8:-4])
     if size > len(content) - 12:
         raise ValueError("it is only the end of a Parquet file")
-    return _Reader(content[-8 - size : -8]).struct()
+    return _Reader(content[-8 - size : -8]).struct(0)
 
 
 class _Reader:
     def __init__(self, data: bytes) -> None:
-        self.data, self.place, self.left, self.depth = data, 0, MAX_VALUES, 0
+        self.data, self.place, self.left = data, 0, MAX_VALUES
 
-    def struct(self) -> Struct:
+    def struct(self, depth: int) -> Struct:
         """Read fields until the end of the struct."""
         found: Struct = {}
         number = 0
-        self.enter()
         while header := self.byte():
             number = number + (header >> 4) if header >> 4 else self.integer()
             kind = header & 15
-            found[number] = kind == _TRUE if kind in (_TRUE, _FALSE) else self.value(kind)
-        self.depth -= 1
+            found[number] = kind == _TRUE if kind in (_TRUE, _FALSE) else self.value(kind, depth + 1)
         return found
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int) -> Any:
         """Read a value, which is not the field of a struct if it is true or false."""
         self.left -= 1
         if self.left < 0:
             raise ValueError(f"its footer has more than {MAX_VALUES:,} values")
+        if depth > MAX_DEPTH:
+            raise ValueError("its footer is nested too deeply")
         if kind in (_TRUE, _FALSE, _BYTE):
             return self.byte()
         if kind in (_I16, _I32, _I64):
             return self.integer()
-        if kind in (_DOUBLE, _UUID):
-            return self.bytes(8 if kind == _DOUBLE else 16)
-        if kind == _BINARY:
-            return self.bytes(self.varint())
+        if kind in (_DOUBLE, _UUID, _BINARY):
+            return self.bytes({_DOUBLE: 8, _UUID: 16}.get(kind) or self.varint())
         if kind in (_LIST, _SET):
             header = self.byte()
-            return self.values(self.varint() if header >> 4 == 15 else header >> 4, [header & 15])
+            n = self.varint() if header >> 4 == 15 else header >> 4
+            return [self.value(header & 15, depth + 1) for _ in range(n)]
         if kind == _MAP:
             n = self.varint()
             kinds = self.byte() if n else 0
-            return self.values(2 * n, [kinds >> 4, kinds & 15])
+            return [(self.value(kinds >> 4, depth + 1), self.value(kinds & 15, depth + 1)) for _ in range(n)]
         if kind == _STRUCT:
-            return self.struct()
+            return self.struct(depth)
         raise ValueError("its footer is damaged")
-
-    def values(self, n: int, kinds: list[int]) -> list[Any]:
-        self.enter()
-        if n > self.left:
-            raise ValueError(f"its footer has more than {MAX_VALUES:,} values")
-        found = [self.value(kinds[k % len(kinds)]) for k in range(n)]
-        self.depth -= 1
-        return found
-
-    def enter(self) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise ValueError("its footer is nested too deeply")
 
     def byte(self) -> int:
         self.place += 1

@@ -18,6 +18,7 @@ from lit_extract.modules.registry import default_models_file, own_name, read_mod
 from lit_extract.storage.features_form import read_features_content
 from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX
 from lit_extract.storage.places import LOCK_SUFFIX, PART_SUFFIX, AnyPath, File, place_of, to_path
+from lit_extract.storage.provenance import kind_of
 from lit_extract.storage.store_metadata import read_layout
 
 DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
@@ -273,7 +274,7 @@ def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[s
     prompt = found.get("prompt_name")
     return {
         **{key: found[key] for key in ("model", "dataset", "subset")},
-        "kind": "vision" if prompt is None else "language",
+        "kind": kind_of(provenance),
         "untrained": found["weights"] == "untrained",
         "prompt": prompt,
         **{key: origin.get(key) for key in ("created", "lit_extract")},

@@ -38,7 +38,7 @@ class Loaded:
 def loading_noted() -> Iterator[Loaded]:
     """Note what each ``load_state_dict`` leaves out, whichever library calls it and however strictly.
 
-    Timm stops being strict when ``num_classes`` differs from the published one, and returns nothing that tells.
+    Timm stops being strict when ``num_classes`` differs from the published one, and returns no report.
     Each tensor that is not missing was copied by name, and its shape was checked.
     """
     original, loaded = nn.Module.load_state_dict, Loaded()
@@ -57,7 +57,7 @@ def loading_noted() -> Iterator[Loaded]:
 
 
 def read_weights(file: str) -> Any:
-    """The content of a checkpoint, which is not trusted.
+    """Return the content of a checkpoint, which is not trusted.
 
     Raises:
         InputError: It can't be read, or is a pickle of more than tensors and plain values.
@@ -106,12 +106,12 @@ def unwrap(content: Any, own: set[str]) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _without(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The part of a wrapping module that is under this prefix; its siblings are not the model's."""
+    """Return the part of a wrapping module that is under this prefix; its siblings are not the model's."""
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
-    """Prefixes under which most of the model's names are found; none unless removing them finds more."""
+    """Return the prefixes under which most of the model's names are found; none unless removing them finds more."""
     best: list[str] = []
     most = len(own & weights.keys())
     for prefix in PREFIXES:
@@ -126,7 +126,7 @@ def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
 
 
 def tensors_behind(skeleton: nn.Module, layers: list[str], stop_after: str, input_size: list[int]) -> set[str]:
-    """Names of the parameters and buffers on which layers depend: those that a gradient reaches.
+    """Return the names of the parameters and buffers on which layers depend: those that a gradient reaches.
 
     Args:
         skeleton: The model, on the meta device.
@@ -159,9 +159,10 @@ def check_loaded(loaded: Loaded, needed: set[str], source: str, model: str) -> N
     if not loaded.happened:
         raise InputError(f"model.checkpoint: nothing was loaded from {source!r} for {model!r}")
     if missing := [name for name in loaded.missing if name in needed]:
+        instead = f", and has instead {name_some(loaded.unexpected, limit=3)}" if loaded.unexpected else ""
         raise InputError(
-            f"model.checkpoint: {source!r} does not fit {model!r}: it lacks {name_some(missing)}, which the layers need"
-            f"{_left_over(loaded.unexpected)}; check model.name and model.options"
+            f"model.checkpoint: {source!r} does not fit {model!r}: it has no {name_some(missing)}, which the layers "
+            f"need{instead}; check model.name and model.options"
         )
     kept_out = {name.partition(".")[0] for name in loaded.missing} | set(_NO_LAYER_NEEDS)
     unknown = [
@@ -174,7 +175,3 @@ def check_loaded(loaded: Loaded, needed: set[str], source: str, model: str) -> N
             f"model.checkpoint: {source!r} does not fit {model!r}, which has no place for {name_some(unknown)}; "
             "check model.name and model.options"
         )
-
-
-def _left_over(unexpected: list[str]) -> str:
-    return f", and has instead {name_some(unexpected, limit=3)}" if unexpected else ""

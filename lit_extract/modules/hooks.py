@@ -20,14 +20,14 @@ def capture(
 ) -> Iterator[dict[str, Tensor]]:
     """Collect ``pool(output)`` of named modules during the forward pass in the ``with`` block.
 
-    Pooling runs inside the hook, so that no more than one layer's tokens are held. Hooks leave with
-    the block, whatever happens in it.
+    Pooling runs inside the hook, so that no more than one layer's tokens are in memory. Hooks are removed at the end
+    of the block, whatever happens in it.
 
     Args:
         layers: Module of each layer to capture, by the layer's name.
         pool: From a layer's output, (B, T, D), to what is kept.
         last: The layer after which the forward pass stops, leaving the ``with`` block; the layers
-            behind it, the final norm and the head are then never computed.
+            after it, the final norm and the head are then never computed.
         entrances: Modules of which the input is captured instead, as the embeddings before the first
             block.
 

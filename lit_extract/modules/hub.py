@@ -1,4 +1,4 @@
-"""Which commit on the Hugging Face hub a name stands for. No torch here."""
+"""Find the commit on the Hugging Face hub that a name stands for. No torch here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ COMMIT = "[0-9a-f]{40}"
 
 
 def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> str:
-    """The commit a revision stands for: asked of the hub, else of the local cache.
+    """Return the commit that a revision stands for, from the hub, else from the local cache.
 
     Args:
         repository: On the hub.

@@ -14,25 +14,22 @@ from torch.nn import functional
 
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.timing import stopwatch
-from lit_extract.common.untrusted import shorten
 from lit_extract.modules.base import Extractor
-from lit_extract.modules.causality import check_causal, probe_tokens
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.options import split_options
-from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, full_columns, pool_text
-from lit_extract.modules.precision import ieee_float32, in_float32
-from lit_extract.modules.pretrained import check_complete, load_pretrained
-from lit_extract.modules.selection import check_pools, select_blocks
-from lit_extract.modules.weights import (
-    check_shards,
-    config_sha256,
-    default_float32,
-    on_cpu_in_float32,
-    widest_output,
+from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns, pool_text
+from lit_extract.modules.pretrained import (
+    check_config,
+    create_random,
+    create_skeleton,
+    find_blocks,
+    load_pretrained,
+    split_options,
 )
+from lit_extract.modules.probe import check_model
+from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
+from lit_extract.modules.weights import check_shards, config_sha256, widest_output
 
 LOGITS_BYTES = 256 * 2**20
-MAX_LAYERS, MAX_WIDTH = 1000, 2**20  # far more than models have; layers are made one by one to know their shapes
 
 
 class LanguageExtractor(Extractor):
@@ -54,7 +51,7 @@ class LanguageExtractor(Extractor):
             knows is the tokenizer's, such as {add_bos_token: true}.
         pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file.
         layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings,
-            then blocks, of which the last is behind the final norm), or the indices of some blocks;
+            then blocks, of which the last is after the final norm), or the indices of some blocks;
             negative ones count from the end.
         exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models; "first":
             leave out the first token whatever it is, for tokenizers without BOS, such as Qwen's and GPT-2's.
@@ -78,7 +75,7 @@ class LanguageExtractor(Extractor):
         revision: str | None = None,
         options: dict[str, Any] | None = None,
         pool: LanguagePooling | list[LanguagePooling] = "avg",
-        layers: Literal["blocks", "hidden_states"] | list[int] = "blocks",
+        layers: LanguageLayers | list[int] = "blocks",
         exclude_bos: bool | Literal["first"] = False,
         loss: bool = False,
         tokenizer: str | None = None,
@@ -94,7 +91,7 @@ class LanguageExtractor(Extractor):
         self._from = {"trust_remote_code": trust_remote_code, **self.options}
         if not self.local_checkpoint():
             self._from["revision"] = self.commit
-        self.pools = check_pools(pool, LANGUAGE_POOLINGS, LANGUAGE_POOLINGS, "")
+        self.pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
         self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
         self.config = self._load_config()
@@ -102,20 +99,23 @@ class LanguageExtractor(Extractor):
             getattr(self.config, "attn_logit_softcapping", None) is not None
             and "attn_implementation" not in self.options
         ):
-            # transformers' default attention leaves Gemma-2's soft cap out without a word
+            # transformers' default attention silently leaves out Gemma-2's soft cap
             self.options["attn_implementation"] = "eager"
-        skeleton = self._create_skeleton()
+        skeleton = create_skeleton(self.config, self._settings, name)
         if skeleton.get_output_embeddings() is None or not hasattr(skeleton.get_input_embeddings(), "weight"):
             raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings or no head of tokens")
         blocks = find_blocks(skeleton, self.config.num_hidden_layers)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
         self.n_dim = int(self.config.hidden_size)
         self.block_width = widest_output(blocks[0])
-        self.layers, self._hooked, self._stop_after = _choose_layers(layers, len(blocks))
-        if "norm" in self.layers and _output_width(skeleton) != self.n_dim:
+        self.layers = select_layers(layers, len(blocks), LANGUAGE_LAYERS)
+        self._needs_end = loss or NORM in self.layers
+        self._hooked = blocks_among(self.layers)
+        width = int(skeleton.get_output_embeddings().in_features)  # what the head takes
+        if NORM in self.layers and width != self.n_dim:
             raise InputError(
-                f"model.layers: the last hidden state of {name!r} has {_output_width(skeleton)} dimensions, its blocks "
-                f"have {self.n_dim}; use layers: blocks"
+                f"model.layers: the last hidden state of {name!r} has {width} dimensions, its blocks have "
+                f"{self.n_dim}; use layers: blocks"
             )
         self.preprocessing = {
             "tokenizer": backend,
@@ -128,7 +128,7 @@ class LanguageExtractor(Extractor):
         self._model: list[Any] = []
 
     def provenance(self) -> dict[str, Any]:
-        """What about the model changes the numbers."""
+        """Return what about the model changes the numbers."""
         own = {"source": self.source, "exclude_bos": self.exclude_bos, "loss": self.loss}
         if self.local_checkpoint():
             del own["source"]  # the same weights elsewhere are the same weights
@@ -148,7 +148,7 @@ class LanguageExtractor(Extractor):
             return
         if self._from["trust_remote_code"]:
             raise InputError(
-                f"model.trust_remote_code: the features that are there are of commit {self.commit}, whose code would "
+                f"model.trust_remote_code: the features to resume are of commit {self.commit}, whose code would "
                 f"run; if you trust it, pass --model.revision {self.commit}"
             )
         self._from["revision"] = self.commit
@@ -172,46 +172,48 @@ class LanguageExtractor(Extractor):
         random: dict[str, str] = {}
         with stopwatch("weights"):
             if self.untrained:
-                model = self._random_model(device, dtype)
+                model = create_random(self.config, self._settings, self.seed, dtype, device)
             else:
-                model, random = self._trained_model(device, dtype)
+                try:
+                    model, random = load_pretrained(self.source, self._settings, dtype, device)
+                except Exception as error:  # of the hub, the network, the disk and the format
+                    raise self._unavailable(error) from error
         model.eval().requires_grad_(False)
-        self._probe(model, random)
+        last = None if self._needs_end else max(self._hooked.values())
+        check_model(self.model_name, self.source, model, random, last, self.loss)
         self._model.append(model)
 
     @property
     def model(self) -> Any:
-        """The causal language model, with its head."""
+        """Return the causal language model, with its head."""
         assert self._model, "configure_model() loads the model"
         return self._model[0]
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tokens (B, T), padded on the right, to pooled activations (B, P, L, D) float32, and the extras (B,)."""
+        """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L, D) float32 and extras (B,)."""
         mask = inputs["attention_mask"].bool()
         base = self.model.base_model
         blocks = find_blocks(base, self.config.num_hidden_layers)
         pooled_tokens = mask.clone()
         pooled_tokens[:, 0] &= not self.exclude_bos
-
         full = full_columns(pooled_tokens)
 
         def pool(hidden: Tensor) -> Tensor:
             return torch.stack([pool_text(hidden, pooling, pooled_tokens, full) for pooling in self.pools], dim=1)
 
-        needs_end = self.loss or "norm" in self.layers
         output = None
         with capture(
-            {f"blocks.{k}": blocks[k] for k in self._hooked},
+            {layer: blocks[k] for layer, k in self._hooked.items()},
             pool,
-            last=None if needs_end else self._stop_after,
-            entrances={"embeddings": blocks[0]} if "embeddings" in self.layers else None,
+            last=None if self._needs_end else max(self._hooked, key=self._hooked.__getitem__),
+            entrances={EMBEDDINGS: blocks[0]} if EMBEDDINGS in self.layers else None,
         ) as pooled:
             # No attention mask: padding is on the right, where a causal model never looks, and without
             # one the fast attention kernels can run.
             output = base(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
-        if "norm" in self.layers:
+        if NORM in self.layers:
             assert output is not None
-            pooled["norm"] = pool(output)
+            pooled[NORM] = pool(output)
         outputs = {
             "feats": torch.stack([pooled[layer] for layer in self.layers], dim=2),
             "n_tokens": mask.sum(dim=1),
@@ -233,21 +235,27 @@ class LanguageExtractor(Extractor):
 
     @property
     def loaded(self) -> nn.Module | None:
-        """The model with its weights and its head, once it is loaded."""
+        """Return the model with its weights and its head, once it is loaded."""
         return self._model[0] if self._model else None
 
     def local_checkpoint(self) -> str | None:
-        """The folder, when the weights are local."""
+        """Return the folder, when the weights are local."""
         return self.source if os.path.exists(self.source) else None  # noqa: PTH110 (Path's raises if it is too long)
 
     def weights_source(self) -> tuple[str, Sequence[str]]:
-        """The repository on the hub."""
+        """Return the repository on the hub."""
         return self.source, ["config.json"]
 
-    def _losses(self, hidden: Tensor, input_ids: Tensor, mask: Tensor, n_bytes: Tensor) -> dict[str, Tensor]:
-        """Loss (nats a predicted token) and bits per byte of each row (B,), from the last hidden state (B, T, D).
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Return the arguments of from_pretrained as they are now: options may have got another attention."""
+        known = (*self._from, "attn_implementation")
+        return {**self._from, **{name: value for name, value in self.options.items() if name in known}}
 
-        A few tokens' logits at a time: (B, T, V) is never held. The first token is not predicted; a row of
+    def _losses(self, hidden: Tensor, input_ids: Tensor, mask: Tensor, n_bytes: Tensor) -> dict[str, Tensor]:
+        """Return loss (nats a predicted token) and bits per byte of each row (B,), from the last states (B, T, D).
+
+        A few tokens' logits at a time: (B, T, V) is never in memory. The first token is not predicted; a row of
         one token has no loss: NaN.
         """
         predicted = mask[:, 1:]
@@ -279,90 +287,13 @@ class LanguageExtractor(Extractor):
         except Exception as error:  # of the hub, the network, the disk and the format
             raise self._unavailable(error) from error
         self._from, self._tokenizer_options = split_options(self._from, unused)
-        for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
-            value = getattr(config, field, None)
-            if isinstance(value, int) and not 1 <= value <= most:
-                raise InputError(
-                    f"model.name: the configuration of {self.model_name!r} has {field} {shorten(value)}, which must be "
-                    f"1 to {most:,}"
-                )
-            if not isinstance(value, int):
-                parts = [part for part in getattr(config, "sub_configs", {}) if hasattr(config, part)]
-                of_parts = f", being composed of {', '.join(parts)}" if parts else ""
-                raise InputError(
-                    f"model.name: the configuration of {self.model_name!r} ({config.model_type}) has no one "
-                    f"{field}{of_parts}, which is not supported; choose a plain causal language model"
-                )
+        check_config(config, self.model_name)
         for unsupported in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
             if self.loss and getattr(config, unsupported, None) not in (None, 1, 1.0):
                 raise InputError(
                     f"model.loss: {self.model_name!r} scales its logits ({unsupported}), which is not supported"
                 )
         return config
-
-    def _create_skeleton(self) -> Any:
-        """The model without memory behind its weights, for its shape."""
-        try:
-            with torch.device("meta"):
-                return self._from_config()
-        except Exception as error:  # of the model's own code, which has configurations it was not written for
-            raise InputError(
-                f"model.name: transformers can't make a causal language model of {self.model_name!r}: "
-                f"{type(error).__name__}: {one_line(error)}"
-            ) from error
-
-    def _random_model(self, device: torch.device, dtype: torch.dtype) -> Any:
-        with on_cpu_in_float32(self.seed):
-            model = self._from_config()
-        for parameter in model.parameters():  # not buffers: rotary frequencies stay float32
-            parameter.data = parameter.data.to(device, dtype)
-        return model.to(device)
-
-    def _from_config(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        attention = {k: v for k, v in self.options.items() if k == "attn_implementation"}
-        return AutoModelForCausalLM.from_config(
-            self.config, trust_remote_code=self._from["trust_remote_code"], dtype=torch.float32, **attention
-        )
-
-    def _trained_model(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, dict[str, str]]:
-        # options may have got another attention since
-        own = {key: value for key, value in self.options.items() if key in self._from or key == "attn_implementation"}
-        try:
-            return load_pretrained(self.source, {**self._from, **own}, dtype, device)
-        except Exception as error:  # of the hub, the network, the disk and the format
-            raise self._unavailable(error) from error
-
-    def _probe(self, model: Any, random: dict[str, str]) -> None:
-        """See, by two short texts, that the forward pass works, is causal, and needs no weights that are random."""
-        base = model.base_model
-        blocks = find_blocks(base, self.config.num_hidden_layers)
-        needs_end = self.loss or "norm" in self.layers
-        last = len(blocks) - 1 if needs_end else max(self._hooked)
-        names = [f"blocks.{k}" for k in range(last + 1)]
-        vocabulary = len(model.get_input_embeddings().weight)
-        texts = probe_tokens(vocabulary, self.preprocessing["context"])
-
-        def states_of(ids: Tensor) -> list[Tensor]:
-            wanted = dict(zip(names, blocks, strict=False))
-            with capture(wanted, Tensor.clone, last=None if needs_end else names[-1]) as states:
-                base(input_ids=ids.to(model.device), use_cache=False)
-            return [states[name] for name in names]
-
-        with torch.no_grad(), default_float32():
-            try:
-                states_of(texts[0])
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # of the model's own code
-                raise InputError(
-                    f"model.name: the forward pass of {self.model_name!r} fails: {type(error).__name__}: "
-                    f"{one_line(error)}"
-                ) from error
-            check_complete(self.source, model, random, last, lambda: states_of(texts[0]), self.loss)
-            with ieee_float32(), in_float32(base):
-                check_causal(self.model_name, states_of, texts)
 
     def _unavailable(self, error: Exception) -> InputError:
         if self.local_checkpoint():
@@ -373,35 +304,7 @@ class LanguageExtractor(Extractor):
         return InputError(f"model.name: {self.model_name!r} can't be loaded from {self.source!r}: {what} ({reason})")
 
 
-def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
-    """The list of transformer blocks: the first module list that is as long as the configuration says.
-
-    Raises:
-        InputError: There is none.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
-            return module
-    raise InputError(f"model.name: {type(model).__name__} has no list of {n_blocks} blocks")
-
-
-def _choose_layers(
-    layers: Literal["blocks", "hidden_states"] | list[int], n_blocks: int
-) -> tuple[list[str], list[int], str]:
-    """Names of the wanted layers, the blocks to hook, and the block after which nothing is wanted."""
-    if layers == "hidden_states":
-        hooked = list(range(n_blocks - 1))
-        return ["embeddings", *(f"blocks.{k}" for k in hooked), "norm"], hooked, ""
-    chosen = select_blocks(layers, n_blocks)
-    return [f"blocks.{k}" for k in chosen], chosen, f"blocks.{max(chosen)}"
-
-
-def _output_width(skeleton: Any) -> int:
-    """Width of the last hidden state, which is what the head takes."""
-    return int(skeleton.get_output_embeddings().in_features)
-
-
 def _bos_id(config: Any) -> int | None:
-    """The BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
+    """Return the BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
     bos, eos = getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)
     return bos if isinstance(bos, int) and bos not in (eos if isinstance(eos, list) else [eos]) else None

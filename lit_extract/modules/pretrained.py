@@ -1,13 +1,105 @@
-"""A causal language model as Hugging Face loads it, and proof that its weights came from the checkpoint."""
+"""A causal language model as Hugging Face has it: configuration, options, blocks, and weights proven to be loaded."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import shorten
+from lit_extract.modules.weights import on_cpu_in_float32
+
+MAX_LAYERS, MAX_WIDTH = 1000, 2**20  # far more than models have; layers are made one by one to know their shapes
+
+# Hugging Face's loaders of a configuration and of weights take these without naming them in the configuration.
+_WEIGHTS = frozenset(
+    "allow_all_kernels attn_implementation cache_dir device_map disable_mmap experts_implementation force_download "
+    "fusion_config gguf_file ignore_mismatched_sizes key_mapping kernel_config local_files_only max_memory "
+    "offload_buffers offload_folder quantization_config subfolder token tp_plan tp_size use_kernels use_safetensors "
+    "variant weights_only".split()
+)
+_OF_BOTH = ("trust_remote_code", "revision", "gguf_file", "subfolder")
+
+
+def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide the arguments of from_pretrained between the model and its tokenizer.
+
+    An option is the model's when its configuration has a field of that name or when it is about loading weights. All
+    others are the tokenizer's, which refuses what it does not know.
+
+    Args:
+        options: All of them.
+        unused: Names that the configuration has no field for.
+
+    Returns:
+        Those of the configuration and the weights; those of the tokenizer, with those that locate files.
+    """
+    known = {name for name in options if name not in unused or name in _WEIGHTS or name in _OF_BOTH}
+    model = {name: value for name, value in options.items() if name in known}
+    tokenizer = {name: value for name, value in options.items() if name not in known or name in _OF_BOTH}
+    return model, tokenizer
+
+
+def check_config(config: Any, name: str) -> None:
+    """Raise InputError unless a configuration is of one plain model, of a size that can be built."""
+    for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
+        value = getattr(config, field, None)
+        what = f"model.name: the configuration of {name!r}"
+        if isinstance(value, int) and not 1 <= value <= most:
+            raise InputError(f"{what} has {field} {shorten(value)}, which must be 1 to {most:,}")
+        if not isinstance(value, int):
+            parts = [part for part in getattr(config, "sub_configs", {}) if hasattr(config, part)]
+            of_parts = f", being composed of {', '.join(parts)}" if parts else ""
+            raise InputError(
+                f"{what} ({config.model_type}) has no one {field}{of_parts}, which is not supported; choose a plain "
+                "causal language model"
+            )
+
+
+def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
+    """Return the list of transformer blocks: the first module list that is as long as the configuration says.
+
+    Raises:
+        InputError: There is none.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
+            return module
+    raise InputError(f"model.name: {type(model).__name__} has no list of {n_blocks} blocks")
+
+
+def create_skeleton(config: Any, settings: Mapping[str, Any], name: str) -> Any:
+    """Return a model without memory for its weights.
+
+    Raises:
+        InputError: It can't be made.
+    """
+    try:
+        with torch.device("meta"):
+            return _from_config(config, settings)
+    except Exception as error:  # of the model's own code, which has configurations it was not written for
+        raise InputError(
+            f"model.name: transformers can't make a causal language model of {name!r}: {type(error).__name__}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def create_random(config: Any, settings: Mapping[str, Any], seed: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return a model with random weights, which depend on the seed alone."""
+    with on_cpu_in_float32(seed):
+        model = _from_config(config, settings)
+    for parameter in model.parameters():  # not buffers: rotary frequencies stay float32
+        parameter.data = parameter.data.to(device, dtype)
+    return model.to(device)
+
+
+def _from_config(config: Any, settings: Mapping[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    known = {name: value for name, value in settings.items() if name in ("attn_implementation", "trust_remote_code")}
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **known)
 
 
 def load_pretrained(
@@ -40,63 +132,3 @@ def load_pretrained(
         if tensor.is_meta:
             random.setdefault(name, "missing")
     return model, random
-
-
-def check_complete(
-    source: str, model: Any, random: dict[str, str], last_block: int, run: Callable[[], object], needs_head: bool
-) -> None:
-    """Refuse a model if the requested layers depend on weights that did not come from the checkpoint.
-
-    They do not depend on the head (without a loss), on blocks after the last requested one, nor on a norm outside
-    the blocks that a forward pass does not reach.
-
-    Args:
-        source: Where the model is from.
-        model: With its head.
-        random: From :func:`load_pretrained`.
-        last_block: Index of the last block that is needed.
-        run: A forward pass as the run will do it.
-        needs_head: Whether the loss is asked for.
-
-    Raises:
-        InputError: It lacks some; they are named.
-    """
-    if not random:
-        return
-    from lit_extract.modules.language import find_blocks
-
-    base = model.base_model
-    blocks = find_blocks(base, model.config.num_hidden_layers)
-    unneeded = [block for k, block in enumerate(blocks) if k > last_block]
-    if not needs_head and (head := model.get_output_embeddings()) is not None:
-        unneeded.append(head)
-    reached = _modules_of(run, base)
-    inside = set(blocks.modules())
-    unneeded += [
-        module
-        for module in base.modules()
-        if "norm" in type(module).__name__.lower() and module not in inside and module not in reached
-    ]
-    skipped = {module for outer in unneeded for module in outer.modules()}
-    lacking = [
-        f"{name} ({reason})"
-        for name, reason in sorted(random.items())
-        if model.get_submodule(name.rpartition(".")[0]) not in skipped
-    ]
-    if lacking:
-        raise InputError(
-            f"model.checkpoint: {source!r} lacks the weights {name_some(lacking)}, which would be random; give a "
-            "checkpoint that has them"
-        )
-
-
-def _modules_of(run: Callable[[], object], base: nn.Module) -> set[nn.Module]:
-    """The modules that a forward pass runs."""
-    reached: set[nn.Module] = set()
-    handles = [m.register_forward_pre_hook(lambda module, _: reached.add(module)) for m in base.modules()]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return reached

@@ -1,4 +1,4 @@
-"""models.yml -> model entries."""
+"""Read ``models.yml``."""
 
 import difflib
 import os
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate
 
-KINDS = ("vision", "language")
+KINDS = {"vision": "VisionExtractor", "language": "LanguageExtractor"}  # of models, and who extracts their features
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -41,7 +41,7 @@ class ModelEntry:
 
 
 def default_models_file() -> Path:
-    """``models.yml`` of the working directory, else the one shipped with the package."""
+    """Return ``models.yml`` of the working directory, else the one shipped with the package."""
     candidates = [Path("models.yml"), _PACKAGE / "models.yml", _PACKAGE.parent / "models.yml"]
     return next((path for path in candidates if path.is_file()), candidates[-1])
 
@@ -72,7 +72,7 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
 
 
 def own_name(name: str) -> str:
-    """A model's name without the place where a local folder lies; others are returned as they are.
+    """Return a model's name without the place where a local folder lies; other names are returned as they are.
 
     Raises:
         InputError: The folder has no name of its own.
@@ -87,21 +87,13 @@ def own_name(name: str) -> str:
     raise InputError(f"model.name: the folder {path!r} has no name to call the features by")
 
 
-def is_timm_name(name: str) -> bool:
-    """Return whether timm has an architecture, or trained weights, of this name; an address or a path is none."""
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    return timm.is_model(architecture) and (not tag or timm.is_model_pretrained(name))
-
-
 def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEntry | None:
-    """The entry called ``name``, or None when the file does not list it."""
+    """Return the entry called ``name``, or None when the file does not list it."""
     return next((entry for entry in read_models(path)[kind] if entry.name == name), None)
 
 
 def matching_models(kind: str, models: str | Path | None = None, match: str | None = None) -> list[ModelEntry]:
-    """The entries of one kind, in the order of the file.
+    """Return the entries of one kind, in the order of the file.
 
     Args:
         kind: "vision" or "language".
@@ -123,7 +115,7 @@ def matching_models(kind: str, models: str | Path | None = None, match: str | No
 
 
 def unknown_model(name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that nobody knows, with the closest names that exist."""
+    """Return the error for an unknown name, with the closest names that exist."""
     close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
     hint = f"; did you mean {name_some(close)}?" if close else "; timm.list_models('vit*') lists what there is"
     return InputError(f"model.name: no model is called {name!r}{hint}")

@@ -1,23 +1,56 @@
-"""Which layers and poolings: pure functions of what was asked for and what the model has."""
+"""Which layers: pure functions of what was asked for and of how many blocks the model has.
 
-from collections.abc import Sequence
-from typing import Literal
+``blocks.0``, ``blocks.1``, … are the outputs of the blocks. Language models also have ``embeddings``, what the first
+block gets, and ``norm``, what the backbone returns: the output of the last block after the final norm.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from lit_extract.common.errors import InputError, name_some
 
+EMBEDDINGS, NORM = "embeddings", "norm"
+_BLOCK = "blocks."
 
-def select_blocks(layers: Literal["blocks"] | list[int], n_blocks: int) -> list[int]:
-    """Indices of the wanted blocks, from 0 to ``n_blocks`` - 1, in the order asked for.
+
+def all_blocks(n_blocks: int) -> list[str]:
+    """Return the names of all blocks."""
+    return [f"{_BLOCK}{k}" for k in range(n_blocks)]
+
+
+def _hidden_states(n_blocks: int) -> list[str]:
+    return [EMBEDDINGS, *all_blocks(n_blocks - 1), NORM]
+
+
+# What --model.layers may be besides indices of blocks, and the layers that it means.
+VISION_LAYERS = {"blocks": all_blocks}
+LANGUAGE_LAYERS = {"blocks": all_blocks, "hidden_states": _hidden_states}
+
+if TYPE_CHECKING:
+    VisionLayers: TypeAlias = str
+    LanguageLayers: TypeAlias = str
+else:
+    VisionLayers = Literal[tuple(VISION_LAYERS)]
+    LanguageLayers = Literal[tuple(LANGUAGE_LAYERS)]
+
+
+def select_layers(
+    layers: str | Sequence[int], n_blocks: int, known: Mapping[str, Callable[[int], list[str]]]
+) -> list[str]:
+    """Return the names of the wanted layers, in the order asked for.
 
     Args:
-        layers: "blocks" for all, or indices; -1 is the last block.
+        layers: One of ``known``, or indices of blocks; -1 is the last block.
         n_blocks: How many the model has.
+        known: ``VISION_LAYERS`` or ``LANGUAGE_LAYERS``.
 
     Raises:
-        InputError: An index out of range, the same block twice, or none.
+        InputError: Unknown layers, an index out of range, the same block twice, or none.
     """
-    if layers == "blocks":
-        return list(range(n_blocks))
+    if isinstance(layers, str):
+        if layers not in known:
+            raise InputError(f"model.layers: {layers!r} must be {' or '.join(known)}, or a list of indices of blocks")
+        return known[layers](n_blocks)
     if outside := [k for k in layers if not -n_blocks <= k < n_blocks]:
         raise InputError(
             f"model.layers: {name_some([str(k) for k in outside])} out of range; the model has {n_blocks} blocks, "
@@ -25,26 +58,10 @@ def select_blocks(layers: Literal["blocks"] | list[int], n_blocks: int) -> list[
         )
     chosen = [k % n_blocks for k in layers]
     if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError(f"model.layers: {layers} must name at least one block, and none twice")
-    return chosen
+        raise InputError(f"model.layers: {list(layers)} must name at least one block, and none twice")
+    return [f"{_BLOCK}{k}" for k in chosen]
 
 
-def check_pools(pool: str | Sequence[str], known: Sequence[str], allowed: Sequence[str], reason: str) -> list[str]:
-    """The wanted poolings as a list.
-
-    Args:
-        pool: One, or several.
-        known: All that there are.
-        allowed: Those that the model can give.
-        reason: Why it can't give the others.
-
-    Raises:
-        InputError: An unknown pooling, one that the model can't give, the same twice, or none.
-    """
-    pools = [pool] if isinstance(pool, str) else list(pool)
-    if not pools or len(set(pools)) < len(pools) or not set(pools) <= set(known):
-        raise InputError(f"model.pool: {pool!r} must be one or more of {', '.join(allowed)}, none twice")
-    if refused := [p for p in pools if p not in allowed]:
-        what = name_some([repr(p) for p in refused])
-        raise InputError(f"model.pool: {reason}, so it can't give {what}; allowed: {', '.join(allowed)}")
-    return pools
+def blocks_among(layers: Sequence[str]) -> dict[str, int]:
+    """Return the index of each layer that is the output of a block, by its name."""
+    return {layer: int(layer.removeprefix(_BLOCK)) for layer in layers if layer.startswith(_BLOCK)}

@@ -1,4 +1,4 @@
-"""Which weights a model has, and how they are made."""
+"""Hash weights, check where they are, and make random ones."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import MAX_RECORD_BYTES, OneName, read_regular, validate_json
 
-# What is in a local model folder besides these (logs, optimizer states) does not change the numbers.
+# What else is in a local model folder (logs, optimizer states) does not change the numbers.
 _MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".json", ".model", ".txt", ".py")
 
 
 def path_sha256(path: str | Path) -> str:
-    """Hash of a weights file, or of all model files in a folder."""
+    """Return a hash of a weights file, or of all model files in a folder."""
     path = Path(path)
     if path.is_file():
         with path.open("rb") as file:
@@ -37,7 +37,7 @@ def widest_output(block: nn.Module) -> int:
 
 
 def check_shards(folder: str | Path) -> None:
-    """See that a local model's weights, when an index says in which files they are, are in its own folder.
+    """Check that the weights of a local model that has an index of their files are in its own folder.
 
     Raises:
         InputError: The index is damaged, or names a path: what is read then is not what :func:`path_sha256` is of.
@@ -59,14 +59,14 @@ _INDEX = TypeAdapter(_Index)
 
 
 def config_sha256(config: Any) -> str:
-    """Hash of an architecture, without what does not shape the model."""
+    """Return a hash of an architecture, without what does not shape the model."""
     known = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype")}
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextmanager
 def default_float32() -> Iterator[None]:
-    """New tensors are float32, also where Lightning's precision says otherwise."""
+    """Make new tensors float32, also where Lightning's precision has another default."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

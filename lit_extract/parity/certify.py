@@ -22,6 +22,7 @@ from lit_extract.parity.language import LanguageReference
 from lit_extract.parity.reference import Recomputed, Reference
 from lit_extract.parity.vision import VisionReference
 from lit_extract.storage.features import Features, load_features
+from lit_extract.storage.provenance import kind_of
 
 OTHERS = 64  # rows that stand for all others in the distances between stimuli
 
@@ -49,7 +50,7 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
         raise InputError("parity: none of its rows is finite")
     generator = random.Random(seed)
     rows, others = (sorted(generator.sample(good, min(count, len(good)))) for count in (k, OTHERS))
-    kind = LanguageReference if "tokens_sha256" in features.provenance else VisionReference
+    kind = LanguageReference if kind_of(features.provenance) == "language" else VisionReference
     try:
         reference: Reference = kind(features, settings)
         again = reference.recompute(rows)

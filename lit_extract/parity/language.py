@@ -17,7 +17,7 @@ from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import load_captions
 from lit_extract.datasets.ids import id_key
-from lit_extract.modules.options import split_options
+from lit_extract.modules.pretrained import split_options
 from lit_extract.modules.weights import check_shards, config_sha256, on_cpu_in_float32
 from lit_extract.parity.provenance_form import UNTRAINED
 from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights

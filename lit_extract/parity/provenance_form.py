@@ -21,10 +21,12 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import OneName, ShortText, shorten, validate
 from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
+from lit_extract.modules.architecture import is_timm_name
 from lit_extract.modules.hub import COMMIT
 from lit_extract.modules.pooling import LanguagePooling, VisionPooling
-from lit_extract.modules.registry import ModelEntry, is_timm_name, read_models
+from lit_extract.modules.registry import ModelEntry, read_models
 from lit_extract.parity.certificate import RebuildSettings
+from lit_extract.storage.provenance import kind_of
 
 UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
 
@@ -128,7 +130,7 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
     Raises:
         InputError: They are not; or the model is none that models.yml lists or timm has, and the user does not name it.
     """
-    kind = "language" if "tokens_sha256" in provenance else "vision"
+    kind = kind_of(provenance)
     known = validate(_FORMS[kind].provenance, dict(provenance), "provenance")
     validate(_FORMS[kind].layers, layers, "layers")
     weights, source = known["weights"], known.get("source")

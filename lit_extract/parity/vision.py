@@ -45,7 +45,7 @@ class VisionReference(Reference):
             if id_key(ours) != id_key(other):
                 ours, other = shorten(repr(ours)), shorten(repr(other))
                 raise InputError(f"row {row} of the file is stimulus {ours}, but of the dataset {other}")
-        check_sizes(n_bytes_sha256, table.image_sizes(stimuli))
+        check_sizes(n_bytes_sha256, [stat.st_size for stat in table.image_stats(stimuli)])
         self.paths: list[str] = stimuli["image"].tolist()
         self.image_rows: list[int] | None = stimuli["image_row"].tolist() if "image_row" in stimuli else None
 

@@ -11,6 +11,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage.features import Features, load_features
 from lit_extract.storage.places import is_folder, is_there
+from lit_extract.storage.provenance import kind_of
 
 FEWEST_STIMULI = 4  # U-centring divides by n - 3
 MOST_DIMENSIONS = 2**15  # twice those of the largest model, so that a sample of its rows fits into memory
@@ -32,7 +33,7 @@ class Source:
     @property
     def kind(self) -> str:
         """Return ``vision`` or ``language``."""
-        return "language" if "tokens_sha256" in self.features.provenance else "vision"
+        return kind_of(self.features.provenance)
 
     @property
     def is_untrained(self) -> bool:

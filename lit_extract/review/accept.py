@@ -104,7 +104,7 @@ def dataset_of(source: Path, captions: pd.DataFrame) -> str:
     Raises:
         InputError: Neither does.
     """
-    by_column = next((module.NAME for column, module in ID_COLUMNS.items() if column in captions.columns), None)
+    by_column = next((dataset.name for column, dataset in ID_COLUMNS.items() if column in captions.columns), None)
     found = by_column or read_sidecar(source).get("provenance", {}).get("dataset")
     if not found:
         raise InputError(f"dataset: {str(source)!r} does not say what it has captions of; give --dataset NAME")

@@ -8,8 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.datasets import load_dataset, table
-from lit_extract.datasets.captions import id_column_of
+from lit_extract.datasets import DATASETS, load_dataset, table
 from lit_extract.datasets.decode import Reading, read_stimulus
 from lit_extract.datasets.ids import id_key
 
@@ -77,7 +76,7 @@ def find_images(
         InputError: No such dataset, no column with its ids, or none of them is in it.
     """
     stimuli = load_dataset(dataset, root)
-    candidates = [name for name in (id_column_of(dataset), "stimulus_id") if name]
+    candidates = (DATASETS[dataset].id_column, "stimulus_id")
     column = next((name for name in candidates if name in captions.columns), None)
     if column is None:
         raise InputError(

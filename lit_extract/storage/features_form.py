@@ -25,6 +25,7 @@ from lit_extract.storage.layout import (
     MAX_TOKENS,
     check_format,
 )
+from lit_extract.storage.provenance import kind_of
 from lit_extract.storage.rounding import NOTE
 
 MEANS = ("loss", "bpb")  # of captions, over stimuli; the rows are row_<name>
@@ -214,7 +215,7 @@ def rows_text(rows: Iterable[int]) -> str:
 def _wrong_extras(content: Mapping[str, Any], n: int, of_today: bool) -> list[str]:
     """Of what a file may have besides, and of what captions have today: the mask, and losses that were asked for."""
     provenance = content["metadata"]["provenance"]
-    is_of_captions = of_today and "tokens_sha256" in provenance
+    is_of_captions = of_today and kind_of(provenance) == "language"
     forms: dict[str, tuple[str, int]] = {"mask": ("|u1", 2), INPUTS: ("<i8", 2)}
     forms |= {f"row_{name}": ("<f4", 1) for name in MEANS}
     has_loss = any(f"row_{name}" in content for name in MEANS) or (is_of_captions and provenance.get("loss"))

@@ -10,6 +10,11 @@ STIMULI = "stimuli_sha256"
 _LONGEST = 60
 
 
+def kind_of(provenance: Mapping[str, Any]) -> str:
+    """Return the kind of model that features are of, ``vision`` or ``language``: those of captions have tokens."""
+    return "language" if "tokens_sha256" in provenance else "vision"
+
+
 def differing(
     old: Mapping[str, Any], new: Mapping[str, Any], old_root: str | None = None, new_root: str | None = None
 ) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from lit_extract.commands.config import read_config
 from lit_extract.common.errors import InputError
 from lit_extract.jobs.relay import Advance
-from lit_extract.modules.registry import matching_models
+from lit_extract.modules.registry import KINDS, matching_models
 
-KIND_OF_CLASS = {"VisionExtractor": "vision", "LanguageExtractor": "language"}
+KIND_OF_CLASS = {extractor: kind for kind, extractor in KINDS.items()}
 
 WAITING, RUNNING, STOPPED, FAILED = "waiting", "running", "stopped", "failed"
 DONE, ALREADY_DONE, BAD_ROWS = "done", "already done", "bad rows"

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from lit_extract.common.errors import InputError
-from lit_extract.datasets import load_dataset, nsd
+from lit_extract.datasets import load_dataset
 from lit_extract.datasets.decode import open_image
-from lit_extract.datasets.table import image_sizes
+from lit_extract.datasets.table import image_stats
 
 IDS = [7, 2, 5]  # not sorted: rows must stay in the order of the index
 NSD = {
@@ -287,12 +287,12 @@ def test_missing_images_are_counted_and_the_first_named(tmp_path):
     write_index(tmp_path, "nsd.csv", {"nsd_id": ids, "name": ids, "path": [f"{i}.jpg" for i in ids]})
     table = load_dataset("nsd", tmp_path)
     with pytest.raises(InputError) as error:
-        image_sizes(table)
+        image_stats(table)
     message = str(error.value)
     assert message.startswith("8 of 9 images are missing")
     named = [str(tmp_path / f"{i}.jpg") in message for i in ids]
     assert named == [True, True, True, False, True, True, False, False, False]
-    assert image_sizes(table[table["nsd_id"] == 3]) == [4]
+    assert [stat.st_size for stat in image_stats(table[table["nsd_id"] == 3])] == [4]
 
 
 def test_tables_need_no_torch_and_the_package_needs_not_even_pandas():
@@ -320,7 +320,7 @@ def test_a_locked_brick_is_read(tmp_path):
         holder.stdout.readline()
         with pytest.raises(OSError, match="lock"):
             h5py.File(file, "r")
-        table, _ = nsd.load(tmp_path)
+        table = load_dataset("nsd", tmp_path)
         assert len(table) == 2
         assert np.array(open_image(str(file), 1)).tolist() == np.full((4, 4, 3), 7).tolist()
         holder.communicate(b"\n")

@@ -28,7 +28,8 @@ def test_links_to_other_folders_and_files_are_followed(tmp_path):
     assert load_dataset("folder", root)["path"].tolist() == ["a.png", "linked/b.png"]
 
 
-def test_what_is_ignored_is_counted_in_one_line(image_folder, capsys):
+def test_what_is_ignored_is_counted_in_one_line(image_folder, caplog):
+    caplog.set_level("INFO")
     for name in ("notes.txt", "more.TXT", "film.mp4", "README", "._photo.jpg", ".DS_Store"):
         (image_folder / name).touch()
     (image_folder / ".hidden").mkdir()
@@ -36,7 +37,7 @@ def test_what_is_ignored_is_counted_in_one_line(image_folder, capsys):
     data = ImageFolderDataModule(str(image_folder))
     data.setup()
     expected = "files that are no images are ignored: 1 .mp4, 2 .txt, 2 hidden, 1 without a suffix"
-    assert capsys.readouterr().out == f"{image_folder}: {expected}\n"
+    assert caplog.messages == [f"{image_folder}: {expected}"]
     assert not [path for path in data.stimuli["path"] if "hidden" in path]
 
 

@@ -49,7 +49,7 @@ def make_store(folder, model, pools=("cls",), prompt=None, shards=(0, 1, 2), bad
             "dataset": dataset,
             "subset": subset.removesuffix("-untrained"),
             "weights": "untrained" if untrained else "hub:x",
-            **({"prompt_name": prompt} if prompt else {}),
+            **({"prompt_name": prompt, "tokens_sha256": "0" * 64} if prompt else {}),
         },
         notes={
             "files": {pool: f"{stem}{pool}{ending}.pt" for pool in pools},

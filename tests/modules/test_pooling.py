@@ -3,11 +3,14 @@
 B batch, T tokens, D hidden size.
 """
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
-from lit_extract.modules.pooling import full_columns, pool_image, pool_text
+from lit_extract.common.errors import InputError
+from lit_extract.modules.pooling import VISION_POOLINGS, check_pools, full_columns, pool_image, pool_text
 
 
 def random_tokens(*shape, dtype=torch.float32):
@@ -98,3 +101,25 @@ def test_bf16_text_is_averaged_in_float32():
     pooled = pool_text(hidden, "avg", mask)
     assert pooled.dtype == torch.float32
     assert np.abs(pooled.numpy() - exact).max() < 1e-4
+
+
+def test_an_unknown_pooling_is_no_mean():
+    hidden = random_tokens(4, 5, 3)
+    with pytest.raises(KeyError, match="last"):
+        pool_image(hidden, "last", 1)
+    with pytest.raises(KeyError, match="cls"):
+        pool_text(hidden, "cls", MASK)
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ("max", "'max' must be one or more of avg, avg_all, none twice"),
+        (["avg", "avg"], "none twice"),
+        ([], "one or more of"),
+        (["avg", "cls"], "no class token, so it can't give 'cls'; allowed: avg, avg_all"),
+    ],
+)
+def test_poolings_that_can_not_be_given_are_refused(pool, message):
+    with pytest.raises(InputError, match=rf"^model.pool: .*{re.escape(message)}"):
+        check_pools(pool, VISION_POOLINGS, ["avg", "avg_all"], "it has no class token")

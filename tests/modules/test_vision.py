@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from lit_extract.common.errors import InputError
-from lit_extract.modules.selection import select_blocks
 from lit_extract.modules.vision import VisionExtractor
 
 TINY = "test_vit.r160_in1k"
@@ -149,28 +148,6 @@ def test_blocks_behind_the_last_wanted_one_are_not_run():
         block.register_forward_pre_hook(lambda *_, k=k: ran.append(k))
     features(extractor, images_for(extractor))
     assert ran == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [("blocks", [0, 1, 2, 3]), ([0], [0]), ([-1, 0], [3, 0]), ([3, 1, -2], [3, 1, 2])],
-)
-def test_select_blocks(layers, expected):
-    assert select_blocks(layers, 4) == expected
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([4], r"4 out of range; the model has 4 blocks, -4 to 3"),
-        ([-5, 9], r"-5, 9 out of range"),
-        ([1, -3], "none twice"),
-        ([], "at least one"),
-    ],
-)
-def test_select_blocks_refuses(layers, message):
-    with pytest.raises(InputError, match=message):
-        select_blocks(layers, 4)
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224.webli", "cait_xxs24_224.fb_dist_in1k"])
@@ -363,22 +340,23 @@ def wrapped(tmp_path, state, prefix="model."):
 
 
 @pytest.mark.parametrize("prefix", ["model.", "module.model.", "_orig_mod.backbone."])
-def test_wrappers_are_removed_and_reported(tmp_path, capsys, prefix):
+def test_wrappers_are_removed_and_reported(tmp_path, caplog, prefix):
+    caplog.set_level("INFO")
     state = reference_model(TINY, seed=11).state_dict()
     file = wrapped(tmp_path, state, prefix)
     extractor = extractor_of(TINY, untrained=False, checkpoint=file, options={"num_classes": 0})
     images = images_for(extractor)
     expected = features(extractor_of(TINY, seed=11), images)["cls"]
     torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
-    assert f"without the wrappers state_dict, {prefix.split('.')[0]}." in capsys.readouterr().out
+    assert f"without the wrappers state_dict, {prefix.split('.')[0]}." in caplog.text
 
 
 @pytest.mark.parametrize("classes", [{}, {"num_classes": 0}])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda s: s.pop("blocks.3.attn.qkv.weight"), r"lacks blocks\.3\.attn\.qkv\.weight, which the layers need"),
-        (lambda s: s.update({"net.pos_embed": s.pop("pos_embed")}), r"lacks pos_embed"),
+        (lambda s: s.pop("blocks.3.attn.qkv.weight"), r"has no blocks\.3\.attn\.qkv\.weight, which the layers need"),
+        (lambda s: s.update({"net.pos_embed": s.pop("pos_embed")}), r"has no pos_embed"),
         (lambda s: s.update({"blocks.0.ls1.gamma": torch.ones(64)}), r"no place for blocks\.0\.ls1\.gamma"),
         (lambda s: s.update({"blocks.0.mlp.fc1.bias": torch.ones(5)}), r"does not fit .*blocks\.0\.mlp\.fc1\.bias"),
     ],

@@ -263,7 +263,7 @@ def test_a_name_that_is_too_long_is_refused_before_anything_is_done(tmp_path, im
 
 @pytest.mark.parametrize("subset", ["..", "a/b", "/tmp", "", ".", "a/", "x" * 201, "nul\0"])
 def test_no_subset_escapes_the_output_folder(subset):
-    with pytest.raises(InputError, match=r"data\.subset: .* must be the name of one folder"):
+    with pytest.raises(InputError, match=r"^data\.subset: "):
         ImageFolderDataModule("/images", query="name == 'x'", subset=subset)
 
 

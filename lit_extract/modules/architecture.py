@@ -1,0 +1,152 @@
+"""A timm model before it has weights: what it is called, and the tokens of its blocks.
+
+B batch, T tokens, D hidden size, H height, W width.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from pydantic import TypeAdapter
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
+
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate_json
+from lit_extract.modules.hooks import capture
+from lit_extract.modules.registry import read_models, unknown_model
+
+MAX_DEPTH, MAX_SIZE = 1000, 2**20  # far more than models have; blocks are made one by one to know their shapes
+
+
+def is_timm_name(name: str) -> bool:
+    """Return whether timm has an architecture, or trained weights, of this name; an address or a path is none."""
+    architecture, _, tag = name.partition(".")
+    return timm.is_model(architecture) and (not tag or timm.is_model_pretrained(name))
+
+
+def create_skeleton(timm_name: str, model_name: str, options: dict[str, Any], models: str | None) -> Any:
+    """Return a model without memory for its weights.
+
+    Args:
+        timm_name: The model, as timm wants it; of a local folder, with ``local-dir:``.
+        model_name: The model, as errors call it.
+        options: Arguments of its constructor.
+        models: The models.yml whose names an unknown one is compared with.
+
+    Raises:
+        InputError: There is no such model, or it can't be built.
+    """
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return timm.create_model(timm_name, pretrained=False, **options).eval()
+    except Exception as error:  # timm asserts, and its models raise what they like
+        if ":" in model_name or is_timm_name(model_name):
+            what = f"{model_name!r} with {options}"
+            raise InputError(f"model.name, model.options: timm can't build {what}: {one_line(error)}") from None
+        known = [entry.name for entry in read_models(models)["vision"]] + timm.list_models(pretrained=True)
+        raise unknown_model(model_name, dict.fromkeys(known)) from None
+
+
+def check_config(file: Path) -> None:
+    """Check that the configuration of a local model is of a size that can be built.
+
+    Raises:
+        InputError: It can't be read, or is not.
+    """
+    what = f"model.name: {file}"
+    try:
+        settings = validate_json(_CONFIG, read_regular(file, MAX_RECORD_BYTES), what).get("model_args", {})
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror or one_line(error)}") from None
+    for name, value in settings.items():
+        most = MAX_DEPTH if name == "depth" else MAX_SIZE
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > most:
+                raise InputError(f"{what}: model_args.{shorten(name)} is {shorten(value)}; {most:,} is possible")
+
+
+class _Config(TypedDict, total=False):
+    model_args: dict[str, Any]
+
+
+_CONFIG: TypeAdapter[_Config] = TypeAdapter(_Config)
+
+
+def preprocessing_of(skeleton: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """Return timm's evaluation config of the model, as plain lists and numbers."""
+    size = options.get("img_size")
+    sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, list | tuple) else None
+    config = resolve_model_data_config(skeleton, args={"input_size": (3, *sides)} if sides else {})
+    if config["input_size"][0] != 3:
+        raise InputError(f"model.name: the model takes images of {config['input_size'][0]} channels; here they are RGB")
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def block_shape(name: str, skeleton: nn.Module, input_size: list[int]) -> tuple[int, int]:
+    """Return tokens and width of the blocks' outputs, from a forward pass without data.
+
+    Raises:
+        InputError: The model has no ``blocks``, or they are not (B, T, D) of one shape.
+    """
+    blocks = getattr(skeleton, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) == 0:
+        raise InputError(
+            f"model.name: {name!r} has no sequence of blocks; vision transformers have (ViT, DeiT, BEiT, EVA, …)"
+        )
+    shapes: list[tuple[int, ...]] = []
+
+    def note(output: Any) -> Any:
+        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
+        return output
+
+    try:
+        with (
+            capture({str(k): block for k, block in enumerate(blocks)}, note, last=str(len(blocks) - 1)),
+            torch.no_grad(),
+        ):
+            skeleton(torch.empty(1, *input_size, device="meta"))
+    except Exception as error:  # of any model of timm's
+        raise InputError(
+            f"model.name: {name!r} can't compute an image of {input_size}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if any(len(shape) == 0 or shape[0] != 1 for shape in shapes):  # CrossViT: two sequences; TNT: pixels of each patch
+        raise InputError(f"model.name: the blocks of {name!r} do not put out one sequence of tokens for an image")
+    if len(shapes) != len(blocks):  # Twins: groups of blocks, of which no group is called
+        raise InputError(f"model.name: the blocks of {name!r} are not called one after the other, each once")
+    kinds = list(dict.fromkeys(shape[1:] for shape in shapes))
+    shown = name_some([str(kind) for kind in kinds])
+    if any(len(kind) != 2 for kind in kinds):
+        raise InputError(f"model.name: the blocks of {name!r} put out maps, not tokens (T, D): {shown}")
+    if len({kind[1] for kind in kinds}) > 1:
+        raise InputError(
+            f"model.name: the blocks of {name!r} are not of one width: {shown}; features need the same in every layer"
+        )
+    if len(kinds) > 1:  # ConViT
+        raise InputError(
+            f"model.name: the number of tokens changes between the blocks of {name!r} (T, D): {shown}; a class token "
+            "that joins later can't be told apart in each layer, which is not supported"
+        )
+    return shapes[0][1], shapes[0][2]
+
+
+def prefix_tokens(skeleton: nn.Module, n_tokens: int) -> tuple[int, bool]:
+    """Return how many tokens come before the patches inside the blocks, and whether the first is a class token.
+
+    Some models (CaiT, XCiT) have a class token that joins only after the blocks: counted, not assumed.
+    """
+    declared: int = getattr(skeleton, "num_prefix_tokens", 0)
+    stem = getattr(skeleton, "patch_embed", None) or getattr(skeleton, "stem", None)
+    n_patches = getattr(stem, "num_patches", None)
+    n_prefix = declared if n_patches is None else n_tokens - n_patches
+    if n_prefix not in (0, declared):
+        raise InputError(
+            f"model.name: timm says that the model has {n_patches} patches and {declared} tokens before them, but its "
+            f"blocks have {n_tokens} tokens: patches can't be told apart"
+        )
+    embeddings = getattr(skeleton, "embeds", skeleton)  # where NaFlexViT has it
+    return n_prefix, n_prefix > 0 and getattr(embeddings, "cls_token", None) is not None

@@ -1,0 +1,160 @@
+"""Try a language model with two short texts, before a run: what it computes can be relied on, or it is refused.
+
+T tokens, D hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.modules.hooks import capture
+from lit_extract.modules.precision import ieee_float32, in_float32
+from lit_extract.modules.pretrained import find_blocks
+from lit_extract.modules.selection import all_blocks
+from lit_extract.modules.weights import default_float32
+
+N_TOKENS = 8
+# In float32 these hidden states of a causal model are equal bit by bit, as both passes have the same shape; only
+# experts, which get other numbers of tokens, may round otherwise. A model that looks ahead differs by more than this.
+TOLERANCE = 1e-5
+
+
+def check_model(
+    name: str, source: str, model: Any, random: dict[str, str], last_block: int | None, needs_head: bool
+) -> None:
+    """Check that the forward pass works, is causal, and depends on no weights that are random.
+
+    Args:
+        name: The model's.
+        source: Where its weights are from.
+        model: With its head.
+        random: From :func:`~lit_extract.modules.pretrained.load_pretrained`.
+        last_block: Index of the last block that is needed; None if the end of the backbone is.
+        needs_head: Whether the head is needed.
+
+    Raises:
+        InputError: One of them is not so.
+    """
+    base = model.base_model
+    blocks = find_blocks(base, model.config.num_hidden_layers)
+    last = len(blocks) - 1 if last_block is None else last_block
+    names = all_blocks(last + 1)
+    context = getattr(model.config, "max_position_embeddings", None)
+    texts = _probe_tokens(len(model.get_input_embeddings().weight), context)
+
+    def states_of(ids: Tensor) -> list[Tensor]:
+        wanted = dict(zip(names, blocks, strict=False))
+        with capture(wanted, Tensor.clone, last=None if last_block is None else names[-1]) as states:
+            base(input_ids=ids.to(model.device), use_cache=False)
+        return [states[name] for name in names]
+
+    with torch.no_grad(), default_float32():
+        try:
+            states_of(texts[0])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the model's own code
+            raise InputError(
+                f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
+            ) from error
+        _check_complete(source, model, random, last, lambda: states_of(texts[0]), needs_head)
+        with ieee_float32(), in_float32(base):
+            _check_causal(name, states_of, texts)
+
+
+def _probe_tokens(vocabulary: int, context: int | None) -> tuple[Tensor, Tensor]:
+    """Return two texts (1, T) with the same first half, and a second half that differs in each token."""
+    n = min(N_TOKENS, context or N_TOKENS)
+    start = vocabulary // 4  # special tokens are mostly first
+    ids = torch.tensor([start + k * (vocabulary - 1 - start) // (2 * n) for k in range(2 * n)])
+    first, other = ids[:n].clone(), ids[:n].clone()
+    other[n // 2 :] = ids[n + n // 2 :]
+    return first[None], other[None]
+
+
+def _check_causal(name: str, states_of: Callable[[Tensor], Sequence[Tensor]], texts: tuple[Tensor, Tensor]) -> None:
+    """Refuse a model in which an early token depends on a later one, as it would on padding.
+
+    This needs no list of architectures. It is done in float32, where nothing but looking ahead makes a difference.
+
+    Args:
+        name: The model's.
+        states_of: From a text (1, T) to the hidden states (1, T, D) of the blocks, in their order.
+        texts: From :func:`_probe_tokens`.
+
+    Raises:
+        InputError: It is not causal.
+    """
+    n_same = texts[0].shape[1] // 2
+    for block, (first, other) in enumerate(zip(*map(states_of, texts), strict=True)):
+        before, after = first[0, :n_same], other[0, :n_same]
+        if not (before.isfinite().all() and after.isfinite().all()):
+            continue
+        change = ((before - after).norm(dim=1) / before.norm(dim=1).clamp_min(1e-30)).max().item()
+        if change > TOLERANCE:
+            raise InputError(
+                f"model.name: {name!r} is not a causal language model: its tokens attend to later ones (a later token "
+                f"changes earlier activations by {change:.2g} of their size in blocks.{block}), so a caption's "
+                "features would depend on padding; choose a causal model"
+            )
+
+
+def _check_complete(
+    source: str, model: Any, random: dict[str, str], last_block: int, run: Callable[[], object], needs_head: bool
+) -> None:
+    """Refuse a model if the requested layers depend on weights that did not come from the checkpoint.
+
+    They do not depend on the head (without a loss), on blocks after the last requested one, nor on a norm outside
+    the blocks that a forward pass does not reach.
+
+    Args:
+        source: Where the model is from.
+        model: With its head.
+        random: From :func:`load_pretrained`.
+        last_block: Index of the last block that is needed.
+        run: A forward pass as the run will do it.
+        needs_head: Whether the loss is asked for.
+
+    Raises:
+        InputError: Some are missing; they are named.
+    """
+    if not random:
+        return
+    base = model.base_model
+    blocks = find_blocks(base, model.config.num_hidden_layers)
+    unneeded = [block for k, block in enumerate(blocks) if k > last_block]
+    if not needs_head and (head := model.get_output_embeddings()) is not None:
+        unneeded.append(head)
+    reached = _modules_of(run, base)
+    inside = set(blocks.modules())
+    unneeded += [
+        module
+        for module in base.modules()
+        if "norm" in type(module).__name__.lower() and module not in inside and module not in reached
+    ]
+    skipped = {module for outer in unneeded for module in outer.modules()}
+    missing = [
+        f"{name} ({reason})"
+        for name, reason in sorted(random.items())
+        if model.get_submodule(name.rpartition(".")[0]) not in skipped
+    ]
+    if missing:
+        raise InputError(
+            f"model.checkpoint: {source!r} has no weights {name_some(missing)}, which would be random; give a "
+            "checkpoint that has them"
+        )
+
+
+def _modules_of(run: Callable[[], object], base: nn.Module) -> set[nn.Module]:
+    """Return the modules that a forward pass runs."""
+    reached: set[nn.Module] = set()
+    handles = [m.register_forward_pre_hook(lambda module, _: reached.add(module)) for m in base.modules()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return reached
