@@ -179,10 +179,10 @@ def read_metadata(path: AnyPath) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: AnyPath) -> Iterator[BinaryIO]:
-    """A features file, opened for reading bytes; whatever is wrong with it is one error.
+    """Open a features file for reading bytes; whatever is wrong with it is one error.
 
     Raises:
-        InputError: There is none, it can't be read, or it is something else.
+        InputError: It is missing, can't be read, or is something else.
     """
     with remote_errors(path):
         try:
@@ -202,39 +202,34 @@ def _opened(path: AnyPath) -> Iterator[BinaryIO]:
 _BLOCK = 2**20  # bytes fetched at a time, for a directory and a small record in a file of gigabytes
 
 
-def _map(file: BinaryIO, path: Path) -> torch.UntypedStorage:
-    """A local file, mapped: what is read comes from the disk, what is changed stays in memory; no file stays open."""
+def _map(file: BinaryIO, path: Path, record: TensorRecord) -> Tensor:
+    """Map a tensor of a local file: its numbers come from the disk, changes stay in memory, and no file stays open."""
+    if not record.nbytes:
+        return torch.from_numpy(np.empty(record.shape, record.dtype))
     size = os.fstat(file.fileno()).st_size
-    return torch.from_file(name_of_open(file, path), shared=False, size=size, dtype=torch.uint8).untyped_storage()
-
-
-def _tensor(mapped: torch.UntypedStorage, record: TensorRecord) -> Tensor:
-    empty = torch.from_numpy(np.empty(0, record.dtype))
-    if not record.n_bytes:
-        return empty.reshape(record.shape)
-    part = mapped[record.offset : record.offset + record.n_bytes]
-    tensor: Tensor = torch.empty(0, dtype=empty.dtype).set_(part, 0, record.shape)  # type: ignore[call-overload]
-    return tensor
+    whole = torch.from_file(name_of_open(file, path), shared=False, size=size, dtype=torch.uint8)
+    numbers = whole[record.offset : record.offset + record.nbytes].numpy()
+    return torch.from_numpy(numbers.view(record.dtype).reshape(record.shape))
 
 
 def _fetch(path: "UPath", record: TensorRecord) -> Tensor:
-    """A small tensor of a remote file."""
+    """Fetch a small tensor of a remote file."""
     with remote_errors(path):
-        numbers = path.fs.cat_file(path.path, start=record.offset, end=record.offset + record.n_bytes)
+        numbers = path.fs.cat_file(path.path, start=record.offset, end=record.offset + record.nbytes)
     return torch.from_numpy(np.frombuffer(bytearray(numbers), record.dtype).reshape(record.shape))
 
 
 def _fetch_feats(path: "UPath", record: TensorRecord) -> Tensor:
-    """A remote file's features, mapped from a copy that nobody else sees."""
+    """Map a remote file's features from a copy that nobody else sees."""
     with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
         folder, place = Path(copy.name).parent, Path(copy.name)
-        check_room(folder, 0, record.n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
+        check_room(folder, 0, record.nbytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
         with remote_errors(path):
             path.fs.get_file(path.path, copy.name)
         with _opened(place) as file:
             if read_features_content(file)["feats"] != record:
                 raise InputError(f"features: {str(path)!r} has changed since it was opened")
-            return _tensor(_map(file, place), record)
+            return _map(file, place, record)
 
 
 def _from_file(path: AnyPath, pool: str | None) -> Features:
@@ -243,8 +238,7 @@ def _from_file(path: AnyPath, pool: str | None) -> Features:
         record: TensorRecord = content["feats"]
         tensors = {name: value for name, value in content.items() if isinstance(value, TensorRecord)}
         if isinstance(path, Path):
-            mapped = _map(file, path)
-            content |= {name: _tensor(mapped, tensor) for name, tensor in tensors.items()}
+            content |= {name: _map(file, path, tensor) for name, tensor in tensors.items()}
         else:
             content |= {name: _fetch(path, tensor) for name, tensor in tensors.items() if name != "feats"}
     stored = content["metadata"]["provenance"]["pool"]
