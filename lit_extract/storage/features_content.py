@@ -4,6 +4,7 @@ N stimuli, L layers, D hidden size, T tokens.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import Count, validate
@@ -134,9 +134,17 @@ _MASK_BYTES = 2**24  # made at once
 
 
 def save_skeleton(content: Mapping[str, Any], tensors: Mapping[str, Numbers], part: Path) -> None:
-    """Write a features file with holes where the numbers go; the first tensor is its first record, and so on."""
-    dtypes = {name: torch.from_numpy(np.empty(0, TENSORS[name][0])).dtype for name in tensors}
-    with FakeTensorMode():
-        holes = {name: torch.empty(numbers.shape, dtype=dtypes[name]) for name, numbers in tensors.items()}
-    with torch.serialization.skip_data(materialize_fake_tensors=True):
+    """Write a features file with holes where the numbers go; the first tensor is its first record, and so on.
+
+    Args:
+        content: All but the tensors.
+        tensors: The tensors; their numbers are not used.
+        part: The file; next to it a file with the size of each tensor is left, which takes no room either.
+    """
+    holes = {}
+    for name, numbers in tensors.items():
+        dtype, size = torch.from_numpy(np.empty(0, TENSORS[name][0])).dtype, math.prod(numbers.shape)
+        hole = torch.from_file(f"{part}.{name}", shared=True, size=size, dtype=dtype) if size else torch.empty(0)
+        holes[name] = hole.to(dtype).reshape(numbers.shape)
+    with torch.serialization.skip_data():
         torch.save({**holes, **content}, part)

@@ -30,7 +30,12 @@ FEATS = {pool: np.random.default_rng(k).normal(size=(N, L, D)).astype(np.float32
 for values in FEATS.values():
     values[1] = np.nan
     values[4, 0, 0] = np.inf
-ROWS = {"n_tokens": [3, 0, 1, 2, 4, 1, 1], "loss": np.linspace(0, 1, N), "bpb": np.linspace(1, 2, N), "n_bytes": range(10, 10 + N)}
+ROWS = {
+    "n_tokens": [3, 0, 1, 2, 4, 1, 1],
+    "loss": np.linspace(0, 1, N),
+    "bpb": np.linspace(1, 2, N),
+    "n_bytes": range(10, 10 + N),
+}
 
 
 def build(path, version, seed=0):
