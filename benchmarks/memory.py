@@ -65,7 +65,8 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
     for name, given in arguments.items():
         for precision, dtype in PRECISIONS.items():
             column = f"{name.partition('.')[0]}, {dtype}"
-            whole = (*given, "--trainer.precision", precision)
+            accelerator = () if on_gpu else ("--trainer.accelerator", "cpu")  # else plan is for a GPU elsewhere
+            whole = (*given, "--trainer.precision", precision, *accelerator)
             checkpoint = model if name == LLAMA else None
             jobs.append(Job(column, whole_run, {"arguments": whole}))
             jobs.append(Job(column, forward, {"name": name, "checkpoint": checkpoint, "precision": precision}))
