@@ -63,7 +63,7 @@ class Features:
 
     @property
     def feats(self) -> Tensor:
-        """All layers (N, L, D), float32; memory-mapped when read from a ``.pt``.
+        """Return all layers (N, L, D), float32; memory-mapped when read from a ``.pt``.
 
         A remote ``.pt`` is copied into the folder for temporary files when this, or a layer, is first asked for; the
         copy goes with the process.
@@ -72,12 +72,12 @@ class Features:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What determines the numbers."""
+        """Return what determines the numbers."""
         provenance: dict[str, Any] = self.metadata["provenance"]
         return provenance
 
     def layer(self, layer: str | int) -> Tensor:
-        """One layer (N, D) by name or index, without reading the others.
+        """Return one layer (N, D) by name or index, without reading the others.
 
         Raises:
             InputError: No such layer.
@@ -89,7 +89,7 @@ class Features:
         return self._read(self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers))
 
     def to_rsatoolbox(self, layer: str | int, rows: Sequence[int] | None = None) -> "rsatoolbox.data.Dataset":
-        """One layer as a dataset of rsatoolbox, for RDMs and RSA.
+        """Return one layer as a dataset of rsatoolbox, for RDMs and RSA.
 
         Args:
             layer: Name or index.
@@ -117,7 +117,7 @@ class Features:
         )
 
     def to_xarray(self, layer: str | int | None = None) -> "xarray.DataArray":
-        """All layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
+        """Return all layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
 
         Read from a ``.pt`` nothing is loaded before it is used: the numbers stay in the file. From a store all that
         is asked for is read.
