@@ -94,7 +94,7 @@ def make_store(path: Path, n: int, shard_rows: int) -> None:
         shard_rows=shard_rows,
         stimulus_ids=list(range(n)),
         provenance={"model": "none"},
-        notes={"files": {"cls": "m_pool-cls.pt"}, "num_params": 0},
+        notes={"files": {"cls": "m_pool-cls.pt"}, "num_params": 1},
         extras={N_BYTES: "int64"},
     )
     path.parent.mkdir(parents=True)

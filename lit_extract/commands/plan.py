@@ -22,7 +22,15 @@ from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.registry import default_models_file, matching_models
-from lit_extract.planning.needs import TOKENS_A_CAPTION, Machine, Plan, fits_disk, pixels_bytes, plan_model, room
+from lit_extract.planning.needs import (
+    TOKENS_A_CAPTION,
+    Machine,
+    Needs,
+    disk_needed,
+    estimate_needs,
+    fits_disk,
+    pixels_bytes,
+)
 from lit_extract.storage.disk import free_bytes
 from lit_extract.storage.places import place_of, to_path
 
@@ -46,7 +54,7 @@ code: 0 all is planned and fits, 2 something to mend, 3 some models do not fit o
             type=str | None,
             nargs="?",
             const=str(default_models_file()),
-            help="Plan every model of the config's kind in this models file; without a FILE, in models.yml.",
+            help="Estimate every model of the config's kind in this models file; without a FILE, in models.yml.",
         )
         parser.add_argument("--match", type=str | None, help="Only models like this: a part, or a pattern as '*clip*'.")
         parser.add_argument("--untrained", **flag, help="Random weights, as --model.untrained true.")
@@ -89,20 +97,20 @@ def main(args: list[str]) -> int:
 
 def _plan_or_problem(
     config: Namespace, extractor: type[Extractor], name: str, rows: int, machine: Machine, is_one_of_many: bool
-) -> Plan:
+) -> Needs:
     untrained = {"untrained": True} if config.untrained else {}
     models = {"models": config.models} if config.models else {}
     try:
         model = extractor(**{**config.model.init_args.as_dict(), "name": name, **untrained, **models})
         folder = to_path(config.output_dir, "output_dir")
         keep = config.finalize, config.keep_store
-        return plan_model(model, _data(config), rows, machine, folder, *keep, config.overwrite)
+        return estimate_needs(model, _data(config), rows, machine, folder, *keep, config.overwrite)
     except InputError as error:
-        return Plan(name, problem=str(error))
+        return Needs(name, problem=str(error))
     except Exception as error:  # of this model alone; the others can be planned
         if not is_one_of_many:
             raise
-        return Plan(name, problem=f"{type(error).__name__}: {one_line(error)}")
+        return Needs(name, problem=f"{type(error).__name__}: {one_line(error)}")
 
 
 def _data(config: Namespace) -> StimulusDataModule:
@@ -149,9 +157,9 @@ def _machine(config: Namespace) -> Machine:
     return Machine("GPU" if config.card_memory else "A40", memory, precision, free, host)
 
 
-def as_json(plans: Sequence[Plan], machine: Machine) -> str:
+def as_json(plans: Sequence[Needs], machine: Machine) -> str:
     """One object; sizes are in bytes."""
-    one_by_one, at_once = room(plans)
+    one_by_one, at_once = disk_needed(plans)
     content = {
         "format": PLAN_FORMAT,
         "machine": asdict(machine),
@@ -167,7 +175,7 @@ def as_json(plans: Sequence[Plan], machine: Machine) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def as_text(plans: Sequence[Plan], machine: Machine, data: StimulusDataModule, output_dir: str) -> str:
+def as_text(plans: Sequence[Needs], machine: Machine, data: StimulusDataModule, output_dir: str) -> str:
     """What all have in common, a table with a line a model, and what they need together."""
     planned = [plan for plan in plans if plan.problem is None]
     lines = []
@@ -182,7 +190,7 @@ def as_text(plans: Sequence[Plan], machine: Machine, data: StimulusDataModule, o
     return "\n".join(lines)
 
 
-def _table(plans: Sequence[Plan], machine: Machine) -> list[str]:
+def _table(plans: Sequence[Needs], machine: Machine) -> list[str]:
     """Columns as wide as they must be."""
     rows = [_cells(plan, machine) for plan in plans]
     rows = [{name: name for name in rows[0]}, *rows]
@@ -193,7 +201,7 @@ def _table(plans: Sequence[Plan], machine: Machine) -> list[str]:
     ]
 
 
-def _cells(plan: Plan, machine: Machine) -> dict[str, str]:
+def _cells(plan: Needs, machine: Machine) -> dict[str, str]:
     rows, tokens = plan.batch
     cut = len(plan.model) > _NAME_AT_MOST
     unit, size = next((unit, size) for unit, size in _COUNTS.items() if plan.parameters >= size or unit == "k")
@@ -216,7 +224,7 @@ _NAME_AT_MOST = 44
 _COUNTS = {"B": 10**9, "M": 10**6, "k": 10**3}
 
 
-def _explanations(planned: Sequence[Plan], data: StimulusDataModule, machine: Machine) -> list[str]:
+def _explanations(planned: Sequence[Needs], data: StimulusDataModule, machine: Machine) -> list[str]:
     lines = ["disk: the most at once, .pt files and the store they are made of; device, host: memory, the most at once"]
     if any(plan.fits == "split" for plan in planned):
         lines.append("split: the batch does not fit, a smaller one does; the run splits it by itself")
@@ -227,8 +235,8 @@ def _explanations(planned: Sequence[Plan], data: StimulusDataModule, machine: Ma
     return lines
 
 
-def _totals(planned: Sequence[Plan], machine: Machine, output_dir: str) -> list[str]:
-    one_by_one, at_once = room(planned)
+def _totals(planned: Sequence[Needs], machine: Machine, output_dir: str) -> list[str]:
+    one_by_one, at_once = disk_needed(planned)
     features = f"{as_size(sum(plan.features for plan in planned))} of .pt files"
     left = f"still needed on the disk: {as_size(one_by_one)}"
     if len(planned) > 1:

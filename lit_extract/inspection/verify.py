@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import MAX_PATH_BYTES, shorten
-from lit_extract.inspection.soundness import Soundness, check_soundness
+from lit_extract.inspection.soundness import Soundness, soundness_of
 from lit_extract.parity.certificate import RebuildSettings, describe, read_certificate, write_certificate
 from lit_extract.storage.layout import FEATURES_SUFFIX
 from lit_extract.storage.listing import features_below
@@ -15,24 +15,23 @@ from lit_extract.storage.places import is_folder, is_there, local_path
 
 
 def features_files(paths: Sequence[str]) -> list[Path]:
-    """The files, and those below the folders, in order.
+    """Return the files, and those below the folders, in order.
 
     Raises:
-        InputError: One is not there, or remote, or a folder has none.
+        InputError: One is missing, or remote, or a folder has none.
     """
-    return list(dict.fromkeys(file for path in paths for file in _files_of(local_path(path, "files"))))
-
-
-def _files_of(path: Path) -> Iterator[Path]:
-    if not is_folder(path):
-        if not is_there(path):
+    found: dict[Path, None] = {}
+    for path in (local_path(text, "files") for text in paths):
+        if is_folder(path):
+            below = features_below(path, (FEATURES_SUFFIX,))
+            if not below:
+                raise InputError(f"files: no features file (.pt) below {str(path)!r}")
+            found |= dict.fromkeys(below)
+        elif is_there(path):
+            found[path] = None
+        else:
             raise InputError(f"files: no file {str(path)!r}")
-        yield path
-        return
-    found = features_below(path, (FEATURES_SUFFIX,))
-    if not found:
-        raise InputError(f"files: no features file (.pt) below {str(path)!r}")
-    yield from found
+    return list(found)
 
 
 def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSettings) -> int:
@@ -57,55 +56,48 @@ def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSe
         raise InputError(f"parity: {parity} stimuli; must be 1 or more")
     n_wrong = 0
     for file in features_files(files):
-        is_sound, lines = report(file, parity, seed, where)
+        is_sound, lines = _report(file, parity, seed, where)
         n_wrong += not is_sound
         print("\n".join(lines), flush=True)
     return n_wrong
 
 
-def report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -> tuple[bool, list[str]]:
-    """Whether a file is sound and, if that was asked for, certified; and what to say of it."""
-    found = check_soundness(file)
-    certificate: dict[str, Any] | None = None
-    table: list[str] = []
-    if not found.problems and parity is not None:
-        from lit_extract.parity.certify import certify
-
+def _report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -> tuple[bool, list[str]]:
+    """Return whether a file is sound and, if that was asked for, certified; and the lines to print about it."""
+    path = shorten(str(file), MAX_PATH_BYTES)
+    found = soundness_of(file)
+    problems, certificate, table = found.problems, None, []
+    if not problems:
         try:
-            certificate = certify(file, parity, seed, where)
-            write_certificate(file, certificate)
+            certificate = read_certificate(file) if parity is None else _certify(file, parity, seed, where)
         except InputError as error:
-            return False, [f"{_shown(file)}: NOT CERTIFIED: {error}"]
-        table = describe(certificate)
-    elif not found.problems:
-        try:
-            certificate = read_certificate(file)
-        except InputError as error:
-            found.problems.append(str(error))
-    found.problems += [f"parity: {failure}" for failure in certificate["failures"]] if certificate else []
-    return not found.problems, [summary(file, found, certificate), *table]
-
-
-def summary(file: Path, found: Soundness, certificate: dict[str, Any] | None) -> str:
-    """One line: all that is wrong, or what the file holds and how far that is proven."""
-    if found.problems:
-        return f"{_shown(file)}: WRONG: {'; '.join(found.problems)}"
-    assert found.shape is not None
-    n, layers, dim = found.shape
-    parts = [f"{n} stimuli × {layers} layers × {dim} dimensions"]
-    if found.not_finite:
-        parts.append(f"{found.not_finite} rows not finite, as it says")
-    if found.lost:
-        parts.append(
-            f"warning: what {found.precision} rounded away is as large as the differences between stimuli, in "
-            f"{name_some(found.lost, 3)}; extract again with --trainer.precision 32-true --overwrite"
-        )
+            if parity is not None:
+                return False, [f"{path}: NOT CERTIFIED: {error}"]
+            problems = [str(error)]
     if certificate is not None:
-        parts.append(f"parity of {len(certificate['stimuli'])} stimuli ({certificate['precision']} against float32)")
-        parts += [f"beware: {remark}" for remark in certificate["remarks"]]
-    return f"{_shown(file)}: sound: {'; '.join(parts)}"
+        problems = [f"parity: {failure}" for failure in certificate["failures"]]
+        table = describe(certificate) if parity is not None else []
+    if problems:
+        return False, [f"{path}: WRONG: {'; '.join(problems)}", *table]
+    return True, [f"{path}: sound: {'; '.join(_facts(found, certificate))}", *table]
 
 
-def _shown(file: Path) -> str:
-    """A file's path as a terminal may get it."""
-    return shorten(str(file), MAX_PATH_BYTES)
+def _certify(file: Path, parity: int, seed: int, where: RebuildSettings) -> dict[str, Any]:
+    from lit_extract.parity.certify import certify  # it imports torch
+
+    certificate = certify(file, parity, seed, where)
+    write_certificate(file, certificate)
+    return certificate
+
+
+def _facts(found: Soundness, certificate: dict[str, Any] | None) -> Iterator[str]:
+    """Yield what a sound file holds, and how far that is proven."""
+    n, layers, dim = found.shape
+    yield f"{n} stimuli × {layers} layers × {dim} dimensions"
+    if found.not_finite:
+        yield f"{found.not_finite} rows not finite, as it says"
+    if found.warning:
+        yield f"warning: {found.warning}"
+    if certificate is not None:
+        yield f"parity of {len(certificate['stimuli'])} stimuli ({certificate['precision']} against float32)"
+        yield from (f"warning: {remark}" for remark in certificate["remarks"])

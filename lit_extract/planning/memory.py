@@ -1,8 +1,8 @@
-"""How much memory a run needs on its device and its host: estimates in closed form, from the sizes of a model.
+"""Estimate in closed form, from the sizes of a model, the memory that a run needs on its device and its host.
 
 A forward pass holds the weights in the run's precision, the batch, and the activations of one block, of which those of
 its MLP are the most. ``benchmarks/memory.py`` compares this with measured memory. Not counted: workspaces of libraries,
-and the system's cache of files, which gives way.
+and the system's cache of files, which gives way to programs.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def host_bytes(model: Extractor, forward: Forward, on_gpu: bool, shard: int, bat
     """
     in_float32 = 4 * model.num_params
     if model.kind == "vision":
-        loading = in_float32 if model.untrained else 2 * in_float32  # the checkpoint beside the model
+        loading = in_float32 if model.untrained else 2 * in_float32  # the checkpoint and the model
     else:
         loading = in_float32 if model.untrained else 0  # trained ones go from the file to the device
     running = SHARDS_HELD * shard + max(1, BATCHES_A_WORKER * workers) * batch + (0 if on_gpu else forward.peak)

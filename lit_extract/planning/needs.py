@@ -7,7 +7,7 @@ Everything comes from configurations: shapes from the extractors' skeletons, mem
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
@@ -26,14 +26,14 @@ TOKENS_A_CAPTION = 128
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan must fit.
+    """What a job must fit.
 
     Args:
         card: Name of the GPU; None: the run is on the CPU.
         memory: Bytes of the GPU, or of the host.
         precision: The trainer's.
         free_disk: Bytes that are free for the output; None: not known, as it goes elsewhere.
-        host_memory: Bytes of the host beside a GPU; None: not known, as the GPU is elsewhere.
+        host_memory: Bytes of the host of a GPU; None: not known, as the GPU is elsewhere.
     """
 
     card: str | None
@@ -44,12 +44,12 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Needs:
     """What one model needs; sizes are in bytes.
 
     Args:
         model: Its name.
-        problem: Why it can't be planned; then there is nothing else.
+        problem: Why it can't be estimated; then there is nothing else.
         rows: Stimuli.
         layers: Layers.
         width: Dimensions of a layer.
@@ -57,8 +57,8 @@ class Plan:
         pools: Poolings, a features file each.
         batch: Rows and tokens of the largest batch; an image has no tokens of ours.
         features: All its .pt files.
-        disk_peak: The most on the disk at once: the store, and the .pt files that are made beside it.
-        disk_left: What the disk must still give for that; 0 when the files are there.
+        disk_peak: The most on the disk at once: the store, and the .pt files that are made next to it.
+        disk_left: What the disk must still give for that; 0 when the files exist.
         disk_kept: What of it stays in the end.
         device: Memory of the GPU; None on a CPU.
         host: Memory of the host.
@@ -87,7 +87,7 @@ class Plan:
     pixels: int = 0
 
 
-def plan_model(
+def estimate_needs(
     model: Extractor,
     data: StimulusDataModule,
     rows: int,
@@ -96,8 +96,8 @@ def plan_model(
     finalize: bool = True,
     keep_store: bool = False,
     overwrite: bool = False,
-) -> Plan:
-    """Plan one model on one dataset.
+) -> Needs:
+    """Estimate what one model on one dataset needs.
 
     Args:
         model: The extractor.
@@ -107,97 +107,94 @@ def plan_model(
         output_dir: Folder of the features.
         finalize: Whether .pt files are made.
         keep_store: Whether the store stays.
-        overwrite: Whether what is there is replaced; otherwise a run goes on with its batches.
+        overwrite: Whether existing output is replaced; otherwise a run resumes with its batches.
     """
     shape = rows, len(model.layers), model.n_dim
-    row_bytes = 4 * len(model.layers) * model.n_dim
     images = data.batch_size if isinstance(data, ImageDataModule) else 1
-    shard_rows = data.shard_rows or default_shard_rows(rows, images, row_bytes)
-    n_pools = len(model.pools)
-    store, features = store_bytes(*shape, shard_rows, n_pools), n_pools * features_bytes(*shape)
+    shard_rows = data.shard_rows or default_shard_rows(rows, images, 4 * len(model.layers) * model.n_dim)
+    store, features = store_bytes(*shape, shard_rows, len(model.pools)), len(model.pools) * features_bytes(*shape)
     peak = store + (features if finalize else 0)
     kept = (features if finalize else 0) + (store if keep_store or not finalize else 0)
     files, store_path = output_paths(model, data, output_dir)
-    there = bytes_there([store_path, *files.values()])
+    existing = bytes_there([store_path, *files.values()])
     local = place_of(store_path).local  # no requests to a server are made
     is_done = finalize and local is not None and all(place_of(file).exists() for file in files.values())
-    on_gpu = machine.card is not None
     if local is not None and not overwrite:
         data.adopt(recorded_provenance(files.values(), store_path))
-    forwards = {
-        batch: estimate_forward(model, *batch, machine.precision, on_gpu)
-        for batch in _largest_batches(model, data, rows, shard_rows, machine)
-    }
-    batch = max(forwards, key=lambda batch: forwards[batch].peak)
-    forward = forwards[batch]
-    workers = data.num_workers if data.num_workers is not None else data.workers(on_gpu, 1)
-    batch_bytes = batch[0] * model.input_bytes(batch[1])
-    host = host_bytes(model, forward, on_gpu, n_pools * shard_rows * row_bytes, batch_bytes, workers)
-    needed = device_bytes(forward) if on_gpu else host
-    fits: Literal["yes", "split", "host", "no"] = "yes" if needed <= machine.memory else "no"
-    if fits == "no" and on_gpu:
-        one_row = estimate_forward(model, 1, batch[1], machine.precision, on_gpu)
-        fits = "split" if device_bytes(one_row) <= machine.memory else "no"
-    if on_gpu and fits != "no" and machine.host_memory is not None and host > machine.host_memory:
-        fits = "host"
-    size = model.preprocessing.get("input_size", [0])
     cache = getattr(data, "cache", "off")
     keeps_pixels = local is not None if cache == "auto" else cache != "off"
-    return Plan(
+    return Needs(
         model=model.model_name,
         rows=rows,
         layers=len(model.layers),
         width=model.n_dim,
         parameters=model.num_params,
         pools=list(model.pools),
-        batch=batch,
         features=features,
         disk_peak=peak,
-        disk_left=0 if is_done else max(0, peak - there),
-        disk_kept=max(0, kept - there),
-        device=needed if on_gpu else None,
-        host=host,
-        fits=fits,
+        disk_left=0 if is_done else max(0, peak - existing),
+        disk_kept=max(0, kept - existing),
         geometry=str([model.preprocessing.get(key) for key in GEOMETRY]),
-        pixels=rows * math.prod(size) if keeps_pixels else 0,
+        pixels=rows * math.prod(model.preprocessing.get("input_size", [0])) if keeps_pixels else 0,
+        **_estimate_memory(model, data, rows, shard_rows, machine),
     )
 
 
-def _largest_batches(
+def _estimate_memory(
     model: Extractor, data: StimulusDataModule, rows: int, shard_rows: int, machine: Machine
+) -> dict[str, Any]:
+    """Return the ``batch``, ``device``, ``host`` and ``fits`` of what a model needs."""
+    on_gpu = machine.card is not None
+    forwards = {
+        batch: estimate_forward(model, *batch, machine.precision, on_gpu)
+        for batch in _largest_batches(model, data, rows, shard_rows, on_gpu)
+    }
+    batch = max(forwards, key=lambda batch: forwards[batch].peak)
+    forward = forwards[batch]
+    workers = data.num_workers if data.num_workers is not None else data.workers(on_gpu, 1)
+    shard_size = 4 * len(model.pools) * shard_rows * len(model.layers) * model.n_dim
+    host = host_bytes(model, forward, on_gpu, shard_size, batch[0] * model.input_bytes(batch[1]), workers)
+    needed, fits = device_bytes(forward) if on_gpu else host, "yes"
+    if needed > machine.memory:
+        one_row = estimate_forward(model, 1, batch[1], machine.precision, on_gpu)
+        fits = "split" if on_gpu and device_bytes(one_row) <= machine.memory else "no"
+    if on_gpu and fits != "no" and machine.host_memory is not None and host > machine.host_memory:
+        fits = "host"
+    return {"batch": batch, "device": needed if on_gpu else None, "host": host, "fits": fits}
+
+
+def _largest_batches(
+    model: Extractor, data: StimulusDataModule, rows: int, shard_rows: int, on_gpu: bool
 ) -> set[tuple[int, int]]:
     """Rows and tokens of the batches that may need the most memory: the largest, and that of the longest caption."""
     if isinstance(data, ImageDataModule):
         return {(min(data.batch_size, rows), 0)}
     assert isinstance(data, CaptionDataModule)
+    budget = data.tokens_a_batch or default_token_budget(on_gpu)
     if data.captions is None:
         longest = min(TOKENS_A_CAPTION, model.preprocessing["context"] or TOKENS_A_CAPTION)
-    else:
-        data.preprocessing = model.preprocessing
-        data.setup("predict")
-        longest = max(data.lengths)
-    budget = data.tokens_a_batch or default_token_budget(machine.card is not None)
-    if data.captions is None:
         return {(max(1, min(rows, budget // longest)), longest)}
+    data.preprocessing = model.preprocessing
+    data.setup("predict")
     batches = plan_token_batches(data.lengths, shard_rows, budget)
     shapes = [(len(batch), data.lengths[batch[0]]) for batch in batches]  # the longest comes first
     return {max(shapes, key=lambda shape: shape[0] * shape[1]), max(shapes, key=lambda shape: shape[1])}
 
 
-def room(plans: Sequence[Plan]) -> tuple[int, int]:
-    """What the disk must still give when the models run one after another, and when all run at once."""
+def disk_needed(models: Sequence[Needs]) -> tuple[int, int]:
+    """Return the bytes that the disk must still give when models run one after another, and when all run at once."""
     kept = peak = 0
-    for plan in plans:
-        peak = max(peak, kept + plan.disk_left)
-        kept += plan.disk_kept
-    return peak, sum(plan.disk_left for plan in plans)
+    for needs in models:
+        peak = max(peak, kept + needs.disk_left)
+        kept += needs.disk_kept
+    return peak, sum(needs.disk_left for needs in models)
 
 
-def fits_disk(plans: Sequence[Plan], machine: Machine) -> bool:
-    """Whether the disk has room for them one after another."""
-    return machine.free_disk is None or room(plans)[0] <= machine.free_disk
+def fits_disk(models: Sequence[Needs], machine: Machine) -> bool:
+    """Return whether the disk has room for models that run one after another."""
+    return machine.free_disk is None or disk_needed(models)[0] <= machine.free_disk
 
 
-def pixels_bytes(plans: Sequence[Plan]) -> int:
-    """Size of the caches of pixels, one for all models that see images alike."""
-    return sum({plan.geometry: plan.pixels for plan in plans}.values())
+def pixels_bytes(models: Sequence[Needs]) -> int:
+    """Return the size of the caches of pixels, one for all models that see images alike."""
+    return sum({needs.geometry: needs.pixels for needs in models}.values())

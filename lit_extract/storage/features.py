@@ -63,7 +63,7 @@ class Features:
 
     @property
     def feats(self) -> Tensor:
-        """All layers (N, L, D), float32; memory-mapped when read from a ``.pt``.
+        """Return all layers (N, L, D), float32; memory-mapped when read from a ``.pt``.
 
         A remote ``.pt`` is copied into the folder for temporary files when this, or a layer, is first asked for; the
         copy goes with the process.
@@ -72,12 +72,12 @@ class Features:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What determines the numbers."""
+        """Return what determines the numbers."""
         provenance: dict[str, Any] = self.metadata["provenance"]
         return provenance
 
     def layer(self, layer: str | int) -> Tensor:
-        """One layer (N, D) by name or index, without reading the others.
+        """Return one layer (N, D) by name or index, without reading the others.
 
         Raises:
             InputError: No such layer.
@@ -89,7 +89,7 @@ class Features:
         return self._read(self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers))
 
     def to_rsatoolbox(self, layer: str | int, rows: Sequence[int] | None = None) -> "rsatoolbox.data.Dataset":
-        """One layer as a dataset of rsatoolbox, for RDMs and RSA.
+        """Return one layer as a dataset of rsatoolbox, for RDMs and RSA.
 
         Args:
             layer: Name or index.
@@ -117,7 +117,7 @@ class Features:
         )
 
     def to_xarray(self, layer: str | int | None = None) -> "xarray.DataArray":
-        """All layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
+        """Return all layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
 
         Read from a ``.pt`` nothing is loaded before it is used: the numbers stay in the file. From a store all that
         is asked for is read.
@@ -180,10 +180,10 @@ def read_metadata(path: AnyPath) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: AnyPath) -> Iterator[BinaryIO]:
-    """A features file, opened for reading bytes; whatever is wrong with it is one error.
+    """Open a features file for reading bytes; whatever is wrong with it is one error.
 
     Raises:
-        InputError: There is none, it can't be read, or it is something else.
+        InputError: It is missing, can't be read, or is something else.
     """
     try:
         with place_of(path).open_to_read() as file:
@@ -197,40 +197,35 @@ def _opened(path: AnyPath) -> Iterator[BinaryIO]:
         raise InputError(f"features: {str(path)!r} is not a features file that this version reads: {reason}") from None
 
 
-def _map(file: BinaryIO, path: Path) -> torch.UntypedStorage:
-    """A local file, mapped: what is read comes from the disk, what is changed stays in memory; no file stays open."""
+def _map(file: BinaryIO, path: Path, record: TensorRecord) -> Tensor:
+    """Map a tensor of a local file: its numbers come from the disk, changes stay in memory, and no file stays open."""
+    if not record.nbytes:
+        return torch.from_numpy(np.empty(record.shape, record.dtype))
     size = os.fstat(file.fileno()).st_size
-    return torch.from_file(name_of_open(file, path), shared=False, size=size, dtype=torch.uint8).untyped_storage()
-
-
-def _tensor(mapped: torch.UntypedStorage, record: TensorRecord) -> Tensor:
-    empty = torch.from_numpy(np.empty(0, record.dtype))
-    if not record.n_bytes:
-        return empty.reshape(record.shape)
-    part = mapped[record.offset : record.offset + record.n_bytes]
-    tensor: Tensor = torch.empty(0, dtype=empty.dtype).set_(part, 0, record.shape)  # type: ignore[call-overload]
-    return tensor
+    whole = torch.from_file(name_of_open(file, path), shared=False, size=size, dtype=torch.uint8)
+    numbers = whole[record.offset : record.offset + record.nbytes].numpy()
+    return torch.from_numpy(numbers.view(record.dtype).reshape(record.shape))
 
 
 def _fetch(file: BinaryIO, record: TensorRecord) -> Tensor:
-    """A small tensor of a remote file."""
+    """Fetch a small tensor of a remote file."""
     file.seek(record.offset)
-    numbers = bytearray(file.read(record.n_bytes))
+    numbers = bytearray(file.read(record.nbytes))
     return torch.from_numpy(np.frombuffer(numbers, record.dtype).reshape(record.shape))
 
 
 def _fetch_feats(path: AnyPath, record: TensorRecord) -> Tensor:
-    """A remote file's features, mapped from a copy that nobody else sees."""
+    """Map a remote file's features from a copy that nobody else sees."""
     with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
         folder, place = Path(copy.name).parent, Path(copy.name)
-        check_room(folder, 0, record.n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
+        check_room(folder, 0, record.nbytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
         with place_of(path).open_to_read(LARGE) as source:
             shutil.copyfileobj(source, copy, LARGE)
         copy.flush()
         with _opened(place) as file:
             if read_features_content(file)["feats"] != record:
                 raise InputError(f"features: {str(path)!r} has changed since it was opened")
-            return _tensor(_map(file, place), record)
+            return _map(file, place, record)
 
 
 def _from_file(path: AnyPath, pool: str | None) -> Features:
@@ -239,8 +234,7 @@ def _from_file(path: AnyPath, pool: str | None) -> Features:
         record: TensorRecord = content["feats"]
         tensors = {name: value for name, value in content.items() if isinstance(value, TensorRecord)}
         if (local := place_of(path).local) is not None:
-            mapped = _map(file, local)
-            content |= {name: _tensor(mapped, tensor) for name, tensor in tensors.items()}
+            content |= {name: _map(file, local, tensor) for name, tensor in tensors.items()}
         else:
             content |= {name: _fetch(file, tensor) for name, tensor in tensors.items() if name != "feats"}
     stored = content["metadata"]["provenance"]["pool"]

@@ -1,10 +1,11 @@
-"""What a features file holds, out of all rows of a job.
+"""The content of a features file, out of all rows of a job.
 
 N stimuli, L layers, D hidden size, T tokens.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import Count, validate
+from lit_extract.storage.features_form import MEANS, TENSORS
 from lit_extract.storage.layout import (
     BAD_INPUT,
     FEATURES_FORMAT,
@@ -35,10 +36,9 @@ from lit_extract.storage.store import Store
 
 @dataclass(frozen=True)
 class Numbers:
-    """A tensor to be, whose numbers come in chunks, in order."""
+    """A tensor to be, whose numbers come in chunks, in order; ``features_form.TENSORS`` has its data type."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
     chunks: Iterable[NDArray[Any]]
 
 
@@ -62,7 +62,7 @@ def content_of(there: Rows, pool: str) -> dict[str, Any]:
         notes["repaired_rows"] = sorted({*earlier, *repaired})
     if inputs is not None:
         notes["exif_rotations"] = int((inputs[:, ROTATED] != 0).sum())
-    content: dict[str, Any] = {
+    return {
         "num_params": store.notes["num_params"],
         "layers": store.layers,
         "stimulus_ids": store.stimulus_ids(),
@@ -74,11 +74,11 @@ def content_of(there: Rows, pool: str) -> dict[str, Any]:
             "bad_input_rows": np.flatnonzero(status == BAD_INPUT).tolist(),
             "not_finite_rows": np.flatnonzero(status == NOT_FINITE).tolist(),
         },
+        **{name: _mean(store.extra(name)) for name in MEANS if name in store.extras},
     }
-    for name in _MEANS:
-        if name in store.extras:
-            content[name] = _mean(store.extra(name))
-    return content
+
+
+_ROWS: TypeAdapter[list[int]] = TypeAdapter(list[Count])
 
 
 def _sizes_sha256(there: Rows, inputs: NDArray[np.int64] | None, before: dict[str, Any]) -> str | None:
@@ -90,6 +90,11 @@ def _sizes_sha256(there: Rows, inputs: NDArray[np.int64] | None, before: dict[st
     return sizes_sha256(there.store.extra(N_BYTES)) if N_BYTES in there.store.extras else None
 
 
+def sizes_sha256(sizes: NDArray[np.int64]) -> str:
+    """Return a hash of the bytes of each row's input: all that earlier versions noted in a features file."""
+    return hashlib.sha256(sizes.astype("<i8").tobytes()).hexdigest()
+
+
 def _mean(values: NDArray[np.float32]) -> float:
     """Mean of the values that are numbers."""
     numbers = values[~np.isnan(values)]
@@ -97,30 +102,23 @@ def _mean(values: NDArray[np.float32]) -> float:
         return float(np.mean(numbers)) if len(numbers) else float("nan")
 
 
-_ROWS: TypeAdapter[list[int]] = TypeAdapter(list[Count])
-
-
-# Per-row values of language models: their mean under the name, the rows under row_<name>.
-_MEANS = ("loss", "bpb")
-
-
 def tensors_of(there: Rows, pool: str) -> dict[str, Numbers]:
     """Return the tensors of a features file but its features."""
     tensors, store = {}, there.store
     if (inputs := there.inputs(pool)) is not None:
-        tensors[INPUTS] = Numbers(inputs.shape, torch.int64, [inputs])
+        tensors[INPUTS] = Numbers(inputs.shape, [inputs])
     if N_TOKENS in store.extras:
         lengths = store.extra(N_TOKENS)
-        tensors["mask"] = Numbers((len(lengths), int(lengths.max())), torch.uint8, _mask(lengths))
-    for name in _MEANS:
+        tensors["mask"] = Numbers((len(lengths), int(lengths.max())), _mask(lengths))
+    for name in MEANS:
         if name in store.extras:
             values = store.extra(name)
-            tensors[f"row_{name}"] = Numbers(values.shape, torch.float32, [values])
+            tensors[f"row_{name}"] = Numbers(values.shape, [values])
     return tensors
 
 
 def longest_caption(store: Store) -> int:
-    """Tokens of the longest caption; 0 of images."""
+    """Return the tokens of the longest caption; 0 of images."""
     return int(store.extra(N_TOKENS).max()) if N_TOKENS in store.extras else 0
 
 
@@ -135,14 +133,18 @@ def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:
 _MASK_BYTES = 2**24  # made at once
 
 
-def save_skeleton(content: dict[str, Any], tensors: dict[str, Numbers], part: Path) -> None:
-    """A features file with holes where the numbers go; the first tensor is its first record, and so on."""
-    with FakeTensorMode():
-        holes = {name: torch.empty(numbers.shape, dtype=numbers.dtype) for name, numbers in tensors.items()}
-    with torch.serialization.skip_data(materialize_fake_tensors=True):
+def save_skeleton(content: Mapping[str, Any], tensors: Mapping[str, Numbers], part: Path) -> None:
+    """Write a features file with holes where the numbers go; the first tensor is its first record, and so on.
+
+    Args:
+        content: All but the tensors.
+        tensors: The tensors; their numbers are not used.
+        part: The file; next to it a file with the size of each tensor is left, which takes no room either.
+    """
+    holes = {}
+    for name, numbers in tensors.items():
+        dtype, size = torch.from_numpy(np.empty(0, TENSORS[name][0])).dtype, math.prod(numbers.shape)
+        hole = torch.from_file(f"{part}.{name}", shared=True, size=size, dtype=dtype) if size else torch.empty(0)
+        holes[name] = hole.to(dtype).reshape(numbers.shape)
+    with torch.serialization.skip_data():
         torch.save({**holes, **content}, part)
-
-
-def sizes_sha256(n_bytes: NDArray[np.int64]) -> str:
-    """Hash of the size of each row's input: all that earlier versions noted in a features file."""
-    return hashlib.sha256(n_bytes.astype("<i8").tobytes()).hexdigest()

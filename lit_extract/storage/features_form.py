@@ -1,23 +1,21 @@
-"""What a features file holds: one description, which all that read one rely on (``docs/store-format.md``).
+"""What a features file holds: one description, which all that read or write one rely on (``docs/store-format.md``).
 
 N stimuli, L layers, D hidden size, T tokens.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, BinaryIO, Required
 
 import numpy as np
-from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, with_config
+from pydantic import ConfigDict, Field, InstanceOf, StringConstraints, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import name_some
 from lit_extract.common.untrusted import Count, OneName, ShortText, Text, shorten, validate
 from lit_extract.storage.archive import TensorRecord, read_content
 from lit_extract.storage.layout import (
     FEATURES_FORMAT,
-    FEATURES_KEYS,
     INPUT_COLUMNS,
     INPUTS,
     MAX_DIM,
@@ -30,8 +28,16 @@ from lit_extract.storage.rounding import NOTE
 
 MEANS = ("loss", "bpb")  # of captions, over stimuli; the rows are row_<name>
 
+# Data type and axes of each tensor; all have a row a stimulus.
+TENSORS: Mapping[str, tuple[str, int]] = {
+    "feats": ("<f4", 3),  # (N, L, D)
+    "mask": ("|u1", 2),  # (N, T), of captions
+    INPUTS: ("<i8", 2),  # (N, 4), of images
+    **{f"row_{name}": ("<f4", 1) for name in MEANS},  # (N,), of captions, when asked for
+}
+
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]  # whoever prints it uses ``shorten``
-_LAYERS: TypeAdapter[list[str]] = TypeAdapter(list[ShortText])
+_StimulusId = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[str, StringConstraints(min_length=1)]
 _OPEN = ConfigDict(extra="allow")
 
 
@@ -68,7 +74,7 @@ class _Rounding(TypedDict, total=False):
 
 
 @with_config(_OPEN)
-class _Check(TypedDict, total=False):
+class _PrecisionCheck(TypedDict, total=False):
     failed: str  # another library's error, of any kind
     pools: dict[str, _Rounding]
 
@@ -82,10 +88,7 @@ class Notes(TypedDict, total=False):
     root: str | None
     exif_rotations: Count
     repaired_rows: list[Count]
-    precision_check: _Check
-
-
-assert NOTE in Notes.__annotations__
+    precision_check: _PrecisionCheck
 
 
 @with_config(_OPEN)
@@ -100,115 +103,105 @@ class Metadata(TypedDict, total=False):
     n_bytes_sha256: Text | None
 
 
+@with_config(_OPEN)
+class Content(TypedDict, total=False):
+    """A features file; besides, it may have the other ``TENSORS``."""
+
+    feats: Required[InstanceOf[TensorRecord]]
+    num_params: Required[Annotated[int, Field(gt=0, lt=2**63)]]
+    layers: Required[list[ShortText]]
+    stimulus_ids: Required[list[_StimulusId]]
+    metadata: Required[Metadata]
+    loss: InstanceOf[float]
+    bpb: InstanceOf[float]
+
+
+assert NOTE in Notes.__annotations__
 METADATA: TypeAdapter[Metadata] = TypeAdapter(Metadata)
+_CONTENT: TypeAdapter[Content] = TypeAdapter(Content)
+
+# What the provenance of today's files has at least.
+_OF_TODAY = frozenset({"model", "options", "weights", "layers", "pool", "dataset", "subset", "n_stimuli", "precision"})
 
 
-def read_features_content(source: Path | BinaryIO) -> dict[str, Any]:
+def read_features_content(file: BinaryIO) -> dict[str, Any]:
     """Return the content of a features file, checked, with a record in the place of each tensor; no numbers are read.
 
     Raises:
-        ValueError: It is none, or what it says does not fit together.
+        ValueError: It is something else, or its parts do not fit together.
         OSError: It can't be read.
     """
-    content = read_content(source)
+    content = read_content(file)
     if problems := inconsistencies(content):
         raise ValueError("; ".join(problems))
     return content
 
 
 def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[str]:
-    """What of a file's content is missing, of another kind, or at odds with the rest; its numbers are not read.
+    """List what of a file's content is missing, of another kind, or at odds with the rest; its numbers are not read.
 
     Args:
         content: As :func:`~lit_extract.storage.archive.read_content` gives it.
         of_today: It must have all that today's files have; else earlier ones and those of tests may lack some.
     """
-    if missing := FEATURES_KEYS - set(content):
-        return [f"it has no {', '.join(sorted(missing))}"]
-    feats, metadata = content["feats"], content["metadata"]
-    if not isinstance(feats, TensorRecord) or len(feats.shape) != 3 or 0 in feats.shape or feats.dtype != "<f4":
-        return ["feats are no float32 tensor of stimuli, layers and dimensions"]
-    n, n_layers, dim = feats.shape
+    try:
+        _check_format_of(content.get("metadata"))
+        validate(_CONTENT, content, "content")
+    except ValueError as error:  # an InputError is one
+        return [str(error)]
+    provenance, shape = content["metadata"]["provenance"], content["feats"].shape
+    if (problem := _wrong_tensor("feats", content["feats"], shape[0] if shape else 0)) or 0 in shape:
+        return [problem or f"feats has the shape {shape}"]
+    n, n_layers, dim = shape
     if n_layers > MAX_LAYERS or dim > MAX_DIM:
-        return [f"feats have {n_layers:,} layers and {dim:,} dimensions; {MAX_LAYERS:,} and {MAX_DIM:,} are possible"]
-    if wrong := _wrong_metadata(metadata):
-        return [wrong]
-    problems = _wrong_layers(content["layers"], n_layers)
-    problems += _wrong_names("stimulus_ids", content["stimulus_ids"], n, (int, str))
+        return [f"feats has {n_layers:,} layers and {dim:,} dimensions; {MAX_LAYERS:,} and {MAX_DIM:,} are possible"]
+    problems = _wrong_names("layers", content["layers"], n_layers)
+    problems += _wrong_names("stimulus_ids", content["stimulus_ids"], n)
+    problems += _wrong_row_lists(content["metadata"], n)
     if of_today:
-        problems += _gaps(content, n)
-    if type(content["num_params"]) is not int or not 0 < content["num_params"] < 2**63:
-        problems.append(f"num_params is {shorten(content['num_params'])}")
-    problems += _wrong_row_lists(metadata["bad_input_rows"], metadata["not_finite_rows"], n)
+        if missing := _OF_TODAY - set(provenance):
+            return [f"its provenance has no {', '.join(sorted(missing))}"]
+        problems += [] if "format" in content["metadata"] else ["its metadata have no format"]
+        if provenance["layers"] != content["layers"]:
+            problems.append("layers are not those of its provenance")
+        if provenance["n_stimuli"] != n:
+            problems.append(f"n_stimuli of its provenance is {provenance['n_stimuli']}, but it has {n} rows")
     return problems + _wrong_extras(content, n, of_today)
 
 
-def _gaps(content: Mapping[str, Any], n: int) -> list[str]:
-    """What is missing of what today's files have, and does not fit."""
-    metadata, provenance = content["metadata"], content["metadata"]["provenance"]
-    if missing := _OF_TODAY - set(provenance):
-        return [f"its provenance has no {', '.join(sorted(missing))}"]
-    problems = [] if "format" in metadata else ["its metadata have no format"]
-    if provenance["layers"] != content["layers"]:
-        problems.append("layers are not those of its provenance")
-    if provenance["n_stimuli"] != n:
-        problems.append(f"n_stimuli of its provenance is {provenance['n_stimuli']}, but it has {n} rows")
-    return problems
+def _check_format_of(metadata: Any) -> None:
+    """See that this version reads a file, before all else: a newer one may be of another form."""
+    if isinstance(metadata, dict) and type(metadata.get("format")) is int:
+        notes = metadata.get("notes")
+        made_by = notes.get("lit_extract") if isinstance(notes, dict) else None
+        check_format(metadata["format"], FEATURES_FORMAT, {"lit_extract": made_by} if type(made_by) is str else {})
 
 
-_OF_TODAY = frozenset({"model", "options", "weights", "layers", "pool", "dataset", "subset", "n_stimuli", "precision"})
-
-
-def _wrong_layers(layers: Any, n: int) -> list[str]:
-    if problems := _wrong_names("layers", layers, n, (str,)):
-        return problems
-    try:
-        validate(_LAYERS, layers, "layers")
-    except InputError as error:
-        return [str(error)]
-    return []
-
-
-def _wrong_metadata(metadata: Any) -> str | None:
-    if not isinstance(metadata, dict):
-        return "metadata are no dict"
-    found, notes = metadata.get("format", 1), metadata.get("notes")
-    made_by = notes.get("lit_extract") if isinstance(notes, dict) else None
-    try:
-        shown = found if type(found) is int else shorten(found)
-        check_format(shown, FEATURES_FORMAT, {"lit_extract": made_by and shorten(made_by)})
-        validate(METADATA, metadata, "metadata")
-    except ValueError as error:  # an InputError is one
-        return str(error)
-    return None
-
-
-def _wrong_names(what: str, names: Any, n: int, kinds: tuple[type, ...]) -> list[str]:
-    if not isinstance(names, list) or not any(set(map(type, names)) == {kind} for kind in kinds):
-        return [f"{what} are no list of {' or of '.join(kind.__name__ for kind in kinds)}"]
+def _wrong_names(what: str, names: Sequence[int | str], n: int) -> list[str]:
     if len(names) != n:
         return [f"{len(names)} {what} for {n}"]
-    if "" in names or (type(names[0]) is int and not -(2**63) <= min(names) <= max(names) < 2**63):
-        return [f"{what} have an empty name, or a number of more than 64 bits"]
+    if len(set(map(type, names))) > 1:
+        return [f"{what} are no list of int or of str"]
     if len(set(names)) < n:
         twice = [shorten(str(name)) for name, times in Counter(names).most_common(10) if times > 1]
         return [f"{what} occur twice: {name_some(twice)}"]
     return []
 
 
-def _wrong_row_lists(bad_input: list[int], not_finite: list[int], n: int) -> list[str]:
+def _wrong_row_lists(metadata: Mapping[str, Any], n: int) -> list[str]:
+    lists = {what: metadata[what] for what in ("bad_input_rows", "not_finite_rows")}
     problems = [
         f"{what} are no list of rows 0 to {n - 1}, each once"
-        for what, rows in (("bad_input_rows", bad_input), ("not_finite_rows", not_finite))
+        for what, rows in lists.items()
         if max(rows, default=0) >= n or len(set(rows)) < len(rows)
     ]
-    if not problems and (both := set(bad_input) & set(not_finite)):
+    if not problems and (both := set.intersection(*map(set, lists.values()))):
         problems.append(f"rows {rows_text(both)} are in bad_input_rows and in not_finite_rows")
     return problems
 
 
 def rows_text(rows: Iterable[int]) -> str:
-    """The first few of some rows."""
+    """Return the first few of some rows."""
     return name_some([str(row) for row in sorted(rows)], 10)
 
 
@@ -216,25 +209,23 @@ def _wrong_extras(content: Mapping[str, Any], n: int, of_today: bool) -> list[st
     """Of what a file may have besides, and of what captions have today: the mask, and losses that were asked for."""
     provenance = content["metadata"]["provenance"]
     is_of_captions = of_today and kind_of(provenance) == "language"
-    forms: dict[str, tuple[str, int]] = {"mask": ("|u1", 2), INPUTS: ("<i8", 2)}
-    forms |= {f"row_{name}": ("<f4", 1) for name in MEANS}
     has_loss = any(f"row_{name}" in content for name in MEANS) or (is_of_captions and provenance.get("loss"))
     wanted = {"mask": is_of_captions or has_loss, **{f"row_{name}": has_loss for name in MEANS}}
-    problems = []
-    for name, (dtype, axes) in forms.items():
-        tensor = content.get(name)
-        if name not in content and not wanted.get(name):
-            continue
-        if not isinstance(tensor, TensorRecord) or (tensor.dtype, len(tensor.shape)) != (dtype, axes):
-            problems.append(f"{name} is no {np.dtype(dtype).name} tensor of {axes} axes")
-        elif tensor.shape[0] != n:
-            problems.append(f"{name} has {tensor.shape[0]} rows for {n}")
-        elif name == INPUTS and tensor.shape[1] != len(INPUT_COLUMNS):
-            problems.append(f"{name} has {tensor.shape[1]} columns for {len(INPUT_COLUMNS)}")
-        elif name == "mask" and tensor.shape[1] > MAX_TOKENS:
-            problems.append(f"{name} has {tensor.shape[1]:,} tokens; {MAX_TOKENS:,} are possible")
-    return problems + [
-        f"{name} is no number"
-        for name in MEANS
-        if (name in content or has_loss) and type(content.get(name)) is not float
+    problems = [
+        _wrong_tensor(name, content.get(name), n) for name in TENSORS if name in content or wanted.get(name, False)
     ]
+    problems += [f"{name} is missing" for name in MEANS if has_loss and name not in content]
+    return [problem for problem in problems if problem]
+
+
+def _wrong_tensor(name: str, tensor: Any, n: int) -> str | None:
+    dtype, axes = TENSORS[name]
+    if not isinstance(tensor, TensorRecord) or (tensor.dtype, len(tensor.shape)) != (dtype, axes):
+        return f"{name} is no {np.dtype(dtype).name} tensor of {axes} axes"
+    if tensor.shape[0] != n:
+        return f"{name} has {tensor.shape[0]} rows for {n}"
+    if name == INPUTS and tensor.shape[1] != len(INPUT_COLUMNS):
+        return f"{name} has {tensor.shape[1]} columns for {len(INPUT_COLUMNS)}"
+    if name == "mask" and tensor.shape[1] > MAX_TOKENS:
+        return f"{name} has {tensor.shape[1]:,} tokens; {MAX_TOKENS:,} are possible"
+    return None

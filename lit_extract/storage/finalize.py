@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.storage.archive import TensorRecord, check_archive, read_content, write_filled
+from lit_extract.storage.archive import TensorRecord, read_through, write_filled
 from lit_extract.storage.disk import bytes_there, check_room, features_bytes
-from lit_extract.storage.features import read_metadata
+from lit_extract.storage.features import load_features, read_metadata
 from lit_extract.storage.features_content import Numbers, content_of, longest_caption, save_skeleton, tensors_of
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, AnyPath, RemoteError, place_of, to_path
@@ -58,7 +57,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         rows = [f"{rows.start} to {rows.stop - 1}" for rows in missing]
         raise InputError(
             f"{str(store.path)!r} is not complete: {sum(map(len, missing))} of {store.n_stimuli} rows are missing: "
-            f"rows {name_some(rows)}; run the same predict command again to go on"
+            f"rows {name_some(rows)}; run the same predict command again to resume"
         )
     files = {pool: store.path.parent / name for pool, name in store.notes["files"].items()}
     left = [
@@ -66,7 +65,8 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         for pool, file in files.items()
         if not is_finished(file, features_provenance(store.provenance, pool))
         or there.repaired(pool)
-        or not _is_verified(store, file)
+        # A remote file can't be renamed: it appears before it is read back, and its run may have been killed meanwhile.
+        or (not place_of(file).appears_verified and not store.is_kept and read_back(file))
     ]
     size = features_bytes(store.n_stimuli, len(store.layers), store.n_dim) + store.n_stimuli * longest_caption(store)
     check_room(
@@ -94,22 +94,18 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
 def _check_earlier(files: Iterable[AnyPath]) -> None:
     """See that features files whose rows go into new ones are whole: a new checksum would vouch for damage."""
     for file in files:
-        try:
-            _verify(file)
-        except RemoteError:
-            raise
-        except OSError as error:
+        if damage := read_back(file):
             raise InputError(
-                f"{str(file)!r} is damaged ({error}), so that its bad rows can't be repaired; restore it, or pass "
+                f"{str(file)!r} is damaged ({damage}), so that its bad rows can't be repaired; restore it, or pass "
                 "--overwrite to predict to compute all rows from scratch"
-            ) from None
+            )
 
 
 def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = None) -> bool:
-    """Whether ``file`` is there, with exactly this provenance.
+    """Return whether ``file`` exists, with exactly this provenance.
 
     Raises:
-        InputError: It is there with another, and the differing settings are named; or it is something else.
+        InputError: It has another, and the differing settings are named; or it is something else.
     """
     if not place_of(file).exists():
         return False
@@ -127,42 +123,22 @@ def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = No
     return True
 
 
-def _is_verified(store: Store, file: AnyPath) -> bool:
-    """Whether a features file that is there was read back when it was made; if that is not known, it is done now.
-
-    A remote one can't be renamed, and appears before it is read back. The store goes after that.
-    """
-    if place_of(file).appears_verified or store.is_kept:
-        return True
-    try:
-        _verify(file)
-    except RemoteError:
-        raise
-    except OSError:
-        return False
-    return True
-
-
 def _check_same(store: Store, pool: str, file: AnyPath) -> None:
-    """See that a features file has the stimuli and layers of its store, which goes after that.
+    """See that a features file has the stimuli and layers of its store, which is deleted after that.
 
     Raises:
-        InputError: It has not, or can't be read.
+        InputError: It has others, or can't be read.
     """
     try:
-        with place_of(file).open_to_read() as opened:
-            found = read_content(opened)
+        found = load_features(file)
     except RemoteError:
         raise
-    except (ValueError, OSError) as error:
-        raise InputError(f"{str(file)!r} can't be read back: {error}; {str(store.path)!r} is kept") from None
+    except InputError as error:
+        raise InputError(f"{error}; {str(store.path)!r} is kept") from None
     expected = {"stimulus_ids": store.stimulus_ids(), "layers": store.layers, "num_params": store.notes["num_params"]}
-    others = [name for name, value in expected.items() if repr(found.get(name)) != repr(value)]
-    feats, metadata = found.get("feats"), found.get("metadata")
-    if not isinstance(feats, TensorRecord) or feats.shape != store.layout.shape:
-        others.append("feats")
-    provenance = metadata.get("provenance") if isinstance(metadata, dict) else None
-    if not isinstance(provenance, dict) or differing(provenance, features_provenance(store.provenance, pool)):
+    expected["shape"] = store.layout.shape
+    others = [name for name, value in expected.items() if getattr(found, name) != value]
+    if differing(found.provenance, features_provenance(store.provenance, pool)):
         others.append("provenance")
     if others:
         raise InputError(
@@ -173,9 +149,8 @@ def _check_same(store: Store, pool: str, file: AnyPath) -> None:
 
 def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
     store = there.store
-    shape = store.n_stimuli, len(store.layers), store.n_dim
-    shards = _ahead(there, pool)
-    tensors = {"feats": Numbers(shape, torch.float32, shards), **tensors_of(there, pool)}
+    shape = store.layout.shape
+    tensors = {"feats": Numbers(shape, _shards(there, pool)), **tensors_of(there, pool)}
     content = content_of(there, pool)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -188,15 +163,19 @@ def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
                 write_filled(skeleton, chunks, out)
                 store.check_current()
 
-            place_of(file).write_verified(write, lambda path: _verify(path, expected))
+            def verify(path: AnyPath) -> None:
+                if damage := read_back(path, expected):
+                    raise OSError(damage)
+
+            place_of(file).write_verified(write, verify)
     except OSError as error:
         raise InputError(
             f"can't write {str(file)!r}: {error}; nothing is lost: fix that, then run lit-extract finalize {store.path}"
         ) from error
 
 
-def _ahead(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
-    """The shards one after the other, the next of which is read while one is used; each is gone when the next comes."""
+def _shards(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
+    """Yield the shards, each gone when the next one comes, which is read in the meantime."""
     store = there.store
     shape = len(store.rows_of(0)), len(store.layers), store.n_dim
     both = [np.empty(shape, dtype=np.float32) for _ in range(min(2, store.n_shards))]
@@ -214,28 +193,28 @@ def _ahead(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
 
 
 def _part(file: AnyPath) -> AnyPath:
-    """What a local features file is called while it is made."""
+    """Return the path of a local features file while it is made: always the same, so that a killed run leaves one."""
     return file.with_name(f".{file.name}.part")
 
 
-def _verify(file: AnyPath, expected: Mapping[str, Any] | None = None) -> None:
-    """Read all of it back and compare it with its checksums, and with what was to be written.
+def read_back(file: AnyPath, expected: Mapping[str, Any] | None = None) -> str | None:
+    """Read all of a features file; return how it differs from its checksums, and from what was to be written.
 
     Args:
         file: The features file.
         expected: Its content, with a shape in the place of each tensor.
 
     Raises:
-        OSError: It is damaged, or can't be read.
+        RemoteError: The server can't be reached.
     """
     try:
         with place_of(file).open_to_read(LARGE) as opened:
-            check_archive(opened)
-            found = read_content(opened) if expected is not None else {}
+            found = read_through(opened)
     except RemoteError:
         raise
-    except ValueError as error:
-        raise OSError(f"what was read back differs from what was written: {error}") from None
-    found = {name: value.shape if isinstance(value, TensorRecord) else value for name, value in found.items()}
-    if expected is not None and repr(found) != repr(expected):
-        raise OSError("what was read back differs from what was written: its stimulus ids, shape or metadata")
+    except (ValueError, OSError) as error:
+        return f"what was read back differs from what was written: {error}"
+    shapes = {name: value.shape if isinstance(value, TensorRecord) else value for name, value in found.items()}
+    if expected is not None and repr(shapes) != repr(expected):
+        return "what was read back differs from what was written: its stimulus ids, shape or metadata"
+    return None

@@ -11,7 +11,7 @@ from lit_extract.common.untrusted import shorten
 
 # Far above those of features of a million stimuli; they keep a hostile file from filling the memory.
 MAX_PICKLE_BYTES = 64 * 2**20
-MAX_VALUES = 3_000_000  # opcodes, and values where each counts as often as it is referred to
+MAX_VALUES = 3_000_000  # opcodes, and values; of these, as of text, each counts as often as it is referred to
 MAX_CONTAINERS = 100_000
 MAX_TEXT_BYTES = 2**20
 MAX_DEPTH = 50
@@ -42,19 +42,24 @@ def load_plain(content: bytes, persistent: Callable[[Any], Any], names: Mapping[
 
 
 def _check_plain(value: Any, leaf: type) -> None:
-    """See that a value is finite, and made of plain values and leaves only."""
-    left, todo = MAX_VALUES, [(value, 0)]
+    """See that a value is made of plain values and leaves only, finite and small, also if all of it is printed."""
+    values, text, todo = MAX_VALUES, MAX_PICKLE_BYTES, [(value, 0)]
     while todo:
         item, depth = todo.pop()
         if type(item) not in (dict, list, tuple):
             if type(item) is not leaf and type(item) not in _SCALARS:
                 raise ValueError("it holds something that is not a plain value")
             continue
-        inner = item.values() if type(item) is dict else item
-        left -= 1 + len(inner)
-        if left < 0 or depth >= MAX_DEPTH:
-            raise ValueError(f"it holds more than {MAX_VALUES:,} values, or is nested more than {MAX_DEPTH} deep")
-        if not _SCALARS.issuperset(map(type, inner)):
+        inner = [*item, *item.values()] if type(item) is dict else item
+        types = set(map(type, inner))
+        values -= 1 + len(inner)
+        text -= sum(len(one) for one in inner if type(one) is str) if str in types else 0
+        if values < 0 or text < 0 or depth >= MAX_DEPTH:
+            raise ValueError(
+                f"it holds more than {MAX_VALUES:,} values or {MAX_PICKLE_BYTES:,} characters, or is nested more than "
+                f"{MAX_DEPTH} deep"
+            )
+        if not types <= _SCALARS:
             todo += [(value, depth + 1) for value in inner if type(value) not in _SCALARS]
 
 

@@ -6,18 +6,18 @@ from typing import Any
 from lit_extract.common.errors import name_some
 from lit_extract.common.untrusted import shorten
 
-NOTE = "precision_check"  # in the notes of a store and of a features file
+NOTE = "precision_check"  # in the notes of a store and of a features file, whose form is in features_form.py
 FLOAT32 = 1e-5  # relative errors below it are those of another order of summation
 
 
 def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str:
-    """The precision of a features file, the size of its images, and what the check has found."""
+    """Return the precision of a features file, the size of its images, and what the check has found."""
     provenance = metadata["provenance"]
     text = str(provenance.get("precision", "unknown precision"))
     if size := (provenance.get("preprocessing") or {}).get("input_size"):
         text += f", images of {size[-2]} × {size[-1]}"
-    check = metadata["notes"].get(NOTE)
-    if isinstance(check, Mapping) and "failed" in check:
+    check = metadata["notes"].get(NOTE, {})
+    if "failed" in check:
         return f"{text}; not checked against float32: {shorten(check['failed'], 400)}"
     errors = _by_layer(metadata, layers, pool, "relative_error")
     if not errors:
@@ -36,23 +36,20 @@ def _share(part: float) -> str:
 
 
 def _by_layer(metadata: Mapping[str, Any], layers: Sequence[str], pool: str, what: str) -> dict[str, float]:
-    """Figures of the note by layer, without those that were not to be had; none if it is no such note."""
-    figures: Any = metadata["notes"].get(NOTE)
-    for key in ("pools", pool, what):
-        figures = figures.get(key) if isinstance(figures, Mapping) else None
-    if not isinstance(figures, Sequence) or len(figures) != len(layers):
+    """Values of the note by layer, without those that could not be computed; none if it has no such values."""
+    values = metadata["notes"].get(NOTE, {}).get("pools", {}).get(pool, {}).get(what, [])
+    if len(values) != len(layers):
         return {}
-    return {layer: value for layer, value in zip(layers, figures, strict=True) if isinstance(value, float)}
-
-
-def lost_layers(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> list[str]:
-    """Layers in which what was rounded away is as large as the differences between stimuli, by the file's own note."""
-    return [layer for layer, value in _by_layer(metadata, layers, pool, "of_differences").items() if value >= 1]
+    return {layer: value for layer, value in zip(layers, values, strict=True) if value is not None}
 
 
 def warning(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str | None:
-    """One sentence about :func:`lost_layers`, with the way out; None when there are none."""
-    if not (lost := lost_layers(metadata, layers, pool)):
+    """Return one sentence on layers in which rounding is as large as the differences between stimuli, with the way out.
+
+    None when there are no such layers, by the file's own note.
+    """
+    lost = [layer for layer, value in _by_layer(metadata, layers, pool, "of_differences").items() if value >= 1]
+    if not lost:
         return None
     precision = str(metadata["provenance"].get("precision"))
     way_out = "" if precision == "32-true" else "; extract again with --trainer.precision 32-true --overwrite"

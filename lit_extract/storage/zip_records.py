@@ -1,8 +1,10 @@
 """The records of a zip archive that torch.save made, found in the one way in which all readers find them.
 
-Zip readers differ: some follow the directory, some the headers, torch looks for names whatever their case. So an
-archive must be, byte by byte but for its padding, what torch.save writes: records one after the other from the first
-byte on, each with its header and, behind its content, its checksum and size once more, then the directory and its end.
+Zip readers differ: some follow the directory, some the headers, torch ignores the case of names, and Python's zipfile
+skips whatever lies around and between records. So an archive must be, byte by byte but for its padding, what torch.save
+writes: records one after the other from the first byte on, each with its header and, after its content, its checksum
+and size once more, then the directory and its end. zipfile would not shorten this: each field that it reads would have
+to be packed again for that comparison, and it neither writes nor checks torch's layout.
 
 Layout: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7, 4.3.9, 4.3.12 and 4.3.14 to 4.3.16.
 """
@@ -42,7 +44,7 @@ class Record:
     Args:
         start: Its first byte in the file.
         size: Its bytes.
-        checksum: CRC-32 of them, as the archive says.
+        checksum: CRC-32 of them, as the archive has it.
         entry: Where its entry in the directory begins.
     """
 
@@ -65,53 +67,50 @@ def read_records(file: BinaryIO) -> dict[str, Record]:
     size = file.seek(0, os.SEEK_END)
     tail = read_exactly(file, max(0, size - _TAIL_BYTES), min(size, _TAIL_BYTES))
     count, begin = _read_end(tail, size)
-    directory, at, cursor = tail[begin - size : -_ENDS], 0, 0
+    directory, at, header = tail[begin - size : -_ENDS], 0, 0
     records: dict[str, Record] = {}
     tops = set()
     for _ in range(count):
-        name, entry = _read_entry(directory[at:], cursor)
-        start, end = _check_record(file, entry, cursor)
+        name, record, length, next_header = _read_entry(file, directory[at:], header, begin + at)
         top, _, member = name.decode().partition("/")
         tops.add(top)
         if len(tops) > 1 or not top or not is_printable(top) or not _NAME.fullmatch(member) or member in records:
             raise _no_archive("it has a record that torch.save does not write, or one twice")
-        records[member] = Record(start, entry.size, entry.checksum, begin + at)
-        at, cursor = at + entry.length, end
-    if at != len(directory) or cursor != begin:
+        records[member] = record
+        at, header = at + length, next_header
+    if at != len(directory) or header != begin:
         raise _no_archive("its records and its directory don't fit")
     return records
 
 
-def read_record(file: BinaryIO, record: Record, limit: int) -> bytes:
-    """Return a record's content, which fits its checksum.
+def read_record(file: BinaryIO, record: Record, name: str, limit: int) -> bytes:
+    """Return a record's content.
 
     Raises:
         ValueError: It has more than ``limit`` bytes, or differs from its checksum.
     """
     if record.size > limit:
-        raise ValueError(f"it has a record of {record.size:,} bytes, which may have {limit:,}")
-    content = read_exactly(file, record.start, record.size)
-    if zlib.crc32(content) != record.checksum:
-        raise ValueError("it is damaged: a record differs from its checksum")
-    return content
+        raise ValueError(f"{name} has {record.size:,} bytes; {limit:,} are possible")
+    return b"".join(checked_pieces(file, record, name))
 
 
-def record_pieces(file: BinaryIO, record: Record, piece: int = PIECE) -> Iterator[bytes]:
-    """A record's content, some bytes at a time."""
-    for start in range(0, record.size, piece):
-        yield read_exactly(file, record.start + start, min(piece, record.size - start))
+def checked_pieces(file: BinaryIO, record: Record, name: str) -> Iterator[bytes]:
+    """Yield a record's content, some bytes at a time.
 
-
-def is_intact(file: BinaryIO, record: Record) -> bool:
-    """Return whether a record's content fits its checksum."""
+    Raises:
+        ValueError: All of it has been read, and it differs from its checksum.
+    """
     checksum = 0
-    for piece in record_pieces(file, record):
+    for first in range(0, record.size, PIECE):
+        piece = read_exactly(file, record.start + first, min(PIECE, record.size - first))
         checksum = zlib.crc32(piece, checksum)
-    return checksum == record.checksum
+        yield piece
+    if checksum != record.checksum:
+        raise ValueError(f"{name} is damaged: its checksum differs")
 
 
 def read_exactly(file: BinaryIO, start: int, size: int) -> bytes:
-    """Read so many bytes from there.
+    """Return ``size`` bytes from ``start`` on.
 
     Raises:
         ValueError: The file ends before.
@@ -123,23 +122,12 @@ def read_exactly(file: BinaryIO, start: int, size: int) -> bytes:
     return content
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """What an entry of the directory says of a record; ``length`` is its own, in bytes."""
-
-    name: bytes
-    size: int
-    checksum: int
-    versions_and_times: tuple[int, int, int]  # the only fields that don't follow from the others
-    length: int
-
-
 def _no_archive(reason: str) -> ValueError:
     return ValueError(f"it is no zip archive of torch.save, or not whole: {reason}")
 
 
 def _read_end(tail: bytes, size: int) -> tuple[int, int]:
-    """The number of records, and where the directory begins."""
+    """Return the number of records, and where the directory begins."""
     end = tail[-_ENDS:]
     if len(end) < _ENDS:
         raise _no_archive(f"it has {size} bytes")
@@ -156,54 +144,40 @@ def _read_end(tail: bytes, size: int) -> tuple[int, int]:
     return count, begin
 
 
-def _read_entry(directory: bytes, cursor: int) -> tuple[bytes, _Entry]:
-    """The next entry, whose record begins at ``cursor``."""
+def _read_entry(file: BinaryIO, directory: bytes, header: int, place: int) -> tuple[bytes, Record, int, int]:
+    """Read the next entry of the directory and see that entry, header and descriptor are as torch.save writes them.
+
+    Args:
+        file: The archive.
+        directory: Its directory from this entry on.
+        header: Where the header of its record begins: where the record before ends.
+        place: Where the entry begins in the file.
+
+    Returns:
+        Name, record, bytes of the entry, and where the next header begins.
+    """
     if len(directory) < _ENTRY.size:
         raise _no_archive("its directory is cut off")
     _, made_by, needed, _, _, time, date, checksum, _, size, name_length, extra_length, *_ = _ENTRY.unpack_from(
         directory
     )
-    name, extra = _split(directory[_ENTRY.size :], name_length, extra_length)
+    name, extra = directory[_ENTRY.size :][:name_length], directory[_ENTRY.size + name_length :][:extra_length]
     if size == _WIDE and len(extra) >= 12:
         (size,) = struct.unpack_from("<Q", extra, 4)
-    wide = [size] * 2 * (size >= _WIDE) + [cursor] * (cursor >= _WIDE)
-    expected_extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-    sizes = [min(size, _WIDE)] * 2
-    expected = _ENTRY.pack(
-        *(_ENTRY_MARK, made_by, needed, _flags(size), 0, time, date, checksum if size else 0, *sizes),
-        *(len(name), len(expected_extra), 0, 0, 0, 0, min(cursor, _WIDE)),
-    )
-    length = len(expected) + len(name) + len(extra)
-    if expected + name + expected_extra != directory[:length]:
-        raise _no_archive("its directory is damaged, or another program's")
-    return name, _Entry(name, size, checksum, (needed, time, date), length)
-
-
-def _split(content: bytes, *lengths: int) -> Iterator[bytes]:
-    at = 0
-    for length in lengths:
-        yield content[at : at + length]
-        at += length
-
-
-def _flags(size: int) -> int:
-    return _UTF8 | (_HAS_DESCRIPTOR if size else 0)
-
-
-def _check_record(file: BinaryIO, entry: _Entry, cursor: int) -> tuple[int, int]:
-    """See that a record is where the directory says; return its first byte, and where the next record begins."""
-    header = read_exactly(file, cursor, _HEADER.size + len(entry.name))
-    padding = _HEADER.unpack_from(header)[-1]
-    needed, time, date = entry.versions_and_times
-    expected = _HEADER.pack(_HEADER_MARK, needed, _flags(entry.size), 0, time, date, 0, 0, 0, len(entry.name), padding)
-    start = cursor + len(header) + int(padding)
-    end = start + entry.size
-    if header != expected + entry.name:
-        raise _no_archive("a record's header differs from the directory")
-    if not entry.size:
-        return start, end
-    is_wide = max(cursor, entry.size) >= _WIDE
-    form = _WIDE_DESCRIPTOR if is_wide else _DESCRIPTOR
-    if read_exactly(file, end, form.size) != form.pack(DESCRIPTOR_MARK, entry.checksum, entry.size, entry.size):
+    flags, checksum = (_UTF8 | _HAS_DESCRIPTOR, checksum) if size else (_UTF8, 0)
+    wide = [size] * 2 * (size >= _WIDE) + [header] * (header >= _WIDE)
+    extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+    sizes, rest = [min(size, _WIDE)] * 2, (len(name), len(extra), 0, 0, 0, 0, min(header, _WIDE))
+    entry = _ENTRY.pack(_ENTRY_MARK, made_by, needed, flags, 0, time, date, checksum, *sizes, *rest) + name + extra
+    found = read_exactly(file, header, _HEADER.size + len(name))
+    padding = int(_HEADER.unpack_from(found)[-1])
+    expected = _HEADER.pack(_HEADER_MARK, needed, flags, 0, time, date, 0, 0, 0, len(name), padding) + name
+    start = header + len(found) + padding
+    end = start + size
+    form = _WIDE_DESCRIPTOR if max(header, size) >= _WIDE else _DESCRIPTOR
+    descriptor = form.pack(DESCRIPTOR_MARK, checksum, size, size) if size else b""
+    if not directory.startswith(entry) or found != expected or end > place:
+        raise _no_archive("its directory is damaged, another program's, or at odds with a record's header")
+    if read_exactly(file, end, len(descriptor)) != descriptor:
         raise _no_archive("a record's end differs from the directory")
-    return start, end + form.size
+    return name, Record(start, size, checksum, place), len(entry), end + len(descriptor)

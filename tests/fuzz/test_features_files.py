@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from lit_extract.cli import main
 from lit_extract.common.errors import InputError
 from lit_extract.inspection.show import show
-from lit_extract.inspection.soundness import check_soundness
+from lit_extract.inspection.soundness import soundness_of
 from lit_extract.inspection.status import as_json, as_text
 from lit_extract.inspection.survey import DONE, survey
-from lit_extract.storage.archive import check_archive, read_content
+from lit_extract.storage.archive import read_content, read_through
 from lit_extract.storage.features import load_features, read_metadata
 
 N, LAYERS, DIM = 3, ["blocks.0", "norm"], 2
@@ -126,7 +126,7 @@ def in_order(content):
 
 def sound(file):
     """What torch reads of a file that verify calls sound."""
-    if problems := check_soundness(file).problems:
+    if problems := soundness_of(file).problems:
         raise InputError("; ".join(problems))
     return of_torch(file)
 
@@ -186,8 +186,9 @@ def describes_features(content):
 def test_a_good_file_is_right_in_every_way(folder, kind):
     assert try_all(folder, GOOD[kind], "good", features(kind)) == RIGHT
     assert try_all(folder, torch_zip.write(ARCHIVES[kind]), "good", features(kind)) == RIGHT
-    assert check_soundness(folder / "x.pt").problems == []
-    check_archive(folder / "x.pt")
+    assert soundness_of(folder / "x.pt").problems == []
+    with (folder / "x.pt").open("rb") as file:
+        read_through(file)
 
 
 @fuzzed(250)
@@ -302,6 +303,18 @@ def test_a_nested_pickle_which_crashed_pythons_own_reader(folder):
 
 def test_a_memo_that_stands_for_ten_to_the_twenty_values(folder):
     refused(folder, with_pickle(PICKLES["images"][:-2] + pickles.text("x") + pickles.BOMB + b"u."))
+
+
+def test_a_memo_that_stands_for_a_terabyte_of_text(folder):
+    """Also where an error would name the value: it is refused before anything prints or compares it."""
+    text = "a" * 2**20
+    for place in ("format", "notes", "provenance"):
+        content = features()
+        content["metadata"] |= {place: [text] * 1_000_000}
+        refused(folder, saved(content))
+    content = features()
+    content["metadata"]["provenance"]["options"] = {"x": [text] * 1_000_000}
+    refused(folder, saved(content))
 
 
 def test_pickles_of_the_largest_size(folder):
@@ -480,7 +493,7 @@ def with_large_hole(dim):
             feats = read_content(file)["feats"]
             file.seek(0)
             before = file.read(feats.offset)
-            file.seek(feats.offset + feats.n_bytes)
+            file.seek(feats.offset + feats.nbytes)
             return before + file.read(), feats.offset
     finally:
         skeleton.unlink()

@@ -297,7 +297,7 @@ def test_a_store_stays_when_its_file_has_other_ids(tmp_path, make_store, monkeyp
     assert Store(store.path).missing_rows() == []
     with monkeypatch.context() as patch:
         patch.setattr("lit_extract.storage.finalize.save_skeleton", other_ids)
-        patch.setattr("lit_extract.storage.finalize._verify", lambda *_: None)
+        patch.setattr("lit_extract.storage.finalize.read_back", lambda *_: None)
         with pytest.raises(InputError, match="has other stimulus_ids"):
             finalize(store.path)
     with pytest.raises(InputError, match="has other stimulus_ids"):

@@ -23,14 +23,19 @@ from lit_extract.storage.store_metadata import array_metadata, checksum, read_la
 
 N, L, D, R = 7, 2, 3, 2
 POOLS = ("cls", "avg")
-EXTRAS = {"n_tokens": "int32", "loss": "float32", "n_bytes": "int64"}
+EXTRAS = {"n_tokens": "int32", "loss": "float32", "bpb": "float32", "n_bytes": "int64"}
 IDS = {1: [70, 5, -3, 900, 2**40, 1, 0], 2: ["a.jpg", "b/ü.jpg", "c", "007", "7", "e", "f"]}
 STATUS = np.array([OK, BAD_INPUT, OK, OK, NOT_FINITE, OK, OK], dtype=np.uint8)
 FEATS = {pool: np.random.default_rng(k).normal(size=(N, L, D)).astype(np.float32) for k, pool in enumerate(POOLS)}
 for values in FEATS.values():
     values[1] = np.nan
     values[4, 0, 0] = np.inf
-ROWS = {"n_tokens": [3, 0, 1, 2, 4, 1, 1], "loss": np.linspace(0, 1, N), "n_bytes": range(10, 10 + N)}
+ROWS = {
+    "n_tokens": [3, 0, 1, 2, 4, 1, 1],
+    "loss": np.linspace(0, 1, N),
+    "bpb": np.linspace(1, 2, N),
+    "n_bytes": range(10, 10 + N),
+}
 
 
 def build(path, version, seed=0):

@@ -185,7 +185,7 @@ def break_folder(folder):
     return {
         "dangling.pt": ("unreadable", "link that leads to no file"),
         "vit_cut_pool-cls.pt": ("not ours", "zip"),
-        "older.pt": ("not ours", "it has no layers, metadata, stimulus_ids"),
+        "older.pt": ("not ours", "content: layers: field required"),
         "list.pt": ("not ours", "list"),
         "odd.pt": ("not ours", "tensor of stimuli"),
         "evil.pt": ("not ours", "mkdir"),

@@ -9,7 +9,7 @@ from helpers.language_models import save_captions, save_model
 
 from lit_extract import LanguageExtractor, VisionExtractor, load_features
 from lit_extract.planning.memory import device_bytes, estimate_forward
-from lit_extract.planning.needs import Machine, Plan, fits_disk, room
+from lit_extract.planning.needs import Machine, Needs, disk_needed, fits_disk
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = ("--config", CONFIGS / "demo" / "vision.yaml")
@@ -189,12 +189,12 @@ def test_a_disk_withoutroom(plan, monkeypatch, free, code):
 
 def test_what_is_kept_of_each_model_is_not_free_for_the_next():
     plans = [
-        Plan("a", disk_left=10, disk_kept=4),
-        Plan("b", disk_left=20, disk_kept=9),
-        Plan("c", disk_left=5, disk_kept=2),
+        Needs("a", disk_left=10, disk_kept=4),
+        Needs("b", disk_left=20, disk_kept=9),
+        Needs("c", disk_left=5, disk_kept=2),
     ]
-    assert room(plans) == (4 + 20, 35)
-    assert room([]) == (0, 0)
+    assert disk_needed(plans) == (4 + 20, 35)
+    assert disk_needed([]) == (0, 0)
     assert fits_disk(plans, Machine(None, 0, "32-true", 24))
     assert not fits_disk(plans, Machine(None, 0, "32-true", 23))
     assert fits_disk(plans, Machine(None, 0, "32-true", None)), "of a bucket nobody knows"
@@ -289,10 +289,10 @@ def test_one_model_that_can_not_be_planned_is_a_line_and_the_others_are_planned(
     def fails_for_one(model, *rest):
         if model.model_name == "test_vit2.r160_in1k":
             raise ZeroDivisionError("of a defect")
-        return plan_model(model, *rest)
+        return estimate_needs(model, *rest)
 
-    plan_model = plan_cli.plan_model
-    monkeypatch.setattr(plan_cli, "plan_model", fails_for_one)
+    estimate_needs = plan_cli.estimate_needs
+    monkeypatch.setattr(plan_cli, "estimate_needs", fails_for_one)
     models = tmp_path / "models.yml"
     models.write_text("vision: [test_vit2.r160_in1k, test_vit3.r160_in1k]\n")
     config = ("--config", CONFIGS / "demo" / "vision.yaml", "--model.pool", "avg", "--trainer.accelerator", "cpu")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -53,6 +54,21 @@ print(json.dumps(content))
     assert rest["stimulus_ids"] == ids
     assert rest["metadata"]["provenance"] == {**store.provenance, "pool": "cls"}
     assert rest["metadata"]["bad_input_rows"] == rest["metadata"]["not_finite_rows"] == []
+
+
+def test_records_are_aligned_so_that_torch_can_map_them(make_store):
+    store, feats = make_store(n=7, layers=3)
+    (file,) = finalize(store.path)
+    with zipfile.ZipFile(file) as archive, file.open("rb") as opened:
+        assert archive.testzip() is None
+        for info in archive.infolist():
+            opened.seek(info.header_offset + 26)
+            name, extra = struct.unpack("<HH", opened.read(4))
+            assert (info.header_offset + 30 + name + extra) % 64 == 0, info.filename
+    mapped = torch.load(file, weights_only=True, mmap=True)["feats"]
+    np.testing.assert_array_equal(mapped.numpy(), feats["cls"], strict=True)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert any(str(file) in line and int(line.split("-")[0], 16) <= mapped.data_ptr() for line in maps)
 
 
 def test_the_store_goes_with_the_last_file(make_store, tmp_path):

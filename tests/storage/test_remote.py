@@ -371,7 +371,7 @@ def test_a_damaged_file_that_was_never_read_back_is_made_anew(run_job, remote, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.storage.finalize._verify", killed)
+        patch.setattr("lit_extract.storage.finalize.read_back", killed)
         with pytest.raises(KeyboardInterrupt):
             run_job(output_dir=remote)
     (file,) = [remote / name for name in names(remote) if name.endswith(".pt")]

@@ -187,7 +187,9 @@ def test_damage_of_a_file_is_not_carried_into_the_repaired_one(run_job, break_im
     restore = break_image("4.png")
     (file,) = run_job(**SKIP).files
     content = bytearray(file.read_bytes())
-    content[read_content(file)["feats"].offset + 5] ^= 1
+    with file.open("rb") as opened:
+        place = read_content(opened)["feats"].offset
+    content[place + 5] ^= 1
     file.write_bytes(content)
     restore()
     with pytest.raises(InputError, match=r"pt' is damaged .*checksum.*; restore it, or pass --overwrite"):

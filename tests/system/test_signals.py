@@ -334,7 +334,7 @@ def test_while_finalizing(tmp_path, script, make_store):
             say("written")
             time.sleep(60)
 
-        finalize.check_archive = read_back
+        finalize.read_through = read_back
         sys.exit(main(["finalize", {str(store.path)!r}]))
     """
     with script(text) as run:
