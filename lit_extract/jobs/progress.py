@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from lit_extract.common.console import as_size
+from lit_extract.data.plan import Plan
 from lit_extract.jobs.relay import Advance, tell
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ SECONDS_BETWEEN_TELLING = 1.0
 
 
 class Writer(Protocol):
-    """What progress asks a writer."""
+    """What progress needs to know of a writer."""
 
     bytes_written: int
 
@@ -35,11 +36,14 @@ class Progress(Callback):
         self.bar: tqdm[Any] | None = None
         self.done = 0
 
+    def open(self, plan: Plan, unit: str) -> None:
+        """Take the plan of the run, and what its rows are, such as "images"."""
+        self.plan, self.unit = plan, unit
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what this rank has to do."""
-        self.unit = trainer.datamodule.unit  # type: ignore[attr-defined]
-        self.total = trainer.datamodule.planned_rows  # type: ignore[attr-defined]
-        self.n_stimuli, self.world_size = len(trainer.datamodule.stimuli), trainer.world_size  # type: ignore[attr-defined]
+        self.total = sum(map(len, self.plan.shards(trainer.global_rank, trainer.world_size)))
+        self.world_size = trainer.world_size
         self.done, self.last_told = 0, 0.0
         self.started = self.last_line = time.monotonic()
         whose = f" (rank 0 of {trainer.world_size})" if trainer.world_size > 1 else ""
@@ -56,7 +60,7 @@ class Progress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Advance."""
+        """Count a batch, and show it."""
         rows = len(outputs["index"])
         self.done += rows
         if trainer.is_global_zero and time.monotonic() - self.last_told >= SECONDS_BETWEEN_TELLING:
@@ -70,7 +74,7 @@ class Progress(Callback):
             self._print_line()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say how it went, when all is written."""
+        """Show how it went, when all is written."""
         if trainer.is_global_zero and self.done:
             self._tell()
         if self.bar is not None:
@@ -87,13 +91,14 @@ class Progress(Callback):
 
     @property
     def rate(self) -> float:
-        """Rows a second."""
+        """Rows a second of this rank."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def _tell(self) -> None:
         left = self.total - self.done
         seconds = left / self.rate if self.done else 0.0
-        tell(Advance(self.unit, self.n_stimuli, max(0, self.n_stimuli - left * self.world_size), self.rate, seconds))
+        rows = self.plan.n_rows
+        tell(Advance(self.unit, rows, max(0, rows - left * self.world_size), self.rate, seconds))
 
     def _print_line(self) -> None:
         rate = self.rate

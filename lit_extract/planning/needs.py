@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lit_extract.data.base import StimulusDataModule
+from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
 from lit_extract.data.pixels import GEOMETRY
-from lit_extract.data.plan import default_shard_rows, default_token_budget, plan_token_batches
+from lit_extract.data.plan import default_shard_rows
 from lit_extract.jobs.outputs import output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.planning.memory import device_bytes, estimate_forward, host_bytes
@@ -122,11 +122,12 @@ def plan_model(
     there = bytes_there([store_path, *files.values()])
     is_done = finalize and all(isinstance(file, Path) and file.exists() for file in files.values())
     on_gpu = machine.card is not None
-    if isinstance(store_path, Path) and not overwrite:
-        data.adopt(recorded_provenance(files.values(), store_path))
+    is_resumed = isinstance(store_path, Path) and not overwrite
+    recorded = recorded_provenance(files.values(), store_path) if is_resumed else {}
+    data.connect(Connection(model.preprocessing, row_bytes, on_gpu, recorded))
     forwards = {
         batch: estimate_forward(model, *batch, machine.precision, on_gpu)
-        for batch in _largest_batches(model, data, rows, shard_rows, machine)
+        for batch in _largest_batches(model, data, rows)
     }
     batch = max(forwards, key=lambda batch: forwards[batch].peak)
     forward = forwards[batch]
@@ -163,24 +164,15 @@ def plan_model(
     )
 
 
-def _largest_batches(
-    model: Extractor, data: StimulusDataModule, rows: int, shard_rows: int, machine: Machine
-) -> set[tuple[int, int]]:
+def _largest_batches(model: Extractor, data: StimulusDataModule, rows: int) -> set[tuple[int, int]]:
     """Rows and tokens of the batches that may need the most memory: the largest, and that of the longest caption."""
     if isinstance(data, ImageDataModule):
         return {(min(data.batch_size, rows), 0)}
     assert isinstance(data, CaptionDataModule)
     if data.captions is None:
         longest = min(TOKENS_A_CAPTION, model.preprocessing["context"] or TOKENS_A_CAPTION)
-    else:
-        data.preprocessing = model.preprocessing
-        data.setup("predict")
-        longest = max(data.lengths)
-    budget = data.tokens_a_batch or default_token_budget(machine.card is not None)
-    if data.captions is None:
-        return {(max(1, min(rows, budget // longest)), longest)}
-    batches = plan_token_batches(data.lengths, shard_rows, budget)
-    shapes = [(len(batch), data.lengths[batch[0]]) for batch in batches]  # the longest comes first
+        return {(max(1, min(rows, data.tokens_a_batch // longest)), longest)}
+    shapes = [(len(batch), data.lengths[batch[0]]) for batch in data.plan.batches()]  # the longest comes first
     return {max(shapes, key=lambda shape: shape[0] * shape[1]), max(shapes, key=lambda shape: shape[1])}
 
 

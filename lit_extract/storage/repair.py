@@ -6,8 +6,7 @@ were made before, with the same provenance. Such a store is one like any other: 
 N stimuli, L layers, D hidden size.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,27 +19,6 @@ from lit_extract.storage.layout import BAD_INPUT, INPUTS, NOT_FINITE, OK
 from lit_extract.storage.paths import AnyPath, RemoteError, exists
 from lit_extract.storage.provenance import differing, features_provenance
 from lit_extract.storage.store import Store
-
-
-@dataclass(frozen=True)
-class Left:
-    """What is left to compute of a store.
-
-    Args:
-        done: Shards of which nothing else is.
-        again: By number of a shard of these, the rows that are computed again.
-    """
-
-    done: set[int]
-    again: dict[int, list[int]]
-
-
-def by_shard(rows: Iterable[int], shard_rows: int) -> dict[int, list[int]]:
-    """Rows by the shard that they are in."""
-    shards: dict[int, list[int]] = {}
-    for row in sorted(rows):
-        shards.setdefault(row // shard_rows, []).append(row)
-    return shards
 
 
 def status_of(features: Features) -> NDArray[np.uint8]:

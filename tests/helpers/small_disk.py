@@ -13,8 +13,8 @@ import lightning.pytorch
 
 import lit_extract.storage.finalize
 from lit_extract import DemoDataModule, VisionExtractor, extract, load_features
-from lit_extract.commands.predict import predict_trainer
 from lit_extract.common.errors import InputError
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.store import Store
 
 DISK = Path(sys.argv[1])

@@ -13,8 +13,8 @@ import torch
 from helpers.language_models import save_captions, save_model
 
 from lit_extract import CaptionDataModule, DemoDataModule, LanguageExtractor, VisionExtractor, extract
-from lit_extract.commands.predict import predict_trainer
 from lit_extract.inspection.soundness import check_soundness
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.archive import read_content
 
 

@@ -27,8 +27,8 @@ from lit_extract import (
     VisionExtractor,
     extract,
 )
-from lit_extract.commands.predict import predict_trainer
 from lit_extract.common.errors import InputError
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.parity.figures import BF16, FLOAT32, Limits, misplaced, place_rows
 
 TINY = "test_vit.r160_in1k"
