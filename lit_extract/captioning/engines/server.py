@@ -107,8 +107,11 @@ class ServerEngine:
             reraise=True,
         )
 
+        async def attempt() -> Any:  # tenacity wants a coroutine function
+            return await call()
+
         try:
-            return await retrying(call)
+            return await retrying(attempt)
         except APIConnectionError as error:
             raise InputError(
                 f"model.base_url: nobody answers at {self.base_url!r} ({one_line(error)}), for {patience:g} s now; "
