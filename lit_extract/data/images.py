@@ -50,7 +50,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
         batches: Global row indices of each batch.
         preprocessing: timm's data config: ``input_size``, ``interpolation``, ``crop_pct``, ``crop_mode``.
         cache: Pixels of earlier models, if they are kept.
-        places: Row in the cache of each row of the table.
+        places: Row in the cache of each row of the table; default: the same.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
         self.batches = batches
         self.size = tuple(preprocessing["input_size"])
         self.root: str = stimuli.attrs[table.ROOT]
-        self.cache, self.places = cache, places
+        self.cache, self.places = cache, np.arange(len(stimuli)) if places is None else places
         shape_settings = {key: preprocessing[key] for key in GEOMETRY}
         self.transform = create_transform(**shape_settings, is_training=False, use_prefetcher=True)
 
@@ -109,7 +109,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
             stat = os.stat(self.paths[row])  # noqa: PTH116 (half the time of Path.stat, 73,000 times)
         except OSError:  # decoding says what is wrong with it
             return False
-        noted = self.cache.read(self._place(row), self._state(row, stat), pixels)
+        noted = self.cache.read(int(self.places[row]), self._state(row, stat), pixels)
         if noted is not None:
             inputs[:] = stat.st_size, stat.st_mtime_ns, *noted
         return noted is not None
@@ -124,17 +124,13 @@ class ImageBatches(Dataset[dict[str, Any]]):
             pixels[:] = self.transform(image)
             if self.cache is not None:
                 noted = Noted(reading.content, rotated)
-                self.cache.write(self._place(row), self._state(row, reading.stat), pixels, noted)
+                self.cache.write(int(self.places[row]), self._state(row, reading.stat), pixels, noted)
         except Exception as error:  # Pillow raises almost anything on a broken file
             if _is_of_the_machine(error):
                 raise
             pixels[:] = 0
             return f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
         return None
-
-    def _place(self, row: int) -> int:
-        assert self.places is not None, "a cache comes with the places in it"
-        return int(self.places[row])
 
     def _state(self, row: int, stat: os.stat_result) -> bytes:
         return image_state(str(self.paths[row]), self._image_row(row), self.root, stat)
@@ -278,10 +274,8 @@ class ImageDataModule(StimulusDataModule):
         whole = self.stimuli if self.query is None else load_dataset(self.dataset_name, self.root)
         whole_sha256 = self.stimuli_sha256 if self.query is None else table.fingerprint(whole)
         places = pd.Index(whole["stimulus_id"]).get_indexer(self.stimuli["stimulus_id"]).astype(np.int64)
-        shape = self.preprocessing["input_size"]
-        about = {"dataset": self.dataset_name, "root": whole.attrs[table.ROOT], "rows": len(whole), "shape": shape}
         name = folder_name(self.dataset_name, whole_sha256, self.preprocessing)
-        cache = PixelCache(folder / name, len(whole), shape, about)
+        cache = PixelCache(folder / name, len(whole), self.preprocessing["input_size"])
         missing, free = cache.bytes_missing(), free_bytes(folder)
         cache.may_write = missing + self.connection.reserved_bytes <= free
         if not cache.may_write:

@@ -11,6 +11,7 @@ N rows of the dataset, H height, W width.
 
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from lit_extract.common.untrusted import open_own
 GEOMETRY = ("input_size", "interpolation", "crop_pct", "crop_mode")
 DECODERS = ("pillow", "timm", "torchvision")  # another version may give other pixels
 
-PIXELS, ROWS, ABOUT = "pixels", "rows", "about.json"
+PIXELS, ROWS = "pixels", "rows"
 
 FORMAT = 2  # another one has folders of its own
 _RECORD = struct.Struct("<16sIq?")
@@ -72,12 +73,10 @@ class PixelCache:
         folder: Its folder; made when the first row is written.
         n_rows: N.
         shape: (3, H, W).
-        about: What the pixels are of, for people who look into the folder.
     """
 
-    def __init__(self, folder: Path, n_rows: int, shape: tuple[int, ...], about: Mapping[str, Any]) -> None:
-        self.folder, self.n_rows, self.shape, self.about = folder, n_rows, shape, dict(about)
-        self.row_bytes = int(np.prod(shape))
+    def __init__(self, folder: Path, n_rows: int, shape: tuple[int, ...]) -> None:
+        self.folder, self.n_rows, self.row_bytes = folder, n_rows, math.prod(shape)
         self.may_write = True
 
     def bytes_missing(self) -> int:
@@ -114,20 +113,13 @@ class PixelCache:
         if not self.may_write:
             return
         try:
-            if not (self.folder / ROWS).exists():
-                self._make_folder()
+            self.folder.mkdir(parents=True, exist_ok=True)
             pixels_file, rows_file = open_files(self.folder, os.O_RDWR | os.O_CREAT, os.getpid())
             if os.pwrite(pixels_file, pixels.data, row * self.row_bytes) == self.row_bytes:
                 record = _RECORD.pack(image, _checksum(pixels, noted), *noted)
                 os.pwrite(rows_file, record, row * _RECORD.size)
         except OSError:
             self.may_write = False
-
-    def _make_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = open_own(self.folder / ABOUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(self.about, indent=2) + "\n")
 
 
 @cache

@@ -212,7 +212,7 @@ def state(row):
 
 
 def _write_on_and_on(folder, seed):
-    cache = PixelCache(folder, 50, (3, 32, 32), {})
+    cache = PixelCache(folder, 50, (3, 32, 32))
     generator = np.random.default_rng(seed)
     while True:
         row = int(generator.integers(50))
@@ -220,7 +220,7 @@ def _write_on_and_on(folder, seed):
 
 
 def test_two_writers_that_are_killed_leave_no_wrong_row(tmp_path):
-    cache, pixels, found = PixelCache(tmp_path / "cache", 50, (3, 32, 32), {}), np.empty((3, 32, 32), np.uint8), 0
+    cache, pixels, found = PixelCache(tmp_path / "cache", 50, (3, 32, 32)), np.empty((3, 32, 32), np.uint8), 0
     context = multiprocessing.get_context("fork")
     for seed in range(5):
         writers = [context.Process(target=_write_on_and_on, args=(cache.folder, 2 * seed + k)) for k in range(2)]

@@ -72,7 +72,7 @@ def everything():
 def full_in_the_middle_of_a_shard(reference):
     error = refused(DISK, FillsAfterTwoShards())
     assert "No space left on device" in error, error
-    assert "shards are safe: mend it and run the same command again" in error, error
+    assert "shards are safe: fix that and run the same command again" in error, error
     (store,) = DISK.rglob("*.zarr")
     done = len(Store(store).done_shards())
     assert 0 < done < 6, done

@@ -40,7 +40,7 @@ def test_a_bad_image_stops_the_run_with_the_finished_shards_safe(run_job, image_
 
 def test_the_run_goes_on_when_a_bad_image_was_replaced(run_job, image_folder):
     (image_folder / "4.png").write_text("broken")
-    with pytest.raises(InputError, match="mend or replace the file and run the same command again"):
+    with pytest.raises(InputError, match="repair or replace the file and run the same command again"):
         run_job(data_shard_rows=2)
     Image.new("RGB", (50, 50)).save(image_folder / "4.png")
     assert run_job(data_shard_rows=2).bad_input_rows == []
