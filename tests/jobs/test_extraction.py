@@ -70,14 +70,17 @@ def test_rows_are_those_of_the_images_each_run_alone(run_job, image_folder, tmp_
 
 def test_from_python_as_in_a_notebook(tmp_path):
     model = VisionExtractor(TINY, untrained=True, pool="avg", layers=[0, -1])
-    data = DemoDataModule(preprocessing=model.preprocessing, query="demo_id in [20, 3]", subset="two", num_workers=0)
-    extraction = extract(model, data, _trainer(), output_dir=str(tmp_path / "out"))
+    data = DemoDataModule(query="demo_id in [20, 3]", subset="two")
+    extraction = extract(model, data, output_dir=str(tmp_path / "out"))
     (file,) = extraction.files
     assert file == tmp_path / "out" / "demo" / "two-untrained" / f"{TINY}_pool-avg-untrained.pt"
     features = load_features(file)
     assert features.stimulus_ids == [3, 20]
     assert features.layers == ["blocks.0", "blocks.5"]
     assert features.provenance["query"] == "demo_id in [20, 3]"
+    assert features.provenance["precision"] == "32-true", (
+        "an untrained model's layers may differ by less than bf16 holds"
+    )
     assert features.metadata["notes"]["stimulus_id_meaning"] == data.stimuli.attrs["stimulus_id_meaning"]
     assert (extraction.store, extraction.was_done, extraction.bad_input_rows) == (None, False, [])
 

@@ -188,12 +188,12 @@ def test_an_option_that_nobody_takes_is_refused(tmp_path, backend):
 
 
 @pytest.mark.parametrize(("bos", "ends", "warned"), [(False, 2, True), (True, 2, False), (False, 1, False)])
-def test_a_bos_token_that_is_left_out_is_said_once(tmp_path, capsys, bos, ends, warned):
+def test_a_bos_token_that_is_left_out_is_said_once(tmp_path, caplog, bos, ends, warned):
     save_tokenizer(tmp_path, bos)
     config = {**SIZES, "model_type": "llama", "bos_token_id": 1, "eos_token_id": ends}
     (tmp_path / "config.json").write_text(json.dumps(config))
     set_up(LanguageExtractor(str(tmp_path), untrained=True), tmp_path / "captions.csv")
-    assert capsys.readouterr().out.count("warning: the model's configuration names a BOS token (1)") == warned
+    assert caplog.text.count("the model's configuration names a BOS token (1)") == warned
 
 
 def test_the_first_token_is_left_out_whatever_it_is(tmp_path):
