@@ -157,7 +157,7 @@ def _check_engine(
     if base_url is None:
         return
     if not re.match(r"https?://[^/]+", base_url):
-        raise InputError(f"model.base_url: {base_url!r} must begin with http:// or https:// and a host")
+        raise InputError(f"model.base_url: {base_url!r} must start with http:// or https:// and a host")
     if engine == "vllm":
         raise InputError(
             f"model.base_url: {base_url!r} is for the engine server, but model.engine is vllm; leave one of them out"

@@ -83,7 +83,7 @@ def caption(
     data.connect(Connection(model.preprocessing))
     data.setup("predict")
     job = CaptionJob(model, data, path)
-    with stoppable(), job.saying_how_far(), write_lock(path):
+    with stoppable(), job.reporting_how_far(), write_lock(path):
         if overwrite:
             job.parts.remove()
         if (finished := job.find_finished()) is not None:

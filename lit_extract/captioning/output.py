@@ -1,7 +1,7 @@
 """The caption file: CSV or Parquet by its suffix, whole or not at all.
 
 CSV is UTF-8 with a byte order mark: without one, spreadsheets take other scripts for Latin letters; pandas and
-this package read over it. Text of the model that a spreadsheet would take for a formula (it begins with ``=``,
+this package read over it. Text of the model that a spreadsheet would take for a formula (it starts with ``=``,
 ``+``, ``-`` or ``@``) has a blank in front; :func:`read_captions` and ``load_captions`` take it away again.
 """
 

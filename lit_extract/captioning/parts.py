@@ -101,7 +101,7 @@ class Parts:
         if not self.sidecar.exists():
             if self.output.exists() or self.folder.exists():
                 raise InputError(
-                    f"{str(self.output)!r} exists already, but nothing says how it was made ({self.sidecar.name} is "
+                    f"{str(self.output)!r} exists already, but it is not known how it was made ({self.sidecar.name} is "
                     "missing); choose another --output, or pass --overwrite to replace it"
                 )
             return False

@@ -22,7 +22,7 @@ class Prompt:
         name: Its name, or the text itself when it has none; the column ``prompt`` of the output.
         text: What is asked.
         choices: The labels of which the reply is one; empty for free text.
-        sentences: How many sentences are asked for, if that is known.
+        sentences: Number of sentences wanted, if that is known.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What all data modules share: what a job tells them, the plan, and a DataLoader whose items are whole batches."""
+"""What all data modules share: what they know of a job, the plan, and a DataLoader whose items are whole batches."""
 
 import logging
 from abc import abstractmethod
@@ -34,7 +34,7 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Connection:
-    """What a job tells its data module.
+    """What a data module needs to know of its job.
 
     Args:
         preprocessing: What the model expects of its input.
@@ -104,7 +104,7 @@ class StimulusDataModule(LightningDataModule):
         self.connection = Connection(preprocessing)
 
     def connect(self, connection: Connection) -> None:
-        """Take all that a job knows: of its model and output at first, and again what its ranks have left to do.
+        """Take all that the job knows: of its model and output first, and again when its ranks know what is left.
 
         Nothing is read yet; without a job, all rows are left.
         """

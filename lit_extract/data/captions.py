@@ -5,6 +5,7 @@ B batch, T tokens.
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -112,15 +113,14 @@ class CaptionDataModule(StimulusDataModule):
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(query, subset, shard_rows, num_workers, preprocessing)
-        for setting, value in (("token_budget", token_budget), ("shard_rows", shard_rows)):
-            if value is not None and value < 1:
-                raise InputError(f"data.{setting}: {value} must be 1 or more")
+        if token_budget is not None and token_budget < 1:
+            raise InputError(f"data.token_budget: {token_budget} must be 1 or more")
         if captions is not None and prompt_name is None:
             raise InputError("data.prompt_name: not given; it names the captions in the name of the features file")
-        for setting, name in (("dataset", dataset), ("prompt_name", "none" if prompt_name is None else prompt_name)):
-            if not name or not all(letter.isalnum() or letter in "._+-" for letter in name) or name.startswith("."):
+        for setting, name in (("dataset", dataset), ("prompt_name", prompt_name)):
+            if name is not None and not re.fullmatch(r"[\w+-][\w.+-]*", name):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
-            check_name(name, f"data.{setting}")
+            check_name(name or "none", f"data.{setting}")
         self.captions, self.dataset_name, self.root, self.prompt_name = captions, dataset, root, prompt_name
         self.token_budget, self.truncate, self.show_tokens = token_budget, truncate, show_tokens
 
@@ -283,7 +283,7 @@ def _check_bos(captions: list[list[int]], bos_id: int | None, exclude_bos: bool 
     """Refuse to leave the first token out where it is another than the one that was meant, or the only one."""
     if exclude_bos is True and (bos_id is None or any(caption[0] != bos_id for caption in captions)):
         raise InputError(
-            "model.exclude_bos is true, but the model's tokenizer does not begin captions with a BOS token; "
+            "model.exclude_bos is true, but the model's tokenizer does not start captions with a BOS token; "
             "to leave out the first token whatever it is, pass --model.exclude_bos first"
         )
     if alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) < 2]:

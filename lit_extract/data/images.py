@@ -80,7 +80,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
         ``inputs`` (B, 4) is what was noted of each image: size and time of its file, content, rotation.
 
         Decoded by as many threads as the forward pass has; in a worker process that is one. Pixels of earlier models
-        are there sooner than threads.
+        are read sooner than threads start.
         """
         index = self.batches[item]
         images = np.empty((len(index), *self.size), dtype=np.uint8)
@@ -107,7 +107,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
             return False
         try:
             stat = os.stat(self.paths[row])  # noqa: PTH116 (half the time of Path.stat, 73,000 times)
-        except OSError:  # decoding says what is wrong with it
+        except OSError:  # decoding reports what is wrong with it
             return False
         noted = self.cache.read(int(self.places[row]), self._state(row, stat), pixels)
         if noted is not None:
@@ -205,12 +205,12 @@ class ImageDataModule(StimulusDataModule):
         return f"data.root: {self.stimuli.attrs[table.ROOT]!r}"
 
     def read_table(self) -> pd.DataFrame:
-        """Return the images that are asked for."""
+        """Return the table of the images that the query chooses."""
         return load_dataset(self.dataset_name, self.root, self.query)
 
     @cached_property
     def input_states(self) -> NDArray[np.int64]:
-        """Size and time of each image's file (N, 2); an error unless all are there."""
+        """Size and time of each image's file (N, 2); an error unless all exist."""
         return np.array([(stat.st_size, stat.st_mtime_ns) for stat in table.image_stats(self.stimuli)], dtype=np.int64)
 
     @cached_property

@@ -36,7 +36,7 @@ _RECORD = struct.Struct("<16sIq?")
 
 
 class Noted(NamedTuple):
-    """What is kept of an image besides its pixels.
+    """What is kept of an image with its pixels.
 
     Args:
         content: Hash of what was decoded.
@@ -48,7 +48,7 @@ class Noted(NamedTuple):
 
 
 def image_state(path: str, image_row: int | None, root: str, stat: os.stat_result) -> bytes:
-    """Return what tells one state of an image from another: which it is in its dataset, and the state of its file.
+    """Return a hash of which image of its dataset this is, and of the state of its file.
 
     With the time of its last change of any kind, as Git does: a file of the same size whose time was set back counts
     as another.
@@ -88,12 +88,12 @@ class PixelCache:
         return max(0, self.n_rows * (self.row_bytes + _RECORD.size) - taken)
 
     def read(self, row: int, image: bytes, pixels: NDArray[np.uint8]) -> Noted | None:
-        """Fill in ``pixels`` (3, H, W) if the row is there, and return what else was noted of it.
+        """Fill in ``pixels`` (3, H, W) if the row is in the cache, and return what else was noted of it.
 
         Args:
             row: Of the whole dataset.
             image: Which state of which image it must be of; see :func:`image_state`.
-            pixels: What to fill in; undefined when the row is not there.
+            pixels: What to fill in; undefined when the row is not in the cache.
         """
         try:
             pixels_file, rows_file = open_files(self.folder, os.O_RDONLY, os.getpid())

@@ -65,7 +65,7 @@ def encode(source: ImageSource, max_size: int | None = None) -> str:
 class SourceBatches(Dataset[Batch]):
     """A dataset whose items are the shards of a plan: ``index`` (B,), ``sources``, B of them, and ``inputs`` (B, 4).
 
-    The latter are noted before the images are sent: one that changes meanwhile is told from what was noted.
+    The latter are noted before the images are sent, so that a change in between is noticed.
     """
 
     def __init__(self, sources: list[ImageSource], batches: Sequence[Sequence[int]]) -> None:
@@ -115,7 +115,7 @@ class ImageSourceDataModule(StimulusDataModule):
         self.dataset_name, self.root, self.query = dataset, root, query
 
     def read_table(self) -> pd.DataFrame:
-        """Return the images that are asked for."""
+        """Return the table of the images that the query chooses."""
         return load_dataset(self.dataset_name, self.root, self.query)
 
     @cached_property
@@ -163,7 +163,7 @@ def _states(sources: list[ImageSource]) -> list[tuple[int, int]]:
     """Return the bytes of each image file and the time of its last change; -1 bytes where there is none.
 
     Raises:
-        InputError: None of them is there.
+        InputError: None of them exists.
     """
     known: dict[str, tuple[int, int]] = {}
     for path in dict.fromkeys(source.path for source in sources):

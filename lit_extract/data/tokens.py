@@ -17,7 +17,7 @@ _ARGUMENTS = frozenset(
 
 
 class HuggingFaceTokenizer:
-    """The tokenizer of a Hugging Face model, special tokens as its configuration says.
+    """The tokenizer of a Hugging Face model, with the special tokens of its configuration.
 
     Args:
         source: Repository on the hub, or local folder.

@@ -91,7 +91,7 @@ def extract(
             with suppress(NothingLeft):  # which rank zero reports
                 _compute(job, trainer, None)
             return Extraction([], None, [], [])
-        with job.saying_how_far():
+        with job.reporting_how_far():
             try:
                 was_done = job.is_done()
                 if not was_done:

@@ -34,7 +34,7 @@ class Job(ABC):
         """Return how much is done now, of how many, and of what."""
 
     @contextmanager
-    def saying_how_far(self) -> Iterator[None]:
+    def reporting_how_far(self) -> Iterator[None]:
         """Have an interruption report how much is done."""
         try:
             yield

@@ -63,7 +63,7 @@ def predict_trainer(
         RuntimeError,  # of SLURM's variables
         ValueError,
         TypeError,
-    ) as error:  # a GPU that is not there, say
+    ) as error:  # for example of a missing GPU
         settings = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}, precision {precision!r}"
         raise InputError(f"trainer: Lightning refuses {settings}: {one_line(error)}") from error
 

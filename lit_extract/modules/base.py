@@ -35,7 +35,7 @@ class Extractor(Predictor):
     """A backbone, hooks on its layers, and pooling.
 
     Constructors read configurations only and refuse wrong settings; weights are loaded in
-    ``configure_model``, when a run begins. The arguments are those of every extractor.
+    ``configure_model``, when a run starts. The arguments are those of every extractor.
 
     Args:
         name: The model; names the features file.
@@ -123,7 +123,7 @@ class Extractor(Predictor):
         return hub_commit(repository, self.revision, files)
 
     def use_commit_of(self, recorded: Mapping[str, Any]) -> None:
-        """Use the commit that an earlier run recorded, when nobody asked for a revision.
+        """Use the commit that an earlier run recorded, when no revision is given.
 
         A commit to the model's card changes what the main branch stands for, but not the weights.
 

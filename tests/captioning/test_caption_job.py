@@ -106,7 +106,7 @@ def test_a_file_of_someone_else_is_not_touched(caption, tmp_path):
     (tmp_path / "out.csv").write_text("mine")
     output, code, _, error = caption()
     assert (code, output.read_text()) == (2, "mine")
-    assert "nothing says how it was made" in error
+    assert "it is not known how it was made" in error
 
 
 def test_an_image_that_fails_now_and_then_is_tried_again(caption, engine):

@@ -107,7 +107,7 @@ class OfflineEngine:
             outputs = self._llm.chat(messages, params, use_tqdm=False)
         except EngineDeadError:
             raise
-        except Exception as error:  # an image that is too large for the context, say
+        except Exception as error:  # for example of an image that is too large for the context
             if len(images) > 1:
                 return [reply for image in images for reply in self._chat([image])]
             return [Reply("", f"{type(error).__name__}: {one_line(error)}")]
