@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lit_extract.captioning.engines import Engine, Reply, Request
+from lit_extract.captioning.engines import Reply, Request
 from lit_extract.captioning.engines.offline import OfflineEngine
 from lit_extract.captioning.engines.server import ServerEngine
 from lit_extract.captioning.prompts import find_prompt
@@ -86,7 +86,7 @@ class Captioner(Predictor):
             max_image_size=max_image_size,
         )
         self.preprocessing = {"max_image_size": max_image_size}
-        self.engine: Engine = (
+        self.engine: ServerEngine | OfflineEngine = (
             ServerEngine(self.request, base_url, concurrency, timeout, patience)
             if base_url
             else OfflineEngine(self.request, revision, engine_options or {})

@@ -91,9 +91,7 @@ def caption(
         plan = job.open_parts()
         if plan.shards():
             writer = CaptionWriter(job.parts, plan.shard_rows)
-            progress = Progress(writer)
-            progress.open(plan, data.unit)
-            run_predict(trainer, model, data, [writer, progress])
+            run_predict(trainer, model, data, [writer, Progress(writer, plan, data.unit)])
         return job.publish()
 
 

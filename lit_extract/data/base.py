@@ -21,6 +21,7 @@ from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import is_name, shorten
 from lit_extract.data.plan import Plan
 from lit_extract.datasets import table
+from lit_extract.datasets.decode import contents
 from lit_extract.storage.layout import CONTENT, MTIME, N_BYTES, SIZE
 
 logger = logging.getLogger(__name__)
@@ -169,13 +170,20 @@ class StimulusDataModule(LightningDataModule):
     def plan_all(self) -> Plan:
         """Return the plan of all rows."""
 
-    @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """Return what about the data changes the numbers."""
+        return {
+            "dataset": self.dataset_name,
+            "query": self.query,
+            "n_stimuli": len(self.stimuli),
+            "shard_rows": self.plan.shard_rows,
+        }
 
-    def contents(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Return a hash of the content of some rows' inputs as they are now, 0 where there is none; they are read."""
-        return np.zeros(len(rows), dtype=np.int64)
+    def image_places(self, rows: Sequence[int]) -> list[tuple[str, int | None]]:
+        """Return the image file of each of some rows, and its row in that, if it is an HDF5 file."""
+        chosen = self.stimuli.iloc[list(rows)]
+        in_file = chosen["image_row"].tolist() if "image_row" in chosen else [None] * len(chosen)
+        return list(zip(chosen["image"].tolist(), in_file, strict=True))
 
     def readable(self, rows: Sequence[int]) -> list[int]:
         """Return those of the rows whose inputs are not bad now."""
@@ -200,7 +208,8 @@ class StimulusDataModule(LightningDataModule):
             logger.info(
                 f"comparing the content of {len(touched)} stimuli, whose files have another size or time than when read"
             )
-            changed[touched] = self.contents(touched.tolist()) != recorded[touched, CONTENT]
+            now = np.array(contents(self.image_places(touched.tolist())), dtype=np.int64)
+            changed[touched] = now != recorded[touched, CONTENT]
         rows_changed: list[int] = np.flatnonzero(changed).tolist()
         return rows_changed
 

@@ -240,15 +240,12 @@ class CaptionDataModule(StimulusDataModule):
             identity.update(part.tobytes())
         identity.update("\0".join(map(str, self.stimuli["stimulus_id"])).encode())
         return {
-            "dataset": self.dataset_name,
+            **super().provenance(),
             "subset": self.subset,
-            "query": self.query,
             "prompt_name": self.prompt_name,
-            "n_stimuli": len(self.stimuli),
             "tokens_sha256": identity.hexdigest(),
             "truncate": self.truncate,
             "token_budget": self.plan.batch_size,
-            "shard_rows": self.plan.shard_rows,
             "transformers": version("transformers"),
         }
 

@@ -33,7 +33,7 @@ from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
 from lit_extract.data.pixels import GEOMETRY, Noted, PixelCache, folder_name, image_state
 from lit_extract.data.plan import Plan, default_shard_rows
 from lit_extract.datasets import load_dataset, table
-from lit_extract.datasets.decode import Reading, contents, hdf5_closed_after, read_stimulus
+from lit_extract.datasets.decode import Reading, hdf5_closed_after, read_stimulus
 from lit_extract.storage.disk import free_bytes
 from lit_extract.storage.layout import INPUT_COLUMNS, INPUTS
 
@@ -227,20 +227,13 @@ class ImageDataModule(StimulusDataModule):
     def provenance(self) -> dict[str, Any]:
         """Return what about the data changes the numbers."""
         return {
-            "dataset": self.dataset_name,
+            **super().provenance(),
             "subset": self.subset,
-            "query": self.query,
-            "n_stimuli": len(self.stimuli),
             "stimuli_sha256": self.stimuli_sha256,
             "preprocessing": self.preprocessing,
             "batch_size": self.batch_size,
-            "shard_rows": self.plan.shard_rows,
             **{package: version(package) for package in ("pillow", "timm", "torchvision")},
         }
-
-    def contents(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Return a hash of each image's file, or of its pixels in an HDF5 file; 0 where it can't be read."""
-        return np.array(contents(self._sources(rows)), dtype=np.int64)
 
     def readable(self, rows: Sequence[int]) -> list[int]:
         """Return those of the rows whose images decode now."""
@@ -255,13 +248,7 @@ class ImageDataModule(StimulusDataModule):
             return True
 
         with hdf5_closed_after(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            return [row for row, good in zip(rows, threads.map(decodes, self._sources(rows)), strict=True) if good]
-
-    def _sources(self, rows: Sequence[int]) -> list[tuple[str, int | None]]:
-        """Return the file of each row, and its row in that."""
-        chosen = self.stimuli.iloc[list(rows)]
-        in_file = chosen["image_row"].tolist() if "image_row" in chosen else [None] * len(chosen)
-        return list(zip(chosen["image"].tolist(), in_file, strict=True))
+            return [row for row, good in zip(rows, threads.map(decodes, self.image_places(rows)), strict=True) if good]
 
     def batches_of(self, batches: Sequence[Sequence[int]]) -> ImageBatches:
         """Return images decoded, resized and cropped."""

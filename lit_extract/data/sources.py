@@ -20,7 +20,7 @@ from lit_extract.common.errors import InputError, name_some
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import Plan
 from lit_extract.datasets import load_dataset, table
-from lit_extract.datasets.decode import contents, open_image, read_stimulus
+from lit_extract.datasets.decode import open_image, read_stimulus
 from lit_extract.storage.layout import INPUTS
 
 logger = logging.getLogger(__name__)
@@ -121,21 +121,15 @@ class ImageSourceDataModule(StimulusDataModule):
     @cached_property
     def sources(self) -> list[ImageSource]:
         """Where each image is."""
-        stimuli = self.stimuli
-        rows = stimuli["image_row"].tolist() if "image_row" in stimuli else [None] * len(stimuli)
+        places = self.image_places(range(len(self.stimuli)))
         return [
-            ImageSource(*source) for source in zip(stimuli["stimulus_id"].tolist(), stimuli["image"], rows, strict=True)
+            ImageSource(id_, *place) for id_, place in zip(self.stimuli["stimulus_id"].tolist(), places, strict=True)
         ]
 
     @cached_property
     def input_states(self) -> NDArray[np.int64]:
         """Size and time of each image's file (N, 2); a size of -1 where there is none."""
         return np.array(_states(self.sources), dtype=np.int64)
-
-    def contents(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Return a hash of each image's file, or of its pixels in an HDF5 file; 0 where it can't be read."""
-        sources = [self.sources[row] for row in rows]
-        return np.array(contents([(source.path, source.image_row) for source in sources]), dtype=np.int64)
 
     def plan_all(self) -> Plan:
         """Return a batch a shard."""
@@ -145,12 +139,9 @@ class ImageSourceDataModule(StimulusDataModule):
     def provenance(self) -> dict[str, Any]:
         """Return what about the images changes the captions."""
         return {
-            "dataset": self.dataset_name,
-            "query": self.query,
-            "n_stimuli": len(self.stimuli),
+            **super().provenance(),
             "stimuli_sha256": table.fingerprint(self.stimuli),
             **self.preprocessing,
-            "shard_rows": self.plan.shard_rows,
             "pillow": version("pillow"),
         }
 

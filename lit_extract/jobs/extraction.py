@@ -168,16 +168,15 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
         InputError: Something is wrong with the machine or the output folder.
     """
     writer = ActivationWriter()
-    progress = Progress(writer)
+    progress = [] if plan is None else [Progress(writer, plan, job.data.unit)]
 
     def start(plan: Plan) -> None:
         reserved = max(0, sum(job.bytes_to_write()) - bytes_there([job.store_path]))
         job.data.connect(replace(job.data.connection, plan=plan, reserved_bytes=reserved))
         writer.open(Store(job.store_path), plan.left, job.data.input_bytes)
-        progress.open(plan, job.data.unit)
 
     with ieee_float32() if job.provenance["precision"] == "32-true" else nullcontext():
-        run_predict(trainer, job.model, job.data, [_Agreement(plan, start), writer, progress])
+        run_predict(trainer, job.model, job.data, [_Agreement(plan, start), writer, *progress])
 
 
 class _Agreement(Callback):

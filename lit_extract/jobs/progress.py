@@ -25,31 +25,29 @@ class Writer(Protocol):
 
 
 class Progress(Callback):
-    """Stimuli done, stimuli/s, time left and bytes written, of rank zero's share.
+    """Shows stimuli done, stimuli/s, time left and bytes written, of rank zero's share; for rank zero only.
 
     Args:
         writer: Knows how much is written.
+        plan: What is left to do.
+        unit: What the rows are, such as "images".
     """
 
-    def __init__(self, writer: Writer) -> None:
-        self.writer = writer
-        self.bar: tqdm[Any] | None = None
+    def __init__(self, writer: Writer, plan: Plan, unit: str) -> None:
+        self.writer, self.plan, self.unit = writer, plan, unit
         self.done = 0
-
-    def open(self, plan: Plan, unit: str) -> None:
-        """Take the plan of the run, and what its rows are, such as "images"."""
-        self.plan, self.unit = plan, unit
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what this rank has to do."""
-        self.total = sum(map(len, self.plan.shards(trainer.global_rank, trainer.world_size)))
+        self.total = sum(map(len, self.plan.shards(0, trainer.world_size)))
         self.world_size = trainer.world_size
-        self.done, self.last_told = 0, 0.0
-        self.started = self.last_line = time.monotonic()
-        whose = f" (rank 0 of {trainer.world_size})" if trainer.world_size > 1 else ""
-        self.what = f"{pl_module.model_name}{whose}"
-        if trainer.is_global_zero and sys.stderr.isatty():
-            self.bar = tqdm(total=self.total, desc=self.what, unit=f" {self.unit}", dynamic_ncols=True, smoothing=0.1)
+        self.last_told, self.started = 0.0, time.monotonic()
+        self.last_line = self.started
+        self.what = f"{pl_module.model_name}{f' (rank 0 of {self.world_size})' if self.world_size > 1 else ''}"
+        has_terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=self.total, desc=self.what, unit=f" {self.unit}", dynamic_ncols=True, disable=not has_terminal
+        )
 
     def on_predict_batch_end(
         self,
@@ -60,34 +58,32 @@ class Progress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a batch, and show it."""
-        rows = len(outputs["index"])
+        """Count a batch, and show it now and then."""
+        rows, now = len(outputs["index"]), time.monotonic()
         self.done += rows
-        if trainer.is_global_zero and time.monotonic() - self.last_told >= SECONDS_BETWEEN_TELLING:
-            self.last_told = time.monotonic()
+        self.bar.set_postfix_str(f"{as_size(self.writer.bytes_written)} written", refresh=False)
+        self.bar.update(rows)
+        if now - self.last_told >= SECONDS_BETWEEN_TELLING:
+            self.last_told = now
             self._tell()
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"{as_size(self.writer.bytes_written)} written", refresh=False)
-            self.bar.update(rows)
-        elif trainer.is_global_zero and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
+        if now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
             self._print_line()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show how it went, when all is written."""
-        if trainer.is_global_zero and self.done:
-            self._tell()
-        if self.bar is not None:
-            self.bar.close()
-        elif trainer.is_global_zero and self.done:
+        if self.done:
+            self._end()
             self._print_line()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
-        if trainer.is_global_zero and self.done:
-            self._tell()
-        if self.bar is not None:
-            self.bar.close()
+        if self.done:
+            self._end()
+
+    def _end(self) -> None:
+        self._tell()
+        self.bar.close()
 
     @property
     def rate(self) -> float:
@@ -101,6 +97,8 @@ class Progress(Callback):
         tell(Advance(self.unit, rows, max(0, rows - left * self.world_size), self.rate, seconds))
 
     def _print_line(self) -> None:
+        if not self.bar.disable:
+            return
         rate = self.rate
         left = tqdm.format_interval((self.total - self.done) / rate)
         done = f"{self.done} of {self.total} {self.unit}, {rate:.1f} {self.unit}/s"

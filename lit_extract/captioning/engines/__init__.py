@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from lit_extract.common.errors import one_line
 from lit_extract.data.sources import ImageSource, encode
@@ -64,24 +64,3 @@ def encode_or_fail(source: ImageSource, max_size: int | None) -> str | Reply:
         reason = one_line(error)
         where = "" if source.path in reason else f"{source.path}: "
         return Reply("", f"{where}{type(error).__name__}: {reason}")
-
-
-class Engine(Protocol):
-    """What a captioner needs of an engine."""
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what about the engine changes the replies."""
-
-    def start(self) -> None:
-        """Load the model, or check that the server answers.
-
-        Raises:
-            InputError: It can't be had.
-        """
-
-    def ask(self, sources: Sequence[ImageSource]) -> list[Reply]:
-        """Return the replies about some images, in their order.
-
-        Raises:
-            InputError: The engine as a whole does not answer; an image that fails is a :class:`Reply`.
-        """
