@@ -1,8 +1,9 @@
-# make demo   features of the shipped photographs, from nothing to a picture
-# make test   all tests
-# make lint   ruff and mypy
-# make fuzz   damaged and hostile files, others each time, for an hour or MINUTES
-# make bench  what is fast here, measured side by side; some sections: make bench ONLY="vision finalize"
+# make demo       features of the shipped photographs, from nothing to a picture
+# make test       the tests but the slow ones, in some minutes
+# make test-all   all tests: kills, ranks, memory and real weights too
+# make lint       ruff, mypy, and which package may use which
+# make fuzz       damaged and hostile files, others each time, for an hour or MINUTES
+# make bench      what is fast here, measured side by side; some sections: make bench ONLY="vision finalize"
 # make thingsvision   an environment for it (7 GB), so that make bench measures it too
 # make test-vllm, bench-vllm   captions with the real vLLM, on CPU, in an environment of its own
 
@@ -22,7 +23,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 THINGSVISION_VENV := .venv-thingsvision
 THINGSVISION_READY := $(THINGSVISION_VENV)/.ready
 
-.PHONY: setup demo test fuzz lint bench thingsvision clean test-vllm bench-vllm
+.PHONY: setup demo test test-all fuzz lint bench thingsvision clean test-vllm bench-vllm
 
 setup: $(READY)
 
@@ -37,8 +38,13 @@ demo: setup
 	$(BIN)/lit-extract predict --config configs/demo/vision.yaml --model.untrained true
 	$(BIN)/lit-extract show $(DEMO) --picture $(DEMO:.pt=.png)
 
+PYTEST = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10
+
 test: setup
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10
+	$(PYTEST) -m "not slow"
+
+test-all: setup
+	$(PYTEST)
 
 MINUTES ?= 60
 
@@ -49,6 +55,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: setup
 	$(BIN)/python benchmarks/bench.py $(ONLY)

@@ -103,9 +103,9 @@ def verify(
     """
     with heavy_imports():
         from lit_extract.inspection.verify import verify as run
-        from lit_extract.parity.certificate import Where
+        from lit_extract.parity.certificate import RebuildSettings
 
-    n_wrong = run(files, parity, seed, Where(device, checkpoint, root, captions, trust_remote_code, model))
+    n_wrong = run(files, parity, seed, RebuildSettings(device, checkpoint, root, captions, trust_remote_code, model))
     return exit_codes.WRONG_INPUT if n_wrong else exit_codes.DONE
 
 
@@ -140,18 +140,19 @@ def check(
         prompts: YAML with prompts besides those that ship here.
         overwrite: Replace a review file, or accepted captions, that are there.
     """
-    from lit_extract.review import files as review
+    from lit_extract.review import accept as accepting
+    from lit_extract.review import check as checking
 
     path = Path(file)
     if accept:
         source = Path(original) if original else None
-        accepted, edited = review.accept(path, Path(derivatives), source, name, dataset, overwrite)
+        accepted, edited = accepting.accept(path, Path(derivatives), source, name, dataset, overwrite)
         print(f"{accepted}\n  {edited} captions differ from the column original")
         return exit_codes.DONE
-    rules = review.make_rules(choices, sentences, languages)
-    reviewed, counts, n_flagged, n_rows = review.review(path, rules, prompts, overwrite)
-    print("\n".join([*review.describe(counts, n_rows, n_flagged), str(reviewed)]))
-    return exit_codes.LOOK if n_flagged else exit_codes.DONE
+    rules = checking.make_rules(choices, sentences, languages)
+    reviewed, flags = checking.check(path, rules, prompts, overwrite)
+    print("\n".join([*checking.describe(flags), str(reviewed)]))
+    return exit_codes.LOOK if any(flags) else exit_codes.DONE
 
 
 def review(
@@ -182,8 +183,8 @@ def review(
         languages: Languages that captions may be in by mistake; [] to leave languages alone.
         prompts: YAML with prompts besides those that ship here.
     """
+    from lit_extract.review.check import make_rules
     from lit_extract.review.command import review as run
-    from lit_extract.review.files import make_rules
 
     rules = make_rules(choices, sentences, languages)
     run(Path(file), rules, dataset, root, prompts, port, not no_browser, follow_links)

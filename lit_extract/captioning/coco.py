@@ -40,7 +40,7 @@ def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, ov
         stim_info: NSD's ``nsd_stim_info_merged.csv``, with the columns cocoId, cocoSplit and nsdId.
         annotations: COCO's ``captions_train2017.json`` and ``captions_val2017.json``.
         output: The CSV or Parquet to make.
-        overwrite: Replace a file that is there.
+        overwrite: Replace a file that exists.
 
     Returns:
         One row an image of NSD, by ``nsd_id`` (counted from 0): ``coco_id``, ``coco_split``, ``caption``, the first in
@@ -51,7 +51,7 @@ def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, ov
     """
     path = check_output(str(output))
     if path.exists() and not overwrite:
-        raise InputError(f"output: {str(path)!r} is there already; pass --overwrite to replace it")
+        raise InputError(f"output: {str(path)!r} exists already; pass --overwrite to replace it")
     images = _read_images(stim_info)
     captions = read_annotations(annotations)
     if missing := [str(coco_id) for coco_id in images["coco_id"] if coco_id not in captions]:
@@ -68,7 +68,7 @@ def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, ov
 
 
 def read_annotations(files: Sequence[Path]) -> dict[int, list[str]]:
-    """The captions of each COCO image, in COCO's order, without line ends and blanks around them.
+    """Return the captions of each COCO image, in COCO's order, without line ends and blanks around them.
 
     Raises:
         InputError: A file is missing, or has no captions.

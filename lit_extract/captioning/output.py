@@ -88,10 +88,5 @@ def sha256_of(path: Path) -> str:
         raise InputError(f"{str(path)!r} can't be read: {error.strerror or one_line(error)}") from None
 
 
-def beside(path: Path) -> Path:
-    """Return the name of a file or folder while it is made or removed."""
-    return path.with_name(f".{path.name}.partial")
-
-
 def _not_a_formula(text: Any) -> Any:
     return f" {text}" if isinstance(text, str) and text.startswith(_FORMULA) else text

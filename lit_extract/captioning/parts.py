@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, FailFast, Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from lit_extract.captioning.output import FAILED, beside, sha256_of, write_captions
+from lit_extract.captioning.output import FAILED, sha256_of, write_captions
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.files import replacing
 from lit_extract.common.untrusted import MAX_RECORD_BYTES, Count, read_regular, shorten, validate_json
@@ -171,7 +171,7 @@ class Parts:
 
     def remove_folder(self) -> None:
         """Delete the parts: renamed first, so that half of them is never taken for all."""
-        aside = beside(self.folder)
+        aside = self.folder.with_name(f".{self.folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         if self.folder.exists():
             self.folder.rename(aside)

@@ -8,7 +8,7 @@ from typing import Any
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import MAX_PATH_BYTES, shorten
 from lit_extract.inspection.soundness import Soundness, check_soundness
-from lit_extract.parity.certificate import Where, describe, read_certificate, write_certificate
+from lit_extract.parity.certificate import RebuildSettings, describe, read_certificate, write_certificate
 from lit_extract.storage.layout import FEATURES_SUFFIX
 from lit_extract.storage.listing import features_below, is_folder, is_there
 from lit_extract.storage.paths import local_path
@@ -35,7 +35,7 @@ def _files_of(path: Path) -> Iterator[Path]:
     yield from found
 
 
-def verify(files: Sequence[str], parity: int | None, seed: int, where: Where) -> int:
+def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSettings) -> int:
     """Check features files and print a line for each.
 
     Args:
@@ -63,7 +63,7 @@ def verify(files: Sequence[str], parity: int | None, seed: int, where: Where) ->
     return n_wrong
 
 
-def report(file: Path, parity: int | None, seed: int, where: Where) -> tuple[bool, list[str]]:
+def report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -> tuple[bool, list[str]]:
     """Whether a file is sound and, if that was asked for, certified; and what to say of it."""
     found = check_soundness(file)
     certificate: dict[str, Any] | None = None

@@ -2,12 +2,11 @@
 
 The weights stay those of the run, rounded as they were: ``verify --parity`` measures what that costs.
 
-K stimuli that are computed again, L layers, D hidden size.
+K stimuli that are computed again, P poolings, L layers, D hidden size.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ STIMULI = 8
 def check_store(store: Store, model: Extractor, data: StimulusDataModule, trainer: Trainer) -> None:
     """Compute a few stimuli of a complete store again, in float32, and note how far the store is from that.
 
-    A check that fails loses no features: the reason is noted and printed.
+    A check that fails loses no features: the reason is noted and logged.
 
     Args:
         store: It has all rows.
@@ -46,12 +45,10 @@ def check_store(store: Store, model: Extractor, data: StimulusDataModule, traine
         if not rows:
             return
         again = compute_again(rows, model, data, trainer)  # (K, P, L, D)
-        check["rows"] = rows
-        check["pools"] = {
-            pool: compare(read_rows(store, pool, rows), again[:, place]) for place, pool in enumerate(model.pools)
-        }
+        pools = {pool: compare(read_rows(store, pool, rows), again[:, k]) for k, pool in enumerate(model.pools)}
+        check |= {"rows": rows, "pools": pools}
     except Exception as error:  # of any model: what is computed is not lost for it
-        check = {"precision": check["precision"], "failed": f"{type(error).__name__}: {one_line(error)}"}
+        check["failed"] = f"{type(error).__name__}: {one_line(error)}"
         logger.warning(f"the check of {check['precision']} against float32 failed: {check['failed']}")
     try:
         store.note(NOTE, check)
@@ -60,14 +57,14 @@ def check_store(store: Store, model: Extractor, data: StimulusDataModule, traine
 
 
 def choose_rows(status: NDArray[np.uint8]) -> list[int]:
-    """At most K rows whose features are good, from the first to the last: the same ones however often a run stopped."""
+    """Return at most K good rows, from the first to the last: the same ones however often a run stopped."""
     good = np.flatnonzero(status == OK)
     places = np.unique(np.linspace(0, len(good) - 1, min(len(good), STIMULI)).astype(int))
     return [int(row) for row in good[places]]
 
 
 def read_rows(store: Store, pool: str, rows: Sequence[int]) -> NDArray[np.float32]:
-    """Features of some rows of a store (K, L, D)."""
+    """Return features of some rows of a store (K, L, D)."""
     shards = {shard: store.read_shard(pool, shard) for shard in {row // store.shard_rows for row in rows}}
     return np.stack([shards[row // store.shard_rows][row % store.shard_rows] for row in rows])
 
@@ -75,36 +72,33 @@ def read_rows(store: Store, pool: str, rows: Sequence[int]) -> NDArray[np.float3
 def compute_again(
     rows: Sequence[int], model: Extractor, data: StimulusDataModule, trainer: Trainer
 ) -> NDArray[np.float32]:
-    """Features of some rows, each computed by itself and in float32: (K, P, L, D)."""
+    """Compute features of some rows, each by itself and in float32: (K, P, L, D).
+
+    Raises:
+        InputError: A stimulus can't be read again.
+    """
     device = trainer.strategy.root_device
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(default_float32())
-        stack.enter_context(ieee_float32())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+    with torch.no_grad(), default_float32(), ieee_float32(), torch.autocast(device.type, enabled=False):
         backbone = model.loaded_backbone(trainer)
         was_on = next(backbone.parameters()).device
         backbone.to(device)
         try:
             with in_float32(backbone):
                 batches = data.batches_of([[row] for row in rows])
-                feats = [_one(model, batches[place], device) for place in range(len(rows))]
+                feats = []
+                for place, row in enumerate(rows):
+                    batch = batches[place]
+                    if batch["bad"].any():
+                        raise InputError(f"row {row} can't be read again")
+                    inputs = {name: batch[name].to(device) for name in model.inputs}
+                    feats.append(model.activations(inputs)["feats"][0].cpu())  # (P, L, D)
         finally:
             backbone.to(was_on)
-    return np.stack(feats)
-
-
-def _one(model: Extractor, batch: Mapping[str, Any], device: torch.device) -> NDArray[np.float32]:
-    """(P, L, D) of a batch of one stimulus."""
-    if batch["bad"].any():
-        raise InputError(f"row {int(batch['index'][0])} can't be read again")
-    inputs = {name: batch[name].to(device) for name in model.inputs}
-    feats: NDArray[np.float32] = model.activations(inputs)["feats"][0].cpu().numpy()
-    return feats
+    return torch.stack(feats).numpy()
 
 
 def compare(found: NDArray[np.float32], again: NDArray[np.float32]) -> dict[str, list[float | None]]:
-    """How far a run is from float32, by layer.
+    """Measure how far a run is from float32, by layer.
 
     Args:
         found: Of the run (K, L, D).
@@ -115,19 +109,14 @@ def compare(found: NDArray[np.float32], again: NDArray[np.float32]) -> dict[str,
         between the K stimuli. None where that is 0, or not finite.
     """
     run, reference = found.astype(np.float64), again.astype(np.float64)
-    error = _norm(run - reference)
+    error, norm, spread = (
+        np.sqrt(np.square(values).sum(axis=(0, 2)))  # (L,)
+        for values in (run - reference, reference, reference - reference.mean(axis=0))
+    )
     differ = (again != again[:1]).any(axis=(0, 2))  # the mean of equal rows may have another last bit
-    spread = np.where(differ, _norm(reference - reference.mean(axis=0)), 0)
-    return {"relative_error": _ratios(error, _norm(reference)), "of_differences": _ratios(error, spread)}
-
-
-def _norm(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each layer of (K, L, D), over all else: (L,)."""
-    norm: NDArray[np.float64] = np.sqrt(np.square(values).sum(axis=(0, 2)))
-    return norm
-
-
-def _ratios(of: NDArray[np.float64], to: NDArray[np.float64]) -> list[float | None]:
-    return [
-        float(a / b) if b > 0 and np.isfinite(a / b) else None for a, b in zip(of.tolist(), to.tolist(), strict=True)
-    ]
+    ratios = {"relative_error": (error, norm), "of_differences": (error, np.where(differ, spread, 0))}
+    with np.errstate(all="ignore"):
+        return {
+            name: [float(ratio) if np.isfinite(ratio) else None for ratio in of / to]
+            for name, (of, to) in ratios.items()
+        }

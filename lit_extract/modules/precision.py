@@ -1,6 +1,6 @@
 """float32 that is float32, and bf16 models that compute in it for a while."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import Tensor, backends, nn
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Matrix products and convolutions of float32 are computed in it, whatever was set before; afterwards that holds.
+    """Compute matrix products and convolutions of float32 in float32, whatever was set; it is set again afterwards.
 
-    cuDNN's convolutions use TF32, with 10 bits of 23, unless they are told not to.
+    By default cuDNN's convolutions use TF32, with 10 bits of 23.
     PyTorch has two sets of switches, of which the older can't be read when they contradict each other. Libraries do
     read it, so both are set: the older first, since it changes the newer.
     """
@@ -41,39 +41,36 @@ def ieee_float32() -> Iterator[None]:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Have a model of bf16 weights compute in float32; afterwards it has the same bits as before.
+    """Let a model of bf16 weights compute in float32; afterwards it has the same bits as before.
 
     A block's weights are float32 only while it runs, so that the memory for one more block is enough.
     """
-    blocks = [block for parts in model.modules() if isinstance(parts, nn.ModuleList | nn.Sequential) for block in parts]
-    inside = {id(part) for block in blocks for part in block.modules() if part is not block}
-    blocks = [block for block in blocks if id(block) not in inside]  # those that are part of no other
+    parts = [part for parts in model.modules() if isinstance(parts, nn.ModuleList | nn.Sequential) for part in parts]
+    nested = {inner for part in parts for inner in part.modules() if inner is not part}
+    blocks = [part for part in parts if part not in nested]
     in_blocks = {id(tensor) for block in blocks for tensor in _numbers(block)}
-    outside = [tensor for tensor in _numbers(model) if id(tensor) not in in_blocks]
     dtypes = {id(tensor): tensor.dtype for tensor in _numbers(model)}
 
-    def widen(tensors: Sequence[Tensor]) -> None:
+    def widen(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             tensor.data = tensor.data.float()
 
-    def narrow(tensors: Sequence[Tensor]) -> None:
+    def narrow(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             tensor.data = tensor.data.to(dtypes[id(tensor)])
 
-    handles = []
-    for block in blocks:
-        handles.append(block.register_forward_pre_hook(lambda module, _: widen(_numbers(module))))
-        handles.append(block.register_forward_hook(lambda module, *_: narrow(_numbers(module)), always_call=True))
-    try:
-        widen(outside)
+    with ExitStack() as handles:
+        handles.callback(lambda: narrow(_numbers(model)))
+        for block in blocks:
+            before = block.register_forward_pre_hook(lambda module, _: widen(_numbers(module)))
+            after = block.register_forward_hook(lambda module, *_: narrow(_numbers(module)), always_call=True)
+            handles.callback(before.remove)
+            handles.callback(after.remove)
+        widen(tensor for tensor in _numbers(model) if id(tensor) not in in_blocks)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        narrow(_numbers(model))
 
 
 def _numbers(module: nn.Module) -> list[Tensor]:
-    """Weights and buffers with fewer bits than float32, or that had."""
+    """Weights and buffers of the types that are widened, or were."""
     half_or_single = (torch.bfloat16, torch.float16, torch.float32)
     return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in half_or_single]

@@ -1,4 +1,4 @@
-"""The parity certificate beside a features file: ``<file>.parity.json``, and which bytes it is of. No torch here."""
+"""The parity certificate next to a features file, ``<file>.parity.json``, and which bytes it is of. No torch here."""
 
 import json
 import zipfile
@@ -10,16 +10,39 @@ from pydantic import FailFast, TypeAdapter
 from typing_extensions import TypedDict
 
 from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.files import replacing
 from lit_extract.common.untrusted import Text, read_regular, validate_json
 
 CERTIFICATE_FORMAT = 1
 PASS, FAIL = "pass", "fail"
 MAX_CERTIFICATE_BYTES = 16 * 2**20  # it has 100 for each of the stimuli
 MAX_CERTIFICATE_VALUES = 500_000
+LAYERS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class RebuildSettings:
+    """Where to find the model and the stimuli of a features file on this machine; the file does not have it.
+
+    Args:
+        device: "cpu" or "cuda"; default: a GPU if there is one.
+        checkpoint: Local weights.
+        root: Folder of the dataset.
+        captions: The caption file.
+        trust_remote_code: Run code that comes with the model.
+        model: Name of the model of the file, to trust it although models.yml does not list it.
+    """
+
+    device: str | None = None
+    checkpoint: str | None = None
+    root: str | None = None
+    captions: str | None = None
+    trust_remote_code: bool = False
+    model: str | None = None
 
 
 class Certificate(TypedDict):
-    """What is read of a certificate again; it has more."""
+    """The keys of a certificate that are read again; it has more."""
 
     format: Literal[1]  # CERTIFICATE_FORMAT
     verdict: Literal["pass", "fail"]
@@ -33,34 +56,13 @@ class Certificate(TypedDict):
 _CERTIFICATE = TypeAdapter(Certificate)
 
 
-@dataclass(frozen=True)
-class Where:
-    """What a certificate needs that the features file does not say, as it differs between machines.
-
-    Args:
-        device: "cpu" or "cuda"; default: a GPU if there is one.
-        checkpoint: Local weights.
-        root: Folder of the dataset.
-        captions: The caption file.
-        trust_remote_code: Run code that comes with the model.
-        model: Name of the model of the file, to say that it is trusted although models.yml does not list it.
-    """
-
-    device: str | None = None
-    checkpoint: str | None = None
-    root: str | None = None
-    captions: str | None = None
-    trust_remote_code: bool = False
-    model: str | None = None
-
-
 def certificate_path(file: Path) -> Path:
-    """Where the certificate of a features file is."""
+    """Return the path of the certificate of a features file."""
     return file.with_name(f"{file.stem}.parity.json")
 
 
 def checksums(file: Path) -> dict[str, str]:
-    """CRC-32 of each record of a ``.pt``, as its directory has them: the identity of its content, known at once.
+    """Return the CRC-32 of each record of a ``.pt``, as its directory has them: the identity of its content.
 
     Raises:
         zipfile.BadZipFile: It is no archive.
@@ -71,10 +73,10 @@ def checksums(file: Path) -> dict[str, str]:
 
 
 def read_certificate(file: Path) -> dict[str, Any] | None:
-    """The certificate of a features file, None when it has none.
+    """Read the certificate of a features file; None when it has none.
 
     Raises:
-        InputError: It is not whole, or of another file than what is there now.
+        InputError: It is not whole, or of another file than the one that is there now.
     """
     path = certificate_path(file)
     what = f"{path.name} is no certificate"
@@ -93,57 +95,48 @@ def read_certificate(file: Path) -> dict[str, Any] | None:
 
 
 def write_certificate(file: Path, certificate: dict[str, Any]) -> Path:
-    """Beside the features file: written under another name, then renamed.
+    """Write the certificate of a features file; it appears only when it is complete.
 
     Raises:
-        InputError: There is no writing there.
+        InputError: It can't be written there.
     """
     path = certificate_path(file)
-    part = path.with_name(f".{path.name}.part")
+    text = json.dumps(certificate, indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        part.unlink(missing_ok=True)  # a link there would lead elsewhere, a named pipe nowhere
-        part.write_text(json.dumps(certificate, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(f"can't write {str(path)!r}: {error}") from error
     return path
 
 
 def describe(certificate: dict[str, Any]) -> list[str]:
-    """A certificate as a table: all layers, or of many the first, the last and the worst."""
+    """Return the lines of a table of a certificate: all layers, or of many the first, the last and the worst."""
     layers = certificate["layers"]
-    shown = set(range(len(layers)))
-    if len(layers) > LAYERS_SHOWN:
-        by_error = sorted(shown, key=lambda k: _finite(layers[k]["relative_error"]), reverse=True)
-        shown = {0, len(layers) - 1, *by_error[: LAYERS_SHOWN - 2]}
-    head = ("layer", "max |error|", "of norm", "cosine", "of spread", "of rounding")
-    cells = [head, *(_cells(layers[k]) for k in sorted(shown))]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells]
+    places = sorted(range(len(layers)), key=lambda k: _finite(layers[k]["relative_error"]), reverse=True)
+    shown = sorted(places if len(places) <= LAYERS_SHOWN else {0, len(places) - 1, *places[: LAYERS_SHOWN - 2]})
+    width = max(len("layer"), *(len(layers[k]["layer"]) for k in shown))
+    lines = [f"{'layer':{width}}  max |error|  of norm     cosine  of spread  of rounding"]
+    for layer in (layers[k] for k in shown):
+        spread, rounding = layer["of_spread"], layer["times_rounding"]
+        cells = (
+            f"{layer['layer']:{width}}",
+            f"{layer['max_abs_error']:11.1e}",
+            f"{_finite(layer['relative_error']):7.1e}",
+            f"{layer['cosine']:9.7f}",
+            f"{'' if spread is None else f'{spread:.1e}':>9}",
+            f"{'' if rounding is None else f'{rounding:.2f}':>11}",
+        )
+        lines.append("  ".join(cells).rstrip())
     if len(shown) < len(layers):
         lines.append(f"the first, the last and the worst of {len(layers)} layers")
     for name, error in certificate["loss"].items():
         lines.append(f"{name}: {_finite(error):.2g} off at most, relative")
-    n = len(certificate["stimuli"])
-    first = sum(stimulus["rank"] == 1 for stimulus in certificate["stimuli"])
-    lines.append(f"{first} of {n} stimuli are nearest to their own row, in {certificate['telling_layer']}")
-    return [f"  {line}" for line in lines]
-
-
-LAYERS_SHOWN = 12
-
-
-def _cells(layer: dict[str, Any]) -> tuple[str, ...]:
-    of_spread, times = layer["of_spread"], layer["times_rounding"]
-    return (
-        layer["layer"],
-        f"{layer['max_abs_error']:.1e}",
-        f"{_finite(layer['relative_error']):.1e}",
-        f"{layer['cosine']:.7f}",
-        "" if of_spread is None else f"{of_spread:.1e}",
-        "" if times is None else f"{times:.2f}",
+    ranks = [stimulus["rank"] for stimulus in certificate["stimuli"]]
+    lines.append(
+        f"{ranks.count(1)} of {len(ranks)} stimuli are nearest to their own row, in {certificate['telling_layer']}"
     )
+    return [f"  {line}" for line in lines]
 
 
 def _finite(number: float | None) -> float:

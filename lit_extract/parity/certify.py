@@ -5,42 +5,41 @@ K stimuli, N stimuli, L layers, D hidden size.
 
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lit_extract import __version__
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
-from lit_extract.parity import figures
-from lit_extract.parity.certificate import CERTIFICATE_FORMAT, FAIL, PASS, Where, checksums
+from lit_extract.parity import deviations
+from lit_extract.parity.certificate import CERTIFICATE_FORMAT, FAIL, PASS, RebuildSettings, checksums
 from lit_extract.parity.language import LanguageReference
-from lit_extract.parity.reference import Reference
+from lit_extract.parity.reference import Recomputed, Reference
 from lit_extract.parity.vision import VisionReference
 from lit_extract.storage.features import Features, load_features
 
-OTHERS = 64  # rows that stand for all when it is asked how far stimuli are apart
+OTHERS = 64  # rows that stand for all others in the distances between stimuli
 
 
-def certify(file: Path, k: int, seed: int, where: Where) -> dict[str, Any]:
+def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[str, Any]:
     """Compute K stimuli of a sound features file again and compare.
 
     Args:
         file: The features file.
         k: How many stimuli.
         seed: Which ones.
-        where: What the file does not say.
+        settings: Where to find the model and the stimuli.
 
     Returns:
-        The certificate; docs/store-format.md says what is in it.
+        The certificate; docs/store-format.md describes it.
 
     Raises:
-        InputError: The model or the stimuli can't be rebuilt, or are others than those of the file.
+        InputError: The model or the stimuli can't be rebuilt, or differ from those of the file.
     """
     identity = checksums(file)
     features = load_features(file)
@@ -49,18 +48,19 @@ def certify(file: Path, k: int, seed: int, where: Where) -> dict[str, Any]:
     if not good:
         raise InputError("parity: none of its rows is finite")
     generator = random.Random(seed)
-    rows = sorted(generator.sample(good, min(k, len(good))))
-    others = sorted(generator.sample(good, min(OTHERS, len(good))))
+    rows, others = (sorted(generator.sample(good, min(count, len(good)))) for count in (k, OTHERS))
+    kind = LanguageReference if "tokens_sha256" in features.provenance else VisionReference
     try:
-        reference = _reference(features, where)
-        again = _Recomputed.of(reference, rows, features.provenance["precision"])
+        reference: Reference = kind(features, settings)
+        again = reference.recompute(rows)
     except torch.OutOfMemoryError:
         raise InputError("device: in float32 the model does not fit the GPU; give --device cpu") from None
     if again.feats.shape[1:] != features.shape[1:]:
         found, expected = ("×".join(map(str, shape[1:])) for shape in (features.shape, again.feats.shape))
         raise InputError(f"parity: the file has {found} layers and dimensions, but the model gives {expected}")
     if missing := [f"row_{name}" for name in again.losses if f"row_{name}" not in features.extras]:
-        raise InputError(f"parity: the file has no {', '.join(missing)}, but its provenance says loss")
+        raise InputError(f"parity: the file has no {', '.join(missing)}, but its provenance has loss")
+    recorded = {name: features.provenance.get(name) for name in reference.packages}
     return {
         "format": CERTIFICATE_FORMAT,
         "file": file.name,
@@ -70,60 +70,29 @@ def certify(file: Path, k: int, seed: int, where: Where) -> dict[str, Any]:
         "seed": seed,
         "device": torch.cuda.get_device_name() if reference.device == "cuda" else "cpu",
         "versions": {name: version(name) for name in reference.packages} | {"lit_extract": __version__},
-        "versions_of_the_run": {name: _version(features.provenance.get(name)) for name in reference.packages},
+        "versions_of_the_run": {name: shorten(v) if isinstance(v, str) else None for name, v in recorded.items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _reference(features: Features, where: Where) -> Reference:
-    kind = LanguageReference if "tokens_sha256" in features.provenance else VisionReference
-    return kind(features, where)
-
-
-@dataclass(frozen=True)
-class _Recomputed:
-    """What a reference gives.
-
-    Args:
-        feats: (K, L, D) float64.
-        rounded: The same in the precision of the run, if that is another.
-        losses: ``loss`` and ``bpb``, (K,) float64 each, of captions that have them.
-        num_params: Parameters of the model.
-    """
-
-    feats: Tensor
-    rounded: Tensor | None
-    losses: dict[str, Tensor]
-    num_params: int
-
-    @classmethod
-    def of(cls, reference: Reference, rows: list[int], precision: str) -> "_Recomputed":
-        """Of K stimuli: first in float32, then as the run was."""
-        computed = [reference.recompute(row) for row in rows]
-        stacked = {name: torch.stack([one[name] for one in computed]).double() for name in computed[0]}
-        rounded = None
-        if precision != "32-true":
-            reference.round_as(precision)
-            rounded = torch.stack([reference.recompute(row)["feats"] for row in rows]).double()
-        return cls(stacked.pop("feats"), rounded, stacked, reference.num_params)
-
-
-def _judge(features: Features, rows: list[int], others: list[int], bad: set[int], again: _Recomputed) -> dict[str, Any]:
-    """The verdict, and the figures it rests on."""
+def _judge(features: Features, rows: list[int], others: list[int], bad: set[int], again: Recomputed) -> dict[str, Any]:
+    """Compare, and return the verdict with the numbers it rests on."""
     feats, layers, precision = features.feats, features.layers, features.provenance["precision"]
-    limits = figures.FLOAT32 if precision == "32-true" else figures.BF16
+    limits = deviations.FLOAT32 if precision == "32-true" else deviations.BF16
     found = feats[rows].double()
-    spread = figures.median_distances(again.feats, rows, feats, others)
-    compared = figures.compare(layers, found, again.feats, again.rounded, spread)
-    telling = figures.most_telling(found, again.feats, spread)
-    distances = figures.row_distances(feats, telling, again.feats[:, telling], bad)
-    stimuli, mistaken = figures.place_rows(rows, features.stimulus_ids, distances, spread[:, telling], limits.of_spread)
-    losses = figures.loss_errors(
+    spread = deviations.median_distances(again.feats, rows, feats, others)
+    compared = deviations.compare(layers, found, again.feats, again.rounded, spread)
+    telling = deviations.most_telling(found, again.feats, spread)
+    distances = deviations.row_distances(feats, telling, again.feats[:, telling], bad)
+    stimuli, mistaken = deviations.place_rows(
+        rows, features.stimulus_ids, distances, spread[:, telling], limits.of_spread
+    )
+    losses = deviations.loss_errors(
         {name: features.extras[f"row_{name}"][rows].double() for name in again.losses}, again.losses
     )
     failures = [
-        *figures.beyond(compared, limits, precision),
-        *figures.misplaced(layers, found, again.feats),
+        *deviations.beyond(compared, limits, precision),
+        *deviations.misplaced(layers, found, again.feats),
         *mistaken,
         *(
             f"{name} differs by {error:.2g} of it (at most {limits.loss:g} wanted)"
@@ -136,20 +105,16 @@ def _judge(features: Features, rows: list[int], others: list[int], bad: set[int]
     return {
         "verdict": FAIL if failures else PASS,
         "failures": failures,
-        "remarks": figures.hidden(compared, again.feats, precision),
+        "remarks": deviations.hidden(compared, again.feats, precision),
         "precision": precision,
         "stimuli": stimuli,
         "telling_layer": layers[telling],
-        "layers": [{key: _plain(value) for key, value in asdict(figure).items()} for figure in compared],
-        "loss": {name: _plain(error) for name, error in losses.items()},
+        "layers": [_plain(asdict(layer)) for layer in compared],
+        "loss": _plain(losses),
         "limits": asdict(limits),
     }
 
 
-def _version(recorded: object) -> str | None:
-    return shorten(recorded) if isinstance(recorded, str) else None
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as JSON has them, without NaN and infinity."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

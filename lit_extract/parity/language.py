@@ -1,6 +1,6 @@
 """Language models by Hugging Face's own hidden states.
 
-T tokens, D hidden size.
+L layers, T tokens, D hidden size.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from lit_extract.datasets import load_captions
 from lit_extract.datasets.ids import id_key
 from lit_extract.modules.options import split_options
 from lit_extract.modules.weights import check_shards, config_sha256, on_cpu_in_float32
+from lit_extract.parity.provenance_form import UNTRAINED
 from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
 
 
@@ -29,74 +30,74 @@ class LanguageReference(Reference):
     way = "transformers output_hidden_states"
 
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
-        """The captions, which must be those of the file, to the token."""
+        """Read the captions, which must be those of the file, to the token."""
         known = self.provenance
-        if self.where.captions is None:
+        file = self.settings.captions
+        if file is None:
             raise InputError(
                 f"captions: which file has the captions {known['prompt_name']!r} of {known['dataset']}? "
                 "Give --captions FILE"
             )
-        captions = load_captions(self.where.captions, known["query"])
+        captions = load_captions(file, known["query"])
         of_stimulus = dict(zip(map(id_key, captions["stimulus_id"]), captions["caption"], strict=True))
         if missing := [shorten(str(stimulus)) for stimulus in ids if id_key(stimulus) not in of_stimulus]:
-            raise InputError(f"captions: {self.where.captions!r} has none of {name_some(missing)}, which the file has")
+            raise InputError(f"captions: {file!r} has none of {name_some(missing)}, which the file has")
         self.texts: list[str] = [of_stimulus[id_key(stimulus)] for stimulus in ids]
         check_sizes(n_bytes_sha256, [len(text.encode()) for text in self.texts])
-        self.source = known["source"] if "source" in known else self._folder()
-        self.settings = {key: value for key, value in known["options"].items() if key != "attn_implementation"}
-        self.settings |= {"trust_remote_code": self.where.trust_remote_code}
+        self.source: str = known["source"] if "source" in known else self._folder()
+        options = {key: value for key, value in known["options"].items() if key != "attn_implementation"}
+        options["trust_remote_code"] = self.settings.trust_remote_code
         if "revision" in known:
-            self.settings["revision"] = known["revision"]
-        self.config, unused = self._load("config", "AutoConfig", return_unused_kwargs=True)
-        self.settings, self.tokenizer_settings = split_options(self.settings, unused)
-        tokenize = self._tokenizer()
+            options["revision"] = known["revision"]
+        self.config, unused = self._load("config", "AutoConfig", options, return_unused_kwargs=True)
+        if "config_sha256" in known:
+            check_same("config_sha256", known["config_sha256"], config_sha256(self.config))
+        self.options, tokenizer_options = split_options(options, unused)
+        tokenize = self._tokenizer(tokenizer_options)
         context = getattr(self.config, "max_position_embeddings", None) if known["truncate"] else None
         self.tokens = [tokenize(text)[:context] for text in self.texts]
         check_same("tokens_sha256", known["tokens_sha256"], _tokens_sha256(self.tokens, ids))
 
     def build(self) -> nn.Module:
-        """The model as the file says, in float32."""
+        """Make the model of the provenance, in float32."""
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        known = self.provenance
-        if known["weights"] == "untrained":
-            try:
-                with on_cpu_in_float32(known["seed"]):
-                    model: nn.Module = AutoModelForCausalLM.from_config(
-                        self.config,
-                        dtype=torch.float32,
-                        attn_implementation="eager",
-                        trust_remote_code=self.where.trust_remote_code,
-                    )
-            except Exception as error:  # of the model's own code
-                raise no_weights(known["model"], self.source, error) from error
-        else:
-            model = self._load("weights", "AutoModelForCausalLM", dtype=torch.float32, attn_implementation="eager")
-        self.final_norm = FinalNorm(model)
-        return model
+        known, own = self.provenance, {"dtype": torch.float32, "attn_implementation": "eager"}
+        if known["weights"] != UNTRAINED:
+            loaded: nn.Module = self._load("weights", "AutoModelForCausalLM", self.options, **own)
+            return loaded
+        try:
+            with on_cpu_in_float32(known["seed"]):
+                drawn: nn.Module = AutoModelForCausalLM.from_config(
+                    self.config, trust_remote_code=self.settings.trust_remote_code, **own
+                )
+                return drawn
+        except Exception as error:  # of the model's own code
+            raise no_weights(known["model"], self.source, error) from error
 
     def compute(self, row: int) -> dict[str, Tensor]:
-        """One caption through the model; twice, when the last block is wanted as it is before the final norm."""
+        """Send one caption through the model; twice, when the last block is wanted as it is before the final norm."""
         ids = torch.tensor([self.tokens[row]], device=self.device)
         has_loss = self.provenance["loss"] and ids.shape[1] > 1
         output = self.model(input_ids=ids, labels=ids if has_loss else None, output_hidden_states=True, use_cache=False)
-        states: list[Tensor] = list(output.hidden_states)
-        n_blocks = self.config.num_hidden_layers
+        states, n_blocks = output.hidden_states, self.config.num_hidden_layers
         if len(states) != n_blocks + 1:
             raise InputError(f"parity: {self.source!r} gives {len(states)} hidden states, not {n_blocks + 1}")
+        names = ["embeddings", *(f"blocks.{k}" for k in range(n_blocks - 1)), "norm"]
         last = f"blocks.{n_blocks - 1}"
-        places = {"embeddings": 0, "norm": n_blocks} | {f"blocks.{k}": k + 1 for k in range(n_blocks)}
-        if missing := [layer for layer in self.layers if layer not in places]:
+        tokens_of = dict(zip(names, states, strict=True))
+        if missing := [layer for layer in self.layers if layer not in (*names, last)]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {n_blocks} blocks")
-        raw = self.final_norm.input(ids, states[-1]) if last in self.layers else None
-        chosen = [raw if layer == last else states[places[layer]] for layer in self.layers]
+        if last in self.layers:
+            tokens_of[last] = before_final_norm(self.model, ids, states[-1])
         first = 1 if self.provenance["exclude_bos"] else 0
         pooled = [
-            tokens[0, -1] if self.provenance["pool"] == "last" else tokens[0, first:].float().mean(0)
-            for tokens in chosen
-            if tokens is not None
+            tokens_of[layer][0, -1]
+            if self.provenance["pool"] == "last"
+            else tokens_of[layer][0, first:].float().mean(0)
+            for layer in self.layers
         ]
         outputs = {"feats": torch.stack(pooled)}
         if self.provenance["loss"]:
@@ -106,35 +107,30 @@ class LanguageReference(Reference):
         return outputs
 
     def cast(self) -> None:
-        """Parameters, not buffers: rotary frequencies stay float32."""
+        """Change parameters to bf16, not buffers: rotary frequencies stay float32."""
         for parameter in self.model.parameters():
             parameter.data = parameter.data.bfloat16()
 
     def _folder(self) -> str:
-        """The local folder of a model: the one with these weights, or, of an untrained one, with this configuration."""
-        if self.provenance["weights"] != "untrained":
-            check_shards(checkpoint := self.checkpoint())
-            return checkpoint
-        folder = self.where.checkpoint
-        if folder is None or not Path(folder).is_dir():
+        """Return the model's local folder: with these weights or, if it is untrained, with this configuration."""
+        folder = self.settings.checkpoint
+        if self.provenance["weights"] != UNTRAINED:
+            folder = self.checkpoint()
+        elif folder is None or not Path(folder).is_dir():
             what = f"{folder!r} is not a folder; " if folder else ""
             raise InputError(f"checkpoint: {what}give --checkpoint DIR with config.json and the tokenizer")
         check_shards(folder)
         return folder
 
-    def _load(self, what: str, loader: str, **settings: Any) -> Any:
+    def _load(self, what: str, loader: str, options: dict[str, Any], **own: Any) -> Any:
         import transformers
 
         try:
-            own = self.tokenizer_settings if what == "tokenizer" else self.settings
-            loaded = getattr(transformers, loader).from_pretrained(self.source, **own, **settings)
+            return getattr(transformers, loader).from_pretrained(self.source, **options, **own)
         except Exception as error:  # of the hub, the network, the disk and the format
             raise no_weights(f"{what} of {self.provenance['model']}", self.source, error) from error
-        if what == "config" and "config_sha256" in self.provenance:
-            check_same("config_sha256", self.provenance["config_sha256"], config_sha256(loaded[0]))
-        return loaded
 
-    def _tokenizer(self) -> Callable[[str], list[int]]:
+    def _tokenizer(self, options: dict[str, Any]) -> Callable[[str], list[int]]:
         if self.provenance["tokenizer"] == "sentencepiece":
             import sentencepiece
 
@@ -142,45 +138,40 @@ class LanguageReference(Reference):
             if not path.is_file():
                 from huggingface_hub import hf_hub_download
 
-                path = Path(hf_hub_download(self.source, path.name, revision=self.settings.get("revision")))
+                path = Path(hf_hub_download(self.source, path.name, revision=options.get("revision")))
             processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
             return lambda text: [processor.bos_id(), *processor.encode(text)]
-        tokenizer = self._load("tokenizer", "AutoTokenizer")
+        tokenizer = self._load("tokenizer", "AutoTokenizer", options)
         return lambda text: tokenizer(text, verbose=False)["input_ids"]
 
 
-class FinalNorm:
-    """What the last block gives, of which transformers returns only what leaves the final norm.
+def before_final_norm(model: Any, ids: Tensor, normed: Tensor) -> Tensor:
+    """Return the last block's output (1, T, D), which transformers returns only after the final norm.
 
     The norm is replaced by nothing for a second forward pass. That it was the norm is proven each time: applied to
     what is then returned, it must give what was returned before.
+
+    Args:
+        model: A causal language model of transformers.
+        ids: Tokens of one caption (1, T).
+        normed: The last hidden state that the model returns for them, (1, T, D).
+
+    Raises:
+        InputError: There is no such norm.
     """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.name: str | None = None
-
-    def input(self, ids: Tensor, normed: Tensor) -> Tensor:
-        """(1, T, D) of the last block, from (1, T, D) behind the norm."""
-        base = self.model.base_model
-        blocks = next((name for name, module in base.named_modules() if isinstance(module, nn.ModuleList)), "")
-        names = [
-            name
-            for name, module in base.named_modules()
-            if "norm" in type(module).__name__.lower() and not name.startswith(f"{blocks}.")
-        ]
-        for name in [self.name] if self.name else reversed(names):
-            assert name is not None
-            norm = base.get_submodule(name)
-            base.set_submodule(name, nn.Identity())
-            try:
-                raw: Tensor = self.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1]
-            finally:
-                base.set_submodule(name, norm)
-            if torch.allclose(norm(raw).float(), normed.float(), rtol=1e-2, atol=1e-2):
-                self.name = name
-                return raw
-        raise InputError(f"parity: no final norm found in {type(base).__name__}, so its last block can't be checked")
+    base = model.base_model
+    inside = {part for blocks in base.modules() if isinstance(blocks, nn.ModuleList) for part in blocks.modules()}
+    for name, norm in reversed(list(base.named_modules())):
+        if norm in inside or "norm" not in type(norm).__name__.lower():
+            continue
+        base.set_submodule(name, nn.Identity())
+        try:
+            raw: Tensor = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1]
+        finally:
+            base.set_submodule(name, norm)
+        if torch.allclose(norm(raw).float(), normed.float(), rtol=1e-2, atol=1e-2):
+            return raw
+    raise InputError(f"parity: no final norm found in {type(base).__name__}, so its last block can't be checked")
 
 
 def _tokens_sha256(captions: list[list[int]], ids: list[Any]) -> str:

@@ -4,55 +4,67 @@ No hooks, pooling, decoding, normalizing or batching of ours: timm and transform
 the few lines of pooling here are written for one stimulus. Only how weights are built is shared, as a seed means the
 same model in both.
 
-L layers, T tokens, D hidden size.
+K stimuli, L layers, T tokens, D hidden size.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.host import host_memory
 from lit_extract.common.untrusted import shorten
-from lit_extract.datasets.ids import id_key
 from lit_extract.modules.weights import path_sha256
-from lit_extract.parity.certificate import Where
-from lit_extract.parity.recorded import check_recorded
+from lit_extract.parity.certificate import RebuildSettings
+from lit_extract.parity.provenance_form import check_provenance
 from lit_extract.storage.features import Features
 
 
+@dataclass(frozen=True)
+class Recomputed:
+    """Some stimuli, computed again.
+
+    Args:
+        feats: (K, L, D) float64.
+        rounded: The same in the precision of the run, if that is another than float32.
+        losses: ``loss`` and ``bpb``, (K,) float64 each, of captions that have them.
+        num_params: Parameters of the model.
+    """
+
+    feats: Tensor
+    rounded: Tensor | None
+    losses: dict[str, Tensor]
+    num_params: int
+
+
 class Reference(ABC):
-    """A model and its stimuli, rebuilt from what a features file says of itself.
+    """A model and its stimuli, rebuilt from the provenance of a features file.
 
     Args:
         features: The file.
-        where: What it does not say.
+        settings: Where to find the model and the stimuli.
 
     Raises:
-        InputError: Something that the file was made of is not there, or is another.
+        InputError: Something that the file was made of is missing, or differs.
     """
 
     way: str  # which interface the layers come from
     packages: tuple[str, ...]
 
-    def __init__(self, features: Features, where: Where) -> None:
-        check_recorded(features.provenance, features.layers, where)
-        self.provenance, self.layers = features.provenance, features.layers
-        self.where, self.device = where, _pick(where.device)
-        self.dtype, self.autocast = torch.float32, False
+    def __init__(self, features: Features, settings: RebuildSettings) -> None:
+        check_provenance(features.provenance, features.layers, settings)
+        self.provenance, self.layers, self.settings = features.provenance, features.layers, settings
+        self.device = _pick(settings.device)
         self.check_stimuli(features.stimulus_ids, features.metadata.get("n_bytes_sha256"))
         if self.device == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
         self.model: Any = self.build().eval().requires_grad_(False).to(self.device)
-        self.num_params = sum(parameter.numel() for parameter in self.model.parameters())
 
     @abstractmethod
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
@@ -60,15 +72,35 @@ class Reference(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The model with its weights, float32."""
+        """Return the model with its weights, float32."""
 
     @abstractmethod
     def compute(self, row: int) -> dict[str, Tensor]:
-        """``feats`` (L, D) of a stimulus, and its ``loss`` and ``bpb`` if the file has them; on the device."""
+        """Return ``feats`` (L, D) of a stimulus, and its ``loss`` and ``bpb`` if the file has them; on the device."""
 
-    def recompute(self, row: int) -> dict[str, Tensor]:
-        """:meth:`compute`, without gradients, as float32 on the host."""
-        autocast = torch.autocast(self.device, torch.bfloat16) if self.autocast else nullcontext()
+    @abstractmethod
+    def cast(self) -> None:
+        """Change the weights to bf16."""
+
+    def recompute(self, rows: list[int]) -> Recomputed:
+        """Compute K stimuli, first in float32, then in the precision of the run: what that costs by itself.
+
+        Raises:
+            InputError: The model can't have made the file, or an image can't be read.
+        """
+        computed = [self._compute_on_host(row) for row in rows]
+        stacked = {name: torch.stack([one[name] for one in computed]).double() for name in computed[0]}
+        rounded, precision = None, self.provenance["precision"]
+        if precision != "32-true":
+            if precision == "bf16-true":
+                self.cast()
+            is_mixed = precision == "bf16-mixed"
+            rounded = torch.stack([self._compute_on_host(row, is_mixed)["feats"] for row in rows]).double()
+        num_params = sum(parameter.numel() for parameter in self.model.parameters())
+        return Recomputed(stacked.pop("feats"), rounded, stacked, num_params)
+
+    def _compute_on_host(self, row: int, is_mixed: bool = False) -> dict[str, Tensor]:
+        autocast = torch.autocast(self.device, torch.bfloat16) if is_mixed else nullcontext()
         try:
             with torch.inference_mode(), autocast:
                 return {name: values.float().cpu() for name, values in self.compute(row).items()}
@@ -78,28 +110,15 @@ class Reference(ABC):
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(f"parity: the stimulus of row {row} can't be computed: {reason}") from error
 
-    def round_as(self, precision: str) -> None:
-        """From now on compute in the precision of a run: what that costs by itself."""
-        if precision == "bf16-mixed":
-            self.autocast = True
-            return
-        self.dtype = torch.bfloat16
-        self.cast()
-
-    @abstractmethod
-    def cast(self) -> None:
-        """The weights to bf16."""
-
     def checkpoint(self) -> str:
-        """The local weights, if they are those of the file.
+        """Return the path of the local weights, if they are those of the file.
 
         Raises:
             InputError: None were given, or others.
         """
-        expected = self.provenance["checkpoint_sha256"]
-        path = self.where.checkpoint
+        expected, path = self.provenance["checkpoint_sha256"], self.settings.checkpoint
         if path is None or not Path(path).exists():
-            what = f"{path!r} is not there" if path else "give --checkpoint PATH"
+            what = f"no file {path!r}" if path else "give --checkpoint PATH"
             raise InputError(f"checkpoint: {what}; the file is of local weights with SHA-256 {expected}")
         if (found := path_sha256(path)) != expected:
             raise InputError(f"checkpoint: {path!r} has SHA-256 {found}; the file is of weights with {expected}")
@@ -111,26 +130,6 @@ def _pick(device: str | None) -> str:
     if device not in (None, "cpu", "cuda") or (device == "cuda" and not has_gpu):
         raise InputError(f"device: {device!r} must be cpu{' or cuda' if has_gpu else ', as there is no GPU here'}")
     return device or ("cuda" if has_gpu else "cpu")
-
-
-def check_ids(ids: list[Any], stimuli: pd.DataFrame) -> None:
-    """Raise InputError unless the stimuli are those of the file, in its order."""
-    theirs = stimuli["stimulus_id"].tolist()
-    if len(ids) != len(theirs):
-        raise InputError(f"the file has {len(ids)} rows, the stimuli are {len(theirs)}: they are not those of the file")
-    for row, (ours, other) in enumerate(zip(ids, theirs, strict=True)):
-        if id_key(ours) != id_key(other):
-            ours, other = shorten(repr(ours)), shorten(repr(other))
-            raise InputError(f"row {row} of the file is stimulus {ours}, but of the dataset {other}")
-
-
-def check_memory(skeleton: nn.Module) -> None:
-    """Raise InputError if a model, of which the skeleton has the shape, is too large for the memory of this machine."""
-    needed, there = 4 * sum(parameter.numel() for parameter in skeleton.parameters()), host_memory()
-    if needed > there:
-        raise InputError(
-            f"parity: in float32 the model has {as_size(needed)}, more than the {as_size(there)} of memory"
-        )
 
 
 def check_sizes(expected: str | None, sizes: list[int]) -> None:
@@ -148,5 +147,5 @@ def check_same(what: str, expected: Any, found: Any) -> None:
 
 
 def no_weights(name: str, source: str, error: Exception) -> InputError:
-    """Of another library's error in loading."""
+    """Return the error for whatever another library raises in loading."""
     return InputError(f"{name} can't be loaded from {source!r}: {type(error).__name__}: {one_line(error)}")

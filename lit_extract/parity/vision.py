@@ -12,14 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.host import host_memory
+from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import read_stimulus
+from lit_extract.datasets.ids import id_key
 from lit_extract.datasets.nsd import open_images
 from lit_extract.modules.checkpoint import loading_noted, read_weights, unwrap
 from lit_extract.modules.weights import on_cpu_in_float32
-from lit_extract.parity.recorded import CHECKPOINT, HUB, UNTRAINED
-from lit_extract.parity.reference import Reference, check_ids, check_memory, check_same, check_sizes, no_weights
+from lit_extract.parity.provenance_form import CHECKPOINT, HUB, UNTRAINED
+from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
 
 
 class VisionReference(Reference):
@@ -28,29 +32,40 @@ class VisionReference(Reference):
     packages = ("torch", "torchvision", "timm", "pillow")
 
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
-        """The stimulus table, which must have the rows of the file, and images of their sizes."""
+        """Read the stimulus table, which must have the rows of the file, and images of their sizes."""
         known = self.provenance
-        stimuli = load_dataset(known["dataset"], self.where.root, known["query"])
+        stimuli = load_dataset(known["dataset"], self.settings.root, known["query"])
         check_same("stimuli_sha256", known["stimuli_sha256"], table.fingerprint(stimuli))
-        check_ids(ids, stimuli)
-        sizes = table.image_sizes(stimuli)
-        check_sizes(n_bytes_sha256, sizes)
+        theirs = stimuli["stimulus_id"].tolist()
+        if len(ids) != len(theirs):
+            raise InputError(
+                f"the file has {len(ids)} rows, the stimuli are {len(theirs)}: they are not those of the file"
+            )
+        for row, (ours, other) in enumerate(zip(ids, theirs, strict=True)):
+            if id_key(ours) != id_key(other):
+                ours, other = shorten(repr(ours)), shorten(repr(other))
+                raise InputError(f"row {row} of the file is stimulus {ours}, but of the dataset {other}")
+        check_sizes(n_bytes_sha256, table.image_sizes(stimuli))
         self.paths: list[str] = stimuli["image"].tolist()
         self.image_rows: list[int] | None = stimuli["image_row"].tolist() if "image_row" in stimuli else None
 
     def build(self) -> nn.Module:
-        """timm.create_model as the file says; its own transform must be the one that the file names."""
+        """Call timm.create_model as the run did; its own transform must be the one of the provenance."""
         import timm
         from timm.data import create_transform, resolve_data_config
 
         known = self.provenance
         name, options, weights = known["model"], known["options"], known["weights"]
         if weights == CHECKPOINT and Path(self.checkpoint()).is_dir():
-            name = f"local-dir:{self.where.checkpoint}"
+            name = f"local-dir:{self.settings.checkpoint}"
         try:
             with torch.device("meta"):
                 skeleton = timm.create_model(name, pretrained=False, **options)
-            check_memory(skeleton)
+            needed, there = 4 * sum(parameter.numel() for parameter in skeleton.parameters()), host_memory()
+            if needed > there:
+                raise InputError(
+                    f"parity: in float32 the model has {as_size(needed)}, more than the {as_size(there)} of memory"
+                )
             if weights == UNTRAINED:
                 with on_cpu_in_float32(known["seed"]):
                     model = timm.create_model(name, pretrained=False, **options)
@@ -64,8 +79,7 @@ class VisionReference(Reference):
             raise no_weights(name, weights, error) from error
         side = options.get("img_size")
         sides = (side, side) if isinstance(side, int) else side
-        size = {"input_size": (3, *sides)} if sides else {}
-        config = resolve_data_config(size, model=model)
+        config = resolve_data_config({"input_size": (3, *sides)} if sides else {}, model=model)
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
         check_same("preprocessing", known["preprocessing"], plain)
         self.transform = create_transform(**config, is_training=False)
@@ -74,7 +88,7 @@ class VisionReference(Reference):
         return built
 
     def _overlay(self, skeleton: Any) -> dict[str, Any]:
-        """Where timm finds the weights: in the user's file, else in its own repository of the model."""
+        """Return where timm finds the weights: in the user's file, else in its own repository of the model."""
         if self.provenance["weights"] != CHECKPOINT:
             repository = str(skeleton.pretrained_cfg.get("hf_hub_id"))
             check_same("weights", self.provenance["weights"], f"{HUB}{repository}")
@@ -89,20 +103,21 @@ class VisionReference(Reference):
         return {"state_dict": weights, "source": "", "custom_load": False}
 
     def compute(self, row: int) -> dict[str, Tensor]:
-        """One image through the model."""
-        image = self.transform(self.open(row))[None].to(self.device, self.dtype)
-        blocks = self.tokens(image)
-        if too_high := [layer for layer in self.layers if int(layer.removeprefix("blocks.")) >= len(blocks)]:
-            raise InputError(f"layers: the file has {name_some(too_high)}, but the model has {len(blocks)} blocks")
-        chosen = [blocks[int(layer.removeprefix("blocks."))] for layer in self.layers]
+        """Send one image through the model."""
+        dtype = next(self.model.parameters()).dtype
+        blocks = self.tokens(self.transform(self._open(row))[None].to(self.device, dtype))
+        places = {f"blocks.{k}": k for k in range(len(blocks))}
+        if missing := [layer for layer in self.layers if layer not in places]:
+            raise InputError(f"layers: the file has {name_some(missing)}, but the model has {len(blocks)} blocks")
+        chosen = [blocks[places[layer]] for layer in self.layers]
         return {"feats": torch.stack([_pool_tokens(*tokens, self.provenance["pool"]) for tokens in chosen])}
 
     def cast(self) -> None:
-        """All of them: timm's forward passes want one type."""
+        """Change parameters and buffers to bf16: timm's forward passes want one type."""
         self.model.bfloat16()
 
-    def open(self, row: int) -> Any:
-        """The image, RGB."""
+    def _open(self, row: int) -> Any:
+        """Return the image, RGB."""
         from PIL import Image
 
         if self.image_rows is None:
@@ -116,7 +131,7 @@ class VisionReference(Reference):
 
 
 def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
-    """What the model offers: its name, and a function from an image to (prefix tokens, patch tokens) of each block."""
+    """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each block."""
     if not isinstance(getattr(model, "blocks", None), nn.Sequential | nn.ModuleList):
         raise InputError(f"parity: {name!r} has no sequence of blocks, so it is not the model of the file")
     offered = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters

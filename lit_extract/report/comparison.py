@@ -1,23 +1,49 @@
-"""How alike models are, beside how alike they would be with their stimuli out of order.
+"""How alike models are, next to how alike they would be with their stimuli out of order.
 
 n stimuli, L and L' layers of two models.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import asdict, dataclass
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from lit_extract.report import similarity
-from lit_extract.report.model import Geometry, ModelReport
+from lit_extract.report.model import Geometry, ModelReport, rounded
 
-CKA, MUTUAL, RSA = "cka", "mutual_neighbours", "rsa"
+
+@dataclass(frozen=True)
+class Measure:
+    """A way to compare two models.
+
+    Args:
+        key: Its name in report.json.
+        title: Its name on the page.
+        unit: Of its values, for axes.
+        between: From the geometries of two models to the values between all their layers (L, L').
+    """
+
+    key: str
+    title: str
+    unit: str
+    between: Callable[[Geometry, Geometry], NDArray[np.float64]]
+
+
+CKA = Measure("cka", "linear CKA", "debiased linear CKA", lambda one, two: similarity.cka(one.vectors, two.vectors))
+MUTUAL = Measure(
+    "mutual_neighbours",
+    "mutual nearest neighbours",
+    "share of nearest neighbours in common",
+    lambda one, two: similarity.mutual_neighbours(one.nearest, two.nearest),
+)
+RSA = Measure("rsa", "RSA", "Spearman's ρ between RDMs", lambda one, two: similarity.rsa(one.rdms, two.rdms))
 SHUFFLED_MEASURES = (CKA, MUTUAL)
-MEASURES = (CKA, MUTUAL, RSA)
+MEASURES = (*SHUFFLED_MEASURES, RSA)
 
 
 @dataclass(frozen=True)
@@ -34,7 +60,8 @@ class Agreement:
 
     Args:
         layers: (L, L'), NaN where a layer is constant or not finite.
-        best: Its largest value, and between which layers.
+        best: Its largest value.
+        best_layers: The names of the layers, one of each model, that it is between.
         best_shuffled: The largest value over all layers of shuffled stimuli: choosing the best layers favours chance
             as well.
         last: Between the last layers.
@@ -44,7 +71,7 @@ class Agreement:
 
     layers: NDArray[np.float64]
     best: float | None
-    best_layers: tuple[int, int] | None
+    best_layers: list[str] | None
     best_shuffled: Shuffled | None
     last: float | None
     last_shuffled: Shuffled | None
@@ -53,96 +80,69 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models, by their places in the report, and how alike they are by each measure."""
+    """Two models, whether they are a trained one and its untrained twin, and how alike they are by each measure."""
 
-    first: int
-    second: int
+    first: ModelReport
+    second: ModelReport
     are_twins: bool
-    agreements: dict[str, Agreement]
+    agreements: dict[Measure, Agreement]
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what report.json has of the pair."""
+        agreements = {measure.key: asdict(agreement) for measure, agreement in self.agreements.items()}
+        return {
+            "models": [self.first.source.label, self.second.source.label],
+            "trained_and_untrained": self.are_twins,
+            **{key: {**agreement, "layers": rounded(agreement["layers"])} for key, agreement in agreements.items()},
+        }
 
 
-def compare(
-    models: Sequence[ModelReport], places: Sequence[int], permutations: int, seed: int, advance: Callable[[], object]
-) -> list[Pair]:
-    """All pairs of the models in ``places``, which have the same sample of stimuli.
+def compare(models: Sequence[ModelReport], permutations: int, seed: int) -> list[Pair]:
+    """Compare each two of the models, which have the same sample of stimuli.
 
     Args:
-        models: All models of the report.
-        places: Which of them to compare.
+        models: All that are compared.
         permutations: Shuffles of the baseline.
         seed: Of the shuffles.
-        advance: Called after each shuffle.
     """
-    pairs = list(combinations(places, 2))
-    twins = {pair for pair in pairs if _are_twins(models[pair[0]], models[pair[1]])}
-    shuffled = _shuffled(models, pairs, twins, permutations, seed, advance)
-    compared = []
-    for pair in pairs:
-        first, second = (models[place].geometry for place in pair)
-        layers = {**_similarities(first, second.vectors, second.nearest), RSA: _rsa(first, second)}
-        agreements = {name: _agreement(values, shuffled.get((pair, name))) for name, values in layers.items()}
-        compared.append(Pair(*pair, pair in twins, agreements))
-    return compared
+    shuffled = _shuffled(models, permutations, seed) if len(models) > 1 else {}
+    pairs = []
+    for first, second in combinations(models, 2):
+        agreements = {
+            measure: _agreement(measure, first, second, shuffled.get((first, second, measure))) for measure in MEASURES
+        }
+        pairs.append(Pair(first, second, first.source.is_twin_of(second.source), agreements))
+    return pairs
 
 
-def _are_twins(model: ModelReport, other: ModelReport) -> bool:
-    """The same model, pooling, captions and layers; one trained and one not."""
-    one, two = model.source, other.source
-    same = one.twin == two.twin and one.features.layers == two.features.layers
-    return same and one.is_untrained != two.is_untrained
+_Chance = dict[tuple[ModelReport, ModelReport, Measure], list[list[float]]]
 
 
-def _similarities(first: Geometry, vectors: Any, nearest: Any) -> dict[str, NDArray[np.float64]]:
-    return {
-        CKA: similarity.cka(first.vectors, vectors),
-        MUTUAL: similarity.mutual_neighbours(first.nearest, nearest),
-    }
-
-
-def _rsa(first: Geometry, second: Geometry) -> NDArray[np.float64]:
-    """Spearman correlation between RDMs (L, L'), by rsatoolbox."""
-    from rsatoolbox.rdm import compare as compare_rdms
-
-    values = np.full((len(first.vectors), len(second.vectors)), np.nan)
-    if first.rdm_layers and second.rdm_layers:
-        found = compare_rdms(first.rdms, second.rdms, method="spearman")
-        values[np.ix_(first.rdm_layers, second.rdm_layers)] = found
-    return values
-
-
-def _shuffled(
-    models: Sequence[ModelReport],
-    pairs: list[tuple[int, int]],
-    twins: set[tuple[int, int]],
-    permutations: int,
-    seed: int,
-    advance: Callable[[], object],
-) -> dict[tuple[tuple[int, int], str], list[NDArray[np.float64]]]:
-    """By pair and measure, for each shuffle: the best value, that of the last layers, then of twins each layer's."""
-    found: dict[tuple[tuple[int, int], str], list[NDArray[np.float64]]] = defaultdict(list)
-    if not pairs:
-        return found
-    n = len(models[pairs[0][0]].sampled)
-    for shuffle in similarity.shuffles(n, permutations, seed):
-        for second in sorted({second for _, second in pairs}):
-            geometry = models[second].geometry
-            vectors, nearest = shuffle.vectors(geometry.vectors), shuffle.nearest(geometry.nearest)
-            for pair in (pair for pair in pairs if pair[1] == second):
-                for name, values in _similarities(models[pair[0]].geometry, vectors, nearest).items():
-                    best = similarity.best(values)
-                    same_layer = values.diagonal() if pair in twins else values[0, :0]
-                    found[pair, name].append(np.array([best[0] if best else np.nan, values[-1, -1], *same_layer]))
-        advance()
+def _shuffled(models: Sequence[ModelReport], permutations: int, seed: int) -> _Chance:
+    """For each shuffle of the second model: the best value, that of the last layers, then of twins each layer's."""
+    found: _Chance = defaultdict(list)
+    orders = similarity.orders(len(models[0].sampled), permutations, seed)
+    for order in tqdm(orders, total=permutations, desc="shuffling", disable=None):
+        for place, second in enumerate(models[1:], 1):
+            geometry = second.geometry.shuffled(order)
+            for first, measure in product(models[:place], SHUFFLED_MEASURES):
+                values = measure.between(first.geometry, geometry)
+                best = similarity.best(values)
+                same_layer = values.diagonal() if first.source.is_twin_of(second.source) else values[0, :0]
+                found[first, second, measure].append([best[0] if best else np.nan, values[-1, -1], *same_layer])
     return found
 
 
-def _agreement(layers: NDArray[np.float64], shuffled: list[NDArray[np.float64]] | None) -> Agreement:
+def _agreement(
+    measure: Measure, first: ModelReport, second: ModelReport, shuffled: list[list[float]] | None
+) -> Agreement:
+    layers = measure.between(first.geometry, second.geometry)
     best = similarity.best(layers)
-    chance: list[Shuffled | None] = [_summary(values) for values in np.array(shuffled).T] if shuffled else [None, None]
+    chance = [_summary(values) for values in np.array(shuffled or [[np.nan, np.nan]]).T]
     return Agreement(
         layers=layers,
         best=best[0] if best else None,
-        best_layers=best[1] if best else None,
+        best_layers=[first.layers[best[1][0]].name, second.layers[best[1][1]].name] if best else None,
         best_shuffled=chance[0],
         last=None if np.isnan(layers[-1, -1]) else float(layers[-1, -1]),
         last_shuffled=chance[1],

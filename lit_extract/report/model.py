@@ -1,10 +1,10 @@
-"""What one model's features are like: all rows of its last layer, and a sample of rows of each layer.
+"""Measure the features of one model: all rows of its last layer, and a sample of rows of each layer.
 
 N stimuli, n of a sample, D hidden size, L layers, k neighbours, P = n(n - 1) / 2 pairs of stimuli.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class RowsReport:
         missing: Not computed yet.
         bad_input: The input could not be read.
         not_finite: The model gave NaN or infinity in some layer.
-        unlisted: Not finite in the last layer, though the file does not say so.
+        unlisted: Not finite in the last layer, though the file does not list them.
         identical: In groups of rows whose last layer is the same bit by bit.
         identical_though_different: Those of them whose stimuli are known to differ.
         identical_unknown: Those of them whose stimuli could not be looked at.
@@ -67,29 +67,34 @@ class LayerReport:
     norms: Norms | None
     effective_rank: float | None
     outliers: Outliers | None
-    follows_length: bool = False
+    follows_length: bool
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What comparing the layers of a model needs.
+    """The layers of a model as comparisons need them.
 
     Args:
         vectors: (L, P) float32; inner products are CKA; NaN for a layer that is constant or not finite.
         nearest: (L, n, k) neighbours, -1 for such a layer.
-        rdms: rsatoolbox's, of at most 200 of the stimuli, of the layers that have one.
-        rdm_layers: Which these are.
-        drawn: Places in the sample of the stimuli of the RDMs.
+        rdms: Dissimilarities (L, P) of at most 200 of the stimuli, NaN for such a layer.
     """
 
-    vectors: NDArray[np.float32]
-    nearest: NDArray[np.int32]
-    rdms: Any
-    rdm_layers: list[int]
-    drawn: list[int]
+    vectors: NDArray[np.floating]
+    nearest: NDArray[np.integer]
+    rdms: NDArray[np.floating]
+
+    def shuffled(self, order: NDArray[np.integer]) -> "Geometry":
+        """Return vectors and neighbours as they are when the stimuli (n,) are in another order; RDMs stay."""
+        vectors = similarity.shuffled_vectors(self.vectors, order)
+        return replace(self, vectors=vectors, nearest=similarity.shuffled_nearest(self.nearest, order))
+
+    def layers_with_rdm(self, layers: Sequence[int]) -> list[int]:
+        """Return those of the layers that have an RDM."""
+        return [layer for layer in layers if np.isfinite(self.rdms[layer]).all()]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelReport:
     """One model.
 
@@ -97,7 +102,6 @@ class ModelReport:
         source: Its features.
         rows: What is wrong with rows.
         sampled: Ids of the sample, in the order of rows.
-        n_dim: D.
         layers: A report of each layer.
         neighbours: By layer (an early, a middle, the last) and stimulus, the ids of the nearest, the nearest first.
         geometry: For comparisons.
@@ -106,68 +110,87 @@ class ModelReport:
     source: Source
     rows: RowsReport
     sampled: list[Hashable]
-    n_dim: int
     layers: list[LayerReport]
     neighbours: dict[str, dict[Hashable, list[Hashable]]]
     geometry: Geometry
 
+    @property
+    def n_drawn(self) -> int:
+        """Return how many stimuli the RDMs are of."""
+        return min(len(self.sampled), DRAWN_AT_MOST)
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what report.json has of the model."""
+        features = self.source.features
+        return {
+            "label": self.source.label,
+            "file": features.path.name,
+            "kind": self.source.kind,
+            "untrained": self.source.is_untrained,
+            **{key: features.provenance.get(key) for key in ("model", "weights", "pool", "prompt_name")},
+            "num_params": features.num_params,
+            "n_stimuli": len(features.stimulus_ids),
+            "n_done": features.n_done,
+            "n_dim": features.shape[2],
+            "n_sampled": len(self.sampled),
+            "rows": asdict(self.rows),
+            "layers": [asdict(layer) for layer in self.layers],
+            "cka": rounded(similarity.cka(self.geometry.vectors, self.geometry.vectors)),
+            "neighbours": [
+                {"layer": layer, "stimulus": stimulus, "nearest": nearest}
+                for layer, of_layer in self.neighbours.items()
+                for stimulus, nearest in of_layer.items()
+            ],
+        }
+
+
+def rounded(values: NDArray[np.float64]) -> list[list[float | None]]:
+    """Return a matrix as JSON has it: NaN is null."""
+    return [[None if np.isnan(value) else round(float(value), 7) for value in row] for row in values]
+
 
 def picked_layers(depth: int) -> list[int]:
-    """An early, a middle and the last layer."""
+    """Return an early, a middle and the last layer."""
     return sorted({0, depth // 2, depth - 1})
 
 
-def look_at_all_rows(features: Features) -> statistics.Rows:
-    """The last layer of all rows, some at a time."""
+def examine_rows(source: Source, stimuli: Stimuli) -> tuple[RowsReport, list[Hashable]]:
+    """Count what is wrong with rows, by the last layer of all of them, and look at the stimuli of identical ones.
+
+    Returns:
+        The report, and the ids of the rows to sample from: those without NaN. When a layer is not finite for any
+        stimulus no row is without NaN; then rows count whose last layer is finite, or all, so that the other layers
+        can be looked at.
+    """
+    features, ids = source.features, source.features.stimulus_ids
     layer = features.layer(-1)
     chunks = (layer[first : first + ROWS_AT_ONCE].numpy() for first in range(0, len(layer), ROWS_AT_ONCE))
-    return statistics.look_at_rows(chunks)
-
-
-def usable_rows(features: Features, finite: NDArray[np.bool_]) -> list[int]:
-    """Rows to sample from: those without NaN.
-
-    When a layer is not finite for any stimulus no row is without NaN; then rows count whose last layer is finite, or
-    all, so that the other layers can be looked at.
-    """
-    sound = finite.copy()
-    sound[features.metadata["bad_input_rows"] + features.metadata["not_finite_rows"]] = False
-    for rows in (sound, finite):
-        if rows.sum() >= FEWEST_STIMULI:
-            return [int(row) for row in np.flatnonzero(rows)]
-    return list(range(len(finite)))
-
-
-def report_rows(source: Source, rows: statistics.Rows, stimuli: Stimuli) -> RowsReport:
-    """Count what is wrong; look at the stimuli of identical rows."""
-    features, ids = source.features, source.features.stimulus_ids
-    listed = features.metadata["bad_input_rows"] + features.metadata["not_finite_rows"]
-    missing = len(ids) - features.n_done
+    rows = statistics.look_at_rows(chunks)
+    bad_input, not_finite = features.metadata["bad_input_rows"], features.metadata["not_finite_rows"]
+    listed, missing = bad_input + not_finite, len(ids) - features.n_done
     found = [
         ("unknown" if place >= GROUPS_CHECKED else stimuli.alike([ids[row] for row in group], source.kind), group)
         for place, group in enumerate(rows.identical)
     ]
     found.sort(key=lambda item: item[0])  # different, same, unknown
-    unlisted = int((~rows.finite).sum()) - missing - sum(not rows.finite[row] for row in listed)
-    return RowsReport(
+    report = RowsReport(
         missing=missing,
-        bad_input=len(features.metadata["bad_input_rows"]),
-        not_finite=len(features.metadata["not_finite_rows"]),
-        unlisted=unlisted,
+        bad_input=len(bad_input),
+        not_finite=len(not_finite),
+        unlisted=int((~rows.finite).sum()) - missing - int((~rows.finite[listed]).sum()),
         identical=sum(len(group) for _, group in found),
         identical_though_different=sum(len(group) for verdict, group in found if verdict == "different"),
         identical_unknown=sum(len(group) for verdict, group in found if verdict == "unknown"),
         examples=[[ids[row] for row in group[:5]] for _, group in found[:5]],
     )
+    sound = rows.finite.copy()
+    sound[listed] = False
+    enough = [usable for usable in (sound, rows.finite) if usable.sum() >= FEWEST_STIMULI]
+    usable = enough[0] if enough else np.ones(len(ids), bool)
+    return report, [ids[row] for row in np.flatnonzero(usable)]
 
 
-def report_model(
-    source: Source,
-    rows: RowsReport,
-    sampled: list[Hashable],
-    queries: Sequence[Hashable],
-    advance: Callable[[], object],
-) -> ModelReport:
+def report_model(source: Source, rows: RowsReport, sampled: list[Hashable], queries: Sequence[Hashable]) -> ModelReport:
     """Read the sampled rows of each layer, one layer at a time.
 
     Args:
@@ -175,31 +198,35 @@ def report_model(
         rows: What is wrong with rows.
         sampled: Ids of the sample.
         queries: Those of them whose neighbours are shown.
-        advance: Called after each layer.
     """
     features = source.features
     row_of = {stimulus: row for row, stimulus in enumerate(features.stimulus_ids)}
     chosen = [row_of[stimulus] for stimulus in sampled]
     lengths = _averaged_lengths(features, chosen)
     n, depth = len(sampled), len(features.layers)
-    drawn = np.unique(np.linspace(0, n - 1, min(n, DRAWN_AT_MOST)).astype(int)).tolist()
-    k = similarity.neighbours_at_most(n)
-    vectors = np.full((depth, n * (n - 1) // 2), np.nan, dtype=np.float32)
-    nearest = np.full((depth, n, k), -1, dtype=np.int32)
-    layers, rdms, neighbours = [], {}, {}
+    drawn = np.unique(np.linspace(0, n - 1, min(n, DRAWN_AT_MOST)).astype(int))
+    k, shown = similarity.neighbours_at_most(n), min(NEIGHBOURS_SHOWN, n - 1)
+    geometry = Geometry(
+        vectors=np.full((depth, n * (n - 1) // 2), np.nan, dtype=np.float32),
+        nearest=np.full((depth, n, k), -1, dtype=np.int32),
+        rdms=np.full((depth, len(drawn) * (len(drawn) - 1) // 2), np.nan),
+    )
+    layers, neighbours = [], {}
     for place, name in enumerate(features.layers):
         feats = features.layer(place)[chosen].numpy()
         finite = np.isfinite(feats).all(axis=1)
         gram = similarity.centred_gram(feats) if finite.all() else None
-        layers.append(_report_layer(name, feats, finite, gram, lengths))
+        layers.append(
+            _report_layer(name, feats[finite], len(feats), gram, None if lengths is None else lengths[finite])
+        )
         if gram is not None and not layers[-1].constant:
-            vectors[place], nearest[place] = similarity.cka_vector(gram), similarity.nearest(feats, k)
-            rdms[place] = _rdm(features, place, [chosen[row] for row in drawn])
+            nearest = similarity.nearest(feats, max(k, shown))
+            geometry.vectors[place], geometry.nearest[place] = similarity.cka_vector(gram), nearest[:, :k]
+            geometry.rdms[place] = similarity.rdm(feats[drawn])
             if place in picked_layers(depth):
-                neighbours[name] = dict(_neighbours(feats, sampled, queries))
-        advance()
-    geometry = Geometry(vectors, nearest, _stack(list(rdms.values())), list(rdms), drawn)
-    return ModelReport(source, rows, sampled, feats.shape[1], layers, neighbours, geometry)
+                of_query = {stimulus: nearest[sampled.index(stimulus), :shown] for stimulus in queries}
+                neighbours[name] = {stimulus: [sampled[row] for row in near] for stimulus, near in of_query.items()}
+    return ModelReport(source, rows, sampled, layers, neighbours, geometry)
 
 
 def _averaged_lengths(features: Features, rows: list[int]) -> NDArray[np.int64] | None:
@@ -214,41 +241,17 @@ def _averaged_lengths(features: Features, rows: list[int]) -> NDArray[np.int64] 
 def _report_layer(
     name: str,
     feats: NDArray[np.float32],
-    finite: NDArray[np.bool_],
+    n: int,
     gram: NDArray[np.float64] | None,
     lengths: NDArray[np.int64] | None,
 ) -> LayerReport:
-    sound = feats[finite]
-    rank = statistics.effective_rank(gram) if gram is not None else np.nan
+    """Measure the finite ones of n rows."""
     return LayerReport(
         name,
-        not_finite=int((~finite).sum()),
-        constant=bool(len(sound)) and bool((sound == sound[0]).all()),
-        norms=statistics.norms(sound) if len(sound) else None,
-        effective_rank=None if np.isnan(rank) else rank,
-        outliers=statistics.outliers(sound) if len(sound) else None,
-        follows_length=lengths is not None and statistics.follows_length(sound, lengths[finite]),
+        not_finite=n - len(feats),
+        constant=bool(len(feats)) and bool((feats == feats[0]).all()),
+        norms=statistics.norms(feats) if len(feats) else None,
+        effective_rank=None if gram is None else statistics.effective_rank(gram),
+        outliers=statistics.outliers(feats) if len(feats) else None,
+        follows_length=lengths is not None and statistics.follows_length(feats, lengths),
     )
-
-
-def _rdm(features: Features, layer: int, rows: list[int]) -> Any:
-    """Rsatoolbox's RDM of 1 - Pearson's r, computed in double precision."""
-    from rsatoolbox.rdm import calc_rdm
-
-    dataset = features.to_rsatoolbox(layer, rows)
-    dataset.measurements = dataset.measurements.astype(np.float64)
-    return calc_rdm(dataset, method="correlation")
-
-
-def _stack(rdms: list[Any]) -> Any:
-    from rsatoolbox.rdm import concat
-
-    return concat(rdms) if rdms else None
-
-
-def _neighbours(
-    feats: NDArray[np.float32], sampled: list[Hashable], queries: Sequence[Hashable]
-) -> Iterator[tuple[Hashable, list[Hashable]]]:
-    nearest = similarity.nearest(feats, min(NEIGHBOURS_SHOWN, len(sampled) - 1))
-    for stimulus in queries:
-        yield stimulus, [sampled[place] for place in nearest[sampled.index(stimulus)]]

@@ -6,6 +6,7 @@ n stimuli, D hidden size, L layers, k neighbours, P = n(n - 1) / 2 pairs of stim
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
@@ -16,7 +17,7 @@ TRUNCATED_AT = 95  # percentile of the absolute activations, as theirs
 
 
 def centred_gram(feats: Floats) -> NDArray[np.float64]:
-    """Inner products (n, n) of the rows (n, D) less the mean row; exactly 0 if all rows are the same."""
+    """Return inner products (n, n) of the rows (n, D) less the mean row; exactly 0 if all rows are the same."""
     if (feats == feats[0]).all():
         return np.zeros((len(feats), len(feats)))
     centred = feats.astype(np.float64)
@@ -26,7 +27,7 @@ def centred_gram(feats: Floats) -> NDArray[np.float64]:
 
 
 def cka_vector(gram: Floats) -> NDArray[np.float32]:
-    """A vector (P,) of length 1, whose inner product with that of another layer is their debiased linear CKA.
+    """Return a vector (P,) of length 1, whose inner product with that of another layer is their debiased linear CKA.
 
     Linear CKA (Kornblith et al., 2019) is the cosine between two Gram matrices. The usual centring, without regard to
     the diagonal, gives values near 1 to unrelated layers when there are fewer stimuli than dimensions. Here the
@@ -49,12 +50,12 @@ def cka_vector(gram: Floats) -> NDArray[np.float32]:
 
 
 def cka(vectors: Floats, others: Floats) -> NDArray[np.float64]:
-    """CKA between all layers of two models (L, L'), from their vectors (L, P) and (L', P)."""
+    """Return CKA between all layers of two models (L, L'), from their vectors (L, P) and (L', P)."""
     return np.asarray(vectors @ others.T, dtype=np.float64)
 
 
 def neighbours_at_most(n: int) -> int:
-    """How many neighbours are looked at among n stimuli: 10, and a fifth of them at most.
+    """Return how many neighbours are looked at among n stimuli: 10, and a fifth of them at most.
 
     Among few stimuli ten neighbours would be half of all, and chance alone would make models agree.
     """
@@ -62,7 +63,7 @@ def neighbours_at_most(n: int) -> int:
 
 
 def nearest(feats: Floats, k: int) -> NDArray[np.int32]:
-    """The k nearest neighbours (n, k) of each row (n, D) among the others, the nearest first, by cosine similarity.
+    """Return the k nearest neighbours (n, k) of each row (n, D), the nearest first, by cosine similarity.
 
     Huh et al. (2024, arXiv:2405.07987): large activations are truncated first, at the 95th percentile of a stimulus'
     absolute activations, averaged over stimuli; here of each layer by itself.
@@ -78,13 +79,11 @@ def nearest(feats: Floats, k: int) -> NDArray[np.int32]:
     unit = truncated / np.where(lengths == 0, 1, lengths)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
-    among = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    order = np.argsort(-np.take_along_axis(similarity, among, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(among, order, axis=1).astype(np.int32)
+    return torch.from_numpy(similarity).topk(k).indices.int().numpy()
 
 
 def mutual_neighbours(nearest_a: Ints, nearest_b: Ints) -> NDArray[np.float64]:
-    """Share of neighbours that all layers of two models have in common (L, L'), from (L, n, k) and (L', n, k).
+    """Return the share of neighbours that all layers of two models have in common (L, L'), from (L, n, k), (L', n, k).
 
     Mutual k-nearest-neighbour alignment (Huh et al., 2024): 1 when each stimulus has the same k neighbours in both,
     k / (n - 1) by chance. NaN where a layer has no neighbours.
@@ -101,42 +100,50 @@ def mutual_neighbours(nearest_a: Ints, nearest_b: Ints) -> NDArray[np.float64]:
     return shares
 
 
-class Shuffle:
-    """Gives the stimuli of one model the places of others, as if its rows were out of order.
+def rdm(feats: Floats) -> NDArray[np.float64]:
+    """Return the dissimilarities (P,) of the rows (n, D), 1 - Pearson's r, by rsatoolbox."""
+    from rsatoolbox.data import Dataset
+    from rsatoolbox.rdm import calc_rdm
 
-    Args:
-        order: The stimulus that comes to each place (n,).
-    """
-
-    def __init__(self, order: Ints) -> None:
-        n = len(order)
-        places = np.zeros((n, n), dtype=np.int32)
-        upper = np.triu_indices(n, 1)
-        places[upper] = np.arange(len(upper[0]))
-        places += places.T
-        self.order, self.inverse = order, np.argsort(order).astype(np.int32)
-        self.pairs = places[order[:, None], order[None, :]][upper]
-
-    def vectors(self, vectors: Floats) -> Floats:
-        """CKA vectors (L, P) of the shuffled stimuli."""
-        return vectors[:, self.pairs]
-
-    def nearest(self, nearest: Ints) -> Ints:
-        """Neighbours (L, n, k) of the shuffled stimuli; -1 stays."""
-        shuffled = self.inverse[nearest[:, self.order]]
-        shuffled[nearest[:, 0, 0] < 0] = -1
-        return shuffled
+    dataset = Dataset(feats.astype(np.float64))
+    return np.asarray(calc_rdm(dataset, method="correlation").dissimilarities[0])
 
 
-def shuffles(n: int, permutations: int, seed: int) -> Iterator[Shuffle]:
-    """Seeded random orders of n stimuli."""
+def rsa(rdms: Floats, others: Floats) -> NDArray[np.float64]:
+    """Return Spearman's correlation between RDMs (L, P) and (L', P), by rsatoolbox; NaN where one of them is."""
+    from rsatoolbox.rdm import compare
+
+    values = np.full((len(rdms), len(others)), np.nan)
+    one, two = (np.isfinite(of_model).all(axis=1) for of_model in (rdms, others))
+    if one.any() and two.any():
+        values[np.ix_(one, two)] = compare(rdms[one], others[two], method="spearman")
+    return values
+
+
+def orders(n: int, permutations: int, seed: int) -> Iterator[Ints]:
+    """Yield seeded random orders of n stimuli: the stimulus that comes to each place (n,)."""
     generator = np.random.default_rng(seed)
     for _ in range(permutations):
-        yield Shuffle(generator.permutation(n))
+        yield generator.permutation(n)
+
+
+def shuffled_vectors(vectors: Floats, order: Ints) -> Floats:
+    """Return CKA vectors (L, P) as they are when the stimuli (n,) are in another order."""
+    n = len(order)
+    pairs = np.zeros((n, n), dtype=np.int32)
+    upper = np.triu_indices(n, 1)
+    pairs[upper] = np.arange(len(upper[0]))
+    pairs += pairs.T
+    return vectors[:, pairs[np.ix_(order, order)][upper]]
+
+
+def shuffled_nearest(nearest: Ints, order: Ints) -> Ints:
+    """Return neighbours (L, n, k) as they are when the stimuli (n,) are in another order; -1 stays."""
+    return np.where(nearest[:, order] < 0, -1, np.argsort(order)[nearest[:, order]])
 
 
 def best(similarity: Floats) -> tuple[float, tuple[int, int]] | None:
-    """The largest value of (L, L') and the layers it is between; None if there is no number."""
+    """Return the largest value of (L, L') and the layers it is between; None if there is no number."""
     if np.isnan(similarity).all():
         return None
     place = np.unravel_index(int(np.nanargmax(similarity)), similarity.shape)

@@ -12,7 +12,6 @@ from lit_extract.common.untrusted import shorten
 from lit_extract.storage.features import Features, load_features
 from lit_extract.storage.listing import is_folder, is_there
 
-UNTRAINED = "-untrained"
 FEWEST_STIMULI = 4  # U-centring divides by n - 3
 MOST_DIMENSIONS = 2**15  # twice those of the largest model, so that a sample of its rows fits into memory
 ENOUGH_STIMULI = 10  # with fewer in common, and less than half of all, models are not compared
@@ -24,7 +23,7 @@ class Source:
 
     Args:
         features: Open, nothing read.
-        label: What it is called in this report, as short as can be told apart.
+        label: Its name in this report, as short as can be told apart.
     """
 
     features: Features
@@ -32,23 +31,23 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """``vision`` or ``language``."""
+        """Return ``vision`` or ``language``."""
         return "language" if "tokens_sha256" in self.features.provenance else "vision"
 
     @property
     def is_untrained(self) -> bool:
-        """Whether the weights are random."""
+        """Return whether the weights are random."""
         return bool(self.features.provenance["weights"] == "untrained")
 
-    @property
-    def twin(self) -> Hashable:
-        """What a trained model and its untrained twin have in common."""
-        provenance = self.features.provenance
-        return provenance["model"], provenance["pool"], provenance.get("prompt_name")
+    def is_twin_of(self, other: "Source") -> bool:
+        """Return whether both are the same model, pooling, captions and layers, one trained and one not."""
+        one, two = self.features, other.features
+        alike = all(one.provenance.get(key) == two.provenance.get(key) for key in ("model", "pool", "prompt_name"))
+        return alike and one.layers == two.layers and self.is_untrained != other.is_untrained
 
 
 def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
-    """The features of a folder and of its sibling ``<folder>-untrained``.
+    """Open the features of a folder and of its sibling ``<folder>-untrained``.
 
     Returns:
         Vision before language, trained before untrained; and what was left out, with the reason.
@@ -57,73 +56,60 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
         InputError: No such folder, or no features in it.
     """
     folder = folder.absolute()
-    untrained = folder.with_name(folder.name + UNTRAINED)
-    folders = [candidate for candidate in (folder, untrained) if is_folder(candidate)]
+    folders = [place for place in (folder, folder.with_name(f"{folder.name}-untrained")) if is_folder(place)]
     if not folders:
         raise InputError(f"folder: {str(folder)!r} is not a folder; give one with features, such as features/nsd/all")
+    try:
+        paths = [path for place in folders for path in sorted(place.iterdir())]
+    except OSError as error:
+        raise InputError(f"folder: can't read {error.filename!r}: {error.strerror}") from None
     opened: list[Features] = []
     left_out: list[str] = []
-    for path in [path for place in folders for path in _inside(place)]:
+    for path in paths:
         try:
-            opened += map(_checked, _open(path))
+            opened += _open(path)
         except InputError as error:
             left_out.append(f"{shorten(path.name)}: {error}")
     if not opened:
         reasons = f"; left out: {'; '.join(left_out)}" if left_out else ""
         raise InputError(f"folder: {str(folder)!r} has no features, neither .pt nor .zarr{reasons}")
-    labels = _labels(opened)
-    sources = [Source(features, label) for features, label in zip(opened, labels, strict=True)]
+    sources = [Source(features, label) for features, label in zip(opened, _labels(opened), strict=True)]
     return sorted(sources, key=lambda source: (source.kind == "language", source.is_untrained)), left_out
 
 
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"folder: can't look into {str(folder)!r}: {error.strerror}") from None
-
-
-def _checked(features: Features) -> Features:
-    """Features that say what a report needs to know of them.
+def _open(path: Path) -> list[Features]:
+    """Open what a path holds: one pooling, several (an unfinished run), or none.
 
     Raises:
-        InputError: They don't.
+        InputError: It is damaged, or does not have what a report needs to know of it.
     """
-    if missing := {"dataset", "weights"} - features.provenance.keys():
-        raise InputError(f"its provenance has no {', '.join(sorted(missing))}")
-    if features.shape[2] > MOST_DIMENSIONS:
-        raise InputError(f"it has {features.shape[2]:,} dimensions; a report reads at most {MOST_DIMENSIONS:,}")
-    return features
-
-
-def _open(path: Path) -> list[Features]:
-    """What a path holds: one pooling, several (an unfinished run), or none."""
     if path.name.startswith(".") or path.suffix not in (".pt", ".zarr"):
         return []
     if path.suffix == ".pt":
-        return [load_features(path)]
-    from lit_extract.storage.store import Store
+        opened = [load_features(path)]
+    else:
+        from lit_extract.storage.store import Store
 
-    store = Store(path)
-    files = store.notes["files"]
-    finished = [pool for pool in store.pools if pool in files and is_there(path.with_name(files[pool]))]
-    return [load_features(path, pool) for pool in store.pools if pool not in finished]
+        store = Store(path)
+        finished = [pool for pool, file in store.notes["files"].items() if is_there(path.with_name(file))]
+        opened = [load_features(path, pool) for pool in store.pools if pool not in finished]
+    for features in opened:
+        if missing := {"dataset", "weights"} - features.provenance.keys():
+            raise InputError(f"its provenance has no {', '.join(sorted(missing))}")
+        if features.shape[2] > MOST_DIMENSIONS:
+            raise InputError(f"it has {features.shape[2]:,} dimensions; a report reads at most {MOST_DIMENSIONS:,}")
+    return opened
 
 
 def _labels(opened: Sequence[Features]) -> list[str]:
     """Model, then pooling, prompt and file where models would be taken for each other without."""
-    parts = [features.provenance for features in opened]
-    labels = [shorten(part["model"]) for part in parts]
-    for key, separator in (("pool", " "), ("prompt_name", " ")):
-        twice = {part["model"] for part in parts if len({p.get(key) for p in parts if p["model"] == part["model"]}) > 1}
-        labels = [
-            f"{label}{separator}{shorten(part.get(key))}" if part["model"] in twice else label
-            for label, part in zip(labels, parts, strict=True)
-        ]
-    labels = [
-        f"{label} (untrained)" if part["weights"] == "untrained" else label
-        for label, part in zip(labels, parts, strict=True)
-    ]
+    known = [features.provenance for features in opened]
+    labels = []
+    for own in known:
+        same = [other for other in known if other["model"] == own["model"]]
+        telling = [key for key in ("pool", "prompt_name") if len({other.get(key) for other in same}) > 1]
+        parts = [own["model"], *(own.get(key) for key in telling)]
+        labels.append(" ".join(map(shorten, parts)) + (" (untrained)" if own["weights"] == "untrained" else ""))
     counts = Counter(labels)
     return [
         label if counts[label] == 1 else f"{label} [{shorten(features.path.name)}]"
@@ -131,38 +117,28 @@ def _labels(opened: Sequence[Features]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class SharedStimuli:
-    """The stimuli on which models are compared.
-
-    Args:
-        ids: What all compared models have, in the order of the first of them.
-        compared: Whether each source is among them.
-    """
-
-    ids: list[Hashable]
-    compared: list[bool]
-
-
-def shared_stimuli(ids_of_sources: Sequence[Sequence[Hashable]]) -> SharedStimuli:
-    """Ids that the sources have in common.
+def shared_stimuli(ids_of_sources: Sequence[Sequence[Hashable]]) -> tuple[list[Hashable], list[bool]]:
+    """Find the stimuli on which the sources can be compared.
 
     Begins with the ids that most sources have (of equally many, the most ids) and takes in each further source
     that leaves enough of them, so that one file of other stimuli does not spoil the comparison of all the others.
+
+    Returns:
+        What all compared sources have, in the order of the first of them; and whether each source is among them.
     """
     sets = [frozenset(ids) for ids in ids_of_sources]
-    (common, _) = max(Counter(sets).items(), key=lambda item: (item[1], len(item[0])))
+    common, _ = max(Counter(sets).items(), key=lambda item: (item[1], len(item[0])))
     compared = []
     for ids in sets:
         fits = len(ids & common) >= max(FEWEST_STIMULI, min(ENOUGH_STIMULI, len(common) // 2))
         common = common & ids if fits else common
         compared.append(fits)
     order = ids_of_sources[compared.index(True)]
-    return SharedStimuli([stimulus for stimulus in order if stimulus in common], compared)
+    return [stimulus for stimulus in order if stimulus in common], compared
 
 
 def sample(items: Sequence[Hashable], size: int, seed: int) -> list[Hashable]:
-    """At most ``size`` of them, in their order; the same for the same seed."""
+    """Return at most ``size`` of the items, in their order; the same for the same seed."""
     if len(items) <= size:
         return list(items)
     chosen = np.random.default_rng(seed).choice(len(items), size, replace=False)

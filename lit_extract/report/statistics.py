@@ -29,7 +29,7 @@ class Norms:
 
 
 def norms(feats: Floats) -> Norms:
-    """Of the rows (n, D), finite."""
+    """Return the norms of the rows (n, D), finite."""
     p5, median, p95 = np.percentile(np.linalg.norm(feats.astype(np.float64), axis=1), [5, 50, 95])
     return Norms(float(median), float(p5), float(p95))
 
@@ -40,7 +40,7 @@ FIRST_TOKEN_SLOPE, FIRST_TOKEN_CORRELATION = -0.75, -0.9
 
 
 def follows_length(feats: Floats, lengths: NDArray[np.integer]) -> bool:
-    """Whether the norms of mean-pooled rows (n, D), finite, follow 1 / length: one massive token was averaged in.
+    """Return whether the norms of mean-pooled rows (n, D) follow 1 / length: one massive token was averaged in.
 
     In logarithms the slope is then -1; the mean of tokens of like size and random direction has -0.5 at most, so a
     correlation with 1 / length alone would not tell them apart.
@@ -74,7 +74,7 @@ class Outliers:
 
 
 def outliers(feats: Floats) -> Outliers:
-    """Of a layer (n, D), finite."""
+    """Return the outlier dimensions of a layer (n, D), finite."""
     size = np.abs(feats.astype(np.float64)).mean(axis=0)
     squares = np.square(feats.astype(np.float64)).sum(axis=0)
     beyond = np.flatnonzero(size > OUTLIER_FACTOR * np.median(size))
@@ -84,29 +84,30 @@ def outliers(feats: Floats) -> Outliers:
     return Outliers(dimensions, largest, float(squares[largest] / total) if total else 0.0)
 
 
-def effective_rank(gram: Floats) -> float:
-    """Exp of the entropy of the normalized singular values (Roy & Vetterli, 2007).
-
-    Between 1, all rows on a line, and the smaller of n - 1 and D.
+def effective_rank(gram: Floats) -> float | None:
+    """Return exp of the entropy of the normalized singular values (Roy & Vetterli, 2007).
 
     Args:
         gram: Inner products (n, n) of rows from which the mean row was subtracted.
+
+    Returns:
+        Between 1, all rows on a line, and the smaller of n - 1 and D; None if all rows are the same.
     """
     values = np.linalg.eigvalsh(gram)
     floor = max(values[-1], 0) * len(gram) * np.finfo(np.float64).eps
     singular = np.sqrt(values[values > floor])
     if not singular.size:
-        return float("nan")  # all rows are the same
+        return None
     shares = singular / singular.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What all rows of a file are like.
+    """The state of all rows of a file.
 
     Args:
-        finite: (N,) whether all numbers of a row are.
+        finite: (N,) whether all numbers of a row are finite.
         identical: Finite rows that are the same bit by bit, in groups.
     """
 
@@ -115,7 +116,7 @@ class Rows:
 
 
 def look_at_rows(chunks: Iterable[Floats]) -> Rows:
-    """Of the rows of one layer, which come in order, some at a time."""
+    """Look at the rows of one layer, which come in order, some at a time."""
     finite: list[NDArray[np.bool_]] = []
     rows_of: dict[bytes, list[int]] = defaultdict(list)
     row = 0

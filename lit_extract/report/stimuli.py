@@ -1,4 +1,4 @@
-"""What is known of the stimuli themselves: pictures and captions."""
+"""The stimuli themselves: pictures and captions."""
 
 import base64
 import hashlib
@@ -24,19 +24,22 @@ class Stimuli:
         dataset: Its name.
         root: Its folder; default: the dataset's environment variable.
         captions: CSV or Parquet.
+        captions_are_theirs: The captions are those of all language models of the report.
 
     Attributes:
         note: Why there are no pictures, if there are none.
-        tell_captions_apart: Whether the captions are those of all language models.
 
     Raises:
-        InputError: A ``root`` or ``captions`` that was given and is not right.
+        InputError: A ``root`` or ``captions`` that was given and is wrong.
     """
 
-    def __init__(self, dataset: str, root: str | None = None, captions: str | None = None) -> None:
+    def __init__(
+        self, dataset: str, root: str | None = None, captions: str | None = None, captions_are_theirs: bool = True
+    ) -> None:
         self.note: str | None = None
+        self.captions_are_theirs = captions_are_theirs
         self._places: dict[str, tuple[str, int | None]] = {}
-        self._thumbnails: dict[Hashable, str | None] = {}
+        self._captions: dict[str, str] = {}
         try:
             table = load_dataset(dataset, root)
             rows = table["image_row"].tolist() if "image_row" in table else [None] * len(table)
@@ -46,14 +49,12 @@ class Stimuli:
             if root is not None:
                 raise
             self.note = f"No pictures: {str(error).removeprefix('data.root: ').replace('data.root', 'root')}"
-        self.tell_captions_apart = True
-        self._captions: dict[str, str] = {}
         if captions is not None:
             texts = load_captions(Path(captions))
             self._captions = dict(zip(map(id_key, texts["stimulus_id"]), texts["caption"], strict=True))
 
     def open(self, stimulus: Hashable) -> Image.Image | None:
-        """The picture, or None where it can't be had."""
+        """Return the picture, or None where it can't be had."""
         if (key := id_key(stimulus)) not in self._places:
             return None
         try:
@@ -63,17 +64,20 @@ class Stimuli:
             return None
 
     def caption(self, stimulus: Hashable) -> str | None:
-        """The caption, or None where there is none."""
+        """Return the caption, or None where there is none."""
         return self._captions.get(id_key(stimulus))
 
     def thumbnail(self, stimulus: Hashable) -> str | None:
-        """The middle square of the picture, small, as a data URL."""
-        if stimulus not in self._thumbnails:
-            self._thumbnails[stimulus] = _data_url(self.open(stimulus))
-        return self._thumbnails[stimulus]
+        """Return the middle square of the picture, small, as a data URL; None where there is no picture."""
+        if (picture := self.open(stimulus)) is None:
+            return None
+        square = ImageOps.fit(picture, (THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        square.save(buffer, "JPEG", quality=72, optimize=True)
+        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     def alike(self, stimuli: Sequence[Hashable], kind: str) -> Literal["same", "different", "unknown"]:
-        """Whether stimuli are the same in themselves: pixels for ``vision``, captions for ``language``."""
+        """Return whether stimuli are the same in themselves: pixels for ``vision``, captions for ``language``."""
         known = {self._identity(stimulus, kind) for stimulus in stimuli}
         if len(known - {None}) > 1:
             return "different"
@@ -81,17 +85,7 @@ class Stimuli:
 
     def _identity(self, stimulus: Hashable, kind: str) -> str | None:
         if kind == "language":
-            return self.caption(stimulus) if self.tell_captions_apart else None
-        picture = self.open(stimulus)
-        if picture is None:
+            return self.caption(stimulus) if self.captions_are_theirs else None
+        if (picture := self.open(stimulus)) is None:
             return None
         return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-
-
-def _data_url(picture: Image.Image | None) -> str | None:
-    if picture is None:
-        return None
-    square = ImageOps.fit(picture, (THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    square.save(buffer, "JPEG", quality=72, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

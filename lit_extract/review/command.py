@@ -1,24 +1,29 @@
-"""``lit-extract review``: open the files, serve the page until Ctrl-C, say where the result is."""
+"""``lit-extract review``: open the files, serve the page until Ctrl-C, report where the result is."""
 
+import logging
 import os
 import signal
 import socket
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_extract.common.errors import InputError, one_line
+from lit_extract.review.accept import accept_command, dataset_of
 from lit_extract.review.decisions import Decisions
-from lit_extract.review.files import ENDING, accept_command, dataset_of, original_of, read_for_review, review_file
+from lit_extract.review.files import ENDING, original_of, read_originals, review_path
 from lit_extract.review.flags import Rules
-from lit_extract.review.images import Images, find_images
+from lit_extract.review.images import find_images
 from lit_extract.storage.lock import write_lock
+
+if TYPE_CHECKING:
+    from lit_extract.review.server import ReviewServer
 
 HOST = "127.0.0.1"
 SECONDS_TO_STOP = 3  # for requests that are under way
+
+logger = logging.getLogger(__name__)
 
 
 def review(
@@ -49,65 +54,48 @@ def review(
     """
     if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
         raise InputError(f"review: the page needs {' and '.join(missing)}: pip install 'lit-extract[review]'")
-    captions_file = _captions_of(file)
-    captions = read_for_review(captions_file)
-    dataset = dataset or dataset_of(captions_file, captions)
+    if file.stem.endswith(ENDING):
+        file = original_of(file)
+    captions = read_originals(file)
+    dataset = dataset or dataset_of(file, captions)
     images, id_column = find_images(captions, dataset, root, follow_links)
-    with write_lock(review_file(captions_file)), _listen(port) as listener:
-        if not review_file(captions_file).exists():
-            print(f"checking {len(captions):,} captions …", flush=True)
-        decisions = Decisions(captions_file, captions, id_column, rules, prompts)
-        if images.n_missing:
-            print(f"beware: {images.n_missing:,} of {len(captions):,} captions are of images that {dataset} has not")
-        command = accept_command(decisions.path, captions_file, captions, dataset)
-        about = {
-            "captions": captions_file.name,
-            "review": decisions.path.name,
-            "dataset": dataset,
-            "id_column": id_column,
-            "command": command,
-        }
+    with write_lock(review_path(file)), _listener(port) as listener:
+        if not review_path(file).exists():
+            logger.info("checking %s captions …", f"{len(captions):,}")
+        decisions = Decisions(file, captions, id_column, rules, prompts)
+        if missing_images := images.paths.count(None):
+            logger.warning("%d captions are of images that %s does not have", missing_images, dataset)
+        command = accept_command(decisions.path, file, captions, dataset)
+        names = {"captions": file.name, "review": decisions.path.name, "dataset": dataset, "id_column": id_column}
         try:
-            _serve(decisions, images, about, listener, browser)
+            from lit_extract.review.server import ReviewServer  # needs the extra
+
+            _serve(ReviewServer(decisions, images, {**names, "command": command}), listener, browser)
         finally:
-            up_to_date = decisions.close()
-        print("\n".join(_farewell(decisions, command, up_to_date)), flush=True)
+            up_to_date = decisions.disk.close()
+        progress = _report(decisions)
+        if not up_to_date:
+            logger.warning(progress["problem"])
+        if progress["empty"]:
+            logger.warning("%s captions have no text yet, which check --accept refuses", f"{progress['empty']:,}")
+        logger.info("  %s", command)
 
 
-def _captions_of(file: Path) -> Path:
-    if not file.stem.endswith(ENDING):
-        return file
+def _listener(port: int) -> socket.socket:
     try:
-        return original_of(file)
-    except InputError:
-        raise InputError(
-            f"{str(file)!r} is a review file, but the captions that it was made of are not beside it"
-        ) from None
+        return socket.create_server((HOST, port))
+    except (OSError, OverflowError) as error:
+        raise InputError(f"port: {port} can't be used ({one_line(error)}); give another, or 0 for a free one") from None
 
 
-@contextmanager
-def _listen(port: int) -> Iterator[socket.socket]:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            raise InputError(
-                f"port: {port} can't be used ({one_line(error)}); give another, or 0 for a free one"
-            ) from None
-        yield listener
-
-
-def _serve(decisions: Decisions, images: Images, about: dict[str, Any], listener: socket.socket, browser: bool) -> None:
+def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> None:
     import uvicorn
 
     from lit_extract.review.guard import Guard, Keys
-    from lit_extract.review.server import ReviewServer
 
     keys, port = Keys(), listener.getsockname()[1]
-    guard = Guard(ReviewServer(decisions, images, about).app(), keys)
     config = uvicorn.Config(
-        guard,
+        Guard(server.app(), keys),
         log_level="error",
         access_log=False,  # it would have the token in it
         server_header=False,
@@ -116,8 +104,12 @@ def _serve(decisions: Decisions, images: Images, about: dict[str, Any], listener
         lifespan="on",
         timeout_graceful_shutdown=SECONDS_TO_STOP,
     )
-    listener.listen()  # a browser that comes before uvicorn is ready waits, instead of being refused
-    print("\n".join(_greeting(decisions, f"http://{HOST}:{port}/?token={keys.token}", port)), flush=True)
+    _report(server.decisions)
+    logger.info("  http://%s:%s/?token=%s", HOST, port, keys.token)
+    logger.info(
+        "From another machine: ssh -L %s:%s:%s %s, then this address there.", port, HOST, port, socket.gethostname()
+    )
+    logger.info("Each decision is on disk at once. Ctrl-C stops the page.")
     if browser and _has_screen():
         webbrowser.open(f"http://{HOST}:{port}/?token={keys.once}")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn stops, then raises it again
@@ -130,31 +122,15 @@ def _serve(decisions: Decisions, images: Images, about: dict[str, Any], listener
 
 
 def _has_screen() -> bool:
-    """Whether a browser that is started here would be seen: not over ssh, where it would be one in the terminal."""
+    """A browser that is started here would be seen: not over ssh, where it would be one in the terminal."""
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) and "SSH_CONNECTION" not in os.environ
 
 
-def _greeting(decisions: Decisions, address: str, port: int) -> list[str]:
+def _report(decisions: Decisions) -> dict[str, Any]:
     progress = decisions.progress()
-    return [
-        f"{progress['total']:,} captions, {progress['reviewed']:,} of them reviewed; {progress['flagged_left']:,} "
-        f"flagged ones are left: {decisions.path}",
-        f"  {address}",
-        f"From another machine: ssh -L {port}:{HOST}:{port} {socket.gethostname()}, then the same address there.",
-        "Each decision is on disk at once. Ctrl-C stops the page.",
-    ]
-
-
-def _farewell(decisions: Decisions, command: str, up_to_date: bool) -> list[str]:
-    progress = decisions.progress()
-    lines = [
-        f"\n{progress['total']:,} captions, {progress['reviewed']:,} of them reviewed, {progress['edited']:,} edited; "
-        f"{progress['flagged_left']:,} flagged ones are left: {decisions.path}"
-    ]
-    if not up_to_date:
-        lines.append(f"beware: {progress['problem']}")
-    if progress["clashes"]:
-        lines.append(f"beware: {progress['clashes']:,} were changed by another program; say on the page which it is")
-    if progress["empty"]:
-        lines.append(f"beware: {progress['empty']:,} have no text yet, which check --accept refuses")
-    return [*lines, f"  {command}"]
+    logger.info(
+        "%s captions, %s of them reviewed, %s edited; flagged and left: %s; %s",
+        *(f"{progress[count]:,}" for count in ("total", "reviewed", "edited", "flagged_left")),
+        decisions.path,
+    )
+    return progress

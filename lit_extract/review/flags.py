@@ -1,9 +1,9 @@
-"""What a person should look at in a caption file: flags by rule, each a pure function of the text."""
+"""Flags of captions that a person should look at: rules, each a pure function of the text."""
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -23,7 +23,7 @@ _ABBREVIATIONS = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|No|vs|etc|approx|e\.g|i\.e|a\.m|p\.m|ft|in|Jr|Sr|[A-Z])\.(?=\s)", re.IGNORECASE
 )
 # The patterns below take time in proportion to the text, whatever it is: it may be of a hostile file.
-# Before a small letter only behind a small word of some length, as an abbreviation would stand there.
+# Before a small letter only after a small word of some length: an abbreviation may be there.
 _SENTENCE_END = re.compile(
     r"(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])|(?<=[a-z]{4})[.!?][\"'”’)\]]*\s+(?=[a-z])|[。！？]+"
 )
@@ -55,7 +55,7 @@ class Rules:
     Args:
         choices: The labels of which each is one; empty for free text.
         sentences: Sentences at most; None: any number.
-        language: Tells whether a text is English; None: not looked at.
+        language: Recognizes English; None: any language.
     """
 
     choices: Sequence[str] = ()
@@ -63,48 +63,47 @@ class Rules:
     language: Language | None = None
 
 
-def check_captions(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rules) -> list[list[str]]:
-    """The flags of each row, in the order of :data:`KINDS`.
+def flag_captions(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rules) -> list[list[str]]:
+    """Return the flags of each row, in the order of :data:`KINDS`.
 
     Args:
-        captions: ``caption``, and where there are, ``prompt`` and ``status``; all text.
+        captions: ``caption``, and where they exist, ``prompt`` and ``status``; all text.
         prompts: What is known of the prompts, by name.
-        rules: For captions of unknown prompts; its ``choices``, when there are some, are those of all rows.
+        rules: For captions of unknown prompts; its ``choices``, when it has some, are those of all rows.
     """
     texts = captions["caption"].tolist()
     statuses = captions["status"].tolist() if "status" in captions else [""] * len(texts)
     own = rules_of_rows(captions, prompts, rules)
     full_stops = use_full_stops(texts, own)
-    return [check_row(*row, full_stops) for row in zip(texts, statuses, own, strict=True)]
+    return [flag_caption(*row, full_stops) for row in zip(texts, statuses, own, strict=True)]
 
 
 def rules_of_rows(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rules) -> list[Rules]:
-    """What is asked of each row, of the arguments of :func:`check_captions`."""
+    """Return what is asked of each row, with the arguments of :func:`flag_captions`."""
     names = captions["prompt"].tolist() if "prompt" in captions else ["caption"] * len(captions)
-    own = {name: _rules_of(prompts.get(name), rules) for name in set(names)}
+    own = {
+        name: Rules(prompts[name].choices, prompts[name].sentences, rules.language)
+        if name in prompts and not rules.choices
+        else rules
+        for name in set(names)
+    }
     return [own[name] for name in names]
 
 
 def use_full_stops(texts: Sequence[str], rules: Sequence[Rules]) -> bool:
-    """Whether most captions end with full stops: then one without was probably cut off; elsewhere that is the style."""
+    """Return whether most captions end with full stops: then one without was probably cut off."""
     free = [text for text, own in zip(texts, rules, strict=True) if text and not own.choices]
     return sum(map(ends_well, free)) > len(free) / 2
 
 
-def _rules_of(prompt: Prompt | None, rules: Rules) -> Rules:
-    if prompt is None or rules.choices:
-        return rules
-    return Rules(prompt.choices, prompt.sentences, rules.language)
-
-
-def check_row(text: str, status: str, rules: Rules, full_stops: bool) -> list[str]:
-    """The flags of one caption.
+def flag_caption(text: str, status: str, rules: Rules, full_stops: bool) -> list[str]:
+    """Return the flags of one caption.
 
     Args:
         text: The caption.
         status: Of the row, if it has one.
         rules: What is asked of it.
-        full_stops: Whether captions of this file end with full stops.
+        full_stops: Captions of this file end with full stops.
     """
     if status.startswith(FAILED):
         return ["failed"]
@@ -112,43 +111,40 @@ def check_row(text: str, status: str, rules: Rules, full_stops: bool) -> list[st
         return ["empty"]
     if rules.choices:
         return [] if text in rules.choices else ["label outside the set"]
-    found: dict[str, Callable[[], bool]] = {
-        "cut off": lambda: status == CUT_OFF or is_cut_off(text, full_stops),
-        "several sentences": lambda: rules.sentences is not None and count_sentences(text) > rules.sentences,
-        "not English": lambda: rules.language is not None and not rules.language.is_english(text),
-        "refusal": lambda: _REFUSAL.search(text) is not None,
-        "markup": lambda: _MARKUP.search(text) is not None,
-        "control characters": lambda: has_control_characters(text),
-        "repetition": lambda: is_repetitive(text),
+    found = {
+        "cut off": status == CUT_OFF or is_cut_off(text, full_stops),
+        "several sentences": rules.sentences is not None and count_sentences(text) > rules.sentences,
+        "not English": rules.language is not None and not rules.language.is_english(text),
+        "refusal": _REFUSAL.search(text) is not None,
+        "markup": _MARKUP.search(text) is not None,
+        "control characters": has_control_characters(text),
+        "repetition": is_repetitive(text),
     }
-    return [kind for kind in KINDS if kind in found and found[kind]()]
+    return [kind for kind in KINDS if found.get(kind)]
 
 
 def ends_well(text: str) -> bool:
-    """Whether a text ends as sentences do."""
+    """Return whether a text ends as sentences do."""
     return _ENDS_WELL.search(text.rstrip()) is not None and not text.rstrip().endswith("...")
 
 
 def is_cut_off(text: str, full_stops: bool) -> bool:
-    """Whether a text stops before its end: at a comma or a word that no sentence ends with, or without a full stop."""
+    """Return whether a text stops early: at a comma or a word that ends no sentence, or without a full stop."""
     text = text.rstrip()
     return _ENDS_BADLY.search(text) is not None or (full_stops and not ends_well(text))
 
 
 def count_sentences(text: str) -> int:
-    """Sentences, told by their ends; a line of its own is one."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return sum(_count_in_line(line) for line in lines)
-
-
-def _count_in_line(line: str) -> int:
-    plain = _ABBREVIATIONS.sub(lambda match: match[0].replace(".", ""), line.strip())
-    pieces = [piece for piece in _SENTENCE_END.split(plain) if re.search(r"\w", piece)]
-    return max(1, len(pieces))
+    """Return the number of sentences, by their ends; a line is at least one."""
+    count = 0
+    for line in filter(str.strip, text.splitlines()):
+        plain = _ABBREVIATIONS.sub(lambda match: match[0].replace(".", ""), line.strip())
+        count += max(1, sum(re.search(r"\w", piece) is not None for piece in _SENTENCE_END.split(plain)))
+    return count
 
 
 def has_control_characters(text: str) -> bool:
-    """Line ends, tabs, other control characters, invisible ones, and the sign for a character that is none."""
+    """Return whether a text has line ends, tabs, other control or invisible characters, or U+FFFD."""
     return any(
         letter == "\N{REPLACEMENT CHARACTER}" or unicodedata.category(letter) in ("Cc", "Cf", "Co", "Cs", "Cn")
         for letter in text
@@ -157,7 +153,7 @@ def has_control_characters(text: str) -> bool:
 
 
 def is_repetitive(text: str) -> bool:
-    """The same word four times in a row, the same three words three times, or few different words."""
+    """Return whether a text has a word four times in a row, three words three times, or few different words."""
     words = re.findall(r"\w+", text.lower())
     if any(len(set(words[place : place + 4])) == 1 for place in range(len(words) - 3)):
         return True

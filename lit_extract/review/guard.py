@@ -1,13 +1,12 @@
 """Who may talk to the page: the browser that was given the address, and nobody through it.
 
 Whatever else runs in that browser, or on this machine, can send requests to a port of the loopback interface. So each
-one needs the token, the name of this machine as its host (else another site's name may have been pointed here), and, if
-it says where it comes from, this page as its origin; what writes must say so.
+request needs the token, the name of this machine as its host (else another site's name may have been pointed here),
+and, if it says where it comes from, this page as its origin; what writes must say so.
 """
 
 import re
 import secrets
-from collections.abc import Mapping
 from http.cookies import SimpleCookie
 
 from starlette.datastructures import MutableHeaders
@@ -25,13 +24,12 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-SAFE_METHODS = ("GET", "HEAD")
 
 
 class Keys:
     """What opens the page: a token for whoever reads the terminal, and one for the browser that is started here.
 
-    The latter works once: it stands in the list of processes, where other users of the machine can read it.
+    The latter works once: it is in the list of processes, where other users of the machine can read it.
     """
 
     def __init__(self) -> None:
@@ -41,16 +39,14 @@ class Keys:
         self.cookie = f"review_{secrets.token_hex(4)}"
 
     def opens(self, given: str) -> bool:
-        """Whether a token is right."""
-        if _same(given, self.token):
+        """Return whether a token of an address is right."""
+        if _same(given, self.once):
+            self.once = secrets.token_urlsafe(24)
             return True
-        if not _same(given, self.once):
-            return False
-        self.once = secrets.token_urlsafe(24)
-        return True
+        return _same(given, self.token)
 
     def opens_by_cookie(self, cookies: str) -> bool:
-        """Whether a request's cookies have the token."""
+        """Return whether a request's cookies have the token."""
         try:
             morsel = SimpleCookie(cookies).get(self.cookie)
         except Exception:  # another server's cookies may be anything
@@ -59,7 +55,7 @@ class Keys:
 
 
 class Guard:
-    """Lets requests through to the page, or not.
+    """Lets requests through to the page, or refuses them.
 
     Args:
         app: The page.
@@ -73,48 +69,35 @@ class Guard:
         """Answer a request, or have the page answer it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
         if scope["type"] != "http":
             return
         request = Request(scope)
         token = request.query_params.get("token") if request.url.path == "/" else None
-        if reason := self._refusal(request, token):
-            app: ASGIApp = PlainTextResponse(reason, status_code=403)
-        else:
-            app = self.app
+        reason = self._refusal(request, token)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
+                headers.update(HEADERS)
                 headers.setdefault("Cache-Control", "no-store")
-                if token and app is self.app:
-                    headers.append(
-                        "Set-Cookie", f"{self.keys.cookie}={self.keys.token}; Path=/; HttpOnly; SameSite=Strict"
-                    )
+                if token and not reason:
+                    cookie = f"{self.keys.cookie}={self.keys.token}; Path=/; HttpOnly; SameSite=Strict"
+                    headers.append("Set-Cookie", cookie)
             await send(message)
 
+        app = PlainTextResponse(reason, status_code=403) if reason else self.app
         await app(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request, token: str | None) -> str | None:
         headers = request.headers
-        if reason := refuse_place(request.method, headers):
-            return reason
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not HOST.fullmatch(host):
+            return "Wrong host."
+        if origin != f"http://{host}" and not (origin is None and request.method in ("GET", "HEAD")):
+            return "Wrong origin."
         if self.keys.opens(token) if token is not None else self.keys.opens_by_cookie(headers.get("cookie", "")):
             return None
         return "This page needs the address with its token, as lit-extract review has printed it."
-
-
-def refuse_place(method: str, headers: Mapping[str, str]) -> str | None:
-    """Why a request's host or origin is wrong; None: they are right."""
-    host = headers.get("host", "")
-    if not HOST.fullmatch(host):
-        return "Wrong host."
-    origin = headers.get("origin")
-    if origin is None and method in SAFE_METHODS:
-        return None
-    return None if origin == f"http://{host}" else "Wrong origin."
 
 
 def _same(given: str, right: str) -> bool:

@@ -1,9 +1,8 @@
-"""The images of a review: by row only, and nothing that lies outside the dataset's folder."""
+"""The images of a review: by row only, and nothing outside the dataset's folder."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image
@@ -11,7 +10,7 @@ from PIL import Image
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.captions import id_column_of
-from lit_extract.datasets.decode import open_image, read_stimulus
+from lit_extract.datasets.decode import Reading, read_stimulus
 from lit_extract.datasets.ids import id_key
 
 # What all browsers show as the models see it; everything else is decoded here.
@@ -23,18 +22,6 @@ LONGER_SIDE = 2000  # pixels of one that is reduced
 
 class NoImageError(Exception):
     """A row has no image to show; the message says why."""
-
-
-class Picture(NamedTuple):
-    """An image as a browser takes it.
-
-    Args:
-        data: Bytes.
-        media_type: Of what.
-    """
-
-    data: bytes
-    media_type: str
 
 
 class Images:
@@ -53,29 +40,15 @@ class Images:
         self.paths, self.image_rows = paths, image_rows
         self._real_root, self._follow_links = root.resolve(), follow_links
 
-    @property
-    def n_missing(self) -> int:
-        """Rows without an image."""
-        return sum(path is None for path in self.paths)
-
-    def read(self, row: int) -> Picture:
-        """The image of a row.
+    def read(self, row: int) -> tuple[bytes, str]:
+        """Return the image of a row as a browser takes it, and its media type.
 
         Raises:
-            NoImageError: It has none, or one that is broken, or lies outside the dataset's folder.
+            NoImageError: It has none, or one that is broken, or is outside the dataset's folder.
         """
         path = self.paths[row]
         if path is None:
             raise NoImageError("The dataset has no image of this id.")
-        file = self._inside(path)
-        try:
-            if self.image_rows is not None:
-                return _encode(open_image(str(file), self.image_rows[row]))
-            return _read_file(file)
-        except Exception as error:  # Pillow raises almost anything on a broken file
-            raise NoImageError(f"{path} can't be shown: {one_line(error)}") from None
-
-    def _inside(self, path: str) -> Path:
         file = Path(path).resolve()
         if not self._follow_links and not file.is_relative_to(self._real_root):
             raise NoImageError(
@@ -83,13 +56,16 @@ class Images:
             )
         if not file.is_file():
             raise NoImageError(f"There is no file {path}.")
-        return file
+        try:
+            return _for_browser(read_stimulus(str(file), self.image_rows[row] if self.image_rows else None))
+        except Exception as error:  # Pillow raises almost anything on a broken file
+            raise NoImageError(f"{path} can't be shown: {one_line(error)}") from None
 
 
 def find_images(
     captions: pd.DataFrame, dataset: str, root: str | None = None, follow_links: bool = False
 ) -> tuple[Images, str]:
-    """The images of captions, and the column that has their ids.
+    """Return the images of captions, and the column that has their ids.
 
     Args:
         captions: All columns as text.
@@ -115,36 +91,25 @@ def find_images(
             f"dataset: none of the {len(found)} ids in column {column} is in {dataset}, such as "
             f"{name_some(captions[column].tolist(), 3)}; it has {name_some(list(places), 3)}"
         )
-    paths = stimuli["image"].tolist()
-    image_rows = stimuli["image_row"].tolist() if "image_row" in stimuli else None
-    return (
-        Images(
-            [None if place is None else paths[place] for place in found],
-            None if image_rows is None else [0 if place is None else image_rows[place] for place in found],
-            Path(stimuli.attrs[table.ROOT]),
-            follow_links,
-        ),
-        column,
-    )
+    files = stimuli["image"].tolist()
+    paths = [None if place is None else files[place] for place in found]
+    image_rows = None
+    if "image_row" in stimuli:
+        image_rows = [stimuli["image_row"].iloc[place or 0] for place in found]
+    return Images(paths, image_rows, Path(stimuli.attrs[table.ROOT]), follow_links), column
 
 
-def _read_file(file: Path) -> Picture:
-    reading = read_stimulus(str(file))
-    assert isinstance(reading.data, bytes)
-    with reading.opened() as image:
-        media_type = AS_THEY_ARE.get(image.format or "")
-        plain = media_type and image.mode in PLAIN_MODES
-    if media_type and plain and len(reading.data) <= LARGEST:
-        return Picture(reading.data, media_type)
-    return _encode(reading.decode()[0])
-
-
-def _encode(image: Image.Image) -> Picture:
+def _for_browser(reading: Reading) -> tuple[bytes, str]:
+    if isinstance(reading.data, bytes) and len(reading.data) <= LARGEST:
+        with reading.opened() as image:
+            media_type = AS_THEY_ARE.get(image.format or "")
+            if media_type and image.mode in PLAIN_MODES:
+                return reading.data, media_type
+    image, _ = reading.decode()
     image.thumbnail((LONGER_SIDE, LONGER_SIDE), Image.Resampling.LANCZOS)
-    small = image.width * image.height <= 2**20
     buffer = io.BytesIO()
-    if small:
+    if image.width * image.height <= 2**20:
         image.save(buffer, "PNG", compress_level=1)
-    else:
-        image.save(buffer, "JPEG", quality=92)
-    return Picture(buffer.getvalue(), "image/png" if small else "image/jpeg")
+        return buffer.getvalue(), "image/png"
+    image.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue(), "image/jpeg"

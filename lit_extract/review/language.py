@@ -1,26 +1,14 @@
-"""Whether a text is English: lingua, among a few languages, with care for short texts."""
+"""English or not: lingua, among a few languages, with care for short texts."""
 
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 from lit_extract.common.errors import InputError
 
 # Those that models fall into most; the fewer there are, the surer is the answer for a short text.
-LANGUAGES = (
-    "english",
-    "french",
-    "german",
-    "spanish",
-    "italian",
-    "portuguese",
-    "dutch",
-    "chinese",
-    "japanese",
-    "russian",
-)
-SHORT = 4  # words; a text of fewer, in Latin letters, is left alone: "a cat" is no evidence
+LANGUAGES = tuple("english french german spanish italian portuguese dutch chinese japanese russian".split())
+SHORT = 4  # words; a text of fewer, in Latin letters, passes: "a cat" is no evidence
 # Words that none of the others has: foreign names and dishes weigh much in a short text.
 ENGLISH_WORDS = frozenset("the with and at his are while from two standing sitting wearing".split())
 ENGLISH_WORDS_AMONG = 8  # one in so many is enough
@@ -28,7 +16,7 @@ LEAST_ENGLISH = 0.15  # share of the evidence; less is flagged
 
 
 class Language:
-    """Tells English from other languages.
+    """Recognizes English among other languages.
 
     Args:
         languages: Names of the languages that are considered; English is among them.
@@ -42,7 +30,7 @@ class Language:
             import lingua
         except ImportError:
             raise InputError(
-                "languages: telling English from other languages needs lingua: pip install 'lit-extract[check]', or "
+                "languages: to recognize English needs lingua: pip install 'lit-extract[check]', or "
                 "pass --languages '[]'"
             ) from None
         known = {language.name.lower(): language for language in lingua.Language.all()}
@@ -50,12 +38,12 @@ class Language:
         if unknown := [name for name in names if name not in known]:
             raise InputError(f"languages: {', '.join(unknown)} is not known; lingua knows {', '.join(sorted(known))}")
         if len(names) < 2:
-            raise InputError("languages: name one besides English, or pass --languages '[]' to leave languages alone")
-        self._english: Any = known["english"]
-        self._detector: Any = lingua.LanguageDetectorBuilder.from_languages(*(known[name] for name in names)).build()
+            raise InputError("languages: name one besides English, or pass --languages '[]' to skip languages")
+        self._english = known["english"]
+        self._detector = lingua.LanguageDetectorBuilder.from_languages(*(known[name] for name in names)).build()
 
     def is_english(self, text: str) -> bool:
-        """Whether a text may be English; one that is too short to tell may."""
+        """Return whether a text may be English, as one may that is too short to know."""
         letters = [letter for letter in text if letter.isalpha()]
         if not letters:
             return True

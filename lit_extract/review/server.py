@@ -1,9 +1,9 @@
 """The page's server: a few routes around :class:`Decisions`. No path of a request ever becomes a path of the disk."""
 
 import asyncio
+import logging
 import re
 import secrets
-import traceback
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.untrusted import validate_json
-from lit_extract.review.decisions import CLASH, Decisions
+from lit_extract.review.decisions import Decisions
 from lit_extract.review.images import Images, NoImageError
 from lit_extract.review.rows import OPEN, STATUSES, ConflictError
 
@@ -32,13 +32,14 @@ PAGE = {
     **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in ("review", "server", "list", "caption", "words")},
 }
 ROWS_AT_ONCE = 200
-CHANGES_AT_MOST = 200  # more, and the page asks for all it shows anew
+CHANGES_AT_MOST = 200  # more, and the page asks again for all that it shows
 LISTS_AT_MOST = 32
 ROW = re.compile("[0-9]{1,10}")
 LONGEST_BODY = 2**20  # bytes
 SECONDS_BETWEEN_WRITES = 5.0
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class _Decision(TypedDict):
@@ -51,7 +52,7 @@ class _Undo(TypedDict):
     revision: int
 
 
-_DECISION, _UNDO, _NOTHING = TypeAdapter(_Decision), TypeAdapter(_Undo), TypeAdapter(dict[str, Any])
+_DECISION, _UNDO = TypeAdapter(_Decision), TypeAdapter(_Undo)
 
 
 class ReviewServer:
@@ -59,18 +60,18 @@ class ReviewServer:
 
     Args:
         decisions: What is shown and changed.
-        images: What is shown beside.
-        about: What the page says of itself: names of files, the command behind it.
+        images: What is shown next to them.
+        about: What else the page shows: names of files, the command that accepts the result.
     """
 
     def __init__(self, decisions: Decisions, images: Images, about: dict[str, Any]) -> None:
         self.decisions, self.images, self.about = decisions, images, about
-        # Rows that were chosen stay in their place when they are decided: a page goes back and forth among them.
+        # Rows that were chosen stay in their place when they are decided: a person goes back and forth among them.
         self._lists: OrderedDict[str, list[int]] = OrderedDict()
-        self._version = secrets.token_hex(4)  # another server on this port may have other images under these addresses
+        self._version = secrets.token_hex(4)  # another server on this port may have other images at these addresses
 
     def app(self) -> Starlette:
-        """The application, still without a guard."""
+        """Return the application, still without a guard."""
         routes = [Route(path, self._file) for path in PAGE]
         routes += [
             Route("/image/{row}", self._image),
@@ -82,7 +83,6 @@ class ReviewServer:
             Route("/api/changes", self._changes),
             Route("/api/decide", self._decide, methods=["POST"]),
             Route("/api/undo", self._undo, methods=["POST"]),
-            Route("/api/keep", self._keep, methods=["POST"]),
         ]
         handlers: Any = {ConflictError: self._on_conflict, InputError: _on_input_error, OSError: _on_disk_error}
         return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
@@ -91,15 +91,14 @@ class ReviewServer:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         writing = asyncio.create_task(self._write_now_and_then())
         yield
-        writing.cancel()
-        await run_in_threadpool(self.decisions.write)
+        writing.cancel()  # whoever has opened the review writes it for the last time
 
     async def _write_now_and_then(self) -> None:
         while True:
             try:
-                await run_in_threadpool(self.decisions.write)
-            except Exception:  # a defect, but the journal goes on, and the next time may do
-                traceback.print_exc()
+                await run_in_threadpool(self.decisions.disk.write)
+            except Exception:  # a defect, but decisions are still saved, and the next time may do
+                logger.exception("the review file was not written")
             await asyncio.sleep(SECONDS_BETWEEN_WRITES)
 
     # What is shown
@@ -112,15 +111,13 @@ class ReviewServer:
         name = request.path_params["row"]
         row = self._checked_row(int(name) if ROW.fullmatch(name) else -1)
         try:
-            picture = self.images.read(row)
+            data, media_type = self.images.read(row)
         except NoImageError as error:
             return PlainTextResponse(str(error), status_code=404)
-        headers = {"Cache-Control": "private, max-age=3600"}
-        return Response(picture.data, media_type=picture.media_type, headers=headers)
+        return Response(data, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
 
     def _start(self, request: Request) -> Response:
-        statuses = [*STATUSES, CLASH]
-        return JSONResponse({**self.about, "statuses": statuses, "version": self._version, **self._progress()})
+        return JSONResponse({**self.about, "statuses": STATUSES, "version": self._version, **self._progress()})
 
     def _list(self, request: Request) -> Response:
         """Choose rows; the answer has their number, and where among them a row is, or the next one."""
@@ -142,7 +139,7 @@ class ReviewServer:
         return JSONResponse({"rows": [self.decisions.describe(row) for row in rows[begin:end]]})
 
     def _place(self, request: Request) -> Response:
-        """Where a row is in a list, or the next open one behind a place, around its end; null: nowhere."""
+        """Where a row is in a list, or the next open one after a place, or else from its start; null: nowhere."""
         rows = self._chosen(request)
         if "row" in request.query_params:
             row = _number(request, "row", 0)
@@ -156,8 +153,7 @@ class ReviewServer:
         return JSONResponse({"row": self.decisions.find(request.query_params.get("id", ""))})
 
     def _changes(self, request: Request) -> Response:
-        """What has happened behind a revision, in this page or another, or in another program."""
-        self.decisions.look()
+        """What was decided after a revision, on this page or another."""
         progress = self._progress()
         rows = self.decisions.changed_since(_number(request, "since", 0))
         shown = None if len(rows) > CHANGES_AT_MOST else [self.decisions.describe(row) for row in rows]
@@ -176,11 +172,6 @@ class ReviewServer:
         row = await run_in_threadpool(self.decisions.undo, body["revision"])
         return JSONResponse({"row": self.decisions.describe(row), **self._progress()})
 
-    async def _keep(self, request: Request) -> Response:
-        await _body(request, _NOTHING)
-        await run_in_threadpool(self.decisions.keep)
-        return JSONResponse(self._progress())
-
     def _on_conflict(self, request: Request, error: ConflictError) -> Response:
         row = None if error.row is None else self.decisions.describe(error.row)
         return JSONResponse({"conflict": row, **self._progress()}, status_code=409)
@@ -189,7 +180,7 @@ class ReviewServer:
         return {"progress": self.decisions.progress()}
 
     def _checked_row(self, row: int) -> int:
-        if not 0 <= row < len(self.decisions.rows):
+        if not 0 <= row < len(self.decisions.rows.texts):
             raise HTTPException(404, "There is no such row.")
         return row
 
@@ -201,9 +192,9 @@ class ReviewServer:
 
 
 async def _body(request: Request, form: "TypeAdapter[T]") -> T:
-    """What a page sends: a JSON object of modest size and the given form."""
+    """Return what a page sends: a JSON object of modest size and the given form."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-        raise HTTPException(415, "JSON is wanted")
+        raise HTTPException(415, "This must be JSON.")
     data = b""
     async for part in request.stream():
         data += part
@@ -219,7 +210,7 @@ def _number(request: Request, name: str, default: int) -> int:
     try:
         return max(-1, int(request.query_params.get(name, default)))
     except ValueError:
-        raise HTTPException(400, f"{name} is a number") from None
+        raise HTTPException(400, f"{name} must be a number.") from None
 
 
 def _on_input_error(request: Request, error: InputError) -> Response:

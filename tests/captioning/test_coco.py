@@ -72,7 +72,7 @@ def test_a_file_that_is_there_is_kept(build):
     build("train", "val")
     code, _, error = build("train", "val")
     assert code == 2
-    assert "is there already" in error
+    assert "exists already" in error
 
 
 @pytest.mark.parametrize(

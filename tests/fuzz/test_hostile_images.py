@@ -91,7 +91,7 @@ def test_the_page_shows_what_a_browser_knows_or_says_why_not(folder, kind, data)
         except NoImageError as error:
             raise InputError(str(error)) from None
 
-    outcome("image, on the page", folder, read, lambda picture: picture.media_type.startswith("image/"))
+    outcome("image, on the page", folder, read, lambda picture: picture[1].startswith("image/"))
 
 
 def bricks(path, images, **settings):

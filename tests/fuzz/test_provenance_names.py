@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_extract.modules.registry import default_models_file, read_models
-from lit_extract.parity.certificate import Where
-from lit_extract.parity.recorded import check_recorded
+from lit_extract.parity.certificate import RebuildSettings
+from lit_extract.parity.provenance_form import check_provenance
 
+NOTHING_GIVEN = RebuildSettings()
 SHA, COMMIT = "0123456789abcdef" * 4, "0123456789abcdef0123456789abcdef01234567"
 LAYERS = ["blocks.0", "blocks.1"]
 RUN = {"precision": "bf16-true", "subset": "all", "query": None, "n_stimuli": 24, "torch": "2.9.0", "layers": LAYERS}
@@ -68,7 +69,7 @@ def folder(tmp_path_factory):
 
 
 def is_right(known, layers):
-    """What the check promises, said in another way."""
+    """Check the promise of check_provenance in another way."""
     models = read_models(default_models_file())
     is_language = "tokens_sha256" in known
     kind = "language" if is_language else "vision"
@@ -103,7 +104,7 @@ def is_right(known, layers):
 @given(MUTATED)
 def test_a_changed_provenance_is_checked(folder, provenance):
     def read():
-        check_recorded(provenance, LAYERS, Where())
+        check_provenance(provenance, LAYERS, NOTHING_GIVEN)
         return provenance
 
     if isinstance(provenance, dict):
@@ -113,7 +114,12 @@ def test_a_changed_provenance_is_checked(folder, provenance):
 @fuzzed(300)
 @given(changed_values(LAYERS))
 def test_layers_are_those_of_a_model(folder, layers):
-    outcome("layers", folder, lambda: check_recorded(VISION, layers, Where()), lambda _: is_right(VISION, layers))
+    outcome(
+        "layers",
+        folder,
+        lambda: check_provenance(VISION, layers, NOTHING_GIVEN),
+        lambda _: is_right(VISION, layers),
+    )
 
 
 @fuzzed(300)
@@ -123,19 +129,28 @@ def test_no_name_is_used_that_is_not_known(folder, name, key):
     known = {**good, key: name}
     if key == "source" and isinstance(name, str):
         known["weights"] = f"hub:{name}"
-    outcome("model name", folder, lambda: check_recorded(known, LAYERS, Where()), lambda _: is_right(known, LAYERS))
+    outcome(
+        "model name",
+        folder,
+        lambda: check_provenance(known, LAYERS, NOTHING_GIVEN),
+        lambda _: is_right(known, LAYERS),
+    )
 
 
 @pytest.mark.parametrize("good", GOOD, ids=lambda good: good["weights"])
 def test_what_runs_write_is_accepted(folder, good):
-    assert outcome("provenance", folder, lambda: check_recorded(good, LAYERS, Where()), lambda _: True) == RIGHT
+    assert outcome("provenance", folder, lambda: check_provenance(good, LAYERS, NOTHING_GIVEN), lambda _: True) == RIGHT
 
 
 @pytest.mark.parametrize("name", ["hf-hub:someone/else", "http://127.0.0.1/x", "../x", "/etc/passwd"])
 def test_the_word_of_the_user_is_enough(folder, name):
-    for where, expected in ((Where(), REFUSED), (Where(model=name), RIGHT), (Where(model="x"), REFUSED)):
+    for where, expected in (
+        (NOTHING_GIVEN, REFUSED),
+        (RebuildSettings(model=name), RIGHT),
+        (RebuildSettings(model="x"), REFUSED),
+    ):
 
         def read(where=where):
-            check_recorded({**VISION, "model": name}, LAYERS, where)
+            check_provenance({**VISION, "model": name}, LAYERS, where)
 
         assert outcome("model name", folder, read, lambda _: True) == expected

@@ -133,31 +133,35 @@ def test_the_error_noted_is_that_against_transformers_in_float32(tmp_path):
             model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states for text in texts
         ]
     noted = features.metadata["notes"]["precision_check"]["pools"]["last"]["relative_error"]
-    for k in range(len(noted) - 1):  # the last hidden state is behind the final norm
+    for k in range(len(noted) - 1):  # the last hidden state comes after the final norm
         layer = torch.stack([hidden[k + 1][0, -1] for hidden in states])
         error = float((features.layer(k) - layer).norm() / layer.norm())
         assert error > 1e-4
         assert noted[k] == pytest.approx(error, rel=0.02)
 
 
-def test_a_run_killed_before_the_check_is_checked_by_the_next(run_job, tmp_path):
-    done = run_job(precision="bf16-true", keep_store=True)
-    (file,) = done.files
+def test_a_store_without_the_check_is_checked_by_the_next_run(run_job, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("disk full")
+
+    (file,) = run_job(precision="bf16-true", output_dir=tmp_path / "other").files
     expected = load_features(file).metadata["notes"]["precision_check"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "note", full)
+        (file,) = run_job(precision="bf16-true", keep_store=True).files
+    assert "precision_check" not in load_features(file).metadata["notes"]
     file.unlink()
-    store = Store(done.store)
-    store._change(notes={k: v for k, v in store.notes.items() if k != "precision_check"})
-    again = run_job(precision="bf16-true")
-    assert load_features(again.files[0]).metadata["notes"]["precision_check"] == expected
+    (file,) = run_job(precision="bf16-true").files
+    assert load_features(file).metadata["notes"]["precision_check"] == expected
 
 
-def test_a_check_that_fails_loses_nothing(run_job, monkeypatch, capsys):
+def test_a_check_that_fails_loses_nothing(run_job, monkeypatch, caplog):
     def fail(*_):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr("lit_extract.jobs.float32_check.compute_again", fail)
     (file,) = run_job().files
-    assert "warning: the check of 32-true against float32 failed: OutOfMemoryError: no room" in capsys.readouterr().out
+    assert "the check of 32-true against float32 failed: OutOfMemoryError: no room" in caplog.messages
     assert load_features(file).metadata["notes"]["precision_check"]["failed"] == "OutOfMemoryError: no room"
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lit_extract.report.make import measure, report
-from lit_extract.report.measured import numbers as measured_numbers
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import BAD_INPUT, NOT_FINITE, OK
 from lit_extract.storage.store import Store
@@ -79,8 +78,8 @@ def numbers(tmp_path):
     """A function that measures ``tmp_path / "demo" / "all"``; it returns what report.json has, nothing drawn."""
 
     def measured(folder=None, rows=1000, seed=0, permutations=3, **settings):
-        found = measure(str(folder or tmp_path / "demo" / "all"), rows, seed, permutations, **settings)
-        return json.loads(json.dumps(measured_numbers(found), allow_nan=False))
+        found, *_ = measure(str(folder or tmp_path / "demo" / "all"), rows, seed, permutations, **settings)
+        return json.loads(json.dumps(found, allow_nan=False))
 
     return measured
 

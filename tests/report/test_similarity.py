@@ -79,19 +79,19 @@ def test_a_row_of_zeros_is_no_error():
     assert similarity.nearest(feats, 2).shape == (9, 2)
 
 
-def test_shuffling_is_computing_anew_from_shuffled_rows():
+def test_shuffling_is_computing_again_from_shuffled_rows():
     feats = features(12, 5)
     vectors = similarity.cka_vector(similarity.centred_gram(feats))[None]
     near = similarity.nearest(feats, 3)[None]
-    for shuffle in similarity.shuffles(12, 5, seed=0):
-        rows = feats[shuffle.order]
+    for order in similarity.orders(12, 5, seed=0):
+        rows = feats[order]
         expected = similarity.cka_vector(similarity.centred_gram(rows))[None]
-        np.testing.assert_allclose(shuffle.vectors(vectors), expected, atol=1e-6)
-        np.testing.assert_array_equal(shuffle.nearest(near)[0], similarity.nearest(rows, 3))
+        np.testing.assert_allclose(similarity.shuffled_vectors(vectors, order), expected, atol=1e-6)
+        np.testing.assert_array_equal(similarity.shuffled_nearest(near, order)[0], similarity.nearest(rows, 3))
 
 
-def test_shuffles_are_seeded_and_differ():
-    first, second = ([s.order.tolist() for s in similarity.shuffles(12, 4, seed=7)] for _ in range(2))
+def test_orders_are_seeded_and_differ():
+    first, second = ([order.tolist() for order in similarity.orders(12, 4, seed=7)] for _ in range(2))
     assert first == second
     assert len({tuple(order) for order in first}) == 4
 
@@ -99,8 +99,19 @@ def test_shuffles_are_seeded_and_differ():
 def test_shuffled_neighbours_are_in_common_by_chance():
     n, k = 60, 6
     near = similarity.nearest(features(n, 5), k)[None]
-    found = [similarity.mutual_neighbours(near, s.nearest(near))[0, 0] for s in similarity.shuffles(n, 200, seed=1)]
+    shuffled = [similarity.shuffled_nearest(near, order) for order in similarity.orders(n, 200, seed=1)]
+    found = [similarity.mutual_neighbours(near, other)[0, 0] for other in shuffled]
     assert np.mean(found) == pytest.approx(k / (n - 1), rel=0.05)
+
+
+def test_rsa_is_of_ranks_and_of_layers_that_have_an_rdm():
+    a, b = features(12, 5, 1), features(12, 9, 2)
+    a[:, 1:] += b[:, :4]
+    rdms = np.array([similarity.rdm(a), np.full(66, np.nan)])
+    assert rdms[0] == pytest.approx((1 - np.corrcoef(a))[np.triu_indices(12, 1)])
+    found = similarity.rsa(rdms, similarity.rdm(b)[None])
+    assert found[0, 0] == pytest.approx(oracles.rsa(a, b), abs=1e-9)
+    assert np.isnan(found[1, 0])
 
 
 @pytest.mark.parametrize(("n", "k"), [(4, 1), (24, 4), (49, 9), (50, 10), (1000, 10)])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lit_extract.captioning.output import write_captions
 from lit_extract.review.decisions import Decisions
-from lit_extract.review.files import read_for_review
+from lit_extract.review.files import read_originals
 from lit_extract.review.flags import Rules
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -57,7 +57,7 @@ def decide_on(captions):
     kill."""
 
     def decide_on(file=captions):
-        return Decisions(file, read_for_review(file), "nsd_id", Rules())
+        return Decisions(file, read_originals(file), "nsd_id", Rules())
 
     return decide_on
 

@@ -8,9 +8,9 @@ from lit_extract.common.errors import InputError
 from lit_extract.review.flags import (
     KINDS,
     Rules,
-    check_captions,
-    check_row,
     count_sentences,
+    flag_caption,
+    flag_captions,
     has_control_characters,
     is_cut_off,
     is_repetitive,
@@ -50,19 +50,19 @@ def language():
     ],
 )
 def test_flags_of_free_text(text, kinds):
-    assert check_row(text, "ok", Rules(), full_stops=True) == kinds
+    assert flag_caption(text, "ok", Rules(), full_stops=True) == kinds
 
 
 def test_statuses_of_the_run_are_flags():
-    assert check_row("", "failed: it has a cold", Rules(), True) == ["failed"]
-    assert check_row(PLAIN, "cut off", Rules(), True) == ["cut off"]
+    assert flag_caption("", "failed: it has a cold", Rules(), True) == ["failed"]
+    assert flag_caption(PLAIN, "cut off", Rules(), True) == ["cut off"]
 
 
 def test_labels():
     rules = Rules(choices=("motion", "static"))
-    assert check_row("motion", "ok", rules, True) == []
-    assert check_row("Motion", "ok", rules, True) == ["label outside the set"]
-    assert check_row("", "ok", rules, True) == ["empty"]
+    assert flag_caption("motion", "ok", rules, True) == []
+    assert flag_caption("Motion", "ok", rules, True) == ["label outside the set"]
+    assert flag_caption("", "ok", rules, True) == ["empty"]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_cut_off_whatever_the_style(text):
 def test_a_missing_full_stop_counts_where_others_have_one():
     with_stops = pd.DataFrame({"caption": ["A dog runs.", "A cat sleeps.", "A bird sings"]})
     without = pd.DataFrame({"caption": ["A dog runs", "A cat sleeps", "A bird sings."]})
-    assert check_captions(with_stops, {}, Rules()) == [[], [], ["cut off"]]
-    assert check_captions(without, {}, Rules()) == [[], [], []]
+    assert flag_captions(with_stops, {}, Rules()) == [[], [], ["cut off"]]
+    assert flag_captions(without, {}, Rules()) == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_repetition(text, odd):
 )
 def test_english(language, text, english):
     assert language.is_english(text) is english
-    assert ("not English" in check_row(text, "ok", Rules(language=language), False)) is not english
+    assert ("not English" in flag_caption(text, "ok", Rules(language=language), False)) is not english
 
 
 def test_captions_that_people_wrote_are_left_alone(language):
     captions = pd.read_csv("derivatives/captions/demo-captions-handwritten.csv")
-    assert check_captions(captions, read_prompts(), Rules(language=language)) == [[]] * 24
+    assert flag_captions(captions, read_prompts(), Rules(language=language)) == [[]] * 24
 
 
 def test_the_rules_are_those_of_each_rows_prompt():
@@ -167,7 +167,7 @@ def test_the_rules_are_those_of_each_rows_prompt():
             "prompt": ["caption", "indoor", "indoor", "Tell me a story."],
         }
     )
-    flags = check_captions(captions, read_prompts(), Rules(sentences=None))
+    flags = flag_captions(captions, read_prompts(), Rules(sentences=None))
     assert flags == [["several sentences"], ["label outside the set"], [], []]
     assert {kind for row in flags for kind in row} <= set(KINDS)
 

@@ -1,4 +1,4 @@
-// One caption beside its image: what is shown of a row, and the text that a person is writing.
+// One caption and its image: what is shown of a row, and the text that a person is writing.
 
 import { MARKS } from "./list.js";
 import { compare } from "./words.js";
@@ -41,9 +41,8 @@ export class Caption {
     const draft = this.drafts.get(row.row);
     this.setText(draft?.text ?? row.text);
     if (this.drafts.has(row.row) && draft.revision !== row.revision) {
-      this.showOther("This caption has been changed elsewhere while you were writing:", row.text);
-    } else if (row.theirs !== null) {
-      this.showOther("Another program has put this text into the review file since it was decided:", row.theirs);
+      element("other").hidden = false;
+      element("other-text").textContent = row.text;
     } else {
       element("other").hidden = true;
     }
@@ -98,16 +97,6 @@ export class Caption {
     );
   }
 
-  showOther(why, text) {
-    element("other").hidden = false;
-    element("other-why").textContent = why;
-    element("other-text").textContent = text;
-  }
-
-  get otherText() {
-    return element("other").hidden ? null : element("other-text").textContent;
-  }
-
   setText(text) {
     this.text.value = text;
     this.onInput();
@@ -146,7 +135,7 @@ export class Caption {
   discard() {
     const had = this.drafts.delete(this.row.row);
     if (had) {
-      element("other").hidden = this.row.theirs === null;
+      element("other").hidden = true;
       this.setText(this.row.text);
     }
     return had;

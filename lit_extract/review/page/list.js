@@ -117,11 +117,11 @@ export class List {
     item.setAttribute("aria-selected", String(place === this.place));
     if (!row) return;
     item.dataset.row = row.row;
-    item.dataset.status = row.theirs === null ? row.status : "clash";
+    item.dataset.status = row.status;
     const id = document.createElement("b");
     id.textContent = row.id;
     const mark = document.createElement("i");
-    mark.textContent = row.theirs === null ? MARKS[row.status] : "≠";
+    mark.textContent = MARKS[row.status];
     const flags = document.createElement("span");
     flags.textContent = row.flags.join(", ");
     const text = document.createElement("p");

@@ -9,7 +9,7 @@ const AHEAD = [1, 2, -1]; // images that are likely wanted next
 
 const element = (id) => document.getElementById(id);
 const number = (n) => n.toLocaleString("en");
-const STATUS = { "": "any", open: "to do", accepted: "accepted", edited: "edited", clash: "changed elsewhere" };
+const STATUS = { "": "any", open: "to do", accepted: "accepted", edited: "edited" };
 
 history.replaceState(null, "", `/${location.hash}`); // the token is in a cookie now, and need not be in sight
 
@@ -118,7 +118,7 @@ async function decide(text = undefined) {
     caption.drafts.delete(row.row);
     changed(row, now);
     say(`${id} ${row.status}`);
-    if (list.place !== place) return; // the person has gone on already
+    if (list.place !== place) return; // the person has moved on already
     if (place + 1 < list.total) await go(place + 1);
     else {
       caption.show(row, place, list.total);
@@ -164,12 +164,7 @@ async function undo() {
 }
 
 function take() {
-  const text = caption.otherText;
-  if (text === null) return;
-  caption.seen();
-  caption.setText(text);
-  if (caption.row.theirs === null) element("other").hidden = true; // it is the row's text already
-  else decide(text);
+  if (!element("other").hidden) caption.discard();
 }
 
 function restore() {
@@ -204,8 +199,8 @@ async function poll() {
   } catch (error) {
     notice(
       error.status === 403
-        ? "The server has been started anew: open the address that it has printed."
-        : "The server does not answer. What was decided is on disk; start lit-extract review again to go on.",
+        ? "The server has been started again: open the address that it has printed."
+        : "The server does not answer. What was decided is on disk; to continue, start lit-extract review again.",
     );
   }
   setTimeout(poll, POLL);
@@ -248,23 +243,13 @@ function showProgress(now) {
   });
   element("undo").disabled = !now.undo;
   element("undo").title = now.undo ? `take back what was decided about ${now.undo.id}` : "nothing to undo";
-  element("keep").hidden = now.clashes === 0;
   const lines = [
     `${about.review}: ${number(now.reviewed)} of ${number(now.total)} captions are reviewed, ${number(now.edited)} of ` +
-      `them edited; ${left} flagged ones are left.`,
+      `them edited; flagged and left: ${left}.`,
   ];
   if (now.empty) lines.push(`${number(now.empty)} have no text yet; check --accept refuses them.`);
-  if (now.clashes) lines.push(`${number(now.clashes)} were changed by another program after they were decided.`);
   element("result-text").textContent = lines.join(" ");
-  notice(now.problem ?? (now.clashes ? clashNotice(now.clashes) : ""));
-}
-
-function clashNotice(clashes) {
-  const rows = clashes === 1 ? "1 caption that was decided" : `${number(clashes)} captions that were decided`;
-  return (
-    `Another program has changed ${rows} in ${about.review}. Your decisions stand until you say which it is: filter ` +
-    "by “changed elsewhere”, or keep all of yours under Result."
-  );
+  notice(now.problem ?? "");
 }
 
 function showNothing() {
@@ -320,10 +305,6 @@ const BUTTONS = {
   "show-all": () => {
     for (const id of ["flag", "status", "search"]) element(id).value = "";
     choose();
-  },
-  keep: async () => {
-    const answer = await attempt(() => post("keep", {}));
-    if (answer) showProgress(answer.progress);
   },
   copy: async () => {
     await navigator.clipboard.writeText(about.command);

@@ -1,4 +1,4 @@
-"""What a features file says of itself, checked before any of it becomes a model, a dataset or a setting.
+"""The provenance of a features file, checked before any of it becomes a model, a dataset or a setting.
 
 A file may come from a stranger. It may name models that its user knows of: those of models.yml, timm's own, or one that
 the user names too; never an address, a path or code.
@@ -10,6 +10,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
+    NamedTuple,
     NotRequired,  # pydantic wants it until Python 3.12
 )
 
@@ -17,44 +18,43 @@ from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
 from typing_extensions import TypedDict
 
 from lit_extract.common.errors import InputError
-from lit_extract.common.untrusted import OneName, Text, shorten, validate
+from lit_extract.common.untrusted import OneName, ShortText, shorten, validate
 from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
 from lit_extract.modules.hub import COMMIT
 from lit_extract.modules.pooling import LanguagePooling, VisionPooling
 from lit_extract.modules.registry import ModelEntry, is_timm_name, read_models
-from lit_extract.parity.certificate import Where
+from lit_extract.parity.certificate import RebuildSettings
 
 UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
 
-_Name = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 _Side = Annotated[int, Field(ge=1, le=4096)]
-_Number = Annotated[int, Field(ge=0, le=10_000)]
+_BLOCK = "blocks[.](0|[1-9][0-9]{0,3})"
 
 
-class _Recorded(TypedDict):
-    model: _Name
+class _Provenance(TypedDict):
+    model: ShortText
     options: dict[str, Any]
-    weights: _Name
+    weights: ShortText
     seed: NotRequired[Annotated[int, Field(ge=-(2**63), lt=2**63)]]
     checkpoint_sha256: NotRequired[_Sha256]
     revision: NotRequired[Annotated[str, StringConstraints(pattern=f"^{COMMIT}$")]]
     precision: Literal["bf16-true", "bf16-mixed", "32-true"]
-    dataset: _Name
+    dataset: ShortText
     query: Annotated[str, StringConstraints(max_length=MAX_LENGTH)] | None
 
 
-class _Vision(_Recorded):
+class _Vision(_Provenance):
     pool: VisionPooling
     stimuli_sha256: _Sha256
     preprocessing: dict[str, Any]
 
 
-class _Language(_Recorded):
+class _Language(_Provenance):
     pool: LanguagePooling
-    source: NotRequired[_Name]  # missing when the weights are local
-    prompt_name: _Name
+    source: NotRequired[ShortText]  # missing when the weights are local
+    prompt_name: ShortText
     tokens_sha256: _Sha256
     truncate: bool
     exclude_bos: bool | Literal["first"]
@@ -74,7 +74,7 @@ class _VisionOptions(TypedDict, total=False):
     num_heads: Annotated[int, Field(ge=1, le=512)]
     num_classes: Annotated[int, Field(ge=0, le=1_000_000)]
     in_chans: Literal[3]
-    reg_tokens: _Number
+    reg_tokens: Annotated[int, Field(ge=0, le=10_000)]
     class_token: bool
     no_embed_class: bool
     dynamic_img_size: bool
@@ -97,79 +97,84 @@ class _LanguageOptions(TypedDict, total=False):
     use_fast: bool
 
 
-_FORMS: dict[str, TypeAdapter[Any]] = {"vision": TypeAdapter(_Vision), "language": TypeAdapter(_Language)}
-_OPTIONS: dict[str, TypeAdapter[Any]] = {
-    "vision": TypeAdapter(_VisionOptions),
-    "language": TypeAdapter(_LanguageOptions),
-}
-_BLOCK = "blocks[.](0|[1-9][0-9]{0,3})"
-_LAYERS: dict[str, TypeAdapter[list[str]]] = {
-    "vision": TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^{_BLOCK}$")]]),
-    "language": TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|{_BLOCK})$")]]),
+class _Forms(NamedTuple):
+    provenance: TypeAdapter[Any]
+    options: TypeAdapter[Any]
+    layers: TypeAdapter[list[str]]
+
+
+_FORMS = {
+    "vision": _Forms(
+        TypeAdapter(_Vision),
+        TypeAdapter(_VisionOptions),
+        TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^{_BLOCK}$")]]),
+    ),
+    "language": _Forms(
+        TypeAdapter(_Language),
+        TypeAdapter(_LanguageOptions),
+        TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|{_BLOCK})$")]]),
+    ),
 }
 
 
-def check_recorded(provenance: Mapping[str, Any], layers: list[str], where: Where) -> None:
-    """See that the provenance and the layers of a features file are such as a run writes, of a model that is known.
+def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings: RebuildSettings) -> None:
+    """See that the provenance and the layers of a features file are such as a run writes, of a known model.
 
     Args:
         provenance: Of the file.
         layers: Of the file.
-        where: What the user gives.
+        settings: What the user gives.
 
     Raises:
         InputError: They are not; or the model is none that models.yml lists or timm has, and the user does not name it.
     """
     kind = "language" if "tokens_sha256" in provenance else "vision"
-    known = validate(_FORMS[kind], dict(provenance), "provenance")
-    validate(_LAYERS[kind], layers, "layers")
-    needed = {UNTRAINED: "seed", CHECKPOINT: "checkpoint_sha256"}.get(known["weights"], "revision")
-    if needed not in known or (needed == "revision" and not known["weights"].startswith(HUB)):
+    known = validate(_FORMS[kind].provenance, dict(provenance), "provenance")
+    validate(_FORMS[kind].layers, layers, "layers")
+    weights, source = known["weights"], known.get("source")
+    needed = {UNTRAINED: "seed", CHECKPOINT: "checkpoint_sha256"}.get(weights, "revision")
+    if needed not in known or (needed == "revision" and not weights.startswith(HUB)):
         raise InputError(
-            f"provenance.weights: {shorten(known['weights'])!r} must be {UNTRAINED} with seed, {CHECKPOINT} with "
+            f"provenance.weights: {shorten(weights)!r} must be {UNTRAINED} with seed, {CHECKPOINT} with "
             f"checkpoint_sha256, or {HUB}… with revision"
         )
-    is_local = known["weights"] == CHECKPOINT and "source" not in known
-    if kind == "language" and not is_local and known["weights"] not in (UNTRAINED, f"{HUB}{known.get('source')}"):
-        weights, source = shorten(known["weights"]), shorten(known.get("source"))
-        raise InputError(f"provenance.source: {source!r} does not go with weights {weights!r}")
+    is_local = weights == CHECKPOINT and source is None
+    if kind == "language" and not is_local and weights not in (UNTRAINED, f"{HUB}{source}"):
+        raise InputError(f"provenance.source: {shorten(source)!r} does not go with weights {shorten(weights)!r}")
     if kind == "vision" and known["dataset"] not in DATASETS:
         raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
-    if where.trust_remote_code and "revision" in known:
+    if settings.trust_remote_code and "revision" in known:
         raise InputError(
             f"trust_remote_code: the file decides of which commit code would run, {known['revision']}; look at that "
             "commit's code, and give a folder with it as --checkpoint"
         )
     entries = read_models()[kind]
     _check_options(kind, known, entries)
-    _check_model(kind, known, entries, where)
+    _check_model(kind, known, entries, settings)
 
 
-def _check_model(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEntry], where: Where) -> None:
-    if where.model is not None:
-        if where.model != (loaded := known.get("source", known["model"])):
-            raise InputError(f"model: the file is of {shorten(loaded)!r}, not of {where.model!r}")
+def _check_model(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEntry], settings: RebuildSettings) -> None:
+    if settings.model is not None:
+        if settings.model != (loaded := known.get("source", known["model"])):
+            raise InputError(f"model: the file is of {shorten(loaded)!r}, not of {settings.model!r}")
         return
     if kind == "language":
-        name = known.get("source")
+        name, whose = known.get("source"), "models.yml does not list"
         is_known = name is None or name in {entry.checkpoint or entry.name for entry in entries}
     else:
-        name = known["model"]
-        is_folder = known["weights"] == CHECKPOINT and where.checkpoint is not None and Path(where.checkpoint).is_dir()
+        name, whose = known["model"], "timm does not have and models.yml does not list"
+        folder = settings.checkpoint if known["weights"] == CHECKPOINT else None
+        is_folder = folder is not None and Path(folder).is_dir()
         is_known = is_folder or is_timm_name(name) or name in {entry.name for entry in entries}
     if not is_known:
-        whose = "models.yml does not list" if kind == "language" else "timm does not have and models.yml does not list"
         raise InputError(f"model: the file is of {shorten(name)!r}, which {whose}; if you trust it, give --model NAME")
 
 
 def _check_options(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEntry]) -> None:
     """Options reach the constructors of other libraries, which take paths and addresses as well."""
     listed = next((entry.options for entry in entries if entry.name == known["model"]), {})
-    others = {name: value for name, value in known["options"].items() if listed.get(name, _NOWHERE) != value}
+    others = {k: value for k, value in known["options"].items() if k not in listed or listed[k] != value}
     try:
-        validate(_OPTIONS[kind], others, "provenance.options")
+        validate(_FORMS[kind].options, others, "provenance.options")
     except InputError as error:
         raise InputError(f"{error}; other options are used only when models.yml has them for this model") from None
-
-
-_NOWHERE = object()

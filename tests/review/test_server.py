@@ -1,6 +1,10 @@
 """The page's server in process: who may talk to it, what it gives, what it takes."""
 
 import json
+import resource
+import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote, unquote
@@ -24,7 +28,7 @@ ADDRESS = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def served(decide_on, captions, root):
-    """The application, its keys, and the decisions behind it."""
+    """The application, its keys, and its decisions."""
     images, _ = find_images(read_captions(captions), "nsd", str(root))
     keys, decisions = Keys(), decide_on()
     app = Guard(ReviewServer(decisions, images, {"command": "…"}).app(), keys)
@@ -308,8 +312,9 @@ def test_decide_and_undo(client, served, review_file):
     assert (answer["row"]["text"], answer["row"]["status"], answer["row"]["revision"]) == ("A cat sleeps.", "edited", 1)
     assert (answer["progress"]["reviewed"], answer["progress"]["flagged_left"]) == (1, 3)
     assert answer["progress"]["undo"] == {"revision": 1, "row": 1, "id": "101"}
-    lines = review_file.with_suffix(".jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["new"] == "A cat sleeps.", "on disk when the answer comes"
+    with closing(sqlite3.connect(review_file.with_suffix(".sqlite"))) as database:
+        saved = database.execute("SELECT row, action, text FROM decisions").fetchall()
+    assert saved == [(1, "decide", "A cat sleeps.")], "on disk when the answer comes"
     answer = client.post("/api/undo", json={"revision": 1}).json()
     assert (answer["row"]["text"], answer["row"]["status"], answer["progress"]["undo"]) == (CAPTIONS[1], "open", None)
     assert client.post("/api/undo", json={"revision": 1}).status_code == 409
@@ -375,24 +380,28 @@ def test_what_can_not_be_is_refused(client, served, content, status):
     assert client.get(f"/api/find?id={quote('“é” ; DROP')}").json() == {"row": None}
 
 
-def test_a_full_disk_is_said_and_the_text_stays_with_the_page(client, served, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        response = decide(client, 1, text="Mine.")
+def test_a_full_disk_is_reported_and_the_text_stays_with_the_page(client, served, review_file):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (review_file.with_suffix(".sqlite").stat().st_size, limits[1]))
+    try:
+        response = decide(client, 1, text="Mine." * 4000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert response.status_code == 507
-    assert "No space left on device" in response.json()["message"]
+    assert "nsd_captions-review.sqlite can't be written" in response.json()["message"]
     assert served.decisions.rows.texts[1] == CAPTIONS[1]
     assert decide(client, 1, text="Mine.").status_code == 200
 
 
-def test_the_review_file_is_written_when_the_server_stops(served, review_file):
+def test_the_review_file_is_written_while_the_server_runs(served, review_file, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_WRITES", 0.1)
     with TestClient(served.app, ADDRESS, headers={"Origin": ADDRESS}) as client:
         client.get("/", params={"token": served.keys.token})
         decide(client, 1, text="A cat sleeps.")
-    assert read_captions(review_file)["caption"][1] == "A cat sleeps."
+        end = time.monotonic() + 20
+        while read_captions(review_file)["caption"][1] != "A cat sleeps.":
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 def test_labels_of_classifying_prompts_come_with_the_row(captions, decide_on):

@@ -12,11 +12,13 @@ from torch import Tensor
 from lit_extract.common.errors import name_some
 
 ROWS_AT_ONCE = 1024
+FLOAT32_ERROR = 1e-5  # relative; of float32 itself, at most
+HIDDEN = 0.5  # an error of so much of a distance hides what differs
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may differ from the reference; docs/store-format.md says what was measured.
+    """How far a run may be from the reference; docs/store-format.md has what was measured.
 
     Args:
         cosine: Cosine similarity of each stimulus and layer, at least.
@@ -39,7 +41,7 @@ BF16 = Limits(cosine=0.99, relative_error=0.15, of_spread=0.25, times_rounding=3
 
 
 @dataclass(frozen=True)
-class LayerParity:
+class LayerDeviation:
     """One layer of K stimuli, the worst of them; ``times_rounding`` of all.
 
     Args:
@@ -47,7 +49,7 @@ class LayerParity:
         max_abs_error: Largest difference of a number.
         relative_error: Norm of the difference by norm.
         cosine: Cosine similarity.
-        of_spread: Error by median distance between stimuli; None when there is one stimulus.
+        of_spread: Error by median distance between stimuli; NaN when there is one stimulus.
         times_rounding: Error by that of the reference when it is rounded as the run was.
     """
 
@@ -55,44 +57,33 @@ class LayerParity:
     max_abs_error: float
     relative_error: float
     cosine: float
-    of_spread: float | None
+    of_spread: float
     times_rounding: float | None
 
 
 def compare(
     layers: list[str], found: Tensor, again: Tensor, rounded: Tensor | None, spread: Tensor
-) -> list[LayerParity]:
-    """Each layer's figures.
+) -> list[LayerDeviation]:
+    """Measure how far each layer is from the reference.
 
     Args:
         layers: Their names.
-        found: What the file has, (K, L, D) float64.
-        again: What the reference gives, (K, L, D) float64.
-        rounded: What it gives in the precision of the run, (K, L, D) float64.
+        found: The features of the file, (K, L, D) float64.
+        again: Those of the reference, (K, L, D) float64.
+        rounded: Those of the reference in the precision of the run, (K, L, D) float64.
         spread: Distance between stimuli, (K, L).
     """
-    error = (found - again).norm(dim=-1)  # (K, L)
-    norm = again.norm(dim=-1)
-    relative, of_spread = _ratio(error, norm), _ratio(error, spread)
-    cosine = torch.where(error == 0, 1.0, torch.cosine_similarity(found, again, dim=-1))
+    error, norm = (found - again).norm(dim=-1), again.norm(dim=-1)  # (K, L)
+    largest = (found - again).abs().amax(dim=(0, 2)).tolist()
+    relative = _ratio(error, norm).amax(dim=0).tolist()
+    cosine = torch.where(error == 0, 1.0, torch.cosine_similarity(found, again, dim=-1)).amin(dim=0).tolist()
+    of_spread = torch.where((spread > 0).all(dim=0), _ratio(error, spread).amax(dim=0), torch.nan).tolist()
     times: list[float | None] = [None] * len(layers)
     if rounded is not None:  # a layer that is not rounded still has the error of float32
         own = torch.maximum((rounded - again).norm(dim=-1), FLOAT32_ERROR * norm)
         times = _ratio(_rms(error), _rms(own)).tolist()
-    return [
-        LayerParity(
-            name,
-            float((found - again)[:, k].abs().max()),
-            float(relative[:, k].max()),
-            float(cosine[:, k].min()),
-            float(of_spread[:, k].max()) if spread[:, k].all() else None,
-            times[k],
-        )
-        for k, name in enumerate(layers)
-    ]
-
-
-FLOAT32_ERROR = 1e-5  # relative; of float32 itself, at most
+    columns = zip(layers, largest, relative, cosine, of_spread, times, strict=True)
+    return [LayerDeviation(*column) for column in columns]
 
 
 def _ratio(of: Tensor, to: Tensor) -> Tensor:
@@ -104,40 +95,41 @@ def _rms(values: Tensor) -> Tensor:
     return values.square().mean(dim=0).sqrt()
 
 
-def beyond(figures: list[LayerParity], limits: Limits, precision: str) -> list[str]:
-    """The layers that differ by more than the precision of the run explains, as one sentence."""
+def beyond(deviations: list[LayerDeviation], limits: Limits, precision: str) -> list[str]:
+    """Name the layers that differ by more than the precision of the run explains, in one sentence."""
     offenders = [
-        f"{figure.layer} (cosine similarity {figure.cosine:.6f}, error {figure.relative_error:.2g} of the norm"
-        + (f", {figure.times_rounding:.2g} times what rounding costs)" if figure.times_rounding is not None else ")")
-        for figure in figures
-        if figure.cosine < limits.cosine
-        or figure.relative_error > limits.relative_error
-        or (figure.times_rounding or 0) > (limits.times_rounding or 0)
+        f"{layer.layer} (cosine similarity {layer.cosine:.6f}, error {layer.relative_error:.2g} of the norm"
+        + (f", {layer.times_rounding:.2g} times what rounding costs)" if layer.times_rounding is not None else ")")
+        for layer in deviations
+        if layer.cosine < limits.cosine
+        or layer.relative_error > limits.relative_error
+        or (layer.times_rounding or 0) > (limits.times_rounding or 0)
     ]
-    if not offenders:
-        return []
-    return [f"layers that differ by more than {precision} explains: {name_some(offenders, 3)}"]
+    return [f"layers that differ by more than {precision} explains: {name_some(offenders, 3)}"] if offenders else []
 
 
 def misplaced(layers: list[str], found: Tensor, again: Tensor) -> list[str]:
-    """Layers of the file, (K, L, D), that are another layer of the reference."""
+    """Name the layers of the file, (K, L, D), that are another layer of the reference."""
     distance = _layer_distances(found, again)
-    nearest = distance.argmin(dim=1)
     return [
         f"{layers[k]} of the file is {layers[other]}"
-        for k, other in enumerate(nearest.tolist())
+        for k, other in enumerate(distance.argmin(dim=1).tolist())
         if distance[k, other] < distance[k, k] / 2
     ]
 
 
+def _distances(of: Tensor, to: Tensor) -> Tensor:
+    """Euclidean distances between rows, not by way of a matrix product, which loses digits."""
+    return torch.cdist(of, to, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def _layer_distances(of: Tensor, to: Tensor) -> Tensor:
-    """Between the layers of two (K, L, D): (L, L), over all stimuli."""
-    exact = "donot_use_mm_for_euclid_dist"
-    return _rms(torch.stack([torch.cdist(a, b, compute_mode=exact) for a, b in zip(of, to, strict=True)]))
+    """Distances between the layers of two (K, L, D): (L, L), over all stimuli."""
+    return _rms(_distances(of, to))
 
 
 def median_distances(again: Tensor, rows: list[int], feats: Tensor, others: list[int]) -> Tensor:
-    """How far each of K stimuli is from other rows of the file, (K, L); 0 where there are none."""
+    """Return how far each of K stimuli is from other rows of the file, (K, L); 0 where there are none."""
     spread = torch.zeros(again.shape[:2], dtype=torch.float64)
     for place, row in enumerate(rows):
         if apart := [other for other in others if other != row]:
@@ -146,18 +138,15 @@ def median_distances(again: Tensor, rows: list[int], feats: Tensor, others: list
 
 
 def most_telling(found: Tensor, again: Tensor, spread: Tensor) -> int:
-    """The layer where the error is smallest beside the distance between stimuli."""
+    """Return the layer where the error is smallest compared with the distance between stimuli."""
     error = (found - again).norm(dim=-1)
     of_spread = torch.where(spread > 0, error / spread, torch.inf).median(dim=0).values
     return int(of_spread.argmin())
 
 
 def row_distances(feats: Tensor, layer: int, again: Tensor, bad: set[int]) -> Tensor:
-    """From each of K stimuli, (K, D), to one layer of every row of the file, (K, N); infinite to bad rows."""
-    parts = []
-    for first in range(0, len(feats), ROWS_AT_ONCE):
-        rows = feats[first : first + ROWS_AT_ONCE, layer].double()
-        parts.append(torch.stack([(rows - stimulus).norm(dim=-1) for stimulus in again]))
+    """Return distances from each of K stimuli, (K, D), to one layer of every row, (K, N); infinite to bad rows."""
+    parts = [_distances(again, rows[:, layer].double()) for rows in torch.split(feats, ROWS_AT_ONCE)]
     distances = torch.cat(parts, dim=1)
     distances[:, sorted(bad)] = torch.inf
     return distances
@@ -166,14 +155,14 @@ def row_distances(feats: Tensor, layer: int, again: Tensor, bad: set[int]) -> Te
 def place_rows(
     rows: list[int], ids: list[Any], distances: Tensor, spread: Tensor, limit: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Whether each stimulus is in its own row, and what is wrong with those that are not.
+    """Find the row of the file that is nearest to each stimulus, and name the stimuli that are not in their own.
 
     Args:
         rows: K rows that were computed again.
         ids: Stimulus of each row of the file.
         distances: From each of the K to every row, (K, N).
         spread: From each of the K to other stimuli, the median, (K,); 0 when there are none.
-        limit: What part of the spread the distance to a stimulus' own row may be.
+        limit: The part of the spread that the distance to a stimulus' own row may be.
     """
     placed, mistaken = [], []
     for row, to_rows, apart in zip(rows, distances, spread.tolist(), strict=True):
@@ -190,22 +179,23 @@ def place_rows(
     return placed, mistaken
 
 
-def hidden(figures: list[LayerParity], again: Tensor, precision: str) -> list[str]:
-    """What the error of a run's precision leaves little of: stimuli within a layer, layers of one model."""
-    remarks = []
-    if names := [figure.layer for figure in figures if (figure.of_spread or 0) > HIDDEN]:
-        remarks.append(f"in {name_some(names, 3)} the error of {precision} is as large as what differs between stimuli")
+def hidden(deviations: list[LayerDeviation], again: Tensor, precision: str) -> list[str]:
+    """Name the layers in which the error of a run's precision hides what differs: between stimuli, between layers."""
     apart = _layer_distances(again, again).fill_diagonal_(torch.inf).amin(dim=1) / _rms(again.norm(dim=-1))
-    if names := [f.layer for f, nearest in zip(figures, apart, strict=True) if f.relative_error > HIDDEN * nearest]:
-        remarks.append(f"in {name_some(names, 3)} the error of {precision} is as large as what differs between layers")
-    return remarks
-
-
-HIDDEN = 0.5
+    layers = list(zip(deviations, apart.tolist(), strict=True))
+    between = {
+        "stimuli": [layer.layer for layer, _ in layers if layer.of_spread > HIDDEN],
+        "layers": [layer.layer for layer, nearest in layers if layer.relative_error > HIDDEN * nearest],
+    }
+    return [
+        f"in {name_some(names, 3)} the error of {precision} is as large as what differs between {what}"
+        for what, names in between.items()
+        if names
+    ]
 
 
 def loss_errors(found: dict[str, Tensor], again: dict[str, Tensor]) -> dict[str, float]:
-    """Largest relative error of loss and bits per byte, (K,) each; where both are NaN there is none."""
+    """Return the largest relative error of loss and bits per byte, (K,) each; where both are NaN there is none."""
     errors = {}
     for name, values in found.items():
         both_nan = values.isnan() & again[name].isnan()

@@ -1,0 +1,126 @@
+"""A review on disk: the database, which has all decisions, and the review file, which is written from it."""
+
+import threading
+from pathlib import Path
+
+import pandas as pd
+
+from lit_extract.captioning.output import write_captions
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.files import replacing
+from lit_extract.review.database import Database, database_path, hash_texts
+from lit_extract.review.files import DECISION, check_unchanged, noted, read_edited
+from lit_extract.review.journal import journal_path, read_journal
+from lit_extract.review.rows import ACCEPTED, OPEN
+
+
+class ReviewOnDisk:
+    """A review file with its database. Whoever makes this has the lock of the review file.
+
+    Args:
+        path: The review file.
+        captions: The captions that it was made of.
+
+    Attributes:
+        rows: The captions with all decisions.
+        table: The review file as it was read last.
+        lock: Hold it while ``rows`` or ``database`` are used; several threads may call.
+        problem: Why the review file is not written; None: it is.
+
+    Raises:
+        InputError: Files that can't be read or written, don't belong together, or were changed by another program.
+    """
+
+    def __init__(self, path: Path, captions: pd.DataFrame) -> None:
+        self.path, self._captions = path, captions
+        self._stat = self._stat_now()
+        self.table = self._read()
+        self.database = Database(database_path(path), captions["caption"].tolist())
+        self.rows, self.lock = self.database.rows, threading.Lock()
+        self.problem: str | None = None
+        self._writing = threading.Lock()
+        journal = journal_path(path)
+        if not self.database.started:
+            self._start()
+        if journal.exists():
+            journal.rename(journal.with_name(f"{journal.name}.imported"))
+        self._state: str | None = check_unchanged(self.table, path, self.database)
+
+    def write(self) -> bool:
+        """Bring the review file up to date; return whether it is."""
+        with self._writing:
+            self._look()
+            with self.lock:
+                texts, decisions = list(self.rows.texts), ["" if s == OPEN else s for s in self.rows.statuses]
+            state = hash_texts(texts, decisions)
+            if self.problem or state == self._state:
+                return self.problem is None
+            try:
+                with self.lock:
+                    self.database.note(state)
+                with replacing(self.path) as partial:
+                    write_captions(self.table.assign(caption=texts, **{DECISION: decisions}), partial)
+                    if self._stat_now() != self._stat:
+                        raise OSError("another program writes it")
+            except OSError as error:
+                self.problem = f"{self.path.name} can't be written ({one_line(error)}); no decision is lost"
+                self._stat = (0, 0, 0)  # which it never is: look and try again
+                return False
+            self._state, self._stat = state, self._stat_now()
+            return True
+
+    def close(self) -> bool:
+        """Write the review file for the last time; return whether all is in it."""
+        try:
+            return self.write()
+        finally:
+            self.database.close()
+
+    def _start(self) -> None:
+        """Start from what the review file says, and an earlier version's journal."""
+        originals, texts, decisions = self.rows.originals, self.table["caption"].tolist(), noted(self.table)
+        states = [hash_texts(originals, [""] * len(originals)), hash_texts(texts, decisions)]
+        if journal_path(self.path).exists():
+            for row, (text, status) in read_journal(self.path, originals).items():
+                texts[row], decisions[row] = text, status
+        changed = [
+            (row, text)
+            for row, (text, original) in enumerate(zip(texts, originals, strict=True))
+            if text != original or (text and decisions[row] == ACCEPTED)
+        ]
+        self.database.start(states, changed)
+
+    def _look(self) -> None:
+        stat = self._stat_now()
+        if stat == self._stat:
+            return
+        self._stat, self.problem = stat, None
+        if stat is None:
+            self._state = None  # it was moved away: write it again
+            return
+        try:
+            table = self._read()
+            with self.lock:
+                self._state = check_unchanged(table, self.path, self.database)
+            self.table = table
+        except InputError as error:
+            self.problem = f"{error}. Decisions are still saved, but not written to this file"
+
+    def _read(self) -> pd.DataFrame:
+        table = read_edited(self.path, self._captions)
+        if missing := [column for column in ("original", "flag") if column not in table]:
+            raise InputError(f"{str(self.path)!r} has no column {name_some(missing)}; is it a review file?")
+        pairs = zip(table["original"], self._captions["caption"], strict=True)
+        if other := [f"row {row}" for row, (a, b) in enumerate(pairs) if a.split() != b.split()]:
+            raise InputError(
+                f"{str(self.path)!r} was made of other captions than these, in {name_some(other)}; to start from "
+                f"scratch, move it away, and {database_path(self.path).name}, if it exists"
+            )
+        return table
+
+    def _stat_now(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,0 +1,141 @@
+"""Captions once more by transformers alone: architectures, tokenizers, faults, captions that are others."""
+
+import pytest
+import sentencepiece
+import torch
+from helpers.language_models import save_captions, save_model
+from helpers.parity import PRECISIONS, captions_run, exceeds, given, rewrite, roll, run
+from transformers import AutoModelForCausalLM
+
+from lit_extract import CaptionDataModule, LanguageExtractor
+from lit_extract.common.errors import InputError
+from lit_extract.parity.language import before_final_norm
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "bloom"])
+def test_captions_are_certified(tmp_path, certify, architecture, precision):
+    folder = tmp_path / "model"
+    files = captions_run(folder, architecture, tmp_path, precision)
+    files += captions_run(folder, architecture, tmp_path / "hf", precision, layers="hidden_states", pool="avg")
+    for file in files:
+        code, out, certificate = certify(file, *given(folder), parity=8)
+        assert code == 0, out
+        assert certificate["reference"] == "transformers output_hidden_states"
+        assert certificate["failures"] == certificate["remarks"] == []
+        limit = 1e-5 if precision == "32-true" else 3e-2
+        assert all(layer["relative_error"] < limit for layer in certificate["layers"])
+        assert certificate["loss"].keys() == {"loss", "bpb"}
+        assert all(error < limit for error in certificate["loss"].values())
+
+
+def test_untrained_captions_need_the_configuration_only(tmp_path, certify):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, untrained=True, seed=5, pool="avg", exclude_bos=True)
+    assert certify(file, *given(folder))[0] == 0
+    rewrite(file, lambda content: content["metadata"]["provenance"].update(exclude_bos=False))
+    assert certify(file, *given(folder))[0] == 2
+
+
+def test_captions_tokenized_by_sentencepiece_and_cut(tmp_path, certify):
+    folder = tmp_path / "model"
+    save_model(folder, "llama")
+    texts = save_captions(folder / "captions.csv", (5, 150, 9, 12))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 20),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    extractor = LanguageExtractor("tiny", checkpoint=str(folder), tokenizer="sentencepiece")
+    data = CaptionDataModule(str(folder / "captions.csv"), "test", truncate=True)
+    (file,) = run(extractor, data, tmp_path)
+    code, out, _ = certify(file, *given(folder))
+    assert code == 0, out
+    assert torch.load(file, weights_only=True)["mask"].sum(dim=1).max() == 128
+
+
+def norm_the_last_block(content, folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        content["feats"][:, -1] = model.model.norm(content["feats"][:, -1])
+
+
+def wrong_loss(content, folder):
+    content["row_loss"] *= 1.05
+    content["loss"] *= 1.05
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda content, _: roll(content), "stimulus 0 (row 0) is in row 1"),
+        (lambda content, _: content.update(feats=content["feats"][:, [1, 0, 2]]), "blocks.0 of the file is blocks.1"),
+        (norm_the_last_block, "explains: blocks.2 (cosine"),
+        (wrong_loss, "loss differs by 0.05"),
+    ],
+)
+def test_a_fault_in_features_of_captions(tmp_path, certify, precision, fault, said):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, precision, pool="last")
+    rewrite(file, lambda content: fault(content, folder))
+    code, out, certificate = certify(file, *given(folder), parity=8)
+    assert code == 2
+    assert said in out
+    if fault is not wrong_loss:
+        assert exceeds(certificate) > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "captions: which file has the captions 'test' of captions? Give --captions FILE"),
+        (["--captions", "nowhere.csv"], "no file 'nowhere.csv'"),
+    ],
+)
+def test_captions_that_are_not_there(tmp_path, certify, arguments, said):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, pool="last")
+    code, out, certificate = certify(file, "--checkpoint", folder, *arguments)
+    assert (code, certificate) == (2, None)
+    assert "NOT CERTIFIED" in out
+    assert said in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("dog", "cat", "tokens_sha256: the file was made with"),
+        ("dog", "horses", "stimuli have changed since the file was made"),
+        ("\n1,", "\n99,", "has none of 1, which the file has"),
+    ],
+)
+def test_captions_that_are_others(tmp_path, certify, old, new, said):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, pool="last")
+    captions = folder / "captions.csv"
+    text = captions.read_text()
+    assert old in text
+    (tmp_path / "other.csv").write_text(text.replace(old, new, 1))
+    code, out, _ = certify(file, "--checkpoint", folder, "--captions", tmp_path / "other.csv")
+    assert code == 2
+    assert said in out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_final", [True, False])
+def test_what_is_called_a_norm_must_prove_to_be_the_final_one(tmp_path, is_final):
+    model = save_model(tmp_path, "llama")
+    ids = torch.tensor([[1, 7, 5, 9]])
+    raw = []
+    model.model.layers[-1].register_forward_hook(lambda _m, _i, output: raw.append(output))
+    normed = model(ids, output_hidden_states=True).hidden_states[-1]
+    model.model.another_norm = torch.nn.LayerNorm(32)  # never used
+    if is_final:
+        torch.testing.assert_close(before_final_norm(model, ids, normed), raw[0], rtol=0, atol=0)
+        return
+    model.model.norm.requires_grad_(False).weight += 1  # as if it had not been the one that gave this
+    with pytest.raises(InputError, match="no final norm found in LlamaModel"):
+        before_final_norm(model, ids, normed)

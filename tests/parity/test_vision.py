@@ -1,0 +1,210 @@
+"""Images once more by timm alone: models with other tokens, runs that went wrong, other weights and stimuli."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import timm
+from helpers.parity import PRECISIONS, TINY, exceeds, model_of, rewrite, run
+from PIL import Image
+from safetensors.torch import save_file
+
+from lit_extract import DemoDataModule, ImageFolderDataModule, NSDDataModule, VisionExtractor
+
+
+def test_nothing_of_what_made_the_file_is_used(file, certify, monkeypatch):
+    """Were any of it wrong, the certificate would not repeat the fault."""
+
+    def not_independent(*_, **__):
+        raise AssertionError("the reference must not use this")
+
+    for name in (
+        "lit_extract.modules.hooks.capture",
+        "lit_extract.modules.vision.capture",
+        "lit_extract.modules.vision.pool_image",
+        "lit_extract.modules.vision.VisionExtractor.normalize",
+        "lit_extract.modules.vision.VisionExtractor.activations",
+        "lit_extract.modules.pooling.pool_image",
+        "lit_extract.datasets.decode.open_image",
+        "lit_extract.datasets.decode.to_rgb",
+        "lit_extract.data.images.read_stimulus",
+        "lit_extract.data.images.ImageBatches.__getitem__",
+    ):
+        monkeypatch.setattr(name, not_independent)
+    assert certify(file)[0] == 0
+
+
+def test_16_bit_grayscale_is_certified(cli, tmp_path):
+    """Of images that convert("RGB") alone would show white."""
+    for row in range(4):
+        values = np.random.default_rng(row).integers(2**8, 2**16, (40, 50), dtype=np.uint16)
+        Image.fromarray(values).save(tmp_path / f"{row}.png")
+    config = Path(__file__).parents[2] / "configs" / "folder" / "vision.yaml"
+    settings = ["--model.name", TINY, "--model.untrained", "true", "--trainer.precision", "32-true"]
+    where = ["--data.root", tmp_path, "--output_dir", tmp_path / "out", "--trainer.accelerator", "cpu"]
+    code, _, err = cli("predict", "--config", config, *settings, *where)
+    assert code == 0, err
+    (file,) = (tmp_path / "out").rglob("*.pt")
+    code, out, _ = cli("verify", file, "--parity", 4, "--root", tmp_path)
+    assert code == 0, out
+
+
+def test_images_that_were_resized_in_another_way(tmp_path, certify, monkeypatch):
+    """As small a fault as bf16's rounding, so that only a run in float32 shows it."""
+    create_transform = timm.data.create_transform
+    monkeypatch.setattr(
+        "lit_extract.data.images.create_transform",
+        lambda **settings: create_transform(**{**settings, "interpolation": "bilinear"}),
+    )
+    extractor = VisionExtractor(TINY, untrained=True)
+    (file,) = run(extractor, DemoDataModule(query="demo_id < 8", subset="few"), tmp_path)
+    code, _, certificate = certify(file)
+    assert code == 2
+    assert exceeds(certificate) > 5
+    assert all(layer["cosine"] > 0.999 for layer in certificate["layers"])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("fault", ["raw pixels", "blue first", "half the crop", "patches for class token"])
+def test_a_run_that_went_wrong(tmp_path, certify, monkeypatch, fault, precision):
+    extractor = VisionExtractor(TINY, untrained=True)
+    normalize = VisionExtractor.normalize
+    if fault == "raw pixels":
+        monkeypatch.setattr(VisionExtractor, "normalize", lambda self, x: (x / 255).to(next(self.parameters()).dtype))
+    if fault == "blue first":
+        monkeypatch.setattr(VisionExtractor, "normalize", lambda self, x: normalize(self, x.flip(1)))
+    if fault == "patches for class token":
+        monkeypatch.setattr("lit_extract.modules.vision.pool_image", lambda hidden, *_: hidden[:, 1].float())
+    if fault == "half the crop":
+        monkeypatch.setattr(VisionExtractor, "normalize", lambda self, x: normalize(self, x.roll(8, dims=3)))
+    data = DemoDataModule(query="demo_id < 8", subset="few")
+    (file,) = run(extractor, data, tmp_path, precision)
+    code, out, certificate = certify(file)
+    assert code == 2, out
+    assert "layers that differ by more than" in out
+    assert exceeds(certificate) > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pools", "way"),
+    [
+        # registers; distilled: two prefix tokens; no class token; a class token that joins after the blocks
+        ("vit_small_patch14_reg4_dinov2.lvd142m", {"img_size": 56, "depth": 3}, ["cls", "avg", "avg_all"], "timm"),
+        ("deit_tiny_distilled_patch16_224.fb_in1k", {"img_size": 64, "depth": 3}, ["cls", "avg", "avg_all"], "timm"),
+        ("vit_relpos_small_patch16_224.sw_in1k", {"img_size": 64, "depth": 3}, ["avg", "avg_all"], "timm"),
+        ("eva02_tiny_patch14_224.mim_in22k", {"img_size": 56, "depth": 3}, ["cls"], "timm"),
+        ("cait_xxs24_224.fb_dist_in1k", {"img_size": 64, "depth": 3}, ["avg_all"], "torchvision"),
+    ],
+)
+def test_models_with_other_tokens(tmp_path, certify, image_folder, name, options, pools, way):
+    for precision in PRECISIONS:
+        extractor = VisionExtractor(name, untrained=True, options=options, pool=pools)
+        data = ImageFolderDataModule(root=str(image_folder), num_workers=0)
+        for file in run(extractor, data, tmp_path / precision, precision):
+            code, out, certificate = certify(file, "--root", image_folder, parity=3)
+            assert code == 0, out
+            assert certificate["reference"].startswith(way)
+
+
+def test_a_model_without_an_independent_way_is_a_clear_error(tmp_path, certify, image_folder, monkeypatch):
+    extractor = VisionExtractor(
+        "cait_xxs24_224.fb_dist_in1k", untrained=True, options={"img_size": 64, "depth": 2}, pool="avg_all"
+    )
+    (file,) = run(extractor, ImageFolderDataModule(root=str(image_folder), num_workers=0), tmp_path)
+
+    def untraceable(*_):
+        raise TypeError("can't trace this")
+
+    monkeypatch.setattr("torchvision.models.feature_extraction.create_feature_extractor", untraceable)
+    code, out, certificate = certify(file, "--root", image_folder)
+    assert (code, certificate) == (2, None)
+    assert "NOT CERTIFIED: parity: 'cait_xxs24_224.fb_dist_in1k' has no forward_intermediates of timm" in out
+    assert "can't trace this" in out
+
+
+def test_local_weights_must_be_those_of_the_file(tmp_path, certify):
+    weights, other = tmp_path / "weights.safetensors", tmp_path / "other.safetensors"
+    save_file(model_of(7).state_dict(), weights)
+    save_file(model_of(8).state_dict(), other)
+    (file,) = run(VisionExtractor(TINY, checkpoint=str(weights)), DemoDataModule(), tmp_path)
+    code, out, certificate = certify(file)
+    assert (code, certificate) == (2, None)
+    assert "NOT CERTIFIED: checkpoint: give --checkpoint PATH; the file is of local weights with SHA-256" in out
+    code, out, certificate = certify(file, "--checkpoint", other)
+    assert (code, certificate) == (2, None)
+    assert "NOT CERTIFIED: checkpoint: " in out
+    assert certify(file, "--checkpoint", tmp_path / "nowhere")[0] == 2
+    assert certify(file, "--checkpoint", weights)[0] == 0
+
+
+def test_weights_of_the_hub_are_those_of_the_recorded_commit(tmp_path, certify, monkeypatch):
+    """The hub is the edge: what is asked of it is noted, and a local file answers."""
+    file, commit = tmp_path / "model.safetensors", "0123456789abcdef0123456789abcdef01234567"
+    save_file(model_of(7).state_dict(), file)
+    asked = []
+
+    def download(repo_id, filename, revision=None, **_):
+        asked.append((repo_id, revision))
+        return str(file)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(sha=commit))
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    (features,) = run(VisionExtractor(TINY, revision="v2"), DemoDataModule(), tmp_path)
+    asked.clear()
+    assert certify(features)[0] == 0
+    assert asked == [("timm/test_vit.r160_in1k", commit)]
+    rewrite(features, lambda content: content["metadata"]["provenance"].update(weights="hub:someone/else"))
+    code, out, _ = certify(features)
+    assert code == 2
+    assert "NOT CERTIFIED: weights: the file was made with hub:someone/else" in out
+    assert len(asked) == 1, "nothing else is fetched"
+
+
+def test_images_in_hdf5_are_read_in_place(tmp_path, certify):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 50, 50, 3), dtype=np.uint8)
+    with h5py.File(tmp_path / "nsd_stimuli.hdf5", "w") as hdf5:
+        hdf5["imgBrick"] = pixels
+    data = NSDDataModule(root=str(tmp_path), query="nsd_id % 2 == 0", subset="even", num_workers=0)
+    (file,) = run(VisionExtractor(TINY, untrained=True, pool="avg"), data, tmp_path / "features")
+    code, out, certificate = certify(file, "--root", tmp_path, parity=5)
+    assert code == 0, out
+    assert [s["stimulus_id"] for s in certificate["stimuli"]] == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: (folder / "3.png").rename(folder / "9.png"), "stimuli_sha256: the file was made with"),
+        (lambda folder: (folder / "3.png").unlink(), "stimuli_sha256: the file was made with"),
+        (
+            lambda folder: shutil.copy(folder / "2.png", folder / "3.png"),
+            "stimuli have changed since the file was made",
+        ),
+    ],
+)
+def test_other_stimuli_are_no_verdict_but_an_error(run_job, certify, image_folder, change, said):
+    (file,) = run_job().files
+    assert certify(file, "--root", image_folder)[0] == 0
+    certificate = file.with_name(f"{file.stem}.parity.json")
+    certificate.unlink()
+    change(image_folder)
+    code, out, written = certify(file, "--root", image_folder)
+    assert (code, written) == (2, None)
+    assert f"NOT CERTIFIED: {said}" in out
+
+
+def test_a_dataset_without_its_root_is_a_clear_error(run_job, certify):
+    (file,) = run_job().files
+    code, out, _ = certify(file)
+    assert code == 2
+    assert "NOT CERTIFIED: data.root: where is folder? Give --data.root DIR" in out
+
+
+def test_ids_that_are_not_those_of_the_dataset(file, certify):
+    rewrite(file, lambda content: content["stimulus_ids"].__setitem__(slice(3, 5), [4, 3]))
+    code, out, _ = certify(file)
+    assert code == 2
+    assert "row 3 of the file is stimulus 4, but of the dataset 3" in out

@@ -1,0 +1,73 @@
+"""The page: it stands alone, whatever is missing."""
+
+import re
+
+import numpy as np
+from helpers import oracles
+
+from lit_extract.common.errors import InputError
+from lit_extract.report import stimuli
+
+
+def test_a_model_without_any_number_is_no_crash(save, numbers, page, random_features):
+    save("nothing", np.full((24, 3, 6), np.nan))
+    save("vit", random_features())
+    found = numbers()
+    assert any("nothing: 24 rows are NaN" in warning for warning in found["warnings"])
+    assert oracles.pair_of(found, "nothing", "vit")["cka"]["best"] is None
+    assert 'id="model-1-nothing"' in page()
+
+
+def test_one_model_of_one_layer(save, random_features, page):
+    save("vit", random_features(layers=1))
+    html = page()
+    assert "Between models" not in html
+    assert "Dissimilarity of stimuli" in html
+    assert "Look into this" not in html
+
+
+def test_without_pictures_ids_are_shown_and_it_is_said(save, random_features, page, monkeypatch):
+    def elsewhere(*_):
+        raise InputError("data.root: where is it?")
+
+    monkeypatch.setattr(stimuli, "load_dataset", elsewhere)
+    save("vit", random_features(), ids=[f"image <{k}>" for k in range(24)])
+    html = page()
+    assert "No pictures: where is it?" in html
+    assert '<span class="id">image &lt;' in html
+
+
+def test_the_page_stands_alone(save, random_features, page, tmp_path):
+    save("vit", random_features(seed=1))
+    save("vit", random_features(seed=2), untrained=True)
+    save("llm", random_features(seed=3), kind="language")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("demo_id,caption\n" + "".join(f"{k},<script>alert({k})</script>\n" for k in range(24)))
+    html = page(captions=str(captions))
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(" in html
+    assert all(source.startswith("data:image/") for source in re.findall(r'<img[^>]* src="([^"]*)"', html))
+    assert all('alt="' in image for image in re.findall(r"<img[^>]*>", html))
+    assert not re.search(r"@import|<link|<script|url\((?!#)", html)
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    inner = re.findall(r'<a href="#([^"]+)"', html)
+    assert set(inner) <= set(ids)
+    assert set(re.findall(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', html))
+    for one, two in re.findall(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', html):
+        assert (one or two) in ids
+    pictures = set(re.findall(r'<a href="(figures/[^"]+)"', html))
+    assert pictures == {f"figures/{path.name}" for path in (tmp_path / "report" / "figures").iterdir()}
+    assert len(pictures) == 3 * 3 + 3 + 2 + 1
+    assert html.count('src="data:image/jpeg') == 3 * 4 * (1 + 3 * 5)
+    for section in ("overview", "vision-language", "trained-untrained", "measures"):
+        assert section in ids
+
+
+def test_a_new_report_leaves_nothing_of_the_old_one(save, random_features, page, tmp_path):
+    other = save("deit", random_features(seed=2))
+    save("vit", random_features(seed=1))
+    page()
+    other.unlink()
+    page()
+    assert not [path for path in (tmp_path / "report" / "figures").iterdir() if "deit" in path.name]
