@@ -120,7 +120,7 @@ def dtype() -> Any:
     """Of the weights, in the precision that lit-extract chooses for this machine."""
     import torch
 
-    from lit_extract.commands.predict import default_precision
+    from lit_extract.jobs.trainer import default_precision
 
     return torch.bfloat16 if default_precision("auto") == "bf16-true" else torch.float32
 
@@ -140,7 +140,7 @@ def seconds_of_extract(model: Any, data: Any, **trainer: Any) -> tuple[float, fl
         reading their table, decoding or tokenizing, the model, the store, and the features file.
     """
     from lit_extract import extract
-    from lit_extract.commands.predict import predict_trainer
+    from lit_extract.jobs.trainer import predict_trainer
 
     start = time.perf_counter()
     data.setup("predict")

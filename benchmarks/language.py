@@ -183,12 +183,13 @@ def bare_forward(model: Path, captions: Path, n: int, dtype: str) -> dict[str, f
     import torch
     from transformers import AutoModel
 
+    from lit_extract.data.base import Connection
+
     extractor, data = _job(model, captions, n)
-    data.setup()
-    data.cut_shards(len(extractor.layers) * extractor.n_dim * 4)
-    data.choose(on_gpu=device() == "cuda")
+    row_bytes = len(extractor.layers) * extractor.n_dim * 4
+    data.connect(Connection(extractor.preprocessing, row_bytes, on_gpu=device() == "cuda"))
     network = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype)).eval().to(device())
-    batches = [(len(rows), round(sum(data.lengths[row] for row in rows) / len(rows))) for rows in data.plan(0, 1)]
+    batches = [(len(rows), round(sum(data.lengths[row] for row in rows) / len(rows))) for rows in data.plan.batches()]
     with torch.inference_mode():
         parts = [torch.randint(0, 500, shape, device=device()) for shape in batches]
         network(input_ids=parts[-1], use_cache=False).last_hidden_state[:, -1].cpu()

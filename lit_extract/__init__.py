@@ -13,6 +13,7 @@ _HOMES = {
     "load_dataset": "lit_extract.datasets",
     "load_features": "lit_extract.storage.features",
     "extract": "lit_extract.jobs.extraction",
+    "predict_trainer": "lit_extract.jobs.trainer",
     "caption": "lit_extract.captioning.job",
     "load_captions": "lit_extract.datasets",
     "VisionExtractor": "lit_extract.modules.vision",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from lit_extract.datasets import load_captions as load_captions
     from lit_extract.datasets import load_dataset as load_dataset
     from lit_extract.jobs.extraction import extract as extract
+    from lit_extract.jobs.trainer import predict_trainer as predict_trainer
     from lit_extract.modules.language import LanguageExtractor as LanguageExtractor
     from lit_extract.modules.vision import VisionExtractor as VisionExtractor
     from lit_extract.storage.features import load_features as load_features

@@ -89,7 +89,7 @@ def run_job(tmp_path, image_folder):
     Settings of the data module begin with ``data_``; pool, layers, seed and precision, and those of ``extract``, don't.
     """
     from lit_extract import ImageFolderDataModule, VisionExtractor, extract
-    from lit_extract.commands.predict import predict_trainer
+    from lit_extract.jobs.trainer import predict_trainer
 
     def run(output_dir=tmp_path / "out", pool="cls", seed=0, layers="blocks", precision="32-true", **settings):
         of_data = {key: settings.pop(key) for key in list(settings) if key.startswith("data_")}

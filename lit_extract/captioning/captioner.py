@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lit_extract.captioning.engines import Engine, Reply, Request
+from lit_extract.captioning.engines import Reply, Request
 from lit_extract.captioning.engines.offline import OfflineEngine
 from lit_extract.captioning.engines.server import ServerEngine
 from lit_extract.captioning.prompts import find_prompt
@@ -19,8 +19,8 @@ _LINE_ENDS = re.compile(r"\r\n?|\x85|\u2028|\u2029")
 class Captioner(Predictor):
     """Captions, or labels, of images by a vision-language model.
 
-    The constructor refuses wrong settings; the model is loaded, or the server greeted, in
-    :meth:`configure_model`, when a run begins.
+    The constructor refuses wrong settings; the model is loaded, or the server asked, in
+    :meth:`configure_model`, when a run starts.
 
     Args:
         name: The model: a name on the hub, a folder, or what the server calls it.
@@ -86,14 +86,14 @@ class Captioner(Predictor):
             max_image_size=max_image_size,
         )
         self.preprocessing = {"max_image_size": max_image_size}
-        self.engine: Engine = (
+        self.engine: ServerEngine | OfflineEngine = (
             ServerEngine(self.request, base_url, concurrency, timeout, patience)
             if base_url
             else OfflineEngine(self.request, revision, engine_options or {})
         )
 
     def provenance(self) -> dict[str, Any]:
-        """What about the model and the question changes the captions."""
+        """Return what about the model and the question changes the captions."""
         return {
             "model": self.model_name,
             **self.engine.provenance(),
@@ -111,12 +111,12 @@ class Captioner(Predictor):
             self.engine.start()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> dict[str, Any]:
-        """Replies about a shard of images: ``index`` (B,) and ``replies``, B of them."""
+        """Return replies about a shard of images: ``index`` (B,) and ``replies``, B of them."""
         with default_float32():
             return {"index": batch["index"].cpu(), "replies": self.replies(batch["sources"])}
 
     def replies(self, sources: Sequence[ImageSource]) -> list[Reply]:
-        """One reply an image; those that fail are tried again, together."""
+        """Return one reply an image; those that fail are tried again, together."""
         replies: dict[int, Reply] = {}
         left = list(range(len(sources)))
         for _ in range(self.attempts):
@@ -128,7 +128,7 @@ class Captioner(Predictor):
         return [replies[place] for place in range(len(sources))]
 
     def _judge(self, reply: Reply) -> Reply:
-        """The reply as it is recorded; one outside the labels is an error."""
+        """Return the reply as it is recorded; one outside the labels is an error."""
         if reply.error is not None:
             return reply
         text = clean(reply.text)
@@ -141,7 +141,7 @@ class Captioner(Predictor):
 
 
 def clean(text: str) -> str:
-    r"""A reply as it can be kept in a file: without blanks around it, lines ended by ``\n``, valid Unicode.
+    r"""Return a reply as it can be kept in a file: without blanks around it, lines ended by ``\n``, valid Unicode.
 
     A NUL would end the field in most readers of CSV, so it becomes the sign for a character that is none.
     """
@@ -157,7 +157,7 @@ def _check_engine(
     if base_url is None:
         return
     if not re.match(r"https?://[^/]+", base_url):
-        raise InputError(f"model.base_url: {base_url!r} must begin with http:// or https:// and a host")
+        raise InputError(f"model.base_url: {base_url!r} must start with http:// or https:// and a host")
     if engine == "vllm":
         raise InputError(
             f"model.base_url: {base_url!r} is for the engine server, but model.engine is vllm; leave one of them out"

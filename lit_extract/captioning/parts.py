@@ -1,7 +1,7 @@
-"""Finished captions on disk, shard by shard: one JSON-lines file a shard, written beside and renamed.
+"""Finished captions on disk, shard by shard: one JSON-lines file a shard, whole or not at all.
 
 A record is a row: ``index``, ``stimulus_id``, ``caption``, ``status``, and what was noted of its image. The provenance
-lies in a JSON next to the future output, which stays there when the parts are gone.
+is in a JSON file next to the output, its sidecar, which stays when the parts are gone.
 """
 
 import json
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, FailFast, Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from lit_extract.captioning.output import FAILED, beside, sha256_of, write_beside, write_captions
+from lit_extract.captioning.output import FAILED, sha256_of, write_captions
 from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.files import replacing
 from lit_extract.common.untrusted import MAX_RECORD_BYTES, Count, read_regular, shorten, validate_json
 from lit_extract.storage.layout import INPUT_COLUMNS, INPUTS
 from lit_extract.storage.provenance import differing
@@ -90,38 +91,37 @@ class Parts:
         self.folder.mkdir(exist_ok=True)
 
     def check_provenance(self, provenance: Mapping[str, Any]) -> bool:
-        """Whether something was begun here.
+        """Return whether something was started here.
 
         Raises:
-            InputError: With other settings, which are named; or by something else.
+            InputError: With other settings, which are named; or by another program.
         """
         if not self.output.exists() and not any(self.folder.glob("*.jsonl")):
-            return False  # at most a run that ended before its first part
+            return False  # at most of a run that ended before its first part
         if not self.sidecar.exists():
             if self.output.exists() or self.folder.exists():
                 raise InputError(
-                    f"{str(self.output)!r} is there already, but nothing says how it was made ({self.sidecar.name} is "
+                    f"{str(self.output)!r} exists already, but it is not known how it was made ({self.sidecar.name} is "
                     "missing); choose another --output, or pass --overwrite to replace it"
                 )
             return False
         if difference := differing(read_sidecar(self.output).get("provenance", {}), provenance):
             raise InputError(
-                f"{str(self.output)!r} was begun with other settings: {difference}. Run with the same settings to go "
-                "on, pass --overwrite to start anew, or choose another --output"
+                f"{str(self.output)!r} was started with other settings: {difference}. Run with the same settings to "
+                "resume it, pass --overwrite to start from scratch, or choose another --output"
             )
         return True
 
     def write(self, shard: int, records: Iterable[Record]) -> int:
-        """Put the records of a shard on disk, with those that are there already; return the bytes written."""
+        """Put the records of a shard on disk, with those that exist already; return the bytes written."""
         merged = {record["index"]: record for record in _read_part(self._file(shard))}
         merged |= {record["index"]: record for record in records}
         lines = [json.dumps(merged[index], ensure_ascii=False) for index in sorted(merged)]
-        data = "".join(f"{line}\n" for line in lines).encode()
-        write_beside(self._file(shard), lambda file: file.write_bytes(data))
-        return len(data)
+        with replacing(self._file(shard)) as partial:
+            return partial.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
     def records(self, stimuli: Sequence[int | str]) -> dict[int, Record]:
-        """Return all records that are there, by row.
+        """Return all records, by row.
 
         Args:
             stimuli: The ids of all rows.
@@ -139,23 +139,22 @@ class Parts:
         return records
 
     def is_finished(self) -> bool:
-        """Whether the output is there, with nothing left to do again."""
+        """Return whether the output exists, with nothing left to do again."""
         return self.output.exists() and not self.folder.exists() and read_sidecar(self.output).get("failed") == 0
 
     def check_untouched(self) -> None:
-        """Refuse to write over what someone has edited.
+        """Refuse to replace what someone has edited.
 
         Raises:
             InputError: The output is not as it was written.
         """
         if self.output.exists() and sha256_of(self.output) not in read_sidecar(self.output).get("output_sha256", []):
             raise InputError(
-                f"{str(self.output)!r} was changed since it was written; move it elsewhere to go on, or pass "
-                "--overwrite"
+                f"{str(self.output)!r} was changed since it was written; move it elsewhere, or pass --overwrite"
             )
 
     def publish(self, captions: pd.DataFrame, inputs: NDArray[np.int64], **counts: int) -> None:
-        """Write the output, in the place of an earlier one; the sidecar tells either from a file that was edited.
+        """Write the output, in the place of an earlier one; the sidecar has the hashes of both.
 
         Args:
             captions: The table.
@@ -172,7 +171,7 @@ class Parts:
 
     def remove_folder(self) -> None:
         """Delete the parts: renamed first, so that half of them is never taken for all."""
-        aside = beside(self.folder)
+        aside = self.folder.with_name(f".{self.folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         if self.folder.exists():
             self.folder.rename(aside)
@@ -188,8 +187,8 @@ class Parts:
         return self.folder / f"{shard:05d}.jsonl"
 
     def _write_sidecar(self, content: Mapping[str, Any]) -> None:
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_beside(self.sidecar, lambda file: file.write_text(text, encoding="utf-8"))
+        with replacing(self.sidecar) as partial:
+            partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_part(file: Path) -> list[Record]:
@@ -209,12 +208,12 @@ def _damaged(file: Path, why: str) -> InputError:
 
 
 def sidecar_of(output: Path) -> Path:
-    """Where the provenance of a caption file is."""
+    """Return where the provenance of a caption file is."""
     return output.with_name(f"{output.name}.json")
 
 
 def read_sidecar(output: Path) -> Sidecar:
-    """Provenance and notes of a caption file; empty when it has none.
+    """Return the provenance and notes of a caption file; empty when it has none.
 
     Raises:
         InputError: There is one that is damaged.
@@ -243,12 +242,11 @@ def noted_inputs(output: Path, n_rows: int) -> NDArray[np.int64] | None:
 
 
 def inputs_of(record: Record | None) -> list[int]:
-    """What a record notes of its image, 0 where an earlier version noted nothing."""
-    if record is None:
-        return [0] * len(INPUT_COLUMNS)
-    return [record.get("n_bytes", 0), record.get("mtime_ns", 0), record.get("content", 0), record.get("rotated", 0)]
+    """Return what a record notes of its image, 0 where there is none, or an earlier version noted nothing."""
+    noted: Mapping[str, Any] = record or {}
+    return [noted.get(name, 0) for name in INPUT_COLUMNS]
 
 
 def is_done(record: Record) -> bool:
-    """Whether a row needs not be asked again."""
+    """Return whether a row needs not be asked again."""
     return not record["status"].startswith(FAILED)

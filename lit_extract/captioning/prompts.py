@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
-from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.untrusted import is_printable, read_yaml, shorten
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
+from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
+
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import is_printable, read_yaml, shorten, validate
 
 DEFAULT_PROMPTS = Path(__file__).with_name("prompts.yml")
-KEYS = ("text", "choices", "sentences")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Prompt:
         name: Its name, or the text itself when it has none; the column ``prompt`` of the output.
         text: What is asked.
         choices: The labels of which the reply is one; empty for free text.
-        sentences: How many sentences are asked for, if that is known.
+        sentences: Number of sentences wanted, if that is known.
     """
 
     name: str
@@ -35,7 +37,7 @@ class Prompt:
 
 
 def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | None = None) -> Prompt:
-    """The prompt of a name, or with a text.
+    """Return the prompt of a name, or with a text.
 
     Args:
         prompt: A name in ``file`` or in the prompts that ship here; else a text, which has several words.
@@ -63,7 +65,7 @@ def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | N
 
 
 def read_prompts(file: str | None = None) -> dict[str, Prompt]:
-    """All prompts by name: those that ship here, and those of ``file``, which come first.
+    """Return all prompts by name: those that ship here, and those of ``file``, which come first.
 
     Raises:
         InputError: The file is missing, or not as it should be.
@@ -73,33 +75,35 @@ def read_prompts(file: str | None = None) -> dict[str, Prompt]:
 
 
 def _read(path: Path) -> dict[str, Prompt]:
-    entries = read_yaml(path, f"model.prompts: {str(path)!r}")
+    what = f"model.prompts: {str(path)!r}"
+    entries = read_yaml(path, what)
     if not isinstance(entries, dict):
-        raise InputError(f"model.prompts: {str(path)!r} must map names to prompts, as in {DEFAULT_PROMPTS}")
-    return {name: _prompt(f"model.prompts: {str(path)!r}: {shorten(name)}", name, entries[name]) for name in entries}
+        raise InputError(f"{what} must map names to prompts, as in {DEFAULT_PROMPTS}")
+    return {name: _prompt(f"{what}: {shorten(name)}", name, entry) for name, entry in entries.items()}
 
 
 def _prompt(where: str, name: str, entry: Any) -> Prompt:
-    if isinstance(entry, str):
-        entry = {"text": entry}
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
-        raise InputError(f"{where} has no text")
+    prompt = validate(_ENTRY, {"text": entry} if isinstance(entry, str) else entry, where)
     if not name.strip() or not is_printable(name):
         raise InputError(f"{where}: a name must be text without control characters")
-    if unknown := [shorten(key) for key in entry if key not in KEYS]:
-        raise InputError(f"{where} has {name_some(unknown)}; allowed are {', '.join(KEYS)}")
-    choices, sentences = entry.get("choices"), entry.get("sentences")
-    if choices is not None:
-        _check_choices(f"{where}: choices", choices)
-    if sentences is not None and (type(sentences) is not int or sentences < 1):
-        raise InputError(f"{where}: sentences {shorten(repr(sentences))} must be a number, 1 or more")
-    return Prompt(name, entry["text"].strip(), tuple(choices or ()), sentences)
+    if "choices" in prompt:
+        _check_choices(f"{where}: choices", prompt["choices"])
+    return Prompt(name, prompt["text"], tuple(prompt.get("choices", ())), prompt.get("sentences"))
 
 
-def _check_choices(where: str, choices: Any) -> None:
-    shown = shorten(repr(choices), 200)
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise InputError(f"{where}: {shown} must be a list of words; in YAML, put yes, no and numbers in quotes")
+class _Entry(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    choices: NotRequired[list[str]]
+    sentences: NotRequired[Annotated[int, Field(ge=1)]]
+
+
+_ENTRY: TypeAdapter[_Entry] = TypeAdapter(_Entry)
+
+
+def _check_choices(where: str, choices: Sequence[str]) -> None:
     is_plain = all(choice and choice == choice.strip() and is_printable(choice) for choice in choices)
     if len(set(choices)) < 2 or len(set(choices)) < len(choices) or not is_plain:
+        shown = shorten(repr(choices), 200)
         raise InputError(f"{where}: {shown} must be two or more different labels, without blanks around them")

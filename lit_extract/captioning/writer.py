@@ -15,7 +15,7 @@ from lit_extract.storage.layout import CONTENT, INPUTS, MTIME, ROTATED, SIZE
 
 
 class CaptionWriter(BasePredictionWriter):
-    """Writes each shard of replies when it comes.
+    """Writes each shard of replies when it arrives.
 
     Args:
         parts: Where they go.
@@ -48,8 +48,8 @@ class CaptionWriter(BasePredictionWriter):
                 self.bytes_written += self.parts.write(shard, records)
         except OSError as error:
             raise InputError(
-                f"can't write to {str(self.parts.folder)!r}: {error}; finished captions are safe: mend it and run "
-                "the same command again"
+                f"can't write to {str(self.parts.folder)!r}: {error}; finished captions are safe: fix that and "
+                "run the same command again"
             ) from error
 
 

@@ -13,13 +13,14 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 from tqdm import tqdm
 
-from lit_extract.commands.predict import PredictCLI, default_precision
+from lit_extract.commands.predict import PredictCLI
 from lit_extract.common import exit_codes
 from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import host_memory
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
+from lit_extract.jobs.trainer import default_precision
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.registry import default_models_file, matching_models
 from lit_extract.planning.needs import (

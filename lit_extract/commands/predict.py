@@ -2,16 +2,13 @@
 
 import inspect
 import logging
-import re
 from argparse import ArgumentError
 from contextlib import redirect_stdout
-from pathlib import Path
 from pydoc import locate
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from transformers.utils.logging import disable_progress_bar
 
@@ -24,82 +21,15 @@ from lit_extract.commands.config import check_files, parsed, prepare_parsers, re
 from lit_extract.common import exit_codes
 from lit_extract.common.errors import InputError, name_some, one_line, wrong_setting
 from lit_extract.common.timing import seconds_since_start, stopwatch
-from lit_extract.common.untrusted import shorten
 from lit_extract.data.base import StimulusDataModule
-from lit_extract.jobs.cluster import plugins_of_cluster
 from lit_extract.jobs.extraction import Extraction, extract, find_finished
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.modules.base import Extractor, Predictor
 from lit_extract.storage import rounding
 from lit_extract.storage.features import load_features
 from lit_extract.storage.store import Store
 
 FAILURES_SHOWN = 10
-
-Precision = Literal["bf16-true", "bf16-mixed", "32-true"]
-
-
-def predict_trainer(
-    accelerator: str = "auto",
-    devices: int | str | list[int] = "auto",
-    num_nodes: int = 1,
-    strategy: str = "auto",
-    precision: Precision | None = None,
-    callbacks: list[Callback] | None = None,
-) -> Trainer:
-    """A Trainer for prediction.
-
-    Args:
-        accelerator: "gpu", "cpu" or "auto".
-        devices: How many devices, which ones, or "auto" for all; several share the work (DDP).
-        num_nodes: Machines that share the work.
-        strategy: Lightning's strategy for several devices; "auto" is DDP.
-        precision: "bf16-true", "bf16-mixed" or "32-true"; default: bf16-true on a GPU and on a CPU with
-            AMX, 32-true elsewhere and for an untrained model, whose layers may differ by less than bf16 holds.
-        callbacks: Further Lightning callbacks.
-
-    Raises:
-        InputError: Lightning refuses the settings, on this machine or altogether.
-    """
-    _check_counts(devices, num_nodes)
-    try:
-        with plugins_of_cluster(num_nodes) as plugins:
-            return Trainer(
-                accelerator=accelerator,
-                devices=devices,
-                num_nodes=num_nodes,
-                strategy=strategy,
-                precision=precision or default_precision(accelerator),
-                callbacks=callbacks,
-                plugins=plugins,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,  # the data module's plan keeps two ranks out of one shard
-            )
-    except InputError:
-        raise
-    except (
-        MisconfigurationException,
-        RuntimeError,  # of SLURM's variables
-        ValueError,
-        TypeError,
-    ) as error:  # a GPU that is not there, say
-        settings = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}, precision {precision!r}"
-        raise InputError(f"trainer: Lightning refuses {settings}: {one_line(error)}") from error
-
-
-MAX_DEVICES, MAX_NODES = 1024, 100_000  # more than there are; Lightning makes a list of them
-
-
-def _check_counts(devices: int | str | list[int], num_nodes: int) -> None:
-    count = int(devices) if isinstance(devices, str) and re.fullmatch("[0-9]{1,20}", devices) else devices
-    count = len(count) if isinstance(count, list | str) else count
-    if count > MAX_DEVICES or num_nodes > MAX_NODES:
-        raise InputError(
-            f"trainer: devices {shorten(devices)} and num_nodes {shorten(num_nodes)} must be {MAX_DEVICES} and "
-            f"{MAX_NODES:,} at most"
-        )
 
 
 def make_callbacks(callbacks: list[Any] | None) -> list[Callback]:
@@ -115,17 +45,6 @@ def make_callbacks(callbacks: list[Any] | None) -> list[Callback]:
     except Exception as error:  # of the callbacks' own code
         raise InputError(f"trainer.callbacks: {one_line(error)}") from error
     return made
-
-
-def default_precision(accelerator: str) -> Precision:
-    """bf16-true where the hardware multiplies bf16 matrices faster than float32 ones."""
-    import torch
-
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-true" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    cpuinfo = Path("/proc/cpuinfo")
-    has_amx = cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text(encoding="utf-8", errors="replace")
-    return "bf16-true" if has_amx else "32-true"
 
 
 class PredictCLI(LightningCLI):

@@ -1,8 +1,10 @@
-"""What all data modules share: the plan, and a DataLoader whose items are whole batches."""
+"""What all data modules share: what they know of a job, the plan, and a DataLoader whose items are whole batches."""
 
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.signals import leave_workers_alone
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import check_name, shorten
-from lit_extract.data.plan import rows_to_shard_ends
+from lit_extract.data.plan import Plan
 from lit_extract.datasets import table
-from lit_extract.storage.layout import N_BYTES
+from lit_extract.datasets.decode import contents
+from lit_extract.storage.layout import CONTENT, MTIME, N_BYTES, SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,31 @@ SUBSET_BYTES_AT_MOST = 200  # with what is added, file systems take 255
 MAX_WORKERS, MAX_SHARD_ROWS = 4096, 2**31  # more than any machine has use for
 
 Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What a data module needs to know of its job.
+
+    Args:
+        preprocessing: What the model expects of its input.
+        row_bytes: Bytes of one row's activations, of all layers; from them the rows a shard, unless given.
+        on_gpu: Whether the model runs on one.
+        recorded: Provenance of the run to resume; settings that were not given are taken from it.
+        ids_in_folder: Stimuli of the features in the output folder, in their order.
+        output_dir: Folder of all features, if it is a local one.
+        plan: What is left to do; None: all.
+        reserved_bytes: Of the disk, which the features will take.
+    """
+
+    preprocessing: dict[str, Any] | None = None
+    row_bytes: int = 1
+    on_gpu: bool = False
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    ids_in_folder: Sequence[int] | Sequence[str] = ()
+    output_dir: Path | None = None
+    plan: Plan | None = None
+    reserved_bytes: int = 0
 
 
 class StimulusDataModule(LightningDataModule):
@@ -44,9 +72,6 @@ class StimulusDataModule(LightningDataModule):
     unit = "stimuli"
     input_columns: Sequence[str] = (N_BYTES,)  # what is noted of each row's input
     dataset_name: str
-    output_dir: Path | None = None  # of the features; set by the job
-    ids_in_folder: Sequence[int] | Sequence[str] = ()  # of features that are in the output folder; set by the job
-    room_for_features = 0  # bytes of the disk that the features will still take; set by the job
 
     def __init__(
         self,
@@ -78,16 +103,32 @@ class StimulusDataModule(LightningDataModule):
                 raise InputError(f"data.{setting}: {shorten(value)} must be {least} or more, and {most:,} at most")
         self.query, self.subset = query, subset
         self.shard_rows, self.num_workers = shard_rows, num_workers
-        self.preprocessing = preprocessing
-        self.done_shards: Collection[int] = ()
-        self.planned_rows = 0
-        self.rows_to_shard_ends: list[int] = []  # of each planned batch
-        self.rows_a_shard = 0  # as given, or as cut_shards() chooses for a model
-        self.stimuli: pd.DataFrame | None = None
-        self.again: Mapping[int, Sequence[int]] = {}  # rows to compute again of shards that are done
-        # of each row's input, once it is set up; of files only, the time
-        self.n_bytes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.mtimes_ns: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self.connection = Connection(preprocessing)
+
+    def connect(self, connection: Connection) -> None:
+        """Take all that the job knows: of its model and output first, and again when its ranks know what is left.
+
+        Nothing is read yet; without a job, all rows are left.
+        """
+        self.connection = connection
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What the model expects of its input.
+
+        Raises:
+            InputError: Nobody has said that.
+        """
+        if self.connection.preprocessing is None:
+            raise InputError(
+                "data.preprocessing: not set; pass the extractor's, as in DataModule(preprocessing=model.preprocessing)"
+            )
+        return self.connection.preprocessing
+
+    @property
+    def plan(self) -> Plan:
+        """Which rows go together, and which are left."""
+        return self.connection.plan or self.plan_all()
 
     @property
     def source(self) -> str:
@@ -101,59 +142,92 @@ class StimulusDataModule(LightningDataModule):
 
     @abstractmethod
     def read_table(self) -> pd.DataFrame:
-        """The stimulus table, without a look at the stimuli themselves."""
+        """Return the stimulus table, without a look at the stimuli themselves."""
 
-    def cut_shards(self, row_bytes: int) -> None:
-        """Fix the rows a shard: as given, else for a model with activations of ``row_bytes`` a row."""
-        self.rows_a_shard = self.shard_rows or self.default_shard_rows(row_bytes)
+    @cached_property
+    def stimuli(self) -> pd.DataFrame:
+        """The stimulus table, one row a stimulus (N rows); read once."""
+        stimuli = self.read_table()
+        if ignored := stimuli.attrs.get(table.IGNORED):
+            counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
+            logger.info(f"{stimuli.attrs[table.ROOT]}: files that are no images are ignored: {counts}")
+        return stimuli
+
+    @cached_property
+    @abstractmethod
+    def input_states(self) -> NDArray[np.int64]:
+        """Size in bytes, and time of the last change in ns, of each row's input (N, 2); of captions the time is 0."""
 
     @property
-    def is_settled(self) -> bool:
-        """Whether all that changes the numbers is given, and nothing is left to :meth:`adopt` or :meth:`choose`."""
-        return True
+    def input_bytes(self) -> NDArray[np.int64]:
+        """Size of each row's input (N,)."""
+        return self.input_states[:, SIZE]
 
-    def adopt(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Take what was not given from the provenance of a run that this one goes on with; return what was taken."""
-        return {}
-
-    def choose(self, on_gpu: bool) -> dict[str, Any]:
-        """Choose for a kind of device what was neither given nor recorded; return that part of the provenance."""
-        return {}
+    def setup(self, stage: str | None = None) -> None:
+        """Read the stimuli, once, and see that they can be had."""
+        _ = self.input_states
 
     @abstractmethod
-    def default_shard_rows(self, row_bytes: int) -> int:
-        """Rows a shard, when not given: from the bytes of one row's activations."""
+    def plan_all(self) -> Plan:
+        """Return the plan of all rows."""
 
-    @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """What about the data changes the numbers; ``setup`` must have run."""
+        """Return what about the data changes the numbers."""
+        return {
+            "dataset": self.dataset_name,
+            "query": self.query,
+            "n_stimuli": len(self.stimuli),
+            "shard_rows": self.plan.shard_rows,
+        }
 
-    def contents(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Hash of the content of some rows' inputs as they are now, 0 where there is none; they are read."""
-        return np.zeros(len(rows), dtype=np.int64)
+    def image_places(self, rows: Sequence[int]) -> list[tuple[str, int | None]]:
+        """Return the image file of each of some rows, and its row in that, if it is an HDF5 file."""
+        chosen = self.stimuli.iloc[list(rows)]
+        in_file = chosen["image_row"].tolist() if "image_row" in chosen else [None] * len(chosen)
+        return list(zip(chosen["image"].tolist(), in_file, strict=True))
 
     def readable(self, rows: Sequence[int]) -> list[int]:
-        """Those of the rows whose inputs are not bad now."""
+        """Return those of the rows whose inputs are not bad now."""
         return []
 
-    @abstractmethod
-    def plan(self, rank: int, world_size: int) -> list[Any]:
-        """Global row indices of each batch that this rank has left to do."""
+    def changed(self, recorded: NDArray[np.int64], rows: NDArray[np.bool_]) -> list[int]:
+        """Return the rows whose inputs are others than those that were read.
+
+        A file of the same size and time is taken as unchanged, as Git and make do; any other is read and its content
+        compared. Where no content was noted, by earlier versions and of captions, sizes are compared.
+
+        Args:
+            recorded: What was noted of each row's input (N, 4).
+            rows: Which rows to look at (N,).
+        """
+        sizes, times = self.input_states.T
+        other_size = recorded[:, SIZE] != sizes
+        is_known = recorded[:, CONTENT] != 0
+        changed = rows & ~is_known & other_size
+        touched = np.flatnonzero(rows & is_known & (other_size | (recorded[:, MTIME] != times)))
+        if len(touched):
+            logger.info(
+                f"comparing the content of {len(touched)} stimuli, whose files have another size or time than when read"
+            )
+            now = np.array(contents(self.image_places(touched.tolist())), dtype=np.int64)
+            changed[touched] = now != recorded[touched, CONTENT]
+        rows_changed: list[int] = np.flatnonzero(changed).tolist()
+        return rows_changed
 
     @abstractmethod
-    def batches_of(self, plan: list[Any]) -> Dataset[Batch]:
-        """A dataset whose items are the batches of a plan.
+    def batches_of(self, batches: Sequence[Sequence[int]]) -> Dataset[Batch]:
+        """Return a dataset whose items are the batches of these global rows.
 
         Lightning passes such a dataset through its predict loop untouched, where it would re-create a
         batch sampler.
         """
 
-    @abstractmethod
     def workers(self, on_gpu: bool, world_size: int) -> int:
-        """Processes that prepare batches, when not given."""
+        """Return how many processes prepare batches, when not given."""
+        return 0
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """What the model needs goes to the device; the rest stays, as the writer would wait to have it back."""
+        """Move what the model needs to the device; the rest stays, as the writer would wait to have it back."""
         assert self.trainer is not None
         names: Any = self.trainer.lightning_module.inputs
         with stopwatch("to the device"):
@@ -161,34 +235,18 @@ class StimulusDataModule(LightningDataModule):
         return {**batch, **inputs}
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """This rank's batches of the shards that are not done."""
-        if self.preprocessing is None:
-            raise InputError(
-                "data.preprocessing: not set; pass the extractor's, as in DataModule(preprocessing=model.preprocessing)"
-            )
-        self.setup("predict")
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        plan = self.plan(rank, world_size)
-        self.planned_rows = sum(map(len, plan))
-        self.rows_to_shard_ends = rows_to_shard_ends(plan, self.rows_a_shard or self.shard_rows or 1)
-        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        """Return this rank's batches of what is left."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        batches = self.plan.batches(rank, world_size)
         workers = self.num_workers if self.num_workers is not None else self.workers(on_gpu, world_size)
-        workers = min(workers, len(plan))
         return _TimedLoader(
-            self.batches_of(plan),
+            self.batches_of(batches),
             batch_size=None,
-            num_workers=workers,
+            num_workers=min(workers, len(batches)),
             pin_memory=on_gpu,
             worker_init_fn=leave_workers_alone,
         )
-
-
-def say_what_is_ignored(stimuli: pd.DataFrame) -> None:
-    """Print how many files of a folder are no images, by suffix."""
-    if ignored := stimuli.attrs.get(table.IGNORED):
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
-        logger.info(f"{stimuli.attrs[table.ROOT]}: files that are no images are ignored: {counts}")
 
 
 class _TimedLoader(DataLoader[Batch]):

@@ -5,7 +5,9 @@ B batch, T tokens.
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch.utils.data import Dataset
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import check_name
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
-from lit_extract.data.plan import default_shard_rows, default_token_budget, plan_token_batches
+from lit_extract.data.plan import Plan, default_shard_rows, default_token_budget
 from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets import DATASETS, load_captions, load_dataset
 from lit_extract.datasets.ids import id_key
@@ -31,23 +33,27 @@ class TokenBatches(Dataset[Batch]):
     """A dataset whose items are the batches of a plan.
 
     Args:
-        tokens: Token ids of all captions, one behind the other.
-        starts: Where each caption begins; one more than there are captions.
-        n_bytes: UTF-8 bytes of each caption.
+        tokens: Token ids of all captions, one after the other.
+        starts: Where each caption starts; one more than there are captions.
+        text_bytes: UTF-8 bytes of each caption.
         batches: Global row indices of each batch.
     """
 
     def __init__(
-        self, tokens: NDArray[np.int32], starts: NDArray[np.int64], n_bytes: NDArray[np.int64], batches: list[list[int]]
+        self,
+        tokens: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        text_bytes: NDArray[np.int64],
+        batches: Sequence[Sequence[int]],
     ) -> None:
-        self.tokens, self.starts, self.n_bytes, self.batches = tokens, starts, n_bytes, batches
+        self.tokens, self.starts, self.text_bytes, self.batches = tokens, starts, text_bytes, batches
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, item: int) -> Batch:
-        """The batch: ``index`` (B,), ``input_ids`` and ``attention_mask`` (B, T), ``n_bytes`` (B,), ``bad`` (B,)."""
-        rows = self.batches[item]
+        """Return ``index`` (B,), ``input_ids`` and ``attention_mask`` (B, T), ``n_bytes`` (B,) and ``bad`` (B,)."""
+        rows = list(self.batches[item])
         captions = [self.tokens[self.starts[row] : self.starts[row + 1]] for row in rows]
         # Padding is on the right and never attended to, so any token of the vocabulary does.
         input_ids = torch.zeros(len(rows), max(map(len, captions)), dtype=torch.int64)
@@ -59,7 +65,7 @@ class TokenBatches(Dataset[Batch]):
             "index": torch.tensor(rows),
             "input_ids": input_ids,
             "attention_mask": mask,
-            "n_bytes": torch.from_numpy(self.n_bytes[rows]),
+            "n_bytes": torch.from_numpy(self.text_bytes[rows]),
             "bad": torch.zeros(len(rows), dtype=torch.bool),
         }
 
@@ -106,18 +112,16 @@ class CaptionDataModule(StimulusDataModule):
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(query, subset, shard_rows, num_workers, preprocessing)
-        for setting, value in (("token_budget", token_budget), ("shard_rows", shard_rows)):
-            if value is not None and value < 1:
-                raise InputError(f"data.{setting}: {value} must be 1 or more")
+        if token_budget is not None and token_budget < 1:
+            raise InputError(f"data.token_budget: {token_budget} must be 1 or more")
         if captions is not None and prompt_name is None:
             raise InputError("data.prompt_name: not given; it names the captions in the name of the features file")
-        for setting, name in (("dataset", dataset), ("prompt_name", "none" if prompt_name is None else prompt_name)):
-            if not name or not all(letter.isalnum() or letter in "._+-" for letter in name) or name.startswith("."):
+        for setting, name in (("dataset", dataset), ("prompt_name", prompt_name)):
+            if name is not None and not re.fullmatch(r"[\w+-][\w.+-]*", name):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
-            check_name(name, f"data.{setting}")
+            check_name(name or "none", f"data.{setting}")
         self.captions, self.dataset_name, self.root, self.prompt_name = captions, dataset, root, prompt_name
         self.token_budget, self.truncate, self.show_tokens = token_budget, truncate, show_tokens
-        self.tokens_a_batch = token_budget  # as given, adopted or chosen
 
     @property
     def source(self) -> str:
@@ -130,7 +134,7 @@ class CaptionDataModule(StimulusDataModule):
         return f"_prompt-{self.prompt_name}"
 
     def read_table(self) -> pd.DataFrame:
-        """The captions of the file, in the order of the dataset.
+        """Return the captions of the file, in the order of the dataset.
 
         Raises:
             InputError: There is none, anything is wrong with it, or its stimuli are not those of the dataset.
@@ -150,7 +154,7 @@ class CaptionDataModule(StimulusDataModule):
         return ordered
 
     def _stimuli_of_dataset(self, ids: list[int] | list[str]) -> Sequence[int] | Sequence[str]:
-        """Ids of the whole dataset in its order, from the best there is.
+        """Return the ids of the whole dataset in its order, from the best source there is.
 
         Its index, else what is known of it, else the features in the output folder, else the captions' own ids, which
         are sorted if they are numbers of a known dataset.
@@ -164,105 +168,93 @@ class CaptionDataModule(StimulusDataModule):
                 return dataset.ids
         elif self.root is not None:
             raise InputError(f"data.root: data.dataset {self.dataset_name!r} is not one of {', '.join(DATASETS)}")
-        if {id_key(stimulus) for stimulus in ids} == {id_key(stimulus) for stimulus in self.ids_in_folder}:
-            return self.ids_in_folder
+        in_folder = self.connection.ids_in_folder
+        if {id_key(stimulus) for stimulus in ids} == {id_key(stimulus) for stimulus in in_folder}:
+            return in_folder
         numbers = [stimulus for stimulus in ids if isinstance(stimulus, int)]
         return sorted(numbers) if self.dataset_name in DATASETS and len(numbers) == len(ids) else ids
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load and tokenize the captions, once."""
-        if self.stimuli is not None:
-            return
-        assert self.preprocessing is not None, "data.preprocessing is the model's"
-        stimuli = self.read_table()
-        texts = stimuli["caption"].tolist()
-        settings = self.preprocessing
+    @cached_property
+    def input_states(self) -> NDArray[np.int64]:
+        """UTF-8 bytes of each caption, and 0 for a time (N, 2)."""
+        return np.array([(len(text.encode()), 0) for text in self.stimuli["caption"]], dtype=np.int64)
+
+    @cached_property
+    def _tokens(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Token ids of all captions, one after the other; and where each caption starts (N + 1,).
+
+        Raises:
+            InputError: A caption has none, or more than the model's context.
+        """
+        texts, ids, settings = (
+            self.stimuli["caption"].tolist(),
+            self.stimuli["stimulus_id"].tolist(),
+            self.preprocessing,
+        )
         tokenizer = load_tokenizer(settings["tokenizer"], settings["source"], settings["options"])
         captions = tokenizer.encode(texts)
         for text, caption in zip(texts[: self.show_tokens], captions, strict=False):
-            shown = " ".join(
-                f"{token}|{piece}" for token, piece in zip(caption, tokenizer.token_texts(caption), strict=True)
-            )
+            pieces = zip(caption, tokenizer.token_texts(caption), strict=True)
+            shown = " ".join(f"{token}|{piece}" for token, piece in pieces)
             logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
         if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
             raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
-        captions = self._fit(captions, settings["context"], stimuli["stimulus_id"].tolist())
+        captions = self._fit(captions, settings["context"], ids)
         if settings["exclude_bos"]:
-            _check_bos(captions, tokenizer.bos_id, settings["exclude_bos"], stimuli["stimulus_id"].tolist())
+            _check_bos(captions, tokenizer.bos_id, settings["exclude_bos"], ids)
         _warn_of_bos(captions, tokenizer.bos_id, settings.get("bos_id"))
-        self.lengths = [len(caption) for caption in captions]
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
-        self._tokens = np.fromiter(
-            (token for caption in captions for token in caption), np.int32, int(self._starts[-1])
-        )
-        self.n_bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
-        self.stimuli = stimuli
+        starts = np.concatenate([[0], np.cumsum([len(caption) for caption in captions])]).astype(np.int64)
+        return np.fromiter((token for caption in captions for token in caption), np.int32, int(starts[-1])), starts
 
-    def cut_shards(self, row_bytes: int) -> None:
-        """Fix the rows a shard; another job, another budget, unless it is given."""
-        super().cut_shards(row_bytes)
-        self.tokens_a_batch = self.token_budget
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each caption."""
+        lengths: list[int] = np.diff(self._tokens[1]).tolist()
+        return lengths
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and tokenize the captions, once."""
+        super().setup(stage)
+        _ = self._tokens
 
     @property
-    def is_settled(self) -> bool:
-        """Whether the token budget is known."""
-        return self.tokens_a_batch is not None
+    def tokens_a_batch(self) -> int:
+        """The token budget: as given, as recorded by the run to resume, or that of the device."""
+        recorded = self.connection.recorded.get("token_budget")
+        known = self.token_budget or (recorded if isinstance(recorded, int) and recorded > 0 else None)
+        return known or default_token_budget(self.connection.on_gpu)
 
-    def adopt(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the token budget."""
-        if self.is_settled or "token_budget" not in recorded:
-            return {}
-        self.tokens_a_batch = recorded["token_budget"]
-        return {"token_budget": self.tokens_a_batch}
-
-    def choose(self, on_gpu: bool) -> dict[str, Any]:
-        """Choose the token budget."""
-        if self.is_settled:
-            return {}
-        self.tokens_a_batch = default_token_budget(on_gpu)
-        return {"token_budget": self.tokens_a_batch}
-
-    def default_shard_rows(self, row_bytes: int) -> int:
-        """Captions of about 128 MB."""
-        return default_shard_rows(len(self.lengths), 1, row_bytes)
+    def plan_all(self) -> Plan:
+        """Return captions of like length together, in shards of about 128 MB."""
+        n_rows = len(self.lengths)
+        shard_rows = self.shard_rows or default_shard_rows(n_rows, 1, self.connection.row_bytes)
+        return Plan(n_rows, shard_rows, self.tokens_a_batch, self.lengths)
 
     def provenance(self) -> dict[str, Any]:
-        """What about the captions changes the numbers; :meth:`setup` must have run.
+        """Return what about the captions changes the numbers.
 
         The hash of the tokens stands for the text, the tokenizer, its version and truncation at once.
         """
-        assert self.stimuli is not None
-        identity = hashlib.sha256(self._tokens.tobytes() + self._starts.tobytes())
+        identity = hashlib.sha256()
+        for part in self._tokens:
+            identity.update(part.tobytes())
         identity.update("\0".join(map(str, self.stimuli["stimulus_id"])).encode())
         return {
-            "dataset": self.dataset_name,
+            **super().provenance(),
             "subset": self.subset,
-            "query": self.query,
             "prompt_name": self.prompt_name,
-            "n_stimuli": len(self.stimuli),
             "tokens_sha256": identity.hexdigest(),
             "truncate": self.truncate,
-            "token_budget": self.tokens_a_batch,
-            "shard_rows": self.rows_a_shard,
-            **{package: version(package) for package in ("transformers",)},
+            "token_budget": self.plan.batch_size,
+            "transformers": version("transformers"),
         }
 
-    def plan(self, rank: int, world_size: int) -> list[list[int]]:
-        """Captions of like length together."""
-        shard_rows = self.rows_a_shard or self.shard_rows or len(self.lengths)
-        token_budget = self.tokens_a_batch or default_token_budget(on_gpu=False)
-        return plan_token_batches(self.lengths, shard_rows, token_budget, self.done_shards, rank, world_size)
-
-    def batches_of(self, plan: list[list[int]]) -> TokenBatches:
-        """Tokens padded on the right."""
-        return TokenBatches(self._tokens, self._starts, self.n_bytes, plan)
-
-    def workers(self, on_gpu: bool, world_size: int) -> int:
-        """None: a batch is put together in less time than it takes to hand it over."""
-        return 0
+    def batches_of(self, batches: Sequence[Sequence[int]]) -> TokenBatches:
+        """Return tokens padded on the right."""
+        return TokenBatches(*self._tokens, self.input_bytes, batches)
 
     def _check_dataset(self, columns: list[str]) -> None:
-        """The ids of one known dataset are not those of another."""
+        """Refuse captions without the ids of their dataset: those of one known dataset are not those of another."""
         wanted = DATASETS[self.dataset_name].id_column if self.dataset_name in DATASETS else None
         if wanted is not None and wanted not in columns:
             raise InputError(
@@ -285,10 +277,10 @@ class CaptionDataModule(StimulusDataModule):
 
 
 def _check_bos(captions: list[list[int]], bos_id: int | None, exclude_bos: bool | str, ids: list[Any]) -> None:
-    """Leaving the first token out must leave out the one that was meant, and something to average."""
+    """Refuse to leave the first token out where it is another than the one that was meant, or the only one."""
     if exclude_bos is True and (bos_id is None or any(caption[0] != bos_id for caption in captions)):
         raise InputError(
-            "model.exclude_bos is true, but the model's tokenizer does not begin captions with a BOS token; "
+            "model.exclude_bos is true, but the model's tokenizer does not start captions with a BOS token; "
             "to leave out the first token whatever it is, pass --model.exclude_bos first"
         )
     if alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) < 2]:
@@ -299,7 +291,7 @@ def _check_bos(captions: list[list[int]], bos_id: int | None, exclude_bos: bool 
 
 
 def _warn_of_bos(captions: list[list[int]], bos_id: int | None, expected: int | None) -> None:
-    """Say once that the tokenizer leaves out a BOS token that it has and the configuration names.
+    """Warn that the tokenizer leaves out a BOS token that it has and the configuration names.
 
     Many configurations name a token that is never used: one that also ends texts (GPT-2's), or one that the tokenizer
     does not know as its BOS (Qwen's). These are no reason to warn.

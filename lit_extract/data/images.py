@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +29,12 @@ from lit_extract.common.console import EVERY_RANK, as_size
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import usable_cores
 from lit_extract.common.untrusted import absolute_path
-from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule, say_what_is_ignored
+from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
 from lit_extract.data.pixels import GEOMETRY, Noted, PixelCache, folder_name, image_state
-from lit_extract.data.plan import check_shard_rows, default_shard_rows, plan_batches
+from lit_extract.data.plan import Plan, default_shard_rows
 from lit_extract.datasets import DATASETS, load_dataset, table
 from lit_extract.datasets.dataset import Dataset as StimulusDataset
-from lit_extract.datasets.decode import Reading, contents, hdf5_closed_after, read_stimulus
+from lit_extract.datasets.decode import Reading, hdf5_closed_after, read_stimulus
 from lit_extract.storage.disk import free_bytes
 from lit_extract.storage.layout import INPUT_COLUMNS, INPUTS
 
@@ -50,7 +51,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
         batches: Global row indices of each batch.
         preprocessing: timm's data config: ``input_size``, ``interpolation``, ``crop_pct``, ``crop_mode``.
         cache: Pixels of earlier models, if they are kept.
-        places: Row in the cache of each row of the table.
+        places: Row in the cache of each row of the table; default: the same.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
         self.batches = batches
         self.size = tuple(preprocessing["input_size"])
         self.root: str = stimuli.attrs[table.ROOT]
-        self.cache, self.places = cache, places
+        self.cache, self.places = cache, np.arange(len(stimuli)) if places is None else places
         shape_settings = {key: preprocessing[key] for key in GEOMETRY}
         self.transform = create_transform(**shape_settings, is_training=False, use_prefetcher=True)
 
@@ -75,12 +76,12 @@ class ImageBatches(Dataset[dict[str, Any]]):
         return len(self.batches)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """The batch: ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,) and ``errors``, why they are.
+        """Return ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,) and ``errors``, why they are.
 
         ``inputs`` (B, 4) is what was noted of each image: size and time of its file, content, rotation.
 
         Decoded by as many threads as the forward pass has; in a worker process that is one. Pixels of earlier models
-        are there sooner than threads.
+        are read sooner than threads start.
         """
         index = self.batches[item]
         images = np.empty((len(index), *self.size), dtype=np.uint8)
@@ -107,25 +108,24 @@ class ImageBatches(Dataset[dict[str, Any]]):
             return False
         try:
             stat = os.stat(self.paths[row])  # noqa: PTH116 (half the time of Path.stat, 73,000 times)
-        except OSError:  # decoding says what is wrong with it
+        except OSError:  # decoding reports what is wrong with it
             return False
-        noted = self.cache.read(self._place(row), self._state(row, stat), pixels)
+        noted = self.cache.read(int(self.places[row]), self._state(row, stat), pixels)
         if noted is not None:
             inputs[:] = stat.st_size, stat.st_mtime_ns, *noted
         return noted is not None
 
     def _decode_into(self, pixels: NDArray[np.uint8], inputs: NDArray[np.int64], row: int) -> str | None:
-        """Fill in a row's pixels, note what they are of, and keep both in the cache; or say why they can't be had."""
+        """Fill in a row's pixels, note what they are of, keep both in the cache; or return why they can't be had."""
         try:
             reading = self.read(row)
-            noted = Noted(reading.content, False)
-            inputs[:] = reading.stat.st_size, reading.stat.st_mtime_ns, *noted
+            inputs[:] = reading.stat.st_size, reading.stat.st_mtime_ns, reading.content, False
             image, rotated = reading.decode()
-            noted = Noted(noted.content, rotated)
             inputs[-1] = rotated
             pixels[:] = self.transform(image)
             if self.cache is not None:
-                self.cache.write(self._place(row), self._state(row, reading.stat), pixels, noted)
+                noted = Noted(reading.content, rotated)
+                self.cache.write(int(self.places[row]), self._state(row, reading.stat), pixels, noted)
         except Exception as error:  # Pillow raises almost anything on a broken file
             if _is_of_the_machine(error):
                 raise
@@ -133,15 +133,11 @@ class ImageBatches(Dataset[dict[str, Any]]):
             return f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
         return None
 
-    def _place(self, row: int) -> int:
-        assert self.places is not None, "a cache comes with the places in it"
-        return int(self.places[row])
-
     def _state(self, row: int, stat: os.stat_result) -> bytes:
         return image_state(str(self.paths[row]), self._image_row(row), self.root, stat)
 
     def read(self, row: int) -> Reading:
-        """The stimulus in a row, as it is now."""
+        """Return the stimulus in a row, as it is now."""
         return read_stimulus(str(self.paths[row]), self._image_row(row))
 
     def _image_row(self, row: int) -> int | None:
@@ -156,7 +152,7 @@ _OF_THE_IMAGE = (
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether an error says nothing about the image: a disk that does not answer, no memory, a peer that is gone."""
+    """Return whether an error is the machine's, not the image's: a disk that does not answer, or no memory."""
     if isinstance(error, OSError):
         return error.errno not in _OF_THE_IMAGE
     return isinstance(error, MemoryError | RuntimeError)
@@ -196,59 +192,52 @@ class ImageDataModule(StimulusDataModule):
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(query, subset, shard_rows, num_workers, preprocessing)
-        try:
-            check_shard_rows(batch_size, shard_rows)
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        if batch_size < 1:
+            raise InputError(f"data.batch_size: {batch_size} rows; must be 1 or more")
+        if shard_rows is not None and shard_rows % batch_size:
+            raise InputError(
+                f"data.shard_rows: {shard_rows} rows; must be a multiple of data.batch_size ({batch_size})"
+            )
         self.root, self.batch_size, self.on_bad_image, self.cache = root, batch_size, on_bad_image, cache
 
     @property
     def source(self) -> str:
         """The folder of the dataset."""
-        assert self.stimuli is not None
         return f"data.root: {self.stimuli.attrs[table.ROOT]!r}"
 
     def read_table(self) -> pd.DataFrame:
-        """The images that are asked for."""
+        """Return the table of the images that the query chooses."""
         return load_dataset(self.dataset_name, self.root, self.query)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load the stimulus table, once, and see that its images are there."""
-        if self.stimuli is None:
-            stimuli = self.read_table()
-            stats = table.image_stats(stimuli)
-            self.n_bytes = np.array([stat.st_size for stat in stats], dtype=np.int64)
-            self.mtimes_ns = np.array([stat.st_mtime_ns for stat in stats], dtype=np.int64)
-            self.stimuli_hash = table.fingerprint(stimuli)
-            say_what_is_ignored(stimuli)
-            self.stimuli = stimuli
+    @cached_property
+    def input_states(self) -> NDArray[np.int64]:
+        """Size and time of each image's file (N, 2); an error unless all exist."""
+        return np.array([(stat.st_size, stat.st_mtime_ns) for stat in table.image_stats(self.stimuli)], dtype=np.int64)
 
-    def default_shard_rows(self, row_bytes: int) -> int:
-        """Whole batches of about 128 MB."""
-        assert self.stimuli is not None
-        return default_shard_rows(len(self.stimuli), self.batch_size, row_bytes)
+    @cached_property
+    def stimuli_sha256(self) -> str:
+        """The identity of the table."""
+        return table.fingerprint(self.stimuli)
+
+    def plan_all(self) -> Plan:
+        """Return consecutive rows, a batch size at a time, in shards of about 128 MB."""
+        n_rows = len(self.stimuli)
+        shard_rows = self.shard_rows or default_shard_rows(n_rows, self.batch_size, self.connection.row_bytes)
+        return Plan(n_rows, shard_rows, self.batch_size)
 
     def provenance(self) -> dict[str, Any]:
-        """What about the data changes the numbers; :meth:`setup` must have run."""
-        assert self.stimuli is not None
+        """Return what about the data changes the numbers."""
         return {
-            "dataset": self.dataset_name,
+            **super().provenance(),
             "subset": self.subset,
-            "query": self.query,
-            "n_stimuli": len(self.stimuli),
-            "stimuli_sha256": self.stimuli_hash,
+            "stimuli_sha256": self.stimuli_sha256,
             "preprocessing": self.preprocessing,
             "batch_size": self.batch_size,
-            "shard_rows": self.rows_a_shard,
             **{package: version(package) for package in ("pillow", "timm", "torchvision")},
         }
 
-    def contents(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Hash of each image's file, or of its pixels in an HDF5 file; 0 where it can't be read."""
-        return np.array(contents(self._sources(rows)), dtype=np.int64)
-
     def readable(self, rows: Sequence[int]) -> list[int]:
-        """Those of the rows whose images decode now."""
+        """Return those of the rows whose images decode now."""
 
         def decodes(source: tuple[str, int | None]) -> bool:
             try:
@@ -260,42 +249,23 @@ class ImageDataModule(StimulusDataModule):
             return True
 
         with hdf5_closed_after(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            return [row for row, good in zip(rows, threads.map(decodes, self._sources(rows)), strict=True) if good]
+            return [row for row, good in zip(rows, threads.map(decodes, self.image_places(rows)), strict=True) if good]
 
-    def _sources(self, rows: Sequence[int]) -> list[tuple[str, int | None]]:
-        """File of each row, and its row in that."""
-        assert self.stimuli is not None
-        chosen = self.stimuli.iloc[list(rows)]
-        in_file = chosen["image_row"].tolist() if "image_row" in chosen else [None] * len(chosen)
-        return list(zip(chosen["image"].tolist(), in_file, strict=True))
-
-    def plan(self, rank: int, world_size: int) -> list[Sequence[int]]:
-        """Consecutive rows, a batch size at a time."""
-        assert self.stimuli is not None
-        n_rows, shard_rows = len(self.stimuli), self.rows_a_shard or self.shard_rows or self.batch_size
-        return plan_batches(n_rows, shard_rows, self.batch_size, self.done_shards, rank, world_size, self.again)
-
-    def batches_of(self, plan: list[Sequence[int]]) -> ImageBatches:
-        """Images decoded, resized and cropped."""
-        assert self.stimuli is not None
-        assert self.preprocessing is not None
-        return ImageBatches(self.stimuli, plan, self.preprocessing, *self._open_cache())
+    def batches_of(self, batches: Sequence[Sequence[int]]) -> ImageBatches:
+        """Return images decoded, resized and cropped."""
+        return ImageBatches(self.stimuli, batches, self.preprocessing, *self._open_cache())
 
     def _open_cache(self) -> tuple[PixelCache | None, NDArray[np.int64] | None]:
-        """The cache for this geometry, and the row in it of each row of the table."""
+        """Return the cache for this geometry, and the row in it of each row of the table."""
         if (folder := self._cache_folder()) is None:
             return None, None
-        assert self.stimuli is not None
-        assert self.preprocessing is not None
         whole = self.stimuli if self.query is None else load_dataset(self.dataset_name, self.root)
-        whole_hash = self.stimuli_hash if self.query is None else table.fingerprint(whole)
+        whole_sha256 = self.stimuli_sha256 if self.query is None else table.fingerprint(whole)
         places = pd.Index(whole["stimulus_id"]).get_indexer(self.stimuli["stimulus_id"]).astype(np.int64)
-        shape = self.preprocessing["input_size"]
-        about = {"dataset": self.dataset_name, "root": whole.attrs[table.ROOT], "rows": len(whole), "shape": shape}
-        name = folder_name(self.dataset_name, whole_hash, self.preprocessing)
-        cache = PixelCache(folder / name, len(whole), shape, about)
+        name = folder_name(self.dataset_name, whole_sha256, self.preprocessing)
+        cache = PixelCache(folder / name, len(whole), self.preprocessing["input_size"])
         missing, free = cache.bytes_missing(), free_bytes(folder)
-        cache.may_write = missing + self.room_for_features <= free
+        cache.may_write = missing + self.connection.reserved_bytes <= free
         if not cache.may_write:
             logger.info(
                 f"decoded images are not kept for the next model: they would need {as_size(missing)}, and "
@@ -304,35 +274,31 @@ class ImageDataModule(StimulusDataModule):
         return cache, places
 
     def _cache_folder(self) -> Path | None:
-        if self.cache == "off":
-            return None
-        if self.cache != "auto":
+        if self.cache not in ("auto", "off"):
             return absolute_path(self.cache, "data.cache")
-        return None if self.output_dir is None else self.output_dir.absolute() / ".pixels"
+        output_dir = self.connection.output_dir
+        return None if self.cache == "off" or output_dir is None else output_dir.absolute() / ".pixels"
 
     def workers(self, on_gpu: bool, world_size: int) -> int:
-        """Decoding processes: with a GPU one a core; without, none.
+        """Return how many processes decode: with a GPU one a core; without, none.
 
-        On a CPU decoding and the model take turns, each with all threads: side by side each would wait for
+        On a CPU decoding and the model take turns, each with all threads: at the same time each would wait for
         the other's in every layer.
         """
         cores = usable_cores() // world_size
         return max(1, min(cores, WORKERS_AT_MOST)) if on_gpu else 0
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Stop at a bad image, or say that it is skipped."""
+        """Stop at a bad image, or report that it is skipped."""
         errors: dict[int, str] = batch.pop("errors")
         for row, reason in errors.items():
-            assert self.stimuli is not None
-            stimulus = self.stimuli["stimulus_id"][row]
+            what = f"stimulus {self.stimuli['stimulus_id'][row]} (row {row}) can't be decoded: {reason}"
             if self.on_bad_image == "stop":
                 raise InputError(
-                    f"stimulus {stimulus} (row {row}) can't be decoded: {reason}; mend or replace the file and run the "
-                    "same command again, or pass --data.on_bad_image skip"
+                    f"{what}; repair or replace the file and run the same command again, or pass "
+                    "--data.on_bad_image skip"
                 )
-            logger.warning(
-                "skipped: stimulus %s (row %d) can't be decoded: %s", stimulus, row, reason, extra=EVERY_RANK
-            )
+            logger.warning("skipped: %s", what, extra=EVERY_RANK)
         return batch
 
 

@@ -11,10 +11,11 @@ N rows of the dataset, H height, W width.
 
 import hashlib
 import json
+import math
 import os
 import struct
-import threading
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,18 +29,14 @@ from lit_extract.common.untrusted import open_own
 GEOMETRY = ("input_size", "interpolation", "crop_pct", "crop_mode")
 DECODERS = ("pillow", "timm", "torchvision")  # another version may give other pixels
 
-PIXELS, ROWS, ABOUT = "pixels", "rows", "about.json"
+PIXELS, ROWS = "pixels", "rows"
 
 FORMAT = 2  # another one has folders of its own
 _RECORD = struct.Struct("<16sIq?")
 
-# By process: a descriptor of the parent's is not there in a worker that was not forked.
-_opened: dict[tuple[int, Path, bool], tuple[int, int]] = {}
-_opening = threading.Lock()
-
 
 class Noted(NamedTuple):
-    """What is kept of an image besides its pixels.
+    """What is kept of an image with its pixels.
 
     Args:
         content: Hash of what was decoded.
@@ -51,7 +48,7 @@ class Noted(NamedTuple):
 
 
 def image_state(path: str, image_row: int | None, root: str, stat: os.stat_result) -> bytes:
-    """What tells one state of an image from another: which it is in its dataset, and the state of its file.
+    """Return a hash of which image of its dataset this is, and of the state of its file.
 
     With the time of its last change of any kind, as Git does: a file of the same size whose time was set back counts
     as another.
@@ -62,7 +59,7 @@ def image_state(path: str, image_row: int | None, root: str, stat: os.stat_resul
 
 
 def folder_name(dataset: str, stimuli_sha256: str, preprocessing: Mapping[str, Any]) -> str:
-    """Name of the folder for the pixels of a whole dataset in one geometry, as today's decoders see it."""
+    """Return the name of the folder for the pixels of a whole dataset in one geometry, as today's decoders see it."""
     known = {**{key: preprocessing[key] for key in GEOMETRY}, **{package: version(package) for package in DECODERS}}
     digest = hashlib.sha256(json.dumps([stimuli_sha256, known, FORMAT], sort_keys=True).encode()).hexdigest()
     _, height, width = preprocessing["input_size"]
@@ -76,16 +73,14 @@ class PixelCache:
         folder: Its folder; made when the first row is written.
         n_rows: N.
         shape: (3, H, W).
-        about: What the pixels are of, for people who look into the folder.
     """
 
-    def __init__(self, folder: Path, n_rows: int, shape: tuple[int, ...], about: Mapping[str, Any]) -> None:
-        self.folder, self.n_rows, self.shape, self.about = folder, n_rows, shape, dict(about)
-        self.row_bytes = int(np.prod(shape))
+    def __init__(self, folder: Path, n_rows: int, shape: tuple[int, ...]) -> None:
+        self.folder, self.n_rows, self.row_bytes = folder, n_rows, math.prod(shape)
         self.may_write = True
 
     def bytes_missing(self) -> int:
-        """Bytes that the disk still has to give when all rows are to be there."""
+        """Return the bytes of the disk that all rows will still take."""
         try:
             taken = (self.folder / PIXELS).stat().st_blocks * 512
         except OSError:
@@ -93,21 +88,20 @@ class PixelCache:
         return max(0, self.n_rows * (self.row_bytes + _RECORD.size) - taken)
 
     def read(self, row: int, image: bytes, pixels: NDArray[np.uint8]) -> Noted | None:
-        """Fill in ``pixels`` (3, H, W) if the row is there, and return what else was noted of it.
+        """Fill in ``pixels`` (3, H, W) if the row is in the cache, and return what else was noted of it.
 
         Args:
             row: Of the whole dataset.
             image: Which state of which image it must be of; see :func:`image_state`.
-            pixels: What to fill in; undefined when the row is not there.
+            pixels: What to fill in; undefined when the row is not in the cache.
         """
         try:
-            if (files := self._files()) is None:
-                return None
-            record = os.pread(files[1], _RECORD.size, row * _RECORD.size)
+            pixels_file, rows_file = open_files(self.folder, os.O_RDONLY, os.getpid())
+            record = os.pread(rows_file, _RECORD.size, row * _RECORD.size)
             if len(record) != _RECORD.size:
                 return None
             stored, checksum, *rest = _RECORD.unpack(record)
-            if stored != image or os.preadv(files[0], [pixels.data], row * self.row_bytes) != self.row_bytes:
+            if stored != image or os.preadv(pixels_file, [pixels.data], row * self.row_bytes) != self.row_bytes:
                 return None
         except OSError:
             return None
@@ -115,38 +109,32 @@ class PixelCache:
         return noted if _checksum(pixels, noted) == checksum else None
 
     def write(self, row: int, image: bytes, pixels: NDArray[np.uint8], noted: Noted) -> None:
-        """Keep a row's pixels (3, H, W); a disk that does not want them ends the writing, not the run."""
+        """Keep a row's pixels (3, H, W); an error of the disk ends the writing, not the run."""
         if not self.may_write:
             return
         try:
-            files = self._files(to_write=True)
-            assert files is not None
-            if os.pwrite(files[0], pixels.data, row * self.row_bytes) == self.row_bytes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            pixels_file, rows_file = open_files(self.folder, os.O_RDWR | os.O_CREAT, os.getpid())
+            if os.pwrite(pixels_file, pixels.data, row * self.row_bytes) == self.row_bytes:
                 record = _RECORD.pack(image, _checksum(pixels, noted), *noted)
-                os.pwrite(files[1], record, row * _RECORD.size)
+                os.pwrite(rows_file, record, row * _RECORD.size)
         except OSError:
             self.may_write = False
 
-    def _files(self, to_write: bool = False) -> tuple[int, int] | None:
-        """Descriptors of both files, opened once a process; None when they are not there."""
-        if to_write and not (self.folder / ROWS).exists():
-            self._make_folder()
-        mode = os.O_RDWR | os.O_CREAT if to_write else os.O_RDONLY
-        with _opening:
-            key = os.getpid(), self.folder, to_write
-            if key not in _opened:
-                try:
-                    _opened[key] = open_own(self.folder / PIXELS, mode), open_own(self.folder / ROWS, mode)
-                except FileNotFoundError:
-                    return None
-            return _opened[key]
 
-    def _make_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(
-            open_own(self.folder / ABOUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8"
-        ) as file:
-            file.write(json.dumps(self.about, indent=2) + "\n")
+@cache
+def open_files(folder: Path, mode: int, process: int) -> tuple[int, int]:
+    """Return descriptors of the pixels and the rows, opened once a process: those of a parent may not be a worker's.
+
+    Raises:
+        OSError: They can't be opened, or there are none to read.
+    """
+    rows = open_own(folder / ROWS, mode)
+    try:
+        return open_own(folder / PIXELS, mode), rows
+    except OSError:
+        os.close(rows)
+        raise
 
 
 def _checksum(pixels: NDArray[np.uint8], noted: Noted) -> int:

@@ -4,6 +4,7 @@ import base64
 import io
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +17,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule, say_what_is_ignored
-from lit_extract.data.plan import cut
+from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
+from lit_extract.data.plan import Plan
 from lit_extract.datasets import DatasetName, load_dataset, table
-from lit_extract.datasets.decode import contents, open_image, read_stimulus
+from lit_extract.datasets.decode import open_image, read_stimulus
 from lit_extract.storage.layout import INPUTS
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class ImageSource(NamedTuple):
 
 
 def encode(source: ImageSource, max_size: int | None = None) -> str:
-    """The stimulus as a PNG in a data URL: the same pixels for every engine, whatever the file's format.
+    """Return a stimulus as a PNG in a data URL: the same pixels for every engine, whatever the file's format.
 
     Decoded as for vision features: RGB, transparency dropped, EXIF rotation not applied.
 
@@ -57,17 +58,17 @@ def encode(source: ImageSource, max_size: int | None = None) -> str:
     if max_size is not None:
         image.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)  # small hardly matters, on its way to a process beside this one
+    image.save(buffer, "PNG", compress_level=1)  # small hardly matters, on its way to a process of this machine
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 class SourceBatches(Dataset[Batch]):
     """A dataset whose items are the shards of a plan: ``index`` (B,), ``sources``, B of them, and ``inputs`` (B, 4).
 
-    The latter are noted before the images are sent: one that changes meanwhile is told from what was noted.
+    The latter are noted before the images are sent, so that a change in between is noticed.
     """
 
-    def __init__(self, sources: list[ImageSource], batches: list[list[int]]) -> None:
+    def __init__(self, sources: list[ImageSource], batches: Sequence[Sequence[int]]) -> None:
         self.sources, self.batches = sources, batches
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class SourceBatches(Dataset[Batch]):
 
 
 def _note(source: ImageSource) -> tuple[int, int, int, bool]:
-    """Size and time of an image's file, its content, and whether it has an EXIF rotation."""
+    """Return the size and time of an image's file, its content, and whether it has an EXIF rotation."""
     try:
         reading = read_stimulus(source.path, source.image_row)
     except OSError:
@@ -111,72 +112,49 @@ class ImageSourceDataModule(StimulusDataModule):
     ) -> None:
         # The output is a file that the user names: a query needs no name of its own.
         super().__init__(None, WHOLE_SUBSET, shard_rows, 0, preprocessing)
-        if shard_rows < 1:
-            raise InputError(f"data.shard_rows: {shard_rows} images; must be 1 or more")
         self.dataset_name, self.root, self.query = dataset, root, query
-        self.done_rows: set[int] = set()
 
     def read_table(self) -> pd.DataFrame:
-        """The images that are asked for."""
+        """Return the table of the images that the query chooses."""
         return load_dataset(self.dataset_name, self.root, self.query)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load the stimulus table, once, and see which images are there."""
-        if self.stimuli is not None:
-            return
-        stimuli = self.read_table()
-        ids = stimuli["stimulus_id"].tolist()
-        rows = stimuli["image_row"].tolist() if "image_row" in stimuli else [None] * len(stimuli)
-        self.sources = [ImageSource(*source) for source in zip(ids, stimuli["image"], rows, strict=True)]
-        self.n_bytes, self.mtimes_ns = np.array(_states(self.sources), dtype=np.int64).T
-        self.stimuli_hash = table.fingerprint(stimuli)
-        say_what_is_ignored(stimuli)
-        self.stimuli = stimuli
+    @cached_property
+    def sources(self) -> list[ImageSource]:
+        """Where each image is."""
+        places = self.image_places(range(len(self.stimuli)))
+        return [
+            ImageSource(id_, *place) for id_, place in zip(self.stimuli["stimulus_id"].tolist(), places, strict=True)
+        ]
 
-    def contents(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Hash of each image's file, or of its pixels in an HDF5 file; 0 where it can't be read."""
-        sources = [self.sources[row] for row in rows]
-        return np.array(contents([(source.path, source.image_row) for source in sources]), dtype=np.int64)
+    @cached_property
+    def input_states(self) -> NDArray[np.int64]:
+        """Size and time of each image's file (N, 2); a size of -1 where there is none."""
+        return np.array(_states(self.sources), dtype=np.int64)
 
-    def default_shard_rows(self, row_bytes: int) -> int:
-        """Not asked for: the constructor has a default."""
-        return SHARD_ROWS
+    def plan_all(self) -> Plan:
+        """Return a batch a shard."""
+        shard_rows = self.shard_rows or SHARD_ROWS
+        return Plan(len(self.sources), shard_rows, shard_rows)
 
     def provenance(self) -> dict[str, Any]:
-        """What about the images changes the captions; :meth:`setup` must have run."""
-        assert self.stimuli is not None
-        assert self.preprocessing is not None
+        """Return what about the images changes the captions."""
         return {
-            "dataset": self.dataset_name,
-            "query": self.query,
-            "n_stimuli": len(self.stimuli),
-            "stimuli_sha256": self.stimuli_hash,
+            **super().provenance(),
+            "stimuli_sha256": table.fingerprint(self.stimuli),
             **self.preprocessing,
-            "shard_rows": self.shard_rows,
             "pillow": version("pillow"),
         }
 
-    def plan(self, rank: int, world_size: int) -> list[list[int]]:
-        """What is left of each shard."""
-        assert self.shard_rows is not None
-        shards = cut(0, len(self.sources), self.shard_rows)
-        left = [[row for row in shard if row not in self.done_rows] for shard in shards]
-        return [rows for rows in left if rows][rank::world_size]
-
-    def batches_of(self, plan: list[list[int]]) -> SourceBatches:
-        """Sources, not pixels."""
-        return SourceBatches(self.sources, plan)
-
-    def workers(self, on_gpu: bool, world_size: int) -> int:
-        """None: there is nothing to decode."""
-        return 0
+    def batches_of(self, batches: Sequence[Sequence[int]]) -> SourceBatches:
+        """Return sources, not pixels."""
+        return SourceBatches(self.sources, batches)
 
 
 def _states(sources: list[ImageSource]) -> list[tuple[int, int]]:
-    """Bytes of each image file and the time of its last change; -1 bytes where there is none.
+    """Return the bytes of each image file and the time of its last change; -1 bytes where there is none.
 
     Raises:
-        InputError: None of them is there.
+        InputError: None of them exists.
     """
     known: dict[str, tuple[int, int]] = {}
     for path in dict.fromkeys(source.path for source in sources):

@@ -1,9 +1,8 @@
 """Tokenizers: Hugging Face's, or sentencepiece itself."""
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lit_extract.common.errors import InputError, name_some, one_line
 
@@ -17,20 +16,8 @@ _ARGUMENTS = frozenset(
 )
 
 
-class Tokenizer(Protocol):
-    """What the caption data module needs of a tokenizer."""
-
-    bos_id: int | None
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, with the special tokens the model was trained with."""
-
-    def token_texts(self, ids: list[int]) -> list[str]:
-        """Each token as the tokenizer writes it, to be looked at."""
-
-
 class HuggingFaceTokenizer:
-    """The tokenizer of a Hugging Face model, special tokens as its configuration says.
+    """The tokenizer of a Hugging Face model, with the special tokens of its configuration.
 
     Args:
         source: Repository on the hub, or local folder.
@@ -49,18 +36,18 @@ class HuggingFaceTokenizer:
         self.bos_id: int | None = self.tokenizer.bos_token_id
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text."""
+        """Return the token ids of each text, with the special tokens that the model was trained with."""
         # The length limit is ours to enforce, with the captions' ids; not a line in a log.
         ids: list[list[int]] = self.tokenizer(texts, verbose=False, return_attention_mask=False)["input_ids"]
         return ids
 
     def token_texts(self, ids: list[int]) -> list[str]:
-        """Each token as the tokenizer writes it."""
+        """Return each token as the tokenizer writes it, to be looked at."""
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
 
 
 class SentencePieceTokenizer:
-    """``tokenizer.model`` as sentencepiece reads it, behind a BOS token.
+    """``tokenizer.model`` as sentencepiece reads it, after a BOS token.
 
     For models whose automatically converted tokenizer differs, as the authors of OpenLLaMA warn of
     theirs (https://github.com/openlm-research/open_llama).
@@ -84,29 +71,27 @@ class SentencePieceTokenizer:
         self.bos_id: int | None = self.processor.bos_id()
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text; several threads share them, as those of the other tokenizers do."""
+        """Return the token ids of each text, with BOS; several threads share the texts."""
         ids: list[list[int]] = self.processor.encode(texts, add_bos=True, num_threads=-1)
         return ids
 
     def token_texts(self, ids: list[int]) -> list[str]:
-        """Each token as sentencepiece writes it."""
+        """Return each token as sentencepiece writes it."""
         return [str(self.processor.id_to_piece(token)) for token in ids]
 
 
-BACKENDS: dict[str, Callable[[str, dict[str, Any]], Tokenizer]] = {
-    "huggingface": HuggingFaceTokenizer,
-    "sentencepiece": SentencePieceTokenizer,
-}
+Tokenizer = HuggingFaceTokenizer | SentencePieceTokenizer
+BACKENDS: dict[str, type[Tokenizer]] = {"huggingface": HuggingFaceTokenizer, "sentencepiece": SentencePieceTokenizer}
 
 
 def _arguments_of(tokenizer: type) -> set[str]:
-    """Names that the constructors of a tokenizer take."""
+    """Return the names that the constructors of a tokenizer take."""
     constructors = [vars(base)["__init__"] for base in tokenizer.__mro__[:-1] if "__init__" in vars(base)]
     return set(_ARGUMENTS).union(*(inspect.signature(constructor).parameters for constructor in constructors))
 
 
 def load_tokenizer(backend: str, source: str, options: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a model.
+    """Return the tokenizer of a model.
 
     Raises:
         InputError: An unknown backend or option, or a tokenizer that can't be loaded.

@@ -1,14 +1,18 @@
-"""What the outputs of a job are called, and with which settings they were begun."""
+"""The output folder: what a job's files are called, their settings, and the stimuli of all features in it.
 
-from collections.abc import Iterable
+All features of one folder have the same stimuli in the same order, as they are compared row by row.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from lit_extract.common.errors import InputError
 from lit_extract.data.base import StimulusDataModule
+from lit_extract.datasets.matching import Ids, first_difference
 from lit_extract.modules.base import Extractor
-from lit_extract.storage.features import read_metadata
-from lit_extract.storage.layout import safe_name
+from lit_extract.storage.features import load_features, read_metadata
+from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX, safe_name
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.store import Store
 from lit_extract.storage.store_folder import is_store
@@ -17,9 +21,9 @@ LONGEST_NAME = 255  # bytes, on all usual file systems
 
 
 def recorded_provenance(files: Iterable[AnyPath], store: AnyPath | None = None) -> dict[str, Any]:
-    """Provenance of the first features file that is there, else of the store; empty when none can be read."""
+    """Return the provenance of the first features file that exists, else of the store; empty when none can be read."""
     for file in files:
-        with suppress(InputError):  # whoever needs the file says what is wrong with it
+        with suppress(InputError):  # what needs the file reports what is wrong with it
             if place_of(file).exists():
                 return dict(read_metadata(file)["provenance"])
     with suppress(InputError):
@@ -29,7 +33,7 @@ def recorded_provenance(files: Iterable[AnyPath], store: AnyPath | None = None) 
 
 
 def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath) -> tuple[dict[str, AnyPath], AnyPath]:
-    """The features file of each pooling, and the store that they are made of.
+    """Return the features file of each pooling, and the store that they are made of.
 
     Raises:
         InputError: Their names are longer than file systems take.
@@ -47,3 +51,37 @@ def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath
             "most are possible. Give a shorter name, and the place of the weights in --model.checkpoint"
         )
     return files, folder / store
+
+
+def ids_in_folder(folder: AnyPath) -> Ids:
+    """Return the stimuli of the features in a folder, in their order; none if there are no features."""
+    return next((ids for _, ids in _stimuli_of_each(folder)), [])
+
+
+def check_one_order(folder: AnyPath, ids: Ids, own: Collection[AnyPath], setting: str) -> None:
+    """Check that the features in a folder are of these stimuli in this order.
+
+    Args:
+        folder: Where the features will be.
+        ids: The stimuli of this run.
+        own: Outputs of this run, which are compared by their provenance.
+        setting: What chose the stimuli, for the error: a caption file, or the folder of a dataset.
+
+    Raises:
+        InputError: A features file or a store has others, or has them in another order.
+    """
+    for path, theirs in _stimuli_of_each(folder):
+        if path not in own and (difference := first_difference(ids, theirs)):
+            raise InputError(
+                f"{setting}: {str(path)!r} has {difference}. All features of one folder have the same stimuli in the "
+                "same order: give this part a name of its own with --data.subset NAME, choose another --output_dir, or "
+                "remove what is wrong there"
+            )
+
+
+def _stimuli_of_each(folder: AnyPath) -> Iterator[tuple[AnyPath, Ids]]:
+    """Yield the stimuli of each features file and store; lit-extract status names those that can't be read."""
+    outputs = [path for path in place_of(folder).children() if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX)]
+    for path in sorted(outputs):
+        with suppress(InputError):
+            yield path, Store(path).stimulus_ids() if path.suffix == STORE_SUFFIX else load_features(path).stimulus_ids

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from lit_extract.common.console import as_size
+from lit_extract.data.plan import Plan
 from lit_extract.jobs.relay import Advance, tell
 
 logger = logging.getLogger(__name__)
@@ -18,34 +19,35 @@ SECONDS_BETWEEN_TELLING = 1.0
 
 
 class Writer(Protocol):
-    """What progress asks a writer."""
+    """What progress needs to know of a writer."""
 
     bytes_written: int
 
 
 class Progress(Callback):
-    """Stimuli done, stimuli/s, time left and bytes written, of rank zero's share.
+    """Shows stimuli done, stimuli/s, time left and bytes written, of rank zero's share; for rank zero only.
 
     Args:
         writer: Knows how much is written.
+        plan: What is left to do.
+        unit: What the rows are, such as "images".
     """
 
-    def __init__(self, writer: Writer) -> None:
-        self.writer = writer
-        self.bar: tqdm[Any] | None = None
+    def __init__(self, writer: Writer, plan: Plan, unit: str) -> None:
+        self.writer, self.plan, self.unit = writer, plan, unit
         self.done = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what this rank has to do."""
-        self.unit = trainer.datamodule.unit  # type: ignore[attr-defined]
-        self.total = trainer.datamodule.planned_rows  # type: ignore[attr-defined]
-        self.n_stimuli, self.world_size = len(trainer.datamodule.stimuli), trainer.world_size  # type: ignore[attr-defined]
-        self.done, self.last_told = 0, 0.0
-        self.started = self.last_line = time.monotonic()
-        whose = f" (rank 0 of {trainer.world_size})" if trainer.world_size > 1 else ""
-        self.what = f"{pl_module.model_name}{whose}"
-        if trainer.is_global_zero and sys.stderr.isatty():
-            self.bar = tqdm(total=self.total, desc=self.what, unit=f" {self.unit}", dynamic_ncols=True, smoothing=0.1)
+        self.total = sum(map(len, self.plan.shards(0, trainer.world_size)))
+        self.world_size = trainer.world_size
+        self.last_told, self.started = 0.0, time.monotonic()
+        self.last_line = self.started
+        self.what = f"{pl_module.model_name}{f' (rank 0 of {self.world_size})' if self.world_size > 1 else ''}"
+        has_terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=self.total, desc=self.what, unit=f" {self.unit}", dynamic_ncols=True, disable=not has_terminal
+        )
 
     def on_predict_batch_end(
         self,
@@ -56,46 +58,47 @@ class Progress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Advance."""
-        rows = len(outputs["index"])
+        """Count a batch, and show it now and then."""
+        rows, now = len(outputs["index"]), time.monotonic()
         self.done += rows
-        if trainer.is_global_zero and time.monotonic() - self.last_told >= SECONDS_BETWEEN_TELLING:
-            self.last_told = time.monotonic()
+        self.bar.set_postfix_str(f"{as_size(self.writer.bytes_written)} written", refresh=False)
+        self.bar.update(rows)
+        if now - self.last_told >= SECONDS_BETWEEN_TELLING:
+            self.last_told = now
             self._tell()
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"{as_size(self.writer.bytes_written)} written", refresh=False)
-            self.bar.update(rows)
-        elif trainer.is_global_zero and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
+        if now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
             self._print_line()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say how it went, when all is written."""
-        if trainer.is_global_zero and self.done:
-            self._tell()
-        if self.bar is not None:
-            self.bar.close()
-        elif trainer.is_global_zero and self.done:
+        """Show how it went, when all is written."""
+        if self.done:
+            self._end()
             self._print_line()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
-        if trainer.is_global_zero and self.done:
-            self._tell()
-        if self.bar is not None:
-            self.bar.close()
+        if self.done:
+            self._end()
+
+    def _end(self) -> None:
+        self._tell()
+        self.bar.close()
 
     @property
     def rate(self) -> float:
-        """Rows a second."""
+        """Rows a second of this rank."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def _tell(self) -> None:
         left = self.total - self.done
         seconds = left / self.rate if self.done else 0.0
-        tell(Advance(self.unit, self.n_stimuli, max(0, self.n_stimuli - left * self.world_size), self.rate, seconds))
+        rows = self.plan.n_rows
+        tell(Advance(self.unit, rows, max(0, rows - left * self.world_size), self.rate, seconds))
 
     def _print_line(self) -> None:
+        if not self.bar.disable:
+            return
         rate = self.rate
         left = tqdm.format_interval((self.total - self.done) / rate)
         done = f"{self.done} of {self.total} {self.unit}, {rate:.1f} {self.unit}/s"

@@ -90,7 +90,7 @@ class Stopping(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Note what is in hand."""
-        self._rows_left = trainer.datamodule.rows_to_shard_ends[batch_idx]  # type: ignore[attr-defined]
+        self._rows_left = len(batch["index"])
 
     def on_predict_batch_end(
         self,

@@ -25,7 +25,7 @@ from lit_extract.modules.weights import default_float32, path_sha256
 
 
 class Predictor(LightningModule):
-    """What ``lit-extract predict`` runs: it tells its data what it expects of them."""
+    """What ``lit-extract predict`` runs; its data module is connected to its preprocessing."""
 
     preprocessing: dict[str, Any]
     inputs: ClassVar[Sequence[str]] = ()  # keys of a batch that are needed on the device
@@ -35,7 +35,7 @@ class Extractor(Predictor):
     """A backbone, hooks on its layers, and pooling.
 
     Constructors read configurations only and refuse wrong settings; weights are loaded in
-    ``configure_model``, when a run begins. The arguments are those of every extractor.
+    ``configure_model``, when a run starts. The arguments are those of every extractor.
 
     Args:
         name: The model; names the features file.
@@ -84,7 +84,7 @@ class Extractor(Predictor):
 
     @abstractmethod
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs of B rows to ``feats`` (B, P, L, D) float32 and the extras (B,), on the device."""
+        """Turn inputs of B rows into ``feats`` (B, P, L, D) float32 and the extras (B,), on the device."""
 
     @abstractmethod
     def numbers_a_row(self, n_tokens: int) -> int:
@@ -100,7 +100,7 @@ class Extractor(Predictor):
         """The backbone with its weights, once it is loaded."""
 
     def loaded_backbone(self, trainer: Trainer) -> nn.Module:
-        """The backbone with weights as a run of this Trainer has them, loaded now if that was not done."""
+        """Return the backbone with weights as a run of this Trainer has them, loaded now if that was not done."""
         if self.loaded is None:
             self.trainer = trainer
             self.configure_model()
@@ -110,11 +110,11 @@ class Extractor(Predictor):
 
     @abstractmethod
     def weights_source(self) -> tuple[str, Sequence[str]]:
-        """Repository on the hub, and files of which its cache has one."""
+        """Return the repository on the hub, and files of which its cache has one."""
 
     @abstractmethod
     def local_checkpoint(self) -> str | None:
-        """File or folder of local weights, if that is where they come from."""
+        """Return the file or folder of local weights, if that is where they come from."""
 
     @cached_property
     def commit(self) -> str:
@@ -122,8 +122,8 @@ class Extractor(Predictor):
         repository, files = self.weights_source()
         return hub_commit(repository, self.revision, files)
 
-    def adopt_revision(self, recorded: Mapping[str, Any]) -> None:
-        """Use the commit that an earlier run recorded, when nobody asked for a revision.
+    def use_commit_of(self, recorded: Mapping[str, Any]) -> None:
+        """Use the commit that an earlier run recorded, when no revision is given.
 
         A commit to the model's card changes what the main branch stands for, but not the weights.
 
@@ -137,7 +137,7 @@ class Extractor(Predictor):
                 self.commit = str(commit)
 
     def provenance(self) -> dict[str, Any]:
-        """What about the model changes the numbers."""
+        """Return what about the model changes the numbers."""
         known: dict[str, Any] = {"model": self.model_name, "options": self.options, "layers": self.layers}
         if self.untrained:
             return {**known, "weights": "untrained", "seed": self.seed}
@@ -146,7 +146,7 @@ class Extractor(Predictor):
         return {**known, "weights": f"hub:{self.weights_source()[0]}", "revision": self.commit}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> dict[str, Any]:
-        """Pooled activations of a batch.
+        """Return pooled activations of a batch.
 
         Args:
             batch: ``index`` (B,) and ``bad`` (B,) on the host, and the ``inputs`` of this extractor on the device.
@@ -168,7 +168,7 @@ class Extractor(Predictor):
         return {"index": batch["index"], "feats": by_pool, "bad": batch["bad"], **host, "arrived": arrived}
 
     def split_on_oom(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """:meth:`activations`, in parts when the device is out of memory; what fitted is remembered."""
+        """Run :meth:`activations`, in parts when the device is out of memory; what fitted is remembered."""
         first_input = inputs[self.inputs[0]]
         rows = len(first_input)
         at_most = self._largest_batch or (self.rows_a_pass_on_cpu if first_input.device.type == "cpu" else None)
@@ -187,7 +187,7 @@ class Extractor(Predictor):
             torch.cuda.empty_cache()
         if self._largest_batch is None:
             warnings.warn(
-                f"{limit} rows do not fit the device's memory; going on with smaller batches "
+                f"{limit} rows do not fit the device's memory; continuing with smaller batches "
                 "(a smaller batch size avoids this)",
                 stacklevel=2,
             )
@@ -196,13 +196,13 @@ class Extractor(Predictor):
 
 
 def check_seed(seed: int) -> None:
-    """Raise InputError unless torch can begin with a seed."""
+    """Raise InputError unless torch takes a seed."""
     if not -(2**63) <= seed < 2**63:
         raise InputError(f"model.seed: {shorten(seed)} must be an integer of 64 bits")
 
 
 def _to_host(outputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
-    """Outputs on their way to the host, while the device goes on with the next batch; and when they are there."""
+    """Send outputs to the host while the device computes the next batch; return them, and an event of their arrival."""
     if not any(output.is_cuda for output in outputs.values()):
         return {name: output.cpu() for name, output in outputs.items()}, None
     host = {name: output.to("cpu", non_blocking=True) for name, output in outputs.items()}  # into pinned memory

@@ -136,14 +136,14 @@ class LanguageExtractor(Extractor):
             own["config_sha256"] = config_sha256(self.config)
         return {**super().provenance(), **own, "tokenizer": self.preprocessing["tokenizer"]}
 
-    def adopt_revision(self, recorded: Mapping[str, Any]) -> None:
+    def use_commit_of(self, recorded: Mapping[str, Any]) -> None:
         """Use the commit of an earlier run, if its configuration is the one that was read.
 
         Raises:
             InputError: It is another; or code of that commit would run, and only a file asks for it.
         """
         latest = self.commit if "revision" in self._from else None
-        super().adopt_revision(recorded)
+        super().use_commit_of(recorded)
         if latest is None or self.commit == latest:
             return
         if self._from["trust_remote_code"]:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_extract.data.base import StimulusDataModule
+from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
 from lit_extract.data.pixels import GEOMETRY
-from lit_extract.data.plan import default_shard_rows, default_token_budget, plan_token_batches
+from lit_extract.data.plan import default_shard_rows
 from lit_extract.jobs.outputs import output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.planning.memory import device_bytes, estimate_forward, host_bytes
@@ -110,8 +110,9 @@ def estimate_needs(
         overwrite: Whether existing output is replaced; otherwise a run resumes with its batches.
     """
     shape = rows, len(model.layers), model.n_dim
+    row_bytes = 4 * len(model.layers) * model.n_dim
     images = data.batch_size if isinstance(data, ImageDataModule) else 1
-    shard_rows = data.shard_rows or default_shard_rows(rows, images, 4 * len(model.layers) * model.n_dim)
+    shard_rows = data.shard_rows or default_shard_rows(rows, images, row_bytes)
     store, features = store_bytes(*shape, shard_rows, len(model.pools)), len(model.pools) * features_bytes(*shape)
     peak = store + (features if finalize else 0)
     kept = (features if finalize else 0) + (store if keep_store or not finalize else 0)
@@ -119,8 +120,8 @@ def estimate_needs(
     existing = bytes_there([store_path, *files.values()])
     local = place_of(store_path).local  # no requests to a server are made
     is_done = finalize and local is not None and all(place_of(file).exists() for file in files.values())
-    if local is not None and not overwrite:
-        data.adopt(recorded_provenance(files.values(), store_path))
+    recorded = recorded_provenance(files.values(), store_path) if local is not None and not overwrite else {}
+    data.connect(Connection(model.preprocessing, row_bytes, machine.card is not None, recorded))
     cache = getattr(data, "cache", "off")
     keeps_pixels = local is not None if cache == "auto" else cache != "off"
     return Needs(
@@ -147,7 +148,7 @@ def _estimate_memory(
     on_gpu = machine.card is not None
     forwards = {
         batch: estimate_forward(model, *batch, machine.precision, on_gpu)
-        for batch in _largest_batches(model, data, rows, shard_rows, on_gpu)
+        for batch in _largest_batches(model, data, rows)
     }
     batch = max(forwards, key=lambda batch: forwards[batch].peak)
     forward = forwards[batch]
@@ -163,21 +164,15 @@ def _estimate_memory(
     return {"batch": batch, "device": needed if on_gpu else None, "host": host, "fits": fits}
 
 
-def _largest_batches(
-    model: Extractor, data: StimulusDataModule, rows: int, shard_rows: int, on_gpu: bool
-) -> set[tuple[int, int]]:
+def _largest_batches(model: Extractor, data: StimulusDataModule, rows: int) -> set[tuple[int, int]]:
     """Rows and tokens of the batches that may need the most memory: the largest, and that of the longest caption."""
     if isinstance(data, ImageDataModule):
         return {(min(data.batch_size, rows), 0)}
     assert isinstance(data, CaptionDataModule)
-    budget = data.tokens_a_batch or default_token_budget(on_gpu)
     if data.captions is None:
         longest = min(TOKENS_A_CAPTION, model.preprocessing["context"] or TOKENS_A_CAPTION)
-        return {(max(1, min(rows, budget // longest)), longest)}
-    data.preprocessing = model.preprocessing
-    data.setup("predict")
-    batches = plan_token_batches(data.lengths, shard_rows, budget)
-    shapes = [(len(batch), data.lengths[batch[0]]) for batch in batches]  # the longest comes first
+        return {(max(1, min(rows, data.tokens_a_batch // longest)), longest)}
+    shapes = [(len(batch), data.lengths[batch[0]]) for batch in data.plan.batches()]  # the longest comes first
     return {max(shapes, key=lambda shape: shape[0] * shape[1]), max(shapes, key=lambda shape: shape[1])}
 
 

@@ -6,8 +6,7 @@ were made before, with the same provenance. If these files are deleted, the stor
 N stimuli, L layers, D hidden size.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,27 +19,6 @@ from lit_extract.storage.layout import BAD_INPUT, INPUTS, NOT_FINITE, OK
 from lit_extract.storage.places import AnyPath, RemoteError, place_of
 from lit_extract.storage.provenance import differing, features_provenance
 from lit_extract.storage.store import Store
-
-
-@dataclass(frozen=True)
-class Left:
-    """The rows of a store that are left to compute.
-
-    Args:
-        done: Shards in which only the rows of ``again`` are left.
-        again: Rows that are computed again, by the number of their shard.
-    """
-
-    done: set[int]
-    again: dict[int, list[int]]
-
-
-def by_shard(rows: Iterable[int], shard_rows: int) -> dict[int, list[int]]:
-    """Return rows by the number of their shard."""
-    shards: dict[int, list[int]] = {}
-    for row in sorted(rows):
-        shards.setdefault(row // shard_rows, []).append(row)
-    return shards
 
 
 def status_of(features: Features) -> NDArray[np.uint8]:

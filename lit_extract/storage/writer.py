@@ -5,7 +5,7 @@ B batch, L layers, D hidden size.
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,12 +14,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
-from lit_extract.common.errors import InputError, NothingLeft, one_line
+from lit_extract.common.errors import InputError
 from lit_extract.common.signals import held
 from lit_extract.common.timing import WRITING, stopwatch
 from lit_extract.storage.layout import BAD_INPUT, INPUT_COLUMNS, INPUTS, MISSING, NOT_FINITE, OK, SIZE
-from lit_extract.storage.places import AnyPath, RemoteError
-from lit_extract.storage.repair import Left, Rows
+from lit_extract.storage.places import RemoteError
+from lit_extract.storage.repair import Rows
 from lit_extract.storage.store import Store
 
 
@@ -37,16 +37,16 @@ class _ShardBuffer:
         self.status = np.full(len(self.rows), MISSING, dtype=np.uint8)
         self.replaces = False
 
-    def fill(self, there: Rows, again: Sequence[int], n_bytes: NDArray[np.int64]) -> None:
-        """Take the rows that are there already, all but those that are computed again.
+    def fill(self, there: Rows, left: Sequence[int], input_bytes: NDArray[np.int64]) -> None:
+        """Take the rows that exist already, all but those that are left to compute.
 
         Args:
             there: The rows.
-            again: Which are computed again.
-            n_bytes: (N,) size of each row's input, where nothing else was noted; that it has not changed was seen.
+            left: Which are left.
+            input_bytes: Size of each row's input (N,), where nothing else was noted; that it has not changed was seen.
         """
         rows = slice(self.rows.start, self.rows.stop)
-        self.inputs[:, SIZE] = n_bytes[rows]
+        self.inputs[:, SIZE] = input_bytes[rows]
         status = [there.status(pool)[rows] for pool in self.feats]
         self.status = np.where(np.any([one == BAD_INPUT for one in status], 0), BAD_INPUT, np.max(status, 0))
         for pool, feats in self.feats.items():
@@ -54,7 +54,7 @@ class _ShardBuffer:
             inputs = there.inputs(pool)
             if inputs is not None:
                 self.inputs = inputs[rows].copy()
-        self.status[np.array(again) - rows.start] = MISSING
+        self.status[np.array(left) - rows.start] = MISSING
         self.replaces = self.shard in there.done
 
     def put(self, prediction: dict[str, Any], inputs: NDArray[np.int64]) -> None:
@@ -73,7 +73,7 @@ class _ShardBuffer:
         return bool((self.status != MISSING).all())
 
     def mark_not_finite(self) -> None:
-        """Rows with NaN or infinity that did not come from bad input."""
+        """Mark rows with NaN or infinity that did not come from bad input."""
         for feats in self.feats.values():
             finite = np.isfinite(feats).all(axis=(1, 2))
             self.status[~finite & (self.status == OK)] = NOT_FINITE
@@ -85,26 +85,15 @@ class _ShardBuffer:
         return write(self.shard, self.feats, self.status, {**self.extras, **inputs})
 
 
-def _all_shards(store: Store) -> Left:
-    """Whatever is not done."""
-    return Left(store.done_shards(), {})
-
-
 class ActivationWriter(BasePredictionWriter):
     """Streams predictions into a store.
 
     A thread writes, behind a queue of one shard: at most three shards are in memory (filling, waiting,
     being written), however long the run. When the thread fails, the next batch raises its error.
-
-    Args:
-        open_store: Opens the store, creating it or checking that it may be resumed; called once, on
-            rank zero. The other ranks open what it returned, or raise what it raised.
-        what_is_left: Says what is to be computed of the store; called once, on rank zero.
     """
 
-    def __init__(self, open_store: Callable[[], Store], what_is_left: Callable[[Store], Left] = _all_shards) -> None:
+    def __init__(self) -> None:
         super().__init__(write_interval="batch")
-        self.open_store, self.what_is_left = open_store, what_is_left
         self.bytes_written = 0
         self._on_its_way: Any = None  # a prediction that is still being copied from the GPU
         self._buffers: dict[int, _ShardBuffer] = {}
@@ -112,28 +101,15 @@ class ActivationWriter(BasePredictionWriter):
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Rank zero creates or checks the store; all ranks learn which shards are done."""
-        opened: tuple[AnyPath, Left] | None = None
-        error: Exception | None = None
-        if trainer.is_global_zero:
-            try:
-                store = self.open_store()
-                opened = store.path, self.what_is_left(store)
-            except Exception as raised:  # all ranks must hear of it, or they would wait forever
-                error = raised
-        said = error if error is None or isinstance(error, NothingLeft) else InputError(one_line(error))
-        opened, said = trainer.strategy.broadcast((opened, said))
-        if error is not None or said is not None:
-            raise error or said  # type: ignore[misc]
-        assert opened is not None
-        path, left = opened
-        self.store = Store(path)
-        self.again = left.again
-        self.n_bytes = trainer.datamodule.n_bytes  # type: ignore[attr-defined]
-        trainer.datamodule.done_shards = left.done  # type: ignore[attr-defined]
-        trainer.datamodule.again = left.again  # type: ignore[attr-defined]
-        trainer.datamodule.adopt(self.store.provenance)  # type: ignore[attr-defined]  # what rank zero chose
+    def open(self, store: Store, left: Mapping[int, Sequence[int]], input_bytes: NDArray[np.int64]) -> None:
+        """Start to write.
+
+        Args:
+            store: Where to.
+            left: By number of a shard of which only some rows are computed, these rows; the others are kept.
+            input_bytes: Size of each row's input (N,), for rows of which a batch does not note it.
+        """
+        self.store, self.left, self.input_bytes = store, left, input_bytes
         self._thread = threading.Thread(target=self._write, name="lit-extract writer", daemon=True)
         self._thread.start()
 
@@ -171,8 +147,8 @@ class ActivationWriter(BasePredictionWriter):
         with stopwatch("into the shard"):
             if shard not in self._buffers:
                 self._buffers[shard] = _ShardBuffer(self.store, shard)
-                if shard in self.again:
-                    self._buffers[shard].fill(self._there, self.again[shard], self.n_bytes)
+                if shard in self.left:
+                    self._buffers[shard].fill(self._there, self.left[shard], self.input_bytes)
             buffer = self._buffers[shard]
             buffer.put(prediction, self._inputs(prediction))
             if buffer.is_full():
@@ -184,11 +160,11 @@ class ActivationWriter(BasePredictionWriter):
         return Rows(self.store)
 
     def _inputs(self, prediction: dict[str, Any]) -> NDArray[np.int64]:
-        """What was noted of the inputs of a batch (B, 4)."""
+        """Return what was noted of the inputs of a batch (B, 4)."""
         if (noted := prediction[INPUTS]) is not None:
             return np.asarray(noted.numpy())
         inputs = np.zeros((len(prediction["index"]), len(INPUT_COLUMNS)), dtype=np.int64)
-        inputs[:, SIZE] = self.n_bytes[prediction["index"].numpy()]
+        inputs[:, SIZE] = self.input_bytes[prediction["index"].numpy()]
         return inputs
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -223,20 +199,18 @@ class ActivationWriter(BasePredictionWriter):
             while (buffer := self._full.get()) is not None:
                 with stopwatch(WRITING):
                     buffer.mark_not_finite()
-                with stopwatch(WRITING):
                     self.bytes_written += buffer.write(self.store)
         except BaseException as error:  # handed to the main thread
             self._failure = error
 
     def _raise_failure(self) -> None:
-        if isinstance(self._failure, RemoteError):  # who would not count the shards now
+        failure, advice = self._failure, "fix that and run the same command again"
+        if isinstance(failure, RemoteError):  # a server that could not count the shards now
+            raise InputError(f"{failure}; finished shards are safe: {advice}") from failure
+        if isinstance(failure, OSError):
             raise InputError(
-                f"{self._failure}; finished shards are safe: mend it and run the same command again"
-            ) from self._failure
-        if isinstance(self._failure, OSError):
-            raise InputError(
-                f"can't write to {str(self.store.path)!r}: {self._failure}; {len(self.store.done_shards())} of "
-                f"{self.store.n_shards} shards are safe: mend it and run the same command again"
-            ) from self._failure
-        if self._failure is not None:
-            raise self._failure
+                f"can't write to {str(self.store.path)!r}: {failure}; {len(self.store.done_shards())} of "
+                f"{self.store.n_shards} shards are safe: {advice}"
+            ) from failure
+        if failure is not None:
+            raise failure

@@ -56,12 +56,11 @@ def test_interrupted_and_resumed_asks_nothing_twice(caption, engine, tmp_path):
     assert output.read_bytes() == reference.read_bytes()
 
 
-@pytest.mark.parametrize(("shard", "done"), [(0, 0), (1, 8)])  # in the first one the pace is not known yet
-def test_asked_to_stop_it_finishes_the_shard_if_that_takes_seconds(caption, engine, monkeypatch, capsys, shard, done):
+def test_asked_to_stop_it_finishes_the_shard(caption, engine, monkeypatch, capsys):
     ask = engine.ask
 
     def ask_and_be_asked(self, sources):
-        if len(engine.asked) == shard:
+        if len(engine.asked) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return ask(self, sources)
 
@@ -69,8 +68,8 @@ def test_asked_to_stop_it_finishes_the_shard_if_that_takes_seconds(caption, engi
     with pytest.raises(SystemExit) as stop:
         caption()
     assert stop.value.code == 143
-    message = f"stopped by SIGTERM: {done} of 10 images are done; run the same command again to go on\n"
-    assert capsys.readouterr().err.endswith(message)
+    message = "stopped by SIGTERM: 8 of 10 images are done; run the same command again to"
+    assert message in capsys.readouterr().err
     monkeypatch.setattr(engine, "ask", ask)
     output, code, *_ = caption()
     assert code == 0
@@ -103,11 +102,11 @@ def test_a_run_that_did_nothing_binds_no_one(caption, engine):
     assert set(pd.read_csv(output)["prompt"]) == {"What is to be seen?"}
 
 
-def test_a_file_of_someone_else_is_left_alone(caption, tmp_path):
+def test_a_file_of_someone_else_is_not_touched(caption, tmp_path):
     (tmp_path / "out.csv").write_text("mine")
     output, code, _, error = caption()
     assert (code, output.read_text()) == (2, "mine")
-    assert "nothing says how it was made" in error
+    assert "it is not known how it was made" in error
 
 
 def test_an_image_that_fails_now_and_then_is_tried_again(caption, engine):
@@ -158,9 +157,9 @@ def test_an_image_that_changed_after_it_was_captioned_is_named(caption, images, 
         caption()
     engine.dies_after = None
     Image.effect_noise((80, 60), 50).save(images / "02.png")
-    _, code, _, error = caption()
+    output, code, _, error = caption()
     assert code == 2
-    assert "the images of 02.png changed since they were captioned" in error
+    assert f"stimuli have changed since '{output}' was written: 02.png" in error
 
 
 def test_edits_are_not_written_over(caption, engine):
@@ -174,7 +173,7 @@ def test_edits_are_not_written_over(caption, engine):
     assert "was changed since it was written" in error
 
 
-def test_a_caption_that_was_cut_off_is_kept_and_said(caption, engine):
+def test_a_caption_that_was_cut_off_is_kept_and_counted(caption, engine):
     engine.reply = staticmethod(lambda source, pixels: Reply("An image of", None, source.stimulus == "01.png"))
     output, code, printed, _ = caption()
     assert code == 0
@@ -245,7 +244,7 @@ def test_an_image_that_changed_since_it_was_captioned_is_named_though_its_size_i
     _another(images / "02.png")
     _, code, _, error = caption()
     assert code == 2
-    assert "the images of 02.png changed since they were captioned; restore them, pass --overwrite" in error
+    assert f"stimuli have changed since '{output}' was written: 02.png. Restore the files" in error
     assert output.read_bytes() == before
 
 

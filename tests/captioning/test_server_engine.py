@@ -162,7 +162,7 @@ def test_another_model_is_served(base_url):
     [
         ({"engine": "server"}, r"model\.engine: a server needs an address"),
         ({"engine": "vllm", "base_url": "http://x/v1"}, r"model\.base_url: .* is for the engine server"),
-        ({"base_url": "localhost:8000"}, "must begin with http"),
+        ({"base_url": "localhost:8000"}, "must start with http"),
         ({"base_url": "http://x/v1", "engine_options": {"dtype": "float32"}}, "these are for vLLM in process"),
         ({"base_url": "http://x/v1", "attempts": 0}, r"model\.attempts: 0 must be 1 or more"),
         ({"base_url": "http://x/v1", "temperature": -1.0}, r"model\.temperature: -1.0 must be 0 or more"),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from lit_extract.common.errors import InputError
+from lit_extract.data.base import Connection
 from lit_extract.data.images import (
     BOLD5000DataModule,
     DemoDataModule,
@@ -153,7 +154,7 @@ def test_an_image_that_will_not_decode_is_flagged_with_the_reason_and_no_other(t
     assert torch.equal(batch["image"][[0, 2]], alone["image"])
 
 
-def test_stop_names_the_stimulus_and_skip_says_so(tmp_path, capsys):
+def test_stop_names_the_stimulus_and_skip_reports_it(tmp_path, caplog):
     (tmp_path / "broken.jpg").write_text("not found")
     for on_bad_image in ("stop", "skip"):
         module = ImageFolderDataModule(str(tmp_path), preprocessing=SMALL, num_workers=0, on_bad_image=on_bad_image)
@@ -165,7 +166,7 @@ def test_stop_names_the_stimulus_and_skip_says_so(tmp_path, capsys):
                 module.on_before_batch_transfer(batch, 0)
         else:
             assert module.on_before_batch_transfer(batch, 0)["bad"].tolist() == [True]
-            assert "skipped: stimulus broken.jpg (row 0)" in capsys.readouterr().out
+            assert "skipped: stimulus broken.jpg (row 0)" in caplog.text
 
 
 def test_hdf5_rows_are_the_bricks_also_of_a_subset(tmp_path):
@@ -195,9 +196,8 @@ def test_each_image_travels_with_its_row(image_folder):
 def test_done_shards_are_left_out_and_the_other_batches_are_the_same(image_folder):
     module = ImageFolderDataModule(str(image_folder), preprocessing=SMALL, num_workers=0, batch_size=2, shard_rows=4)
     undisturbed = list(module.predict_dataloader())
-    module.done_shards = {0}
+    module.connect(Connection(SMALL, plan=module.plan.leaving({0})))
     left = list(module.predict_dataloader())
-    assert module.planned_rows == 3
     assert [batch["index"].tolist() for batch in left] == [[4, 5], [6]]
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(left, undisturbed[2:], strict=True))
 
@@ -220,7 +220,10 @@ def test_workers_change_nothing(image_folder):
         ({"subset": ""}, "data.subset: '' must be"),
         ({"subset": "/tmp"}, "data.subset: '/tmp' must be"),
         ({"batch_size": 0}, "data.batch_size: 0 rows"),
+        ({"batch_size": -3, "shard_rows": 3}, "data.batch_size: -3 rows"),
         ({"batch_size": 4, "shard_rows": 6}, "data.shard_rows: 6 rows; must be a multiple"),
+        ({"batch_size": 4, "shard_rows": 2}, "data.shard_rows: 2 rows; must be a multiple"),
+        ({"batch_size": 4, "shard_rows": 0}, "data.shard_rows: 0 must be 1 or more"),
         ({"num_workers": -1}, "data.num_workers: -1 must be 0 or more"),
     ],
 )

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 import lit_extract.data.images
+from lit_extract.data.base import Connection
 from lit_extract.data.images import ImageBatches, ImageFolderDataModule
-from lit_extract.data.pixels import PIXELS, ROWS, Noted, PixelCache, folder_name, image_state
+from lit_extract.data.pixels import PIXELS, ROWS, Noted, PixelCache, folder_name, image_state, open_files
 
 SMALL = {
     "input_size": (3, 48, 48),
@@ -109,7 +110,7 @@ def test_another_version_of_a_decoder_has_a_cache_of_its_own(monkeypatch):
     assert folder_name("nsd", "0" * 64, SMALL) != before
 
 
-def test_an_image_that_changed_is_decoded_anew_though_size_and_time_are_the_same(image_folder, tmp_path, count_decoded):
+def test_an_image_that_changed_is_decoded_again_though_size_and_time_are_equal(image_folder, tmp_path, count_decoded):
     victim = image_folder / "3.png"
     pixels = np.zeros((23, 27, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(victim, compress_level=0)
@@ -189,10 +190,10 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_seen_and_mended(image_folder, tmp_path, decoded, count_decoded, monkeypatch, damage):
+def test_damage_is_noticed_and_repaired(image_folder, tmp_path, decoded, count_decoded, damage):
     cache = tmp_path / "cache"
     see(image_folder, cache)
-    monkeypatch.setattr("lit_extract.data.pixels._opened", {})  # as in another process
+    open_files.cache_clear()  # as in another process
     damaged = DAMAGE[damage](cache)
     count_decoded.clear()
     assert torch.equal(see(image_folder, cache)[0], decoded)
@@ -211,7 +212,7 @@ def state(row):
 
 
 def _write_on_and_on(folder, seed):
-    cache = PixelCache(folder, 50, (3, 32, 32), {})
+    cache = PixelCache(folder, 50, (3, 32, 32))
     generator = np.random.default_rng(seed)
     while True:
         row = int(generator.integers(50))
@@ -219,7 +220,7 @@ def _write_on_and_on(folder, seed):
 
 
 def test_two_writers_that_are_killed_leave_no_wrong_row(tmp_path):
-    cache, pixels, found = PixelCache(tmp_path / "cache", 50, (3, 32, 32), {}), np.empty((3, 32, 32), np.uint8), 0
+    cache, pixels, found = PixelCache(tmp_path / "cache", 50, (3, 32, 32)), np.empty((3, 32, 32), np.uint8), 0
     context = multiprocessing.get_context("fork")
     for seed in range(5):
         writers = [context.Process(target=_write_on_and_on, args=(cache.folder, 2 * seed + k)) for k in range(2)]
@@ -252,19 +253,21 @@ def test_a_full_disk_ends_the_caching_not_the_run(image_folder, tmp_path, decode
     assert torch.equal(see(image_folder, tmp_path / "cache")[0], decoded), "the row that was cut is not taken for whole"
 
 
-def test_without_room_nothing_is_kept_and_it_is_said_once(image_folder, tmp_path, decoded, monkeypatch, capsys):
+def test_without_room_nothing_is_kept_and_it_is_said_once(image_folder, tmp_path, decoded, monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr(lit_extract.data.images, "free_bytes", lambda _: 7 * 3 * 48 * 48 - 1)
     assert torch.equal(see(image_folder, tmp_path / "cache")[0], decoded)
     assert not (tmp_path / "cache").exists()
-    said = capsys.readouterr().out
+    said = caplog.text
     assert said.count("decoded images are not kept for the next model") == 1
     assert "--data.cache DIR" in said
 
 
 def test_what_is_free_must_also_do_for_the_features(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(lit_extract.data.images, "free_bytes", lambda _: 10**6)
-    monkeypatch.setattr(ImageFolderDataModule, "room_for_features", 10**6)
-    see(image_folder, tmp_path / "cache")
+    module = ImageFolderDataModule(str(image_folder), num_workers=0, cache=str(tmp_path / "cache"))
+    module.connect(Connection(SMALL, reserved_bytes=10**6))
+    list(module.predict_dataloader())
     assert not (tmp_path / "cache").exists()
 
 

@@ -2,32 +2,13 @@
 
 from itertools import chain, combinations, product
 
+import numpy as np
 import pytest
 
-from lit_extract.data.plan import (
-    check_shard_rows,
-    cut,
-    default_shard_rows,
-    plan_batches,
-    rows_to_shard_ends,
-)
+from lit_extract.data.plan import Plan, default_shard_rows
 from lit_extract.storage.layout import count_shards
 
 MB = 2**20
-
-
-@pytest.mark.parametrize(
-    ("start", "stop", "size", "expected"),
-    [
-        (0, 0, 4, []),
-        (0, 4, 4, [range(0, 4)]),
-        (0, 5, 4, [range(0, 4), range(4, 5)]),
-        (4, 10, 3, [range(4, 7), range(7, 10)]),
-        (3, 4, 100, [range(3, 4)]),
-    ],
-)
-def test_cut(start, stop, size, expected):
-    assert cut(start, stop, size) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,23 +26,26 @@ def test_cut(start, stop, size, expected):
     ],
 )
 def test_plan_of_eleven_rows_in_shards_of_four_and_batches_of_two(settings, expected):
-    batches = plan_batches(11, shard_rows=4, batch_size=2, **settings)
+    settings = dict(settings)
+    done = settings.pop("done", ())
+    batches = Plan(11, shard_rows=4, batch_size=2).leaving(done).batches(**settings)
     assert batches == [range(*batch) for batch in expected]
 
 
 def test_last_batch_of_a_shard_is_short_when_the_dataset_ends():
-    assert plan_batches(10, shard_rows=9, batch_size=3) == [range(0, 3), range(3, 6), range(6, 9), range(9, 10)]
+    assert Plan(10, shard_rows=9, batch_size=3).batches() == [range(0, 3), range(3, 6), range(6, 9), range(9, 10)]
 
 
 def test_every_rule_by_brute_force():
     for n_rows, batch_size, batches_per_shard in product(range(10), (1, 2, 3), (1, 2)):
         shard_rows = batch_size * batches_per_shard
         n_shards = count_shards(n_rows, shard_rows)
-        undisturbed = plan_batches(n_rows, shard_rows, batch_size)
+        undisturbed = Plan(n_rows, shard_rows, batch_size).batches()
         all_done_sets = chain.from_iterable(combinations(range(n_shards), k) for k in range(n_shards + 1))
         for done, world_size in product(all_done_sets, (1, 2, 3)):
             shares = [
-                plan_batches(n_rows, shard_rows, batch_size, done, rank, world_size) for rank in range(world_size)
+                Plan(n_rows, shard_rows, batch_size).leaving(done).batches(rank, world_size)
+                for rank in range(world_size)
             ]
             batches = [batch for share in shares for batch in share]
             rows = sorted(row for batch in batches for row in batch)
@@ -76,7 +60,7 @@ def test_every_rule_by_brute_force():
 
 @pytest.mark.parametrize(("n_rows", "shard_rows", "expected"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (8, 4, 2)])
 def test_count_shards(n_rows, shard_rows, expected):
-    assert count_shards(n_rows, shard_rows) == expected == len(cut(0, n_rows, shard_rows))
+    assert count_shards(n_rows, shard_rows) == expected == len(Plan(n_rows, shard_rows, 1).shards())
 
 
 NSD = 73_000
@@ -102,53 +86,57 @@ def test_default_shard_rows(n_rows, batch_size, row_bytes, expected):
     assert default_shard_rows(n_rows, batch_size, row_bytes) == expected
 
 
-@pytest.mark.parametrize(("batch_size", "shard_rows"), [(4, None), (4, 4), (4, 12), (1, 1)])
-def test_shards_of_whole_batches_are_accepted(batch_size, shard_rows):
-    check_shard_rows(batch_size, shard_rows)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "shard_rows", "message"),
-    [
-        (0, None, "data.batch_size: 0 rows; must be 1 or more"),
-        (-3, 3, "data.batch_size: -3 rows"),
-        (4, 6, r"data.shard_rows: 6 rows; must be a multiple of data.batch_size \(4\)"),
-        (4, 2, "data.shard_rows: 2 rows"),
-        (4, 0, "data.shard_rows: 0 rows"),
-        (4, -4, "data.shard_rows: -4 rows"),
-    ],
-)
-def test_shards_that_cut_batches_are_refused(batch_size, shard_rows, message):
-    with pytest.raises(ValueError, match=message):
-        check_shard_rows(batch_size, shard_rows)
-
-
-@pytest.mark.parametrize(
-    ("batches", "shard_rows", "expected"),
-    [
-        ([], 4, []),
-        ([range(2)], 4, [2]),
-        ([range(2), range(2, 4), range(8, 10), range(10, 11)], 4, [4, 2, 3, 1]),
-        ([[3, 1], [0], [2], [9, 8, 10]], 4, [4, 2, 1, 3]),
-        ([[0], [4], [8]], 4, [1, 1, 1]),
-    ],
-)
-def test_rows_to_the_end_of_the_shard(batches, shard_rows, expected):
-    assert rows_to_shard_ends(batches, shard_rows) == expected
-
-
 @pytest.mark.parametrize(
     ("done", "again", "expected"),
     [
-        ({0, 1, 2}, {}, []),
-        ({0, 1, 2}, {1: [5]}, [[5]]),
-        ({0, 1, 2}, {0: [0, 1, 3], 2: [8]}, [[0, 1], [3], [8]]),
-        ({0}, {0: [2]}, [[2], [4, 5], [6, 7], [8, 9]]),
+        ({0, 1, 2}, [], []),
+        ({0, 1, 2}, [5], [[5]]),
+        ({0, 1, 2}, [8, 0, 3, 1], [[0, 1], [3], [8]]),
+        ({0}, [2], [[2], [4, 5], [6, 7], [8, 9]]),
     ],
 )
 def test_rows_that_are_computed_again_are_all_that_is_left_of_their_shard(done, again, expected):
-    plan = plan_batches(10, 4, 2, done, again=again)
-    assert [list(batch) for batch in plan] == expected
-    halves = [plan_batches(10, 4, 2, done, rank, 2, again) for rank in (0, 1)]
+    plan = Plan(10, 4, 2).leaving(done, again)
+    assert [list(batch) for batch in plan.batches()] == expected
+    halves = [plan.batches(rank, 2) for rank in (0, 1)]
     assert sorted(map(list, (batch for half in halves for batch in half))) == sorted(expected)
     assert not {row // 4 for batch in halves[0] for row in batch} & {row // 4 for batch in halves[1] for row in batch}
+
+
+@pytest.mark.parametrize(
+    ("done", "expected"),
+    [
+        ([], [range(0, 4), range(4, 8), range(8, 10)]),
+        ([1, 2, 4, 5, 6, 7], [[0, 3], range(8, 10)]),
+        ([9], [range(0, 4), range(4, 8), [8]]),
+        (range(10), []),
+    ],
+)
+def test_rows_that_are_done_are_left_out_of_their_shards(done, expected):
+    assert Plan(10, 4, 4).without_rows(done).batches() == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shard_rows", "budget", "expected"),
+    [
+        ([3, 1, 2], 3, 6, [[0, 2], [1]]),
+        ([3, 1, 2, 5], 2, 6, [[0, 1], [3], [2]]),
+        ([9, 1], 2, 4, [[0], [1]]),  # longer than the budget: alone
+        ([2, 2, 2, 2], 4, 4, [[0, 1], [2, 3]]),
+        ([100, 50, 50, 50, 50], 5, 10**6, [[0, 1, 2], [3, 4]]),  # a third row of 50 would make 150 tokens of padding
+        ([300, 100, 100], 3, 10**6, [[0], [1, 2]]),
+    ],
+)
+def test_batches_of_captions(lengths, shard_rows, budget, expected):
+    assert Plan(len(lengths), shard_rows, budget, lengths).batches() == expected
+
+
+def test_batches_of_captions_do_not_depend_on_ranks_and_done_shards():
+    lengths = np.random.default_rng(0).integers(1, 60, 101).tolist()
+    plan = Plan(101, 16, 200, lengths)
+    whole = plan.batches()
+    assert sorted(row for batch in whole for row in batch) == list(range(101))
+    assert all(len(batch) * max(lengths[row] for row in batch) <= 200 for batch in whole)
+    ranks = [plan.leaving({0, 5}).batches(rank, 3) for rank in range(3)]
+    left = [batch for batch in whole if batch[0] // 16 not in {0, 5}]
+    assert sorted(batch for rank in ranks for batch in rank) == sorted(left)

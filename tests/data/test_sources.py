@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lit_extract.common.errors import InputError
+from lit_extract.data.base import Connection
 from lit_extract.data.sources import ImageSource, ImageSourceDataModule, encode
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -62,13 +63,11 @@ def test_rows_of_nsds_hdf5(tmp_path):
 
 
 def test_what_is_left_of_each_shard_is_planned():
-    data = ImageSourceDataModule("demo", shard_rows=10, preprocessing={"max_image_size": None})
-    data.setup()
-    data.done_rows = {*range(10), 11, 19}
-    assert data.plan(0, 1) == [[10, *range(12, 19)], [20, 21, 22, 23]]
+    data = ImageSourceDataModule("demo", shard_rows=10)
+    data.connect(Connection({"max_image_size": None}, plan=data.plan.without_rows({*range(10), 11, 19})))
     batches = list(data.predict_dataloader())
-    assert [batch["index"].tolist() for batch in batches] == data.plan(0, 1)
-    assert [source.stimulus for source in batches[0]["sources"]] == data.plan(0, 1)[0]
+    assert [batch["index"].tolist() for batch in batches] == [[10, *range(12, 19)], [20, 21, 22, 23]]
+    assert [source.stimulus for source in batches[0]["sources"]] == [10, *range(12, 19)]
 
 
 def test_a_query_needs_no_name_as_the_output_has_one():

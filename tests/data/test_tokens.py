@@ -5,11 +5,9 @@ import random
 
 import pytest
 import sentencepiece
-import torch
 
 from lit_extract.common.errors import InputError
 from lit_extract.data import CaptionDataModule
-from lit_extract.data.plan import plan_token_batches
 from lit_extract.data.tokens import load_tokenizer
 
 TEXTS = ["a man sits", "  two  spaces", "café naïve 日本 3 1234", "tab\there", "dog.  cat </s> x", "trailing "]
@@ -100,7 +98,8 @@ def test_batches_hold_each_caption_once_padded_on_the_right(tmp_path, llama_fold
     assert [seen[row] for row in range(len(texts))] == tokenizer.encode([text.strip() for text in texts])
 
 
-def test_too_long_captions_are_named_or_cut(tmp_path, llama_folder, capsys):
+def test_too_long_captions_are_named_or_cut(tmp_path, llama_folder, caplog):
+    caplog.set_level("INFO")
     texts = ["a man", "a man sits near the red car and two people"]
     with pytest.raises(InputError, match=r"context of 6 tokens: 1 \(\d+ tokens\); .*truncate true"):
         module(tmp_path, llama_folder, texts, context=6).setup()
@@ -108,12 +107,13 @@ def test_too_long_captions_are_named_or_cut(tmp_path, llama_folder, capsys):
     data.setup()
     assert max(data.lengths) == 6
     assert data.provenance()["truncate"] is True
-    assert "truncated to 6 tokens: 1 (" in capsys.readouterr().out
+    assert "truncated to 6 tokens: 1 (" in caplog.text
 
 
-def test_show_tokens_prints_the_first_captions(tmp_path, llama_folder, capsys):
+def test_show_tokens_prints_the_first_captions(tmp_path, llama_folder, caplog):
+    caplog.set_level("INFO")
     module(tmp_path, llama_folder, ["a man", "a dog", "a cat"], show_tokens=2).setup()
-    lines = capsys.readouterr().out.splitlines()
+    lines = caplog.messages
     assert len(lines) == 2
     assert lines[0].startswith("'a man' has ")
     assert "1|<s>" in lines[0]
@@ -144,29 +144,3 @@ def test_captions_of_a_known_dataset_need_its_ids(tmp_path, llama_folder):
 def test_settings_out_of_range(tmp_path, setting, value):
     with pytest.raises(InputError, match=rf"data\.{setting}: "):
         CaptionDataModule(**{"captions": "x.csv", "prompt_name": "test", setting: value})
-
-
-@pytest.mark.parametrize(
-    ("lengths", "shard_rows", "budget", "expected"),
-    [
-        ([3, 1, 2], 3, 6, [[0, 2], [1]]),
-        ([3, 1, 2, 5], 2, 6, [[0, 1], [3], [2]]),
-        ([9, 1], 2, 4, [[0], [1]]),  # longer than the budget: alone
-        ([2, 2, 2, 2], 4, 4, [[0, 1], [2, 3]]),
-        ([100, 50, 50, 50, 50], 5, 10**6, [[0, 1, 2], [3, 4]]),  # a third row of 50 would make 150 tokens of padding
-        ([300, 100, 100], 3, 10**6, [[0], [1, 2]]),
-    ],
-)
-def test_plan_token_batches(lengths, shard_rows, budget, expected):
-    assert plan_token_batches(lengths, shard_rows, budget) == expected
-
-
-def test_plan_token_batches_does_not_depend_on_ranks_and_done_shards():
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 60, (101,), generator=generator).tolist()
-    whole = plan_token_batches(lengths, 16, 200)
-    assert sorted(row for batch in whole for row in batch) == list(range(101))
-    assert all(len(batch) * max(lengths[row] for row in batch) <= 200 for batch in whole)
-    ranks = [plan_token_batches(lengths, 16, 200, {0, 5}, rank, 3) for rank in range(3)]
-    left = [batch for batch in whole if batch[0] // 16 not in {0, 5}]
-    assert sorted(batch for rank in ranks for batch in rank) == sorted(left)

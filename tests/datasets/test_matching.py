@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lit_extract.common.errors import InputError
 from lit_extract.data import CaptionDataModule
+from lit_extract.data.base import Connection
 from lit_extract.datasets import load_dataset
 from lit_extract.datasets.matching import first_difference, places_of
 
@@ -25,10 +26,9 @@ def write_dataset(folder):
     return folder
 
 
-def captions_of(file, root=None, dataset="nsd", subset="all", **more):
+def captions_of(file, root=None, dataset="nsd", subset="all", ids_in_folder=()):
     data = CaptionDataModule(str(file), "test", dataset, None if root is None else str(root), subset=subset)
-    for name, value in more.items():
-        setattr(data, name, value)
+    data.connect(Connection(ids_in_folder=ids_in_folder))
     table = data.read_table()
     return dict(zip(table["stimulus_id"], table["caption"], strict=True))
 

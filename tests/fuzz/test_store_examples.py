@@ -12,7 +12,7 @@ from fuzz.test_stores import build, write_metadata
 
 from lit_extract import load_features
 from lit_extract.common.errors import InputError
-from lit_extract.data.pixels import ABOUT, PIXELS, ROWS, Noted, PixelCache
+from lit_extract.data.pixels import PIXELS, ROWS, Noted, PixelCache
 from lit_extract.inspection.survey import survey
 from lit_extract.jobs.relay import Advance, heard
 from lit_extract.storage.features_content import save_skeleton
@@ -385,10 +385,10 @@ def test_progress_of_any_other_shape_is_none(tmp_path, content):
     assert heard(file) is None
 
 
-@pytest.mark.parametrize("name", [PIXELS, ROWS, ABOUT])
+@pytest.mark.parametrize("name", [PIXELS, ROWS])
 @pytest.mark.parametrize("harm", [make_pipe, dangle, make_folder])
 def test_a_pixel_cache_that_is_no_file_is_no_cache(tmp_path, name, harm):
-    cache = PixelCache(tmp_path / "x", 4, (3, 2, 2), {})
+    cache = PixelCache(tmp_path / "x", 4, (3, 2, 2))
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / name).touch()

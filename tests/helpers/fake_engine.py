@@ -6,8 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from lit_extract.captioning.engines import Reply
-from lit_extract.captioning.engines.offline import encode_or_say
+from lit_extract.captioning.engines import Reply, encode_or_fail
 
 
 class DiedError(Exception):
@@ -42,7 +41,7 @@ class FakeEngine:
         if type(self).failures.get(source.stimulus, 0):
             type(self).failures[source.stimulus] -= 1
             return Reply("", "it has a cold")
-        image = encode_or_say(source, self.request.max_image_size)
+        image = encode_or_fail(source, self.request.max_image_size)
         if isinstance(image, Reply):
             return image
         pixels = np.asarray(decode(image))

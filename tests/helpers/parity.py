@@ -5,7 +5,7 @@ import torch
 from helpers.language_models import save_captions, save_model
 
 from lit_extract import CaptionDataModule, LanguageExtractor, extract
-from lit_extract.commands.predict import predict_trainer
+from lit_extract.jobs.trainer import predict_trainer
 
 TINY = "test_vit.r160_in1k"
 PRECISIONS = ("32-true", "bf16-true")

@@ -13,8 +13,8 @@ import lightning.pytorch
 
 import lit_extract.storage.finalize
 from lit_extract import DemoDataModule, VisionExtractor, extract, load_features
-from lit_extract.commands.predict import predict_trainer
 from lit_extract.common.errors import InputError
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.store import Store
 
 DISK = Path(sys.argv[1])
@@ -72,7 +72,7 @@ def everything():
 def full_in_the_middle_of_a_shard(reference):
     error = refused(DISK, FillsAfterTwoShards())
     assert "No space left on device" in error, error
-    assert "shards are safe: mend it and run the same command again" in error, error
+    assert "shards are safe: fix that and run the same command again" in error, error
     (store,) = DISK.rglob("*.zarr")
     done = len(Store(store).done_shards())
     assert 0 < done < 6, done

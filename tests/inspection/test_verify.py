@@ -13,8 +13,8 @@ import torch
 from helpers.language_models import save_captions, save_model
 
 from lit_extract import CaptionDataModule, DemoDataModule, LanguageExtractor, VisionExtractor, extract
-from lit_extract.commands.predict import predict_trainer
 from lit_extract.inspection.soundness import soundness_of
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage import archive
 
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from lit_extract import DemoDataModule, ImageFolderDataModule, VisionExtractor, extract, load_features
-from lit_extract.commands.predict import predict_trainer
 from lit_extract.common.errors import InputError
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.layout import safe_name
 from lit_extract.storage.store import Store
 
@@ -70,21 +70,24 @@ def test_rows_are_those_of_the_images_each_run_alone(run_job, image_folder, tmp_
 
 def test_from_python_as_in_a_notebook(tmp_path):
     model = VisionExtractor(TINY, untrained=True, pool="avg", layers=[0, -1])
-    data = DemoDataModule(preprocessing=model.preprocessing, query="demo_id in [20, 3]", subset="two", num_workers=0)
-    extraction = extract(model, data, _trainer(), output_dir=str(tmp_path / "out"))
+    data = DemoDataModule(query="demo_id in [20, 3]", subset="two")
+    extraction = extract(model, data, output_dir=str(tmp_path / "out"))
     (file,) = extraction.files
     assert file == tmp_path / "out" / "demo" / "two-untrained" / f"{TINY}_pool-avg-untrained.pt"
     features = load_features(file)
     assert features.stimulus_ids == [3, 20]
     assert features.layers == ["blocks.0", "blocks.5"]
     assert features.provenance["query"] == "demo_id in [20, 3]"
+    assert features.provenance["precision"] == "32-true", (
+        "an untrained model's layers may differ by less than bf16 holds"
+    )
     assert features.metadata["notes"]["stimulus_id_meaning"] == data.stimuli.attrs["stimulus_id_meaning"]
     assert (extraction.store, extraction.was_done, extraction.bad_input_rows) == (None, False, [])
 
 
 def test_a_second_time_it_is_done_and_nothing_is_computed(run_job, monkeypatch):
     first = run_job()
-    monkeypatch.setattr("lit_extract.jobs.extraction.Job.predict", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("lit_extract.jobs.extraction.run_predict", lambda *_: pytest.fail("computed again"))
     second = run_job()
     assert second.was_done
     assert not first.was_done
@@ -114,7 +117,7 @@ def test_other_settings_are_named_with_both_values(run_job, settings, named, fin
     assert run_job(finalize=finished).files == before.files, "what was there is untouched"
 
 
-def test_overwrite_starts_anew(run_job, tmp_path):
+def test_overwrite_starts_from_scratch(run_job, tmp_path):
     first = feats_of(run_job())
     run_job(overwrite=True, finalize=False, seed=1)
     assert names(tmp_path) == [f"folder/all-untrained/{TINY}_pool-cls-untrained.zarr"], "the old file is gone"
@@ -156,7 +159,7 @@ def test_finalize_later(run_job, tmp_path, monkeypatch):
     assert unfinished.files == []
     assert names(tmp_path) == [f"folder/all-untrained/{TINY}_pool-cls-untrained.zarr"]
     feats = load_features(unfinished.store).feats.numpy()
-    monkeypatch.setattr("lit_extract.jobs.extraction.Job.predict", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("lit_extract.jobs.extraction.run_predict", lambda *_: pytest.fail("computed again"))
     finished = run_job(keep_store=True)
     assert finished.store == unfinished.store
     np.testing.assert_array_equal(feats_of(finished), feats)
@@ -182,15 +185,15 @@ def test_a_data_module_of_another_model_is_not_used_silently(tmp_path, image_fol
         extract(other, data, _trainer(), str(tmp_path / "two"))
 
 
-def test_a_lost_shard_is_computed_again_to_the_same_bytes(run_job, capsys):
+def test_a_lost_shard_is_computed_again_to_the_same_bytes(run_job, caplog):
+    caplog.set_level("INFO")
     undisturbed = feats_of(run_job(keep_store=True, data_shard_rows=2))
     extraction = run_job(keep_store=True, data_shard_rows=2)
     shutil.rmtree(extraction.store / "cls" / "c" / "1")
     (extraction.store / "cls" / "c" / "2" / "0" / "0").write_bytes(b"truncated")
     extraction.files[0].unlink()
-    capsys.readouterr()
     again = run_job(data_shard_rows=2)
-    assert "2 of 4 shards done, 2 left" in capsys.readouterr().out
+    assert "2 of 4 shards done, 2 left" in caplog.text
     assert feats_of(again).tobytes() == undisturbed.tobytes()
 
 
@@ -205,7 +208,6 @@ def test_a_data_module_may_serve_a_second_model_with_more_layers(image_folder, t
     data = ImageFolderDataModule(str(image_folder), batch_size=4)
     for layers in ([0], "blocks"):
         extractor = VisionExtractor(TINY, untrained=True, layers=layers)
-        data.preprocessing = extractor.preprocessing
         alone = ImageFolderDataModule(str(image_folder), batch_size=4, preprocessing=extractor.preprocessing)
         outputs = []
         for place, module in (("shared", data), ("alone", alone)):

@@ -9,8 +9,9 @@ from helpers.runs import REPOSITORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_extract import CaptionDataModule, ImageFolderDataModule, LanguageExtractor, VisionExtractor, extract
-from lit_extract.commands.predict import PredictCLI, predict_trainer
+from lit_extract.commands.predict import PredictCLI
 from lit_extract.jobs.float32_check import choose_rows, compare
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.modules.precision import in_float32
 from lit_extract.modules.weights import on_cpu_in_float32
 from lit_extract.storage.features import load_features
@@ -74,7 +75,7 @@ def test_an_untrained_model_runs_in_float32_unless_asked_otherwise(predict, tmp_
 
 
 def test_a_trained_model_keeps_the_precision_of_the_machine(monkeypatch, image_folder, tmp_path):
-    monkeypatch.setattr("lit_extract.commands.predict.default_precision", lambda accelerator: "bf16-true")
+    monkeypatch.setattr("lit_extract.jobs.trainer.default_precision", lambda accelerator: "bf16-true")
     model = timm.create_model(NAME, pretrained=False)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     arguments = ["--config", str(REPOSITORY / "configs/folder/vision.yaml"), "--data.root", str(image_folder)]

@@ -8,7 +8,7 @@ import torch
 from torch import backends
 
 from lit_extract import DemoDataModule, VisionExtractor, extract
-from lit_extract.commands.predict import predict_trainer
+from lit_extract.jobs.trainer import predict_trainer
 
 # Each setting in a process of its own, as the older switches can't be read, and so not put back, after some of them.
 SCRIPT = """

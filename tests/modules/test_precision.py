@@ -6,7 +6,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_extract import CaptionDataModule, DemoDataModule, LanguageExtractor, VisionExtractor, extract, load_features
-from lit_extract.commands.predict import predict_trainer
+from lit_extract.jobs.trainer import predict_trainer
 
 
 def run(extractor, data, precision, output):

@@ -416,7 +416,7 @@ def test_recorded_commit_is_resumed_unless_a_revision_is_given(monkeypatch):
         (None, "../refs/main", "of-None"),  # no commit: not used
     ):
         extractor = VisionExtractor(TINY, revision=revision)
-        extractor.adopt_revision({"weights": "hub:timm/test_vit.r160_in1k", "revision": known})
+        extractor.use_commit_of({"weights": "hub:timm/test_vit.r160_in1k", "revision": known})
         assert extractor.provenance()["revision"] == expected
 
 

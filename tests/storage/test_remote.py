@@ -394,7 +394,7 @@ def test_a_job_equals_a_local_one_is_done_once_and_can_be_done_anew(run_job, rem
     folder = "folder/all-untrained/test_vit.r160_in1k_pool"
     assert names(remote) == [f"{folder}-avg-untrained.pt", f"{folder}-cls-untrained.pt"]
     with monkeypatch.context() as patch:
-        patch.setattr("lit_extract.jobs.extraction.Job.predict", lambda *_: pytest.fail("computed again"))
+        patch.setattr("lit_extract.jobs.extraction.run_predict", lambda *_: pytest.fail("computed again"))
         assert run_job(output_dir=remote, pool=["cls", "avg"]).was_done
     with pytest.raises(InputError, match="seed was 0, now 1"):
         run_job(output_dir=remote, seed=1)

@@ -12,9 +12,9 @@ from helpers import old_store, runs
 from PIL import Image
 
 from lit_extract import NSDDataModule, VisionExtractor, extract, load_features
-from lit_extract.commands.predict import predict_trainer
 from lit_extract.common.errors import InputError
 from lit_extract.datasets import decode
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.archive import read_content
 from lit_extract.storage.places.local import LocalPlace
 from lit_extract.storage.store import Store

@@ -1,7 +1,5 @@
 """Predictions that are still on their way from a GPU: not read before they are there, and none is lost."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 
@@ -24,16 +22,10 @@ class OnItsWay:
         self.host[:] = self.true
 
 
-def trainer(n_bytes):
-    strategy = SimpleNamespace(broadcast=lambda value: value)
-    data = SimpleNamespace(n_bytes=n_bytes, done_shards=(), adopt=dict)
-    return SimpleNamespace(is_global_zero=True, strategy=strategy, datamodule=data)
-
-
 def write(store, true, from_gpu, ends_with):
     """All batches of two rows through a writer, which then ends."""
-    writer, run = ActivationWriter(lambda: store), trainer(np.zeros(N, dtype=np.int64))
-    writer.setup(run, None, "predict")
+    writer = ActivationWriter()
+    writer.open(store, {}, np.zeros(N, dtype=np.int64))
     for first in range(0, N, 2):
         host = torch.full((2, LAYERS, DIM), 99.0) if from_gpu else true[first : first + 2].clone()
         prediction = {
@@ -42,8 +34,8 @@ def write(store, true, from_gpu, ends_with):
             "bad": torch.zeros(2, dtype=torch.bool),
             "arrived": OnItsWay(true[first : first + 2], host) if from_gpu else None,
         }
-        writer.write_on_batch_end(run, None, prediction, None, None, 0, 0)
-    ends_with(writer, run)
+        writer.write_on_batch_end(None, None, prediction, None, None, 0, 0)
+    ends_with(writer)
     return Store(store.path)
 
 
@@ -56,8 +48,8 @@ def test_what_comes_from_a_gpu_is_waited_for_and_the_last_batch_is_not_lost(tmp_
     true = torch.arange(N * LAYERS * DIM, dtype=torch.float32).reshape(N, LAYERS, DIM)
     for from_gpu in (False, True):
         for name, ends_with in {
-            "done": lambda writer, run: writer.teardown(run, None, "predict"),
-            "stopped": lambda writer, run: writer.on_exception(run, None, SystemExit()),
+            "done": lambda writer: writer.teardown(None, None, "predict"),
+            "stopped": lambda writer: writer.on_exception(None, None, SystemExit()),
         }.items():
             written = write(empty_store(tmp_path / f"{name}-{from_gpu}.zarr"), true, from_gpu, ends_with)
             assert written.done_shards() == {0, 1, 2}

@@ -40,7 +40,7 @@ def test_a_bad_image_stops_the_run_with_the_finished_shards_safe(run_job, image_
 
 def test_the_run_goes_on_when_a_bad_image_was_replaced(run_job, image_folder):
     (image_folder / "4.png").write_text("broken")
-    with pytest.raises(InputError, match="mend or replace the file and run the same command again"):
+    with pytest.raises(InputError, match="repair or replace the file and run the same command again"):
         run_job(data_shard_rows=2)
     Image.new("RGB", (50, 50)).save(image_folder / "4.png")
     assert run_job(data_shard_rows=2).bad_input_rows == []
@@ -59,11 +59,11 @@ def test_a_skipped_image_that_was_mended_is_computed_when_the_run_goes_on(run_jo
 def test_stimuli_that_have_changed_are_not_taken_for_those_that_were_extracted(run_job, image_folder):
     run_job(finalize=False)
     Image.new("RGB", (50, 50)).save(image_folder / "4.png")
-    with pytest.raises(InputError, match=r"stimuli have changed since .*zarr' was begun.*: 4\.png\. .*--overwrite"):
+    with pytest.raises(InputError, match=r"stimuli have changed since .*zarr' was written.*: 4\.png\. .*--overwrite"):
         run_job()
     file = run_job(overwrite=True).files[0]
     Image.new("RGB", (60, 60)).save(image_folder / "4.png")
-    with pytest.raises(InputError, match=r"stimuli have changed since .*pt' was made"):
+    with pytest.raises(InputError, match=r"stimuli have changed since .*pt' was written"):
         run_job()
     assert run_job(overwrite=True).files == [file]
 

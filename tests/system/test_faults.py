@@ -17,8 +17,8 @@ import torch
 from helpers import runs
 
 from lit_extract import CaptionDataModule, ImageFolderDataModule, VisionExtractor, extract, load_features
-from lit_extract.commands.predict import predict_trainer
 from lit_extract.common.errors import InputError
+from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.store import Store
 
 SHARDS = {"data_shard_rows": 2}  # of seven rows: four shards

@@ -9,7 +9,7 @@ import pytest
 from helpers import runs
 
 from lit_extract import ImageFolderDataModule, VisionExtractor, extract
-from lit_extract.commands.predict import predict_trainer
+from lit_extract.jobs.trainer import predict_trainer
 
 pytestmark = pytest.mark.slow
 

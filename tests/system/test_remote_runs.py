@@ -112,6 +112,6 @@ def test_a_server_that_goes_away_ends_the_run_in_one_message(reference, output, 
         assert run.wait() == 2, run.output
     assert run.output.count("lit-extract: error: can't use 's3://bucket/features/") == 1, run.output
     assert "Could not connect to the endpoint" in run.output
-    assert "finished shards are safe: mend it and run the same command again" in run.output
+    assert "finished shards are safe: fix that and run the same command again" in run.output
     assert "Traceback" not in run.output
     assert "Unclosed" not in run.output

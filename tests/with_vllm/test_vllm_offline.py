@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import one_by_one
 from helpers.running import DEMO_IMAGES, ENVIRONMENT, N_SHARDS, parts
 
 from lit_extract.captioning.prompts import read_prompts
@@ -36,7 +36,7 @@ def test_captions_are_what_vllm_replies_about_each_image_alone(expected, tiny_pi
     assert captions["caption"].nunique() == 24, "equal captions would hide a permutation"
     prompt = read_prompts()["caption"].text
     images = [str(DEMO_IMAGES / path) for path in captions["path"]]
-    command = [sys.executable, str(Path(__file__).with_name("one_by_one.py")), str(tiny_pixtral), prompt, *images]
+    command = [sys.executable, one_by_one.__file__, str(tiny_pixtral), prompt, *images]
     done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     alone = json.loads(done.stdout.splitlines()[-1])

@@ -3,13 +3,14 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from lit_extract.data.sources import ImageSource
+from lit_extract.common.errors import one_line
+from lit_extract.data.sources import ImageSource, encode
 
 
 class Reply(NamedTuple):
-    """What came back about one image.
+    """The reply about one image, or why there is none.
 
     Args:
         text: The reply; empty when there is an error.
@@ -45,32 +46,21 @@ class Request:
     max_image_size: int | None = None
 
     def sampling(self, source: ImageSource) -> dict[str, Any]:
-        """How one reply is sampled: with a seed of its own, as one for all would have all roll the same dice."""
+        """Return how one reply is sampled: with a seed of its own, as one for all would have all roll the same dice."""
         seed = (self.seed + zlib.crc32(str(source.stimulus).encode())) % 2**31
         return {"temperature": self.temperature, "seed": seed, "max_tokens": self.max_tokens}
 
     def messages(self, image: str) -> list[dict[str, Any]]:
-        """The chat about one image, a data URL: the image, then the prompt."""
+        """Return the chat about one image, a data URL: the image, then the prompt."""
         content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": self.text}]
         return [{"role": "user", "content": content}]
 
 
-class Engine(Protocol):
-    """What a captioner needs of an engine."""
-
-    def provenance(self) -> dict[str, Any]:
-        """What about the engine changes the replies."""
-
-    def start(self) -> None:
-        """Load the model, or see that the server is there.
-
-        Raises:
-            InputError: It can't be had.
-        """
-
-    def ask(self, sources: Sequence[ImageSource]) -> list[Reply]:
-        """The replies about some images, in their order.
-
-        Raises:
-            InputError: The engine as a whole does not answer; an image that fails is a :class:`Reply`.
-        """
+def encode_or_fail(source: ImageSource, max_size: int | None) -> str | Reply:
+    """Return the image as a data URL, or a reply with the reason why it can't be read."""
+    try:
+        return encode(source, max_size)
+    except Exception as error:  # Pillow raises almost anything on a broken file
+        reason = one_line(error)
+        where = "" if source.path in reason else f"{source.path}: "
+        return Reply("", f"{where}{type(error).__name__}: {reason}")

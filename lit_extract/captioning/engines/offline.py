@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lit_extract.captioning.engines import Reply, Request
+from lit_extract.captioning.engines import Reply, Request, encode_or_fail
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.data.sources import ImageSource, encode
+from lit_extract.data.sources import ImageSource
 from lit_extract.modules.hub import hub_commit
 from lit_extract.modules.weights import path_sha256
 
@@ -51,7 +51,7 @@ class OfflineEngine:
         self._llm: Any = None
 
     def provenance(self) -> dict[str, Any]:
-        """Engine, its options, and which weights."""
+        """Return the engine, its options, and which weights."""
         known = {"engine": "vllm", "engine_options": self.options, "vllm": _version()}
         if self.options.get("load_format") == "dummy":
             return {**known, "weights": "random"}
@@ -85,7 +85,7 @@ class OfflineEngine:
             ) from error
 
     def ask(self, sources: Sequence[ImageSource]) -> list[Reply]:
-        """The replies about some images: those that can be read, all at once."""
+        """Return the replies about some images: those that can be read, all at once."""
         images = self._encode(sources)
         readable = [(source, image) for source, image in zip(sources, images, strict=True) if isinstance(image, str)]
         replies = iter(self._chat(readable))
@@ -93,10 +93,10 @@ class OfflineEngine:
 
     def _encode(self, sources: Sequence[ImageSource]) -> list[str | Reply]:
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda source: encode_or_say(source, self.request.max_image_size), sources))
+            return list(pool.map(lambda source: encode_or_fail(source, self.request.max_image_size), sources))
 
     def _chat(self, images: Sequence[tuple[ImageSource, str]]) -> list[Reply]:
-        """One call for all; one each when vLLM refuses the call because of some, which are then known."""
+        """Make one call for all; one each when vLLM refuses the call because of some, which are then known."""
         if not images:
             return []
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -107,7 +107,7 @@ class OfflineEngine:
             outputs = self._llm.chat(messages, params, use_tqdm=False)
         except EngineDeadError:
             raise
-        except Exception as error:  # an image that is too large for the context, say
+        except Exception as error:  # for example of an image that is too large for the context
             if len(images) > 1:
                 return [reply for image in images for reply in self._chat([image])]
             return [Reply("", f"{type(error).__name__}: {one_line(error)}")]
@@ -122,21 +122,11 @@ class OfflineEngine:
         return SamplingParams(**self.request.sampling(source), structured_outputs=structured)
 
     def _is_mistral(self) -> bool:
-        """Whether the weights are in Mistral's own format."""
+        """Return whether the weights are in Mistral's own format."""
         folder = Path(self.request.model)
         if self.is_local:
             return (folder / "params.json").is_file() and not (folder / "config.json").is_file()
         return self.request.model.startswith("mistralai/")
-
-
-def encode_or_say(source: ImageSource, max_size: int | None) -> str | Reply:
-    """The image as a data URL, or why it can't be read."""
-    try:
-        return encode(source, max_size)
-    except Exception as error:  # Pillow raises almost anything on a broken file
-        reason = one_line(error)
-        where = "" if source.path in reason else f"{source.path}: "
-        return Reply("", f"{where}{type(error).__name__}: {reason}")
 
 
 def _version() -> str:

@@ -6,8 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from lit_extract.captioning.engines import Reply, Request
-from lit_extract.captioning.engines.offline import encode_or_say
+from lit_extract.captioning.engines import Reply, Request, encode_or_fail
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.data.sources import ImageSource
 
@@ -36,15 +35,15 @@ class ServerEngine:
         self.concurrency, self.timeout, self.patience = concurrency, timeout, patience
 
     def provenance(self) -> dict[str, Any]:
-        """The engine; where the server is does not matter, and which weights it has it does not say."""
+        """Return the engine; where the server is does not matter, and which weights it has is not known."""
         return {"engine": "server", "weights": "the server's"}
 
     def start(self) -> None:
-        """See that the server is there and has the model."""
+        """Check that the server answers and has the model."""
         asyncio.run(self._greet())
 
     def ask(self, sources: Sequence[ImageSource]) -> list[Reply]:
-        """The replies about some images; when a request can't go on, neither do the others."""
+        """Return the replies about some images; when a request stops the run, the others stop too."""
         return asyncio.run(self._ask_all(sources))
 
     async def _greet(self) -> None:
@@ -67,7 +66,7 @@ class ServerEngine:
 
     async def _ask(self, client: Any, places: asyncio.Semaphore, source: ImageSource) -> Reply:
         async with places:
-            image = await asyncio.to_thread(encode_or_say, source, self.request.max_image_size)
+            image = await asyncio.to_thread(encode_or_fail, source, self.request.max_image_size)
             if not isinstance(image, str):
                 return image
             return await self._complete(client, source, image)
@@ -84,7 +83,7 @@ class ServerEngine:
         }
         try:
             completion = await self._patiently(lambda: client.chat.completions.create(**arguments), self.patience)
-        except APIStatusError as error:  # of this image: too large for the context, say
+        except APIStatusError as error:  # of this image: for example too large for the context
             return Reply("", f"the server answers {error.status_code}: {one_line(error)}")
         if not completion.choices:
             return Reply("", "the server answers without a reply")
@@ -108,7 +107,7 @@ class ServerEngine:
             reraise=True,
         )
 
-        async def attempt() -> Any:
+        async def attempt() -> Any:  # tenacity wants a coroutine function
             return await call()
 
         try:
@@ -122,7 +121,7 @@ class ServerEngine:
             if _is_away(error) or error.status_code in (401, 403, 404):
                 raise InputError(
                     f"model.base_url: the server at {self.base_url!r} answers {error.status_code}: {one_line(error)}; "
-                    "finished captions are safe: mend it and run the same command again"
+                    "finished captions are safe: fix that and run the same command again"
                 ) from error
             raise
 
@@ -135,12 +134,12 @@ class ServerEngine:
 
 
 async def _served(client: Any) -> list[str]:
-    """Names of the models that a server has."""
+    """Return the names of the models that a server has."""
     return [model.id async for model in client.models.list()]
 
 
 def _is_away(error: BaseException) -> bool:
-    """Whether an error is of the server's state, and may pass, rather than of the request."""
+    """Return whether an error is of the server's state, and may pass, rather than of the request."""
     from openai import APIConnectionError, APIStatusError
 
     if isinstance(error, APIStatusError):

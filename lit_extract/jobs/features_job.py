@@ -1,0 +1,245 @@
+"""The job that makes features: its names and provenance, what of it exists, and what is left to compute.
+
+N stimuli.
+"""
+
+import logging
+import platform
+
+import numpy as np
+import torch
+
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.data.base import StimulusDataModule
+from lit_extract.data.plan import Plan
+from lit_extract.datasets.table import ROOT
+from lit_extract.jobs.job import Job
+from lit_extract.jobs.outputs import check_one_order, output_paths
+from lit_extract.modules.base import Extractor
+from lit_extract.storage.disk import bytes_there, check_room, features_bytes, store_bytes
+from lit_extract.storage.features import load_features
+from lit_extract.storage.features_content import sizes_sha256
+from lit_extract.storage.finalize import finalize_locked, is_finished
+from lit_extract.storage.layout import BAD_INPUT, MISSING, count_shards
+from lit_extract.storage.places import AnyPath, RemoteError, place_of
+from lit_extract.storage.provenance import features_provenance
+from lit_extract.storage.repair import inputs_of, status_of
+from lit_extract.storage.store import Store
+from lit_extract.storage.store_folder import StoreSpec, is_store, remove_store
+
+logger = logging.getLogger(__name__)
+
+
+class FeaturesJob(Job):
+    """One model on one dataset.
+
+    Args:
+        model: The extractor.
+        data: The stimuli, connected to the model.
+        precision: The trainer's.
+        output_dir: Folder of all features.
+        finalize: Whether .pt files are made at the end.
+        overwrite: Whether what exists is replaced.
+    """
+
+    def __init__(
+        self,
+        model: Extractor,
+        data: StimulusDataModule,
+        precision: str,
+        output_dir: AnyPath,
+        finalize: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        known = {"precision": precision, "torch": str(torch.__version__)}
+        super().__init__(data, {**model.provenance(), **data.provenance(), **known})
+        self.model, self.finalize, self.overwrite = model, finalize, overwrite
+        self.root: str | None = data.stimuli.attrs.get(ROOT)
+        self.files, self.store_path = output_paths(model, data, output_dir)
+        self.plan = data.plan
+        self.repairable: list[int] = []  # rows that are bad in finished files, and can be read now
+        self._outdated: set[int] = set()  # those of them that a repair has computed of other files than today's
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, L, D) of the features."""
+        return len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
+
+    def is_done(self) -> bool:
+        """Return whether all files exist with this provenance, and the folder has no features of other stimuli.
+
+        Raises:
+            InputError: One has another provenance; its differing settings are named. Or stimuli have changed.
+        """
+        own = {*self.files.values(), self.store_path}
+        check_one_order(self.store_path.parent, self.stimulus_ids, own, self.data.source)
+        if self.overwrite:
+            return False
+        finished = {
+            pool: is_finished(file, features_provenance(self.provenance, pool), self.root)
+            for pool, file in self.files.items()
+        }
+        bad = sorted({row for pool, exists in finished.items() if exists for row in self._bad_rows(self.files[pool])})
+        if not all(finished.values()):
+            return False
+        self.repairable = self.data.readable(bad)
+        return not self.repairable
+
+    def _bad_rows(self, file: AnyPath) -> list[int]:
+        """Return the rows without features of a file, after a check that the others are of today's stimuli."""
+        features = load_features(file)
+        inputs, metadata = inputs_of(features), features.metadata
+        if inputs is not None:
+            self.refuse_changed(self.data.changed(inputs, status_of(features) != BAD_INPUT), file)
+        elif metadata.get("n_bytes_sha256") != sizes_sha256(self.data.input_bytes):
+            raise InputError(
+                f"stimuli have changed since {str(file)!r} was written: some of their files have another size. Restore "
+                "them, or pass --overwrite to compute all from scratch"
+            )
+        bad: list[int] = metadata["bad_input_rows"]
+        return bad
+
+    def open_store(self) -> Plan:
+        """Create the store, or resume the one that exists; return what is left to compute.
+
+        The caller has the lock.
+
+        Raises:
+            InputError: It can't be written, has other settings, or the disk has no room for what is left to do.
+        """
+        resumed = None if self.overwrite else self._resumed()
+        store = resumed or self._create()
+        done, status = store.done_shards(), store.status()
+        self.done_at_start = len(done)
+        if self.repairable:  # of finished files: nothing else is left, also where the store has no shard
+            again = [row for row in self.repairable if status[row] in (MISSING, BAD_INPUT) or row in self._outdated]
+            plan = self.plan.leaving(range(store.n_shards), again)
+        else:
+            again = self.data.readable(np.flatnonzero(status == BAD_INPUT).tolist())
+            plan = self.plan.leaving(done, again)
+        if resumed and plan.shards():
+            self._check_room(len(done))
+            if not self.repairable:
+                left = store.n_shards - len(done)
+                logger.info(f"resuming {store.path}: {len(done)} of {store.n_shards} shards done, {left} left")
+        if again:
+            named = name_some([str(self.stimulus_ids[row]) for row in again])
+            logger.info(f"{len(again)} stimuli that could not be decoded can be now, and are computed: {named}")
+        return plan
+
+    def _create(self) -> Store:
+        self._check_room(0)
+        if self.overwrite:
+            self._remove_output()
+        try:
+            return Store.create(self.store_path, self._spec())
+        except RemoteError:
+            raise
+        except OSError as error:
+            raise InputError(f"can't write {str(self.store_path)!r}: {error}") from error
+
+    def _resumed(self) -> Store | None:
+        """Return the store, checked; None if there is none. One that does not fit, but has nothing yet, is removed."""
+        if not is_store(self.store_path):
+            return None
+        store = Store(self.store_path)
+        try:
+            self._check_store(store)
+        except RemoteError:
+            raise
+        except InputError:
+            if store.done_shards():
+                raise
+            remove_store(self.store_path)
+            return None
+        return store
+
+    def _check_store(self, store: Store) -> None:
+        """Check that a store has these settings and today's stimuli, and repair what is damaged.
+
+        Raises:
+            InputError: It has others, or is not as large as its provenance makes it.
+        """
+        store.check_provenance(self.provenance, self.root)
+        known, model = store.layout, self.model
+        found = known.pools, known.layers, known.shape, known.shard_rows, known.notes["files"]
+        expected = list(model.pools), list(model.layers), self.shape, self.plan.shard_rows, self._file_names
+        if found != expected or {**known.extras, **model.extras} != known.extras:
+            raise InputError(
+                f"{str(store.path)!r} has other poolings, layers, shape or files than a run with its settings makes; "
+                "its metadata are damaged: restore them, or pass --overwrite to compute all from scratch"
+            )
+        if damaged := store.drop_damaged():
+            logger.warning(f"{len(damaged)} shards of {store.path} were damaged on disk and are computed again")
+        store.repair_stimulus_ids(self.stimulus_ids)
+        changed = self.data.changed(store.inputs(), ~np.isin(store.status(), (MISSING, BAD_INPUT)))
+        self._outdated = {*changed} & {*self.repairable}
+        self.refuse_changed([row for row in changed if row not in self._outdated], store.path)
+
+    def bytes_to_write(self, done_shards: int = 0) -> tuple[int, int]:
+        """Return the bytes of the store, and of the features files, that are still to be written."""
+        files = list(self.files.values())
+        left = [file for file in files if self.overwrite or self.repairable or not place_of(file).exists()]
+        if self.repairable:
+            shards_to_write = len({row // self.plan.shard_rows for row in self.repairable})
+            done_shards = max(done_shards, count_shards(self.plan.n_rows, self.plan.shard_rows) - shards_to_write)
+        store = store_bytes(*self.shape, self.plan.shard_rows, len(files), done_shards)
+        return store, len(left) * features_bytes(*self.shape) if self.finalize else 0
+
+    def _check_room(self, done_shards: int) -> None:
+        check_room(
+            self.store_path.parent,
+            *self.bytes_to_write(done_shards),
+            replaced=bytes_there([self.store_path, *self.files.values()]) if self.overwrite else 0,
+            advice="make room and run the same command again, or choose another --output_dir",
+        )
+
+    def count_done(self) -> tuple[int, int, str]:
+        """Return the shards that are done, and how many there are."""
+        store = Store(self.store_path)
+        return len(store.done_shards()), store.n_shards, "shards"
+
+    def _remove_output(self) -> None:
+        try:
+            for file in self.files.values():
+                place_of(file).remove_file()
+            remove_store(self.store_path)
+        except OSError as error:
+            raise InputError(f"can't delete what exists: {error}; remove it, or choose another --output_dir") from None
+
+    def remove_leftovers(self) -> None:
+        """Delete the store of a run that was killed after its files were complete, or while it removed it."""
+        if not place_of(self.store_path).remains():
+            return
+        with place_of(self.store_path).write_lock():
+            store = Store(self.store_path) if is_store(self.store_path) else None
+            if store is None:
+                remove_store(self.store_path)
+            elif not store.is_kept and not place_of(self.store_path).appears_verified and not store.missing_rows():
+                finalize_locked(store, keep_store=False)  # the file may not have been read back yet
+            elif not store.is_kept:
+                store.remove()
+
+    @property
+    def _file_names(self) -> dict[str, str]:
+        return {pool: file.name for pool, file in self.files.items()}
+
+    def _spec(self) -> StoreSpec:
+        notes = {
+            **self.notes(),
+            "files": self._file_names,
+            "num_params": self.model.num_params,
+            "root": self.root,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+        return StoreSpec(
+            self.model.pools,
+            self.model.layers,
+            self.model.n_dim,
+            self.plan.shard_rows,
+            self.stimulus_ids,
+            self.provenance,
+            notes,
+            {**self.model.extras, **dict.fromkeys(self.data.input_columns, "int64")},
+        )

@@ -1,0 +1,87 @@
+"""The Trainer of a run that predicts."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import shorten
+from lit_extract.jobs.cluster import plugins_of_cluster
+
+MAX_DEVICES, MAX_NODES = 1024, 100_000  # more than there are; Lightning makes a list of them
+
+Precision = Literal["bf16-true", "bf16-mixed", "32-true"]
+
+
+def predict_trainer(
+    accelerator: str = "auto",
+    devices: int | str | list[int] = "auto",
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: Precision | None = None,
+    callbacks: list[Callback] | None = None,
+) -> Trainer:
+    """Return a Trainer for prediction.
+
+    Args:
+        accelerator: "gpu", "cpu" or "auto".
+        devices: How many devices, which ones, or "auto" for all; several share the work (DDP).
+        num_nodes: Machines that share the work.
+        strategy: Lightning's strategy for several devices; "auto" is DDP.
+        precision: "bf16-true", "bf16-mixed" or "32-true"; default: bf16-true on a GPU and on a CPU with
+            AMX, 32-true elsewhere and for an untrained model, whose layers may differ by less than bf16 holds.
+        callbacks: Further Lightning callbacks.
+
+    Raises:
+        InputError: Lightning refuses the settings, on this machine or altogether.
+    """
+    _check_counts(devices, num_nodes)
+    try:
+        with plugins_of_cluster(num_nodes) as plugins:
+            return Trainer(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=num_nodes,
+                strategy=strategy,
+                precision=precision or default_precision(accelerator),
+                callbacks=callbacks,
+                plugins=plugins,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,  # the data module's plan keeps two ranks out of one shard
+            )
+    except InputError:
+        raise
+    except (
+        MisconfigurationException,
+        RuntimeError,  # of SLURM's variables
+        ValueError,
+        TypeError,
+    ) as error:  # for example of a missing GPU
+        settings = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}, precision {precision!r}"
+        raise InputError(f"trainer: Lightning refuses {settings}: {one_line(error)}") from error
+
+
+def _check_counts(devices: int | str | list[int], num_nodes: int) -> None:
+    count = int(devices) if isinstance(devices, str) and re.fullmatch("[0-9]{1,20}", devices) else devices
+    count = len(count) if isinstance(count, list | str) else count
+    if count > MAX_DEVICES or num_nodes > MAX_NODES:
+        raise InputError(
+            f"trainer: devices {shorten(devices)} and num_nodes {shorten(num_nodes)} must be {MAX_DEVICES} and "
+            f"{MAX_NODES:,} at most"
+        )
+
+
+def default_precision(accelerator: str) -> Precision:
+    """Return bf16-true where the hardware multiplies bf16 matrices faster than float32 ones."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-true" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    cpuinfo = Path("/proc/cpuinfo")
+    has_amx = cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text(encoding="utf-8", errors="replace")
+    return "bf16-true" if has_amx else "32-true"
