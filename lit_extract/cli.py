@@ -9,7 +9,7 @@ from typing import Any
 from lit_extract import __version__
 from lit_extract.common import exit_codes
 from lit_extract.common.console import logging_shown
-from lit_extract.common.errors import InputError, ToldError, wrong_setting
+from lit_extract.common.errors import InputError, wrong_setting
 from lit_extract.common.imports import heavy_imports
 
 
@@ -267,8 +267,6 @@ def _main(args: list[str]) -> int:
 
             return run_plan(args[1:])
         return _run(args)
-    except ToldError:
-        return exit_codes.DONE  # of the run's other ranks; rank zero has the exit code
     except (InputError, ArgumentError) as error:
         print(f"lit-extract: error: {wrong_setting(error)}", file=sys.stderr)
         return exit_codes.WRONG_INPUT

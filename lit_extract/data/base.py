@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from lit_extract.common.errors import InputError
-from lit_extract.common.signals import leave_workers_alone
+from lit_extract.common.signals import ignore_in_worker
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import is_name, shorten
 from lit_extract.data.plan import rows_to_shard_ends
@@ -179,7 +179,7 @@ class StimulusDataModule(LightningDataModule):
             batch_size=None,
             num_workers=workers,
             pin_memory=on_gpu,
-            worker_init_fn=leave_workers_alone,
+            worker_init_fn=ignore_in_worker,
         )
 
 

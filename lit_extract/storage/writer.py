@@ -14,8 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
-from lit_extract.common.errors import InputError, NothingLeft, one_line
-from lit_extract.common.signals import held
+from lit_extract.common.errors import InputError, NothingLeft
 from lit_extract.common.timing import WRITING, stopwatch
 from lit_extract.storage.layout import BAD_INPUT, INPUT_COLUMNS, INPUTS, MISSING, NOT_FINITE, OK, SIZE
 from lit_extract.storage.paths import AnyPath, RemoteError
@@ -98,7 +97,7 @@ class ActivationWriter(BasePredictionWriter):
 
     Args:
         open_store: Opens the store, creating it or checking that it may be resumed; called once, on
-            rank zero. The other ranks open what it returned, or raise what it raised.
+            rank zero. The other ranks open what it returned, or raise NothingLeft.
         what_is_left: Says what is to be computed of the store; called once, on rank zero.
     """
 
@@ -115,18 +114,16 @@ class ActivationWriter(BasePredictionWriter):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Rank zero creates or checks the store; all ranks learn which shards are done."""
         opened: tuple[AnyPath, Left] | None = None
-        error: Exception | None = None
+        error: Exception | None = None  # which rank zero reports
         if trainer.is_global_zero:
             try:
                 store = self.open_store()
                 opened = store.path, self.what_is_left(store)
             except Exception as raised:  # all ranks must hear of it, or they would wait forever
                 error = raised
-        said = error if error is None or isinstance(error, NothingLeft) else InputError(one_line(error))
-        opened, said = trainer.strategy.broadcast((opened, said))
-        if error is not None or said is not None:
-            raise error or said  # type: ignore[misc]
-        assert opened is not None
+        opened = trainer.strategy.broadcast(opened)
+        if opened is None:
+            raise error or NothingLeft
         path, left = opened
         self.store = Store(path)
         self.again = left.again
@@ -148,13 +145,12 @@ class ActivationWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch."""
-        with held():
-            inputs = (batch or {}).get(INPUTS)  # of images; of captions only the size is known
-            before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
-            if before is not None:
-                self._place(before)
-            if prediction["arrived"] is None:
-                self._place_last()
+        inputs = (batch or {}).get(INPUTS)  # of images; of captions only the size is known
+        before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
+        if before is not None:
+            self._place(before)
+        if prediction["arrived"] is None:
+            self._place_last()
         self._raise_failure()
 
     def _place_last(self) -> None:
@@ -211,12 +207,11 @@ class ActivationWriter(BasePredictionWriter):
                 continue
 
     def _finish(self) -> None:
-        with held():
-            if self._thread is not None:
-                self._place_last()
-                self._hand_over(None)
-                self._thread.join()
-                self._thread = None
+        if self._thread is not None:
+            self._place_last()
+            self._hand_over(None)
+            self._thread.join()
+            self._thread = None
 
     def _write(self) -> None:
         try:
