@@ -276,10 +276,13 @@ def _predict(args: list[str]) -> int:
     from lit_extract.common.signals import stoppable
 
     with stoppable(exit_at_second=True):
-        with heavy_imports():
-            from lit_extract.commands.predict import main as run_predict
+        from lit_extract.jobs.run_state import failures_recorded
 
-        return run_predict(args)
+        with failures_recorded():
+            with heavy_imports():
+                from lit_extract.commands.predict import main as run_predict
+
+            return run_predict(args)
 
 
 def _run(args: list[str]) -> int:

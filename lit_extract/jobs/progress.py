@@ -9,25 +9,25 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from lit_extract.common.console import as_size
-from lit_extract.jobs.relay import Advance, tell
+from lit_extract.jobs.run_state import RunProgress, record
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
-SECONDS_BETWEEN_TELLING = 1.0
+SECONDS_BETWEEN_RECORDS = 1.0
 
 
 class Writer(Protocol):
-    """What progress asks a writer."""
+    """A writer, as progress needs it."""
 
     bytes_written: int
 
 
 class Progress(Callback):
-    """Stimuli done, stimuli/s, time left and bytes written, of rank zero's share.
+    """Shows stimuli done, stimuli/s, time left and bytes written, of rank zero's share.
 
     Args:
-        writer: Knows how much is written.
+        writer: The writer, which counts its bytes.
     """
 
     def __init__(self, writer: Writer) -> None:
@@ -40,7 +40,7 @@ class Progress(Callback):
         self.unit = trainer.datamodule.unit  # type: ignore[attr-defined]
         self.total = trainer.datamodule.planned_rows  # type: ignore[attr-defined]
         self.n_stimuli, self.world_size = len(trainer.datamodule.stimuli), trainer.world_size  # type: ignore[attr-defined]
-        self.done, self.last_told = 0, 0.0
+        self.done, self.last_record = 0, 0.0
         self.started = self.last_line = time.monotonic()
         whose = f" (rank 0 of {trainer.world_size})" if trainer.world_size > 1 else ""
         self.what = f"{pl_module.model_name}{whose}"
@@ -59,9 +59,9 @@ class Progress(Callback):
         """Advance."""
         rows = len(outputs["index"])
         self.done += rows
-        if trainer.is_global_zero and time.monotonic() - self.last_told >= SECONDS_BETWEEN_TELLING:
-            self.last_told = time.monotonic()
-            self._tell()
+        if trainer.is_global_zero and time.monotonic() - self.last_record >= SECONDS_BETWEEN_RECORDS:
+            self.last_record = time.monotonic()
+            self._record()
         if self.bar is not None:
             self.bar.set_postfix_str(f"{as_size(self.writer.bytes_written)} written", refresh=False)
             self.bar.update(rows)
@@ -70,9 +70,9 @@ class Progress(Callback):
             self._print_line()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say how it went, when all is written."""
+        """Show how it went, when all is written."""
         if trainer.is_global_zero and self.done:
-            self._tell()
+            self._record()
         if self.bar is not None:
             self.bar.close()
         elif trainer.is_global_zero and self.done:
@@ -81,7 +81,7 @@ class Progress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         if trainer.is_global_zero and self.done:
-            self._tell()
+            self._record()
         if self.bar is not None:
             self.bar.close()
 
@@ -90,10 +90,11 @@ class Progress(Callback):
         """Rows a second."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
-    def _tell(self) -> None:
+    def _record(self) -> None:
         left = self.total - self.done
         seconds = left / self.rate if self.done else 0.0
-        tell(Advance(self.unit, self.n_stimuli, max(0, self.n_stimuli - left * self.world_size), self.rate, seconds))
+        rows_done = max(0, self.n_stimuli - left * self.world_size)
+        record(progress=RunProgress(self.unit, self.n_stimuli, rows_done, self.rate, seconds))
 
     def _print_line(self) -> None:
         rate = self.rate
