@@ -167,6 +167,8 @@ are not finite or have no caption, or when the precision has rounded away what d
         Raises:
             InputError: Something is wrong with them.
         """
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             return cls(args)
         except (ArgumentError, ValueError) as error:
@@ -267,8 +269,6 @@ def answer_if_done(args: list[str]) -> Outcome | None:
 def main(args: list[str]) -> int:
     """Run ``lit-extract predict`` with the given arguments; return the exit code."""
     stopwatch.seconds["imports"] = seconds_since_start()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # of loading weights; the run has its own
     with stopwatch("settings"):
         cli = PredictCLI.read(args)

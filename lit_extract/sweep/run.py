@@ -45,11 +45,12 @@ def main(args: Sequence[str]) -> int:
     if own.dry_run:
         print("\n".join(shlex.join(run.command) for run in runs))
         return exit_codes.DONE
-    output_dir = last_given(options, "--output_dir") or read_configs(own.config).get("output_dir") or "features"
-    logs = _make_log_folder(Path(own.log_dir or _log_dir(str(output_dir))))
+    output_dir = str(last_given(options, "--output_dir") or read_configs(own.config).get("output_dir") or "features")
+    # next to the features, unless these go where no log can be appended
+    logs = _make_log_folder(Path(own.log_dir or ("logs" if "://" in output_dir else f"{output_dir}/logs")))
     print(f"{len(runs)} models; their output goes to {logs}", flush=True)
     with Display(runs) as display:
-        received = run_models(runs, str(output_dir), logs, display)
+        received = run_models(runs, output_dir, logs, display)
     print("\n".join(summary(runs, ["lit-extract", "sweep", *args] if received else [])), flush=True)
     return exit_codes.STOPPED + received if received else exit_code(runs)
 
@@ -146,11 +147,6 @@ def exit_code(runs: Sequence[ModelRun]) -> int:
     if states & {"failed", "stopped"}:
         return exit_codes.FAILED
     return exit_codes.LOOK if "bad rows" in states else exit_codes.DONE
-
-
-def _log_dir(output_dir: str) -> str:
-    """Return a folder next to the features, unless these go where no log can be appended."""
-    return "logs" if "://" in output_dir else f"{output_dir}/logs"
 
 
 def _make_log_folder(parent: Path) -> Path:
