@@ -58,7 +58,7 @@ def main() -> None:
         "The running model has finished its batch, here a shard. The features are now:",
         fenced(run(STATUS)),
         "## The same command again, and killed",
-        "By `kill -9`, which no program can handle; the kernel then sends SIGTERM to the running model. Shortly before:",
+        "By `kill -9`, which no program can handle; the kernel then sends SIGTERM to the running model. Just before:",
     ]
     before: list[str] = []
 
