@@ -145,7 +145,7 @@ class Stopping(Callback):
         if number is not None and (is_worker or is_cut_off):
             return signals.Interrupted(number)
         if is_worker:
-            return InputError(f"{one_line(error)}; for want of memory? Fewer --data.num_workers need less. {SAFE}")
+            return InputError(f"{one_line(error)}; out of memory? Fewer --data.num_workers need less. {SAFE}")
         if not is_cut_off:
             return error
         if self.trainer.global_rank:
@@ -165,7 +165,7 @@ class Stopping(Callback):
             if code > 0:
                 return SystemExit(code)  # it has printed why
             name = f"was killed by {signal.Signals(-code).name}" if code else "ended too early"
-            memory = " (for want of memory?)" if code == -signal.SIGKILL else ""
+            memory = " (out of memory?)" if code == -signal.SIGKILL else ""
             return InputError(f"rank {rank} {name}{memory}. {SAFE}")
         return None
 

@@ -66,7 +66,7 @@ def outcome_of(code: int, state: RunState, log: Path | None, was_stopped: bool) 
     if was_stopped and number:
         return Outcome("stopped", "", code)
     ended = f"ended by {signal_name(number)}" if number else f"ended with exit code {code}"
-    memory = " (for want of memory?)" if number == signal.SIGKILL else ""
+    memory = " (out of memory?)" if number == signal.SIGKILL else ""
     return Outcome("failed", f"{ended}{memory}; its output is in {log}", code)
 
 

@@ -281,7 +281,7 @@ RECORDED = RunState(outcome=Outcome("failed", "data.root: gone", 2))
         (143, RunState(outcome=Outcome("stopped", "3 of 9", 143)), True, "stopped", "3 of 9"),
         (130, RunState(), True, "stopped", ""),
         (-15, RunState(), True, "stopped", ""),
-        (-9, RunState(progress=PROGRESS), False, "failed", "SIGKILL (for want of memory?); its output is in x.log"),
+        (-9, RunState(progress=PROGRESS), False, "failed", "SIGKILL (out of memory?); its output is in x.log"),
         (-11, RunState(outcome=Outcome("done", "", 0)), False, "failed", "SIGSEGV; its output is in x.log"),
         (1, RunState(), False, "failed", "exit code 1; its output is in x.log"),
         (1, RunState(), True, "failed", "exit code 1; its output is in x.log"),
