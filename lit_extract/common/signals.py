@@ -60,7 +60,7 @@ def stoppable(exit_at_second: bool = False) -> Iterator[None]:
         return
     numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
     before = {number: signal.getsignal(number) for number in (*numbers, signal.SIGALRM)}
-    _handler = _Handler(numbers)
+    _handler = _Handler(numbers, exit_at_second)
     try:
         with _ending_at_second(numbers) if exit_at_second and is_rank_zero() else nullcontext():
             _handler.install()
@@ -110,8 +110,8 @@ def ignore_in_worker(worker: int) -> None:
 class _Handler:
     """Handles all signals of one :func:`stoppable`."""
 
-    def __init__(self, numbers: list[signal.Signals]) -> None:
-        self.numbers = numbers
+    def __init__(self, numbers: list[signal.Signals], exit_at_second: bool) -> None:
+        self.numbers, self.exit_at_second = numbers, exit_at_second
         self.number: int | None = None
         self.is_deferring = False
         self._received_at = 0.0
@@ -131,9 +131,11 @@ class _Handler:
                 signal.alarm(SECONDS_FOR_A_BATCH)
                 return
         elif number != signal.SIGALRM and (
-            time.monotonic() - self._received_at < DUPLICATES_WITHIN or not is_rank_zero()
+            self.exit_at_second  # which the thread sees to; other ranks end with rank zero
+            or not is_rank_zero()
+            or time.monotonic() - self._received_at < DUPLICATES_WITHIN
         ):
-            return  # rank zero passes on what a terminal has sent to all ranks, and ends the others with itself
+            return
         raise Interrupted(self.number)
 
 
