@@ -9,7 +9,7 @@ from typing import Any
 from lit_extract import __version__
 from lit_extract.common import exit_codes
 from lit_extract.common.console import logging_shown
-from lit_extract.common.errors import InputError, ToldError, wrong_setting
+from lit_extract.common.errors import InputError, wrong_setting
 from lit_extract.common.imports import heavy_imports
 
 
@@ -268,8 +268,6 @@ def _main(args: list[str]) -> int:
 
             return run_plan(args[1:])
         return _run(args)
-    except ToldError:
-        return exit_codes.DONE  # of the run's other ranks; rank zero has the exit code
     except (InputError, ArgumentError) as error:
         print(f"lit-extract: error: {wrong_setting(error)}", file=sys.stderr)
         return exit_codes.WRONG_INPUT
@@ -279,10 +277,13 @@ def _predict(args: list[str]) -> int:
     from lit_extract.common.signals import stoppable
 
     with stoppable(exit_at_second=True):
-        with heavy_imports():
-            from lit_extract.commands.predict import main as run_predict
+        from lit_extract.jobs.run_state import failures_recorded
 
-        return run_predict(args)
+        with failures_recorded():
+            with heavy_imports():
+                from lit_extract.commands.predict import main as run_predict
+
+            return run_predict(args)
 
 
 def _run(args: list[str]) -> int:

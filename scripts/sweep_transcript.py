@@ -36,9 +36,8 @@ STATUS = f"status {FEATURES} --models {MODELS}"
 HEAD = """# A sweep, interrupted twice
 
 Five small vision models with random weights and three tiny language models, made on the spot, on the photographs and
-captions that ship with lit-extract; 24 images in shards of two, so that something is begun when it is interrupted.
-`python scripts/sweep_transcript.py` does it again and writes this page; all below is what was printed. It ran on
-two cores, where most of the first model's time are imports, which the others are spared.
+captions that ship with lit-extract; 24 images in shards of two, so that a model is half done when it is interrupted.
+`python scripts/sweep_transcript.py` runs all of it and writes this page; everything below was printed.
 """
 
 
@@ -56,10 +55,10 @@ def main() -> None:
         "## Interrupted by Ctrl-C",
         "In a terminal; here one that can't draw a table (`TERM=dumb`), so there are plain lines, as in a log.",
         fenced(run(SWEEP_VISION, until=shards_of(VISION[1], 4), then=press_ctrl_c)),
-        "The model that was running has finished its shard. What is there now:",
+        "The running model has finished its batch, here a shard. The features are now:",
         fenced(run(STATUS)),
         "## The same command again, and killed",
-        "By `kill -9`, which nobody can handle; the kernel then sends SIGTERM to the running model. Shortly before:",
+        "By `kill -9`, which no program can handle; the kernel then sends SIGTERM to the running model. Just before:",
     ]
     before: list[str] = []
 
@@ -71,15 +70,15 @@ def main() -> None:
     wait_until_nobody_writes()
     parts += [
         fenced(before[0]),
-        "And what the sweep had said by then:",
+        "The output of the sweep until then:",
         fenced(said),
-        "Now there is",
+        "And after it:",
         fenced(run(STATUS)),
         "## Again, to the end",
         fenced(run(SWEEP_VISION)),
         "## The language models",
         fenced(run(SWEEP_LANGUAGE)),
-        "All there is in the end:",
+        "In the end:",
         fenced(run(STATUS)),
         "## For other schedulers",
         "`--dry_run` prints a command for each model:",
@@ -97,7 +96,7 @@ def run(
     until: Callable[[], bool] | None = None,
     then: Callable[[int, int], None] = lambda process, terminal: None,
 ) -> str:
-    """What a terminal shows of a command; when ``until`` comes true, ``then`` happens to it."""
+    """Return what a terminal shows of a command; when ``until`` comes true, ``then`` happens to it."""
     command = [sys.executable, "-m", "lit_extract", *shlex.split(arguments)]
     environment = {**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process, terminal = pty.fork()
@@ -119,7 +118,7 @@ def run(
             break
     os.waitpid(process, 0)
     if not has_happened:
-        raise SystemExit(f"{arguments}: ended before it could be interrupted; it said\n{output.decode()}")
+        raise SystemExit(f"{arguments}: ended before it could be interrupted; its output:\n{output.decode()}")
     said = (
         output.decode().replace("\r\n", "\n").replace(sys.executable, "python").replace(socket.gethostname(), "node1")
     )
@@ -131,7 +130,7 @@ def press_ctrl_c(process: int, terminal: int) -> None:
 
 
 def shards_of(model: str, n_shards: int) -> Callable[[], bool]:
-    """Whether so many shards of a model are done."""
+    """Return a function that returns whether so many shards of a model are done."""
     store = FEATURES / "demo" / "all-untrained" / f"{model}_pool-cls-untrained.zarr"
     return lambda: len(list(store.glob("cls/c/*/0/0"))) >= n_shards
 
@@ -142,7 +141,7 @@ def wait_until_nobody_writes() -> None:
 
 
 def make_language_model(architecture: str, folder: Path) -> None:
-    """A random model of two blocks with a tokenizer of words."""
+    """Make a random model of two blocks with a tokenizer of words."""
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers

@@ -1,11 +1,11 @@
 #!/bin/bash
-# One GPU per model: each task of the array runs one line of what `lit-extract sweep --dry_run` prints.
+# One GPU per model: each task of the array runs one line of the output of `lit-extract sweep --dry_run`.
 #
 #   lit-extract sweep --config configs/nsd/vision.yaml --config configs/trainer/a40.yaml --dry_run > commands.txt
 #   sbatch --array=1-$(wc -l < commands.txt)%8 configs/slurm/array.sh commands.txt
 #
-# %8: at most eight at a time. Submit it again for those that failed: what is done says so within seconds.
-# 90 seconds before the time is up SLURM sends USR1; the run then finishes its shard and queues itself again.
+# %8: at most eight at a time. Submit it again for models that failed: models that are done end within seconds.
+# 90 seconds before the time is up SLURM sends USR1; the run then finishes its batch and is queued again.
 
 #SBATCH --job-name=lit-extract
 #SBATCH --output=%x-%A_%a.log

@@ -9,7 +9,6 @@ from lit_extract.captioning.engines import Reply
 from lit_extract.captioning.output import CUT_OFF, FAILED, OK
 from lit_extract.captioning.parts import Parts, Record
 from lit_extract.common.errors import InputError
-from lit_extract.common.signals import held
 from lit_extract.data.sources import ImageSource
 from lit_extract.storage.layout import CONTENT, INPUTS, MTIME, ROTATED, SIZE
 
@@ -44,8 +43,7 @@ class CaptionWriter(BasePredictionWriter):
         shard = rows[0] // self.shard_rows
         assert all(row // self.shard_rows == shard for row in rows), "a batch crosses shards"
         try:
-            with held():
-                self.bytes_written += self.parts.write(shard, records)
+            self.bytes_written += self.parts.write(shard, records)
         except OSError as error:
             raise InputError(
                 f"can't write to {str(self.parts.folder)!r}: {error}; finished captions are safe: fix that and "

@@ -19,10 +19,11 @@ from lit_extract.captioning.job import Captions, caption
 from lit_extract.commands.arguments import in_order
 from lit_extract.commands.config import check_files, parsed, prepare_parsers, refuse_null
 from lit_extract.common import exit_codes
-from lit_extract.common.errors import InputError, name_some, one_line, wrong_setting
+from lit_extract.common.errors import InputError, name_some, one_line, printable, wrong_setting
 from lit_extract.common.timing import seconds_since_start, stopwatch
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.jobs.extraction import Extraction, extract, find_finished
+from lit_extract.jobs.run_state import Outcome, record
 from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.modules.base import Extractor, Predictor
 from lit_extract.storage import rounding
@@ -85,6 +86,8 @@ are not finite or have no caption, or when the precision has rounded away what d
         Raises:
             InputError: Something is wrong with them.
         """
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             return cls(args)
         except (ArgumentError, ValueError) as error:
@@ -167,8 +170,8 @@ def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
         raise InputError(f"{', '.join(wrong)}: for {theirs} only; this model makes {ours}")
 
 
-def answer_if_done(args: list[str]) -> tuple[list[str], int] | None:
-    """Return what ``lit-extract predict`` would print and its exit code, if nothing is left of it to do; else None.
+def answer_if_done(args: list[str]) -> Outcome | None:
+    """Return the outcome of ``lit-extract predict``, if nothing is left of it to do; else None.
 
     Raises:
         InputError: As predict.
@@ -179,14 +182,12 @@ def answer_if_done(args: list[str]) -> tuple[list[str], int] | None:
         if not isinstance(model, Extractor) or config["overwrite"] or not config["finalize"] or config["keep_store"]:
             return None
         done = find_finished(model, cli.datamodule, str(cli.trainer.precision), config["output_dir"])
-    return None if done is None else _summarize_features(done)
+    return None if done is None else _outcome(done, *_summarize_features(done))
 
 
 def main(args: list[str]) -> int:
     """Run ``lit-extract predict`` with the given arguments; return the exit code."""
     stopwatch.seconds["imports"] = seconds_since_start()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # of loading weights; the run has its own
     with stopwatch("settings"):
         cli = PredictCLI.read(args)
@@ -196,9 +197,18 @@ def main(args: list[str]) -> int:
     done = cli.run()
     lines, code = _summarize_captions(done) if isinstance(done, Captions) else _summarize_features(done)
     print("\n".join(lines))
+    record(outcome=_outcome(done, lines, code))
     if cli.config["profile"]:
         print("\n".join(stopwatch.report()))
     return code
+
+
+def _outcome(done: Captions | Extraction, lines: list[str], code: int) -> Outcome:
+    """Return what a sweep learns of a run that came to its end."""
+    if code == exit_codes.LOOK:
+        found = [line.removeprefix("  warning: ") for line in lines if line.startswith("  warning: ")]
+        return Outcome("bad rows", printable("; ".join(found)), code)
+    return Outcome("already done" if done.was_done else "done", "", code)
 
 
 def _summarize_captions(captions: Captions) -> tuple[list[str], int]:

@@ -19,12 +19,8 @@ class InputError(ValueError):
         return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 1] + "…"
 
 
-class ToldError(InputError):
-    """An error that rank zero reports; this rank ends without a message."""
-
-
 class NothingLeft(Exception):  # noqa: N818 (no error)
-    """Rank zero has found that there is nothing to compute."""
+    """There is nothing to compute, or rank zero reports why not."""
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""How many cores and how much memory of this machine a process may use."""
+"""Cores and memory of this machine that a process may use."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -8,22 +8,22 @@ _UNLIMITED = 2**60  # cgroup v1 writes a number like this for "no limit"
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on; not every system knows of such a limit."""
+    """Return the number of cores that this process may run on; not every system has such a limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_memory() -> int:
-    """Bytes of memory that a process may take here: physical, or what cgroups or SLURM leave of it."""
+    """Return the bytes of memory that a process may use here: all, or what cgroups or SLURM allow."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([physical, *cgroup_limits(), *slurm_limits(os.environ, usable_cores())])
 
 
 def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """Limits in bytes of this process's cgroup (version 1 or 2) and of all that contain it.
+    """Yield the limits in bytes of this process's cgroup (version 1 or 2) and of all cgroups above it.
 
     Args:
         root: Where cgroups are mounted.
-        own: The file that names the cgroups of this process.
+        own: File with the names of this process's cgroups.
     """
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
@@ -45,11 +45,11 @@ def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
 
 
 def slurm_limits(environment: Mapping[str, str], cores: int) -> Iterator[int]:
-    """Limits in bytes of a SLURM job on this machine; 0 stands for all of the memory.
+    """Yield the limits in bytes of a SLURM job on this machine; 0 stands for all of the memory.
 
     Args:
-        environment: With SLURM's variables, which are in MiB.
-        cores: When the job does not say how many it has here.
+        environment: SLURM's variables, in MiB.
+        cores: Cores, when the variables do not have them.
     """
     counts = {
         "SLURM_MEM_PER_NODE": 1,

@@ -1,16 +1,42 @@
-"""Who speaks and who writes, when several processes share a job."""
+"""The processes that share a job: which is the first, and how the others end with it."""
 
+import ctypes
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-# Of the process that started this one as a further rank, and whose end is this one's.
-LAUNCHER = "LIT_EXTRACT_LAUNCHER"
+_RANK_ZERO = "LIT_EXTRACT_RANK_ZERO"  # environment variable: process id of the rank zero that launched this rank
+_PR_SET_PDEATHSIG = 1
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the first of the job; known from the environment before a Trainer runs."""
+    """Return whether this process is the first of the job; known from the environment before a Trainer runs."""
     lightning = sys.modules.get("lightning_utilities.core.rank_zero")  # not imported for this: it takes a while
     rank = getattr(getattr(lightning, "rank_zero_only", None), "rank", None)
     if rank is None:
         rank = next((os.environ[key] for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if key in os.environ), 0)
     return int(rank) == 0
+
+
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent is gone, whatever it is doing then; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+@contextmanager
+def ranks_end_with_rank_zero() -> Iterator[None]:
+    """In rank zero: the processes that the body launches end with this one. In these: end with rank zero."""
+    if launcher := os.environ.get(_RANK_ZERO):
+        end_with_parent()
+        if os.getppid() != int(launcher):  # gone already, and with it the right to write
+            os._exit(1)
+        yield
+        return
+    os.environ[_RANK_ZERO] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(_RANK_ZERO, None)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from lit_extract.common.errors import InputError
-from lit_extract.common.signals import leave_workers_alone
+from lit_extract.common.signals import ignore_in_worker
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import check_name, shorten
 from lit_extract.data.plan import Plan
@@ -245,7 +245,7 @@ class StimulusDataModule(LightningDataModule):
             batch_size=None,
             num_workers=min(workers, len(batches)),
             pin_memory=on_gpu,
-            worker_init_fn=leave_workers_alone,
+            worker_init_fn=ignore_in_worker,
         )
 
 

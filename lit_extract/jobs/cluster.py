@@ -1,4 +1,4 @@
-"""Who starts the processes of a run: srun, torchrun, or Lightning itself."""
+"""Choose who starts the processes of a run: srun, torchrun, or Lightning itself."""
 
 import os
 import warnings
@@ -16,10 +16,10 @@ _INTERACTIVE_STEP = str(2**32 - 6)  # SLURM's number of the step in which salloc
 
 
 def is_task_of_srun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether srun has started this process as one of its tasks.
+    """Return whether srun has started this process as one of its tasks.
 
-    Inside a batch script or an interactive shell SLURM's variables describe what was asked for, such as 8 tasks, and
-    nobody has started these.
+    Inside a batch script or an interactive shell SLURM's variables describe what was asked for, such as 8 tasks that
+    nobody has started.
     """
     step = environment.get("SLURM_STEP_ID")
     return step not in (None, _INTERACTIVE_STEP) and "SLURM_PTY_PORT" not in environment
@@ -27,15 +27,17 @@ def is_task_of_srun(environment: Mapping[str, str] = os.environ) -> bool:
 
 @contextmanager
 def plugins_of_cluster(num_nodes: int) -> Iterator[list[Any]]:
-    """Lightning's plugins for a Trainer that is made in the body, without its hint that there is a srun.
+    """Give Lightning's plugins for a Trainer that is made in the body, without its hint at srun.
 
     Raises:
-        InputError: Several machines are asked for, and nobody has started a process on each.
+        InputError: Several machines are asked for, and nobody has started a process on each of them.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The `srun` command is available")
-        if not SLURMEnvironment.detect() or is_task_of_srun():
+        if not SLURMEnvironment.detect():
             yield []
+        elif is_task_of_srun():
+            yield [SLURMEnvironment(auto_requeue=False)]  # it would save a checkpoint of the model
         elif TorchElasticEnvironment.detect():
             yield [TorchElasticEnvironment()]
         elif num_nodes > 1:

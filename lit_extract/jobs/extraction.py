@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_extract.common.errors import InputError, NothingLeft, one_line
+from lit_extract.common.errors import InputError, NothingLeft
 from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.signals import stoppable
 from lit_extract.common.timing import stopwatch
@@ -95,13 +95,13 @@ def extract(
                 if not was_done:
                     locks.enter_context(place_of(job.store_path).write_lock())
                 plan = None if was_done else job.open_store()
-            except Exception as reason:
-                _dismiss_ranks(job, trainer, reason)
+            except Exception:
+                _dismiss_ranks(job, trainer)
                 raise
             if plan is not None and plan.shards():
                 _compute(job, trainer, plan)
             else:
-                _dismiss_ranks(job, trainer, NothingLeft())
+                _dismiss_ranks(job, trainer)
             if not was_done:
                 _complete(job, trainer, keep_store)
             elif not keep_store:
@@ -178,32 +178,30 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
 
 
 class _Agreement(Callback):
-    """Has all ranks start with the plan of rank zero, or end with its reason.
+    """Has all ranks start with the plan of rank zero, or end.
 
     Args:
-        plan: What is left, or why there is nothing to compute; of rank zero.
+        plan: What is left, or that there is nothing to compute; of rank zero.
         start: What each rank does with the plan.
     """
 
-    def __init__(self, plan: Plan | Exception | None, start: Callable[[Plan], None]) -> None:
+    def __init__(self, plan: Plan | NothingLeft | None, start: Callable[[Plan], None]) -> None:
         self.plan, self.start = plan, start
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree, before weights are loaded."""
         agreed = trainer.strategy.broadcast(self.plan)
-        if isinstance(agreed, Exception):
+        if isinstance(agreed, NothingLeft):
             raise agreed
         assert agreed is not None, "rank zero has a plan"
         self.start(agreed)
 
 
-def _dismiss_ranks(job: FeaturesJob, trainer: Trainer, reason: Exception) -> None:
-    """Tell ranks that were not started by rank zero, and wait for it by now, why there is nothing to compute."""
-    if trainer.world_size == 1 or not trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
-        return
-    said = reason if isinstance(reason, NothingLeft) else InputError(one_line(reason))
-    with suppress(type(said)):
-        run_predict(trainer, job.model, job.data, [_Agreement(said, lambda _: None)])
+def _dismiss_ranks(job: FeaturesJob, trainer: Trainer) -> None:
+    """Release the ranks that were not started by rank zero, and wait for its plan by now; rank zero reports why."""
+    if trainer.world_size > 1 and trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
+        with suppress(NothingLeft):
+            run_predict(trainer, job.model, job.data, [_Agreement(NothingLeft(), lambda _: None)])
 
 
 def _complete(job: FeaturesJob, trainer: Trainer, keep_store: bool) -> None:

@@ -10,16 +10,16 @@ from tqdm import tqdm
 
 from lit_extract.common.console import as_size
 from lit_extract.data.plan import Plan
-from lit_extract.jobs.relay import Advance, tell
+from lit_extract.jobs.run_state import RunProgress, record
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
-SECONDS_BETWEEN_TELLING = 1.0
+SECONDS_BETWEEN_RECORDS = 1.0
 
 
 class Writer(Protocol):
-    """What progress needs to know of a writer."""
+    """A writer, as progress needs it."""
 
     bytes_written: int
 
@@ -28,7 +28,7 @@ class Progress(Callback):
     """Shows stimuli done, stimuli/s, time left and bytes written, of rank zero's share; for rank zero only.
 
     Args:
-        writer: Knows how much is written.
+        writer: The writer, which counts its bytes.
         plan: What is left to do.
         unit: What the rows are, such as "images".
     """
@@ -41,7 +41,7 @@ class Progress(Callback):
         """Count what this rank has to do."""
         self.total = sum(map(len, self.plan.shards(0, trainer.world_size)))
         self.world_size = trainer.world_size
-        self.last_told, self.started = 0.0, time.monotonic()
+        self.last_record, self.started = 0.0, time.monotonic()
         self.last_line = self.started
         self.what = f"{pl_module.model_name}{f' (rank 0 of {self.world_size})' if self.world_size > 1 else ''}"
         has_terminal = sys.stderr.isatty()
@@ -63,9 +63,9 @@ class Progress(Callback):
         self.done += rows
         self.bar.set_postfix_str(f"{as_size(self.writer.bytes_written)} written", refresh=False)
         self.bar.update(rows)
-        if now - self.last_told >= SECONDS_BETWEEN_TELLING:
-            self.last_told = now
-            self._tell()
+        if now - self.last_record >= SECONDS_BETWEEN_RECORDS:
+            self.last_record = now
+            self._record()
         if now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             self._print_line()
@@ -82,7 +82,7 @@ class Progress(Callback):
             self._end()
 
     def _end(self) -> None:
-        self._tell()
+        self._record()
         self.bar.close()
 
     @property
@@ -90,11 +90,12 @@ class Progress(Callback):
         """Rows a second of this rank."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
-    def _tell(self) -> None:
+    def _record(self) -> None:
         left = self.total - self.done
         seconds = left / self.rate if self.done else 0.0
         rows = self.plan.n_rows
-        tell(Advance(self.unit, rows, max(0, rows - left * self.world_size), self.rate, seconds))
+        rows_done = max(0, rows - left * self.world_size)
+        record(progress=RunProgress(self.unit, rows, rows_done, self.rate, seconds))
 
     def _print_line(self) -> None:
         if not self.bar.disable:

@@ -1,18 +1,25 @@
 """One pass of a Trainer over what is left, with the callbacks of one job, until it is done or asked to stop."""
 
+import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from lit_extract.common import signals
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.jobs.team import Team
+from lit_extract.common.exit_codes import STOPPED
+from lit_extract.common.ranks import ranks_end_with_rank_zero
 
-SECONDS_TO_FINISH = 10.0
+SECONDS_TO_END = 30.0  # of the other ranks: a batch, and writing a shard
+SECONDS_TO_FAIL_ALIKE = 10.0
+SAFE = "Finished shards are safe: run the same command again to resume"
 
 # Rows travel with their index, workers are chosen by us, a rank may have nothing left to do, and a single process needs
 # no srun.
@@ -29,68 +36,56 @@ _EXPECTED = (
 def run_predict(
     trainer: Trainer, model: LightningModule, data: LightningDataModule, callbacks: Sequence[Callback]
 ) -> None:
-    """``trainer.predict``, without Lightning's warnings of what is meant; the Trainer is left as it was.
+    """Run ``trainer.predict`` in all ranks, until all of them are done; the Trainer is left as it was.
 
     Raises:
         Interrupted: It was asked to stop; all finished shards are written.
-        ToldError: Something is wrong that rank zero says.
-        InputError: A rank or a data-loading worker is gone, or a callback's.
+        InputError: A rank or a data-loading worker is gone, or a callback refuses something.
+        SystemExit: Another rank failed, and has printed why.
     """
-    error: BaseException | None = None
-    with ExitStack() as stack:
-        team = stack.enter_context(Team(trainer))
-        added = [*callbacks, Stopping(team)]
-        trainer.callbacks.extend(added)  # type: ignore[attr-defined]
-        # Lightning's handlers would have ranks wait for each other inside of a signal, and under SLURM save a
-        # checkpoint of the model.
-        connector = trainer._signal_connector
-        connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        stack.enter_context(warnings.catch_warnings())
+    stopping = Stopping(trainer)
+    added = [*callbacks, stopping]
+    with warnings.catch_warnings(), ranks_end_with_rank_zero():
         for message in _EXPECTED:
             warnings.filterwarnings("ignore", message)
+        trainer.callbacks.extend(added)  # type: ignore[attr-defined]
         try:
             trainer.predict(model, datamodule=data, return_predictions=False)
-        except BaseException as raised:
-            error = raised
+            stopping.wait_for_others()
+        except BaseException as error:
+            raise stopping.end(error) from None
         finally:
-            del connector.register_signal_handlers
+            stopping.in_loop.close()
             for callback in added:
                 trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
-        with signals.held():
-            error = team.conclude(_of_a_worker(error))
-    if error is not None:
-        raise error
-    if (number := signals.asked()) is not None:
+    if (number := signals.requested()) is not None:
         raise signals.Interrupted(number)
 
 
 class Stopping(Callback):
-    """Ends the run when it is asked to: after the shard in hand, if that takes seconds, else where it is.
+    """Ends the run after a batch when it is asked to stop, or when another rank is gone.
 
-    Args:
-        team: The ranks, each of which does so.
+    Ranks do not tell each other why they end. Rank zero looks at the processes that Lightning has launched for it, and
+    the barrier at the end breaks when a rank is gone, whoever launched it.
     """
 
-    def __init__(self, team: Team) -> None:
-        self.team = team
-        self._in_loop = ExitStack()
-        self._rows_left = 0  # of the shard in hand
-        self._rows_since = 0  # the first batch has ended, which is slower than the others
-        self._first_end: float | None = None
-        self._last_end = 0.0
-        self._seconds_a_row: float | None = None
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.in_loop = ExitStack()
+        self._has_begun = False
+        self._launched: list[subprocess.Popen[bytes]] = []
+        self._group: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prepare the barrier: over sockets, for GPUs too, and patient, as another rank may have much more to do."""
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there may be something worth finishing."""
-        self.team.has_begun = True
-        self._last_end = time.monotonic()
-        self._in_loop.enter_context(signals.wait_while(self.is_worth_finishing))
-
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Note what is in hand."""
-        self._rows_left = len(batch["index"])
+        """From here on a batch is finished when a signal comes."""
+        self._has_begun = True
+        self._take_over_watch()
+        self.in_loop.enter_context(signals.deferred())
 
     def on_predict_batch_end(
         self,
@@ -101,40 +96,81 @@ class Stopping(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take the time, and stop."""
-        rows, now = len(outputs["index"]), time.monotonic()
-        self._rows_left -= rows
-        if self._first_end is None:
-            self._first_end = now
-            self._seconds_a_row = (now - self._last_end) / rows
-        else:
-            self._rows_since += rows
-            self._seconds_a_row = (now - self._first_end) / self._rows_since
-        self._last_end = now
-        if (number := signals.asked()) is not None and not self.is_worth_finishing():
+        """Stop, if there is a reason."""
+        self._check()
+
+    def wait_for_others(self) -> None:
+        """Wait until all ranks have finished their shares, or there is a reason to stop."""
+        if self._group is None:
+            return
+        self._take_over_watch()
+        barrier = dist.barrier(group=self._group, async_op=True)
+        assert barrier is not None
+        while not barrier.is_completed():
+            self._check()
+            time.sleep(0.05)
+        barrier.wait()
+
+    def end(self, error: BaseException) -> BaseException:
+        """End the ranks that were launched for this one; return what to raise: the cause of an error.
+
+        Args:
+            error: How the run ended here, perhaps only because another process is gone.
+        """
+        self._take_over_watch()
+        cause = self._cause(error)
+        if cause is error and isinstance(error, InputError) and self.trainer.global_rank and not self._has_begun:
+            time.sleep(SECONDS_TO_FAIL_ALIKE)  # rank zero may report the same, and then ends this rank
+        for process in self._launched:
+            process.terminate()  # it stops after its batch
+        for process in self._launched:
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        return cause
+
+    def _check(self) -> None:
+        if (number := signals.requested()) is not None:
             raise signals.Interrupted(number)
+        if (lost := self._lost_rank()) is not None:
+            raise lost
 
-    def is_worth_finishing(self) -> bool:
-        """Whether the rest of the shard in hand is done within seconds of being asked, at the rate so far."""
-        if self._rows_left == 0 or self._seconds_a_row is None:
-            return False
-        seconds = self._last_end + self._rows_left * self._seconds_a_row - signals.asked_at()
-        return seconds <= SECONDS_TO_FINISH
+    def _cause(self, error: BaseException) -> BaseException:
+        number = signals.requested()
+        is_worker = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+        # of a collective, when another rank is gone; gloo has no type of its own for that
+        is_cut_off = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        if number is not None and (is_worker or is_cut_off):
+            return signals.Interrupted(number)
+        if is_worker:
+            return InputError(f"{one_line(error)}; out of memory? Fewer --data.num_workers need less. {SAFE}")
+        if not is_cut_off:
+            return error
+        if self.trainer.global_rank:
+            return SystemExit(1)  # rank zero reports it
+        since = time.monotonic()
+        while (lost := self._lost_rank()) is None and self._launched and time.monotonic() - since < SECONDS_TO_END:
+            time.sleep(0.05)
+        return lost or InputError(f"another rank is gone: {one_line(error)}. {SAFE}")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """All is computed."""
-        self._in_loop.close()
+    def _lost_rank(self) -> BaseException | None:
+        """Return what to raise when one of the launched ranks has ended, as all of them wait for this one."""
+        for rank, process in enumerate(self._launched, start=self.trainer.global_rank + 1):
+            if (code := process.poll()) is None:
+                continue
+            if code > STOPPED:
+                return signals.Interrupted(code - STOPPED)
+            if code > 0:
+                return SystemExit(code)  # it has printed why
+            name = f"was killed by {signal.Signals(-code).name}" if code else "ended too early"
+            memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+            return InputError(f"rank {rank} {name}{memory}. {SAFE}")
+        return None
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The loop is left."""
-        self._in_loop.close()
-
-
-def _of_a_worker(error: BaseException | None) -> BaseException | None:
-    """What torch says when a data-loading worker is gone, as an error that says how to go on."""
-    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
-        return error
-    return InputError(
-        f"{one_line(error)}; for want of memory? Fewer --data.num_workers need less. Finished shards are safe: run the "
-        "same command again to go on"
-    )
+    def _take_over_watch(self) -> None:
+        """Watch the launched ranks: Lightning's own watch would kill rank zero without a word."""
+        launched = getattr(self.trainer.strategy.launcher, "procs", [])
+        self._launched += launched
+        launched.clear()

@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
-from lit_extract.common.signals import held
 from lit_extract.common.timing import WRITING, stopwatch
 from lit_extract.storage.layout import BAD_INPUT, INPUT_COLUMNS, INPUTS, MISSING, NOT_FINITE, OK, SIZE
 from lit_extract.storage.places import RemoteError
@@ -124,13 +123,12 @@ class ActivationWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch."""
-        with held():
-            inputs = (batch or {}).get(INPUTS)  # of images; of captions only the size is known
-            before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
-            if before is not None:
-                self._place(before)
-            if prediction["arrived"] is None:
-                self._place_last()
+        inputs = (batch or {}).get(INPUTS)  # of images; of captions only the size is known
+        before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
+        if before is not None:
+            self._place(before)
+        if prediction["arrived"] is None:
+            self._place_last()
         self._raise_failure()
 
     def _place_last(self) -> None:
@@ -187,12 +185,11 @@ class ActivationWriter(BasePredictionWriter):
                 continue
 
     def _finish(self) -> None:
-        with held():
-            if self._thread is not None:
-                self._place_last()
-                self._hand_over(None)
-                self._thread.join()
-                self._thread = None
+        if self._thread is not None:
+            self._place_last()
+            self._hand_over(None)
+            self._thread.join()
+            self._thread = None
 
     def _write(self) -> None:
         try:

@@ -1,69 +1,116 @@
-"""The processes of a sweep, one a model; what they print goes to a log."""
+"""The process of a model: its log, the signals that it gets, and how it ended."""
 
-import ctypes
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import Any, Self
 
-from lit_extract.common import signals
-from lit_extract.jobs import relay
+from lit_extract.common import exit_codes, signals
+from lit_extract.common.ranks import end_with_parent
+from lit_extract.jobs.run_state import VARIABLE, Outcome, RunState
 from lit_extract.storage.layout import safe_name
-from lit_extract.sweep.turns import Turn
+from lit_extract.sweep.runs import ModelRun
 
-_PR_SET_PDEATHSIG = 1
-
-
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent is gone: a killed sweep must not leave a model running unseen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-class Processes:
-    """Starts the process of a model.
+def start_process(run: ModelRun, logs: Path, state_file: Path, is_progress: bool) -> "subprocess.Popen[bytes]":
+    """Start the process of a model, in a session of its own; what it prints goes to a log.
+
+    A killed sweep leaves no model running unseen: the kernel ends it then.
 
     Args:
+        run: The model, which gets the name of the log.
         logs: Folder of the logs.
-        relays: Folder in which the runs tell how far they are.
+        state_file: File for the state of the run.
+        is_progress: Whether the sweep has finished other models, so that its SLURM job is worth queueing again.
+
+    Raises:
+        OSError: It can't be started, or its log can't be written.
+    """
+    run.log = logs / f"{run.number:02d}-{safe_name(run.model)}.log"
+    run.log.write_text(f"{shlex.join(run.command)}\n", encoding="utf-8")
+    environment = {**os.environ, VARIABLE: str(state_file), "PYTHONUNBUFFERED": "1"}
+    environment |= {signals.PROGRESS: "1"} if is_progress else {}
+    with run.log.open("ab") as out:
+        return subprocess.Popen(
+            run.command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM) if sys.platform == "linux" else None,
+        )
+
+
+def outcome_of(code: int, state: RunState, log: Path | None, was_stopped: bool) -> Outcome:
+    """Return how a run ended: what it has recorded, unless it was killed.
+
+    Args:
+        code: Return code of its process; of a process killed by a signal, minus its number.
+        state: What it has recorded.
+        log: Its log.
+        was_stopped: Whether the sweep has passed a signal to it.
+    """
+    if state.outcome is not None and state.outcome.exit_code == code:
+        return state.outcome
+    number = -code if code < 0 else max(0, code - exit_codes.STOPPED)
+    if was_stopped and number:
+        return Outcome("stopped", "", code)
+    ended = f"ended by {signal_name(number)}" if number else f"ended with exit code {code}"
+    memory = " (out of memory?)" if number == signal.SIGKILL else ""
+    return Outcome("failed", f"{ended}{memory}; its output is in {log}", code)
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+class PassedOn:
+    """Passes each signal that would end the sweep to the running model, once, and remembers the first.
+
+    Models have a session of their own, so that the Ctrl-C of a terminal does not reach them a second time: then they
+    would stop at once, instead of finishing their batch.
     """
 
-    def __init__(self, logs: Path, relays: Path) -> None:
-        self.logs, self.relays = logs, relays
-        self.has_finished_one = False
+    def __init__(self) -> None:
+        self.received = 0
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pending: list[int] = []
+        self._before: dict[int, Any] = {}
 
-    def relay(self, turn: Turn) -> Path:
-        """Return the file in which a run tells how far it is."""
-        return self.relays / f"{turn.number}.json"
+    def __enter__(self) -> Self:
+        for number in ENDING_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                self._before[number] = signal.signal(number, self._handle)
+        return self
 
-    def begin_log(self, turn: Turn, lines: Sequence[str] = ()) -> Path:
-        """Begin the log of a model with its command, and return it.
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-        Raises:
-            OSError: It can't be written.
-        """
-        turn.log = self.logs / f"{turn.number:02d}-{safe_name(turn.model)}.log"
-        turn.log.write_text("".join(f"{line}\n" for line in (shlex.join(turn.command), *lines)), encoding="utf-8")
-        return turn.log
+    @contextmanager
+    def to(self, child: "subprocess.Popen[bytes]") -> Iterator[None]:
+        """Pass signals to a process while the body runs."""
+        self._child = child
+        while self._pending:  # they came while it was started
+            child.send_signal(self._pending.pop())
+        yield
+        self._child = None
 
-    def start(self, turn: Turn) -> "subprocess.Popen[bytes]":
-        """Start the process of a model.
-
-        Raises:
-            OSError: It can't be started, or its log can't be written.
-        """
-        environment = {**os.environ, relay.VARIABLE: str(self.relay(turn)), "PYTHONUNBUFFERED": "1"}
-        environment |= {signals.PROGRESS: "1"} if self.has_finished_one else {}
-        with self.begin_log(turn).open("ab") as out:
-            return subprocess.Popen(
-                turn.command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.received = self.received or number
+        number = signal.SIGTERM if number == signal.SIGHUP else number  # the terminal is gone; predict knows the others
+        if self._child is None:
+            self._pending = [number]
+        else:
+            self._child.send_signal(number)

@@ -56,11 +56,12 @@ def test_interrupted_and_resumed_asks_nothing_twice(caption, engine, tmp_path):
     assert output.read_bytes() == reference.read_bytes()
 
 
-def test_asked_to_stop_it_finishes_the_shard(caption, engine, monkeypatch, capsys):
+@pytest.mark.parametrize(("shard", "done"), [(0, 4), (1, 8)])
+def test_asked_to_stop_it_finishes_the_shard_in_hand(caption, engine, monkeypatch, capsys, shard, done):
     ask = engine.ask
 
     def ask_and_be_asked(self, sources):
-        if len(engine.asked) == 1:
+        if len(engine.asked) == shard:
             os.kill(os.getpid(), signal.SIGTERM)
         return ask(self, sources)
 
@@ -68,8 +69,8 @@ def test_asked_to_stop_it_finishes_the_shard(caption, engine, monkeypatch, capsy
     with pytest.raises(SystemExit) as stop:
         caption()
     assert stop.value.code == 143
-    message = "stopped by SIGTERM: 8 of 10 images are done; run the same command again to"
-    assert message in capsys.readouterr().err
+    message = f"stopped by SIGTERM: {done} of 10 images are done; run the same command again to resume\n"
+    assert capsys.readouterr().err.endswith(message)
     monkeypatch.setattr(engine, "ask", ask)
     output, code, *_ = caption()
     assert code == 0

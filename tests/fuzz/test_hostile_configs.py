@@ -20,7 +20,7 @@ from lit_extract.commands.plan import PlanCLI
 from lit_extract.commands.predict import PredictCLI
 from lit_extract.common.errors import InputError
 from lit_extract.modules.registry import read_models
-from lit_extract.sweep.turns import plan_turns
+from lit_extract.sweep.runs import plan_runs
 
 POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "X"]}}
 TIMER = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": "00:12:00:00"}}
@@ -157,7 +157,7 @@ def test_a_config_of_a_sweep_is_what_it_says_or_refused(folder, content, data):
         listed = {entry.name for entries in read_models().values() for entry in entries}
         return turns and all(turn.model in listed and file in turn.command for turn in turns)
 
-    outcome("config of sweep", folder, lambda: plan_turns([file], []), is_right)
+    outcome("config of sweep", folder, lambda: plan_runs([file], []), is_right)
 
 
 MODELS = {
@@ -286,7 +286,7 @@ def test_what_is_no_file_is_not_read(folder, tmp_path, kind):
     good = write(folder, CONFIG)
     for args in (["--config", str(path)], [f"-c{path}"], ["--config", good, "--trainer", str(path)]):
         assert outcome("config of predict", folder, lambda args=args: PredictCLI.read(args), lambda _: False) == REFUSED
-    assert outcome("config of sweep", folder, lambda: plan_turns([str(path)], []), lambda _: False) == REFUSED
+    assert outcome("config of sweep", folder, lambda: plan_runs([str(path)], []), lambda _: False) == REFUSED
     assert outcome("models.yml", folder, lambda: read_models(path), lambda _: False) == REFUSED
     shutil.rmtree(tmp_path, ignore_errors=True)
 

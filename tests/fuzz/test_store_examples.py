@@ -14,7 +14,6 @@ from lit_extract import load_features
 from lit_extract.common.errors import InputError
 from lit_extract.data.pixels import PIXELS, ROWS, Noted, PixelCache
 from lit_extract.inspection.survey import survey
-from lit_extract.jobs.relay import Advance, heard
 from lit_extract.storage.features_content import save_skeleton
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.places import place_of, to_path
@@ -366,23 +365,6 @@ def test_a_lease_of_any_shape_is_anothers(content):
     assert place_of(path.with_name("x.zarr")).lock_holder() == "unknown"
     with pytest.raises(InputError, match=r"another run \(unknown"), place_of(path.with_name("x.zarr")).write_lock():
         pass
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"[]", b"{}", b'{"unit": 1, "rows": 2, "rows_done": 1, "rate": 1.0, "seconds_left": 1.0}', b"\xff",
-     b"[" * 9000, b'{"unit": "\\u001b", "rows": 2, "rows_done": 1, "rate": 1.0, "seconds_left": 1.0}', b"x" * 20_000,
-     b'{"unit": "x", "rows": "2", "rows_done": 1, "rate": 1.0, "seconds_left": 1.0}'],
-)  # fmt: skip
-def test_progress_of_any_other_shape_is_none(tmp_path, content):
-    file = tmp_path / "told.json"
-    file.write_bytes(b'{"unit": "x", "rows": 2, "rows_done": 1, "rate": 1, "seconds_left": 1.5}')
-    assert heard(file) == Advance("x", 2, 1, 1.0, 1.5)
-    file.write_bytes(content)
-    assert heard(file) is None
-    file.unlink()
-    os.mkfifo(file)
-    assert heard(file) is None
 
 
 @pytest.mark.parametrize("name", [PIXELS, ROWS])

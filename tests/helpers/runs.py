@@ -28,7 +28,7 @@ MODEL = (
 )
 SMALL_SHARDS = ("--data.batch_size", str(BATCH_SIZE), "--data.shard_rows", str(SHARD_ROWS))
 ONE_RANK = (*SMALL_SHARDS, "--trainer.devices", "1", "--data.num_workers", "0")
-# With a worker, which outlives a killed parent; the undisturbed run decodes in its main process.
+# With a worker; the undisturbed run decodes in its main process.
 ONE_WORKER = (*SMALL_SHARDS, "--trainer.devices", "1", "--data.num_workers", "1")
 TWO_RANKS = (*SMALL_SHARDS, "--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0")
 

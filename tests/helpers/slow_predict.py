@@ -28,7 +28,7 @@ def slow_load(self):
 def slow_step(self, batch, batch_idx=0):
     say(f"step {batch_idx} of rank {self.trainer.global_rank}")
     time.sleep(float(os.environ.get("SLOW_STEP", "0")))
-    while str(batch_idx) == os.environ.get("HELD_STEP") and signals.asked() is None:
+    while str(batch_idx) == os.environ.get("HELD_STEP") and signals.requested() is None:
         time.sleep(0.01)
     return step(self, batch, batch_idx)
 

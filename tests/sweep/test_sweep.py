@@ -17,13 +17,14 @@ import yaml
 from helpers import runs
 from rich.console import Console
 
-from lit_extract.jobs.relay import Advance, heard
-from lit_extract.sweep.display import LiveTable, window
-from lit_extract.sweep.run import exit_code, outcome, summary
-from lit_extract.sweep.turns import Turn
+from lit_extract.jobs.run_state import Outcome, RunProgress, RunState, read_state
+from lit_extract.sweep.display import Display, window
+from lit_extract.sweep.processes import outcome_of
+from lit_extract.sweep.run import exit_code, summary
+from lit_extract.sweep.runs import ModelRun
 
 REPOSITORY = Path(__file__).parents[2]
-ADVANCE = Advance("images", 100, 40, 12.34, 75.0)
+PROGRESS = RunProgress("images", 100, 40, 12.34, 75.0)
 
 SWEEP = """
 import sys
@@ -81,24 +82,24 @@ def swept(tmp_path_factory):
     }
 
 
-def test_stopped_by_a_signal_it_says_how_far_it_is_and_how_to_go_on(swept):
+def test_stopped_by_a_signal_it_reports_how_far_it_is_and_how_to_resume(swept):
     code, said = swept["first"]
     assert code == 128 + signal.SIGTERM, said
     assert 2 <= swept["done"] < N_IMAGES // 8
     assert f"SIGTERM: waiting until {GOOD} has stopped\n" in said
-    assert "3 models: 1 stopped, 2 not begun" in said
+    assert "3 models: 1 stopped, 2 not started" in said
     assert f"  {GOOD}: stopped: {swept['done']} of 50 shards are done\n" in said
     again = said.splitlines()[-1]
-    assert again.startswith("to go on: lit-extract sweep ")
+    assert again.startswith("to resume: lit-extract sweep ")
     assert shlex.split(again.partition(": ")[2])[2:] == [str(argument) for argument in swept["arguments"]]
     assert f"[2 of 3] {BROKEN}" not in said
 
 
-def test_given_again_it_goes_on_and_a_failure_keeps_no_other_from_running(swept):
+def test_given_again_it_resumes_and_a_failure_keeps_no_other_from_running(swept):
     code, said = swept["second"]
     assert code == 1, said
     lines = said.splitlines()
-    assert f"[1 of 3] {GOOD}: begins" in lines
+    assert f"[1 of 3] {GOOD}: starts" in lines
     assert any(line.startswith(f"[1 of 3] {GOOD}: done, {N_IMAGES} of {N_IMAGES} images, ") for line in lines)
     assert any(line.startswith(f"[2 of 3] {BROKEN}: failed, ") for line in lines)
     assert any(line.startswith(f"[3 of 3] {ALSO_GOOD}: done, {N_IMAGES} of {N_IMAGES} images, ") for line in lines)
@@ -111,7 +112,7 @@ def test_given_again_it_goes_on_and_a_failure_keeps_no_other_from_running(swept)
         assert feats.isfinite().all()
 
 
-def test_each_model_has_a_log_and_what_was_begun_was_gone_on_with(swept):
+def test_each_model_has_a_log_and_what_was_started_was_resumed(swept):
     sweeps = sorted((swept["output"] / "logs").iterdir(), key=lambda folder: folder.stat().st_mtime)
     assert [sorted(log.name for log in folder.iterdir()) for folder in sweeps] == [
         [f"01-{GOOD}.log"],
@@ -120,10 +121,10 @@ def test_each_model_has_a_log_and_what_was_begun_was_gone_on_with(swept):
     log = (sweeps[1] / f"01-{GOOD}.log").read_text()
     assert f"{swept['done']} of 50 shards done" in log
     assert "--model.untrained true" in log.splitlines()[0]
-    assert "begins" not in (sweeps[1] / f"03-{ALSO_GOOD}.log").read_text()
+    assert "starts" not in (sweeps[1] / f"03-{ALSO_GOOD}.log").read_text()
 
 
-def test_what_is_done_is_left_alone(swept):
+def test_what_is_done_is_skipped(swept):
     file = swept["output"] / "folder" / "all-untrained" / f"{GOOD}_pool-cls-untrained.pt"
     before = file.stat().st_mtime_ns
     process = sweep_process([*swept["arguments"], "--match", "test_vit.*"])
@@ -131,9 +132,7 @@ def test_what_is_done_is_left_alone(swept):
     assert process.returncode == 0, said
     assert "1 models: 1 already done" in said
     assert f"[1 of 1] {GOOD}: already done" in said
-    assert f"{GOOD}: begins" not in said, "no process was started"
-    (log,) = max((swept["output"] / "logs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns).iterdir()
-    assert log.read_text().splitlines()[1] == f"already done: {file}"
+    assert f"{GOOD}: starts" not in said, "no process was started"
     assert file.stat().st_mtime_ns == before
 
 
@@ -141,7 +140,7 @@ def test_features_of_other_settings_are_no_reason_to_skip_a_model(swept):
     process = sweep_process([*swept["arguments"], "--match", "test_vit.*", "--model.seed", 5])
     said, _ = process.communicate()
     assert process.returncode == 1, said
-    assert f"[1 of 1] {GOOD}: begins" in said
+    assert f"[1 of 1] {GOOD}: starts" in said
     assert "seed was 0, now 5" in said
 
 
@@ -194,14 +193,13 @@ sys.exit(128 + heard[0])
 PARENT = """
 import sys
 from pathlib import Path
-from lit_extract.sweep.display import make_display
-from lit_extract.sweep.run import run_turns
-from lit_extract.sweep.turns import Turn
-turns = [Turn(number, f"m{number}", [sys.executable, sys.argv[2]]) for number in (1, 2)]
-display = make_display(turns)
-received = run_turns(turns, sys.argv[1], Path(sys.argv[1]), display)
-display.close()
-print([turn.state for turn in turns])
+from lit_extract.sweep.display import Display
+from lit_extract.sweep.run import run_models
+from lit_extract.sweep.runs import ModelRun
+runs = [ModelRun(number, f"m{number}", [sys.executable, sys.argv[2]]) for number in (1, 2)]
+with Display(runs) as display:
+    received = run_models(runs, sys.argv[1], Path(sys.argv[1]), display)
+print([run.state for run in runs])
 sys.exit(128 + received)
 """
 
@@ -272,35 +270,34 @@ def test_a_killed_sweep_leaves_no_model_running(parent):
     wait_for(log, "heard 15")
 
 
+RECORDED = RunState(outcome=Outcome("failed", "data.root: gone", 2))
+
+
 @pytest.mark.parametrize(
-    ("code", "lines", "was_stopped", "expected"),
+    ("code", "state", "was_stopped", "expected", "named"),
     [
-        (0, ["features/x.pt"], False, ("done", "")),
-        (0, ["already done: features/x.pt"], False, ("already done", "")),
-        (0, ["features/x.pt"], True, ("done", "")),
-        (3, ["x.pt", "  warning: 2 rows are NaN: 1, 2"], False, ("bad rows", "2 rows are NaN: 1, 2")),
-        (2, ["a", "lit-extract: error: data.root: gone", "b"], False, ("failed", "data.root: gone")),
-        (2, ["lit-extract: error: data.root: gone"], True, ("failed", "data.root: gone")),
-        (143, ["lit-extract: stopped by SIGTERM: 3 of 9; run the same command again to go on"], True, None),
-        (
-            143,
-            ["lit-extract: stopped by SIGTERM: 3 of 9; run the same"],
-            False,
-            ("failed", "stopped by SIGTERM: 3 of 9"),
-        ),
-        (-2, ["KeyboardInterrupt"], True, ("stopped", "")),
-        (-9, ["1", "2"], False, ("failed", "ended by SIGKILL, perhaps for want of memory; its last lines:\n1\n2")),
-        (-11, [], False, ("failed", "ended by SIGSEGV; its last lines:")),
-        (1, list("123456"), False, ("failed", "exit code 1; its last lines:\n2\n3\n4\n5\n6")),
-        (200, ["x"], False, ("failed", "ended by signal 72; its last lines:\nx")),
+        (2, RECORDED, False, "failed", "data.root: gone"),
+        (2, RECORDED, True, "failed", "data.root: gone"),
+        (143, RunState(outcome=Outcome("stopped", "3 of 9", 143)), True, "stopped", "3 of 9"),
+        (130, RunState(), True, "stopped", ""),
+        (-15, RunState(), True, "stopped", ""),
+        (-9, RunState(progress=PROGRESS), False, "failed", "SIGKILL (out of memory?); its output is in x.log"),
+        (-11, RunState(outcome=Outcome("done", "", 0)), False, "failed", "SIGSEGV; its output is in x.log"),
+        (1, RunState(), False, "failed", "exit code 1; its output is in x.log"),
+        (1, RunState(), True, "failed", "exit code 1; its output is in x.log"),
+        (200, RunState(), False, "failed", "signal 72; its output is in x.log"),
     ],
 )
-def test_outcome(code, lines, was_stopped, expected):
-    assert outcome(code, lines, was_stopped) == (expected or ("stopped", "3 of 9"))
+def test_outcome_of(code, state, was_stopped, expected, named):
+    outcome = outcome_of(code, state, Path("x.log"), was_stopped)
+    assert (outcome.state, outcome.exit_code) == (expected, code)
+    assert named in outcome.reason
 
 
-def turns_in(*states):
-    return [Turn(number, f"m{number}", [], state, log=Path("x.log")) for number, state in enumerate(states, start=1)]
+def runs_in(*states):
+    return [
+        ModelRun(number, f"m{number}", [], state, log=Path("x.log")) for number, state in enumerate(states, start=1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -312,42 +309,49 @@ def turns_in(*states):
     ],
 )
 def test_exit_code(states, code):
-    assert exit_code(turns_in(*states)) == code
+    assert exit_code(runs_in(*states)) == code
 
 
 def test_summary_has_each_reason():
-    turns = turns_in("done", "failed", "bad rows", "waiting")
-    turns[1].reason = "exit code 1; its last lines:\na\nb"
-    turns[2].reason = "2 rows are NaN"
-    assert summary(turns, ["lit-extract", "sweep", "--overwrite"]) == [
-        "4 models: 1 done, 1 done with bad rows, 1 failed, 1 not begun, in 00:00",
-        "  m2: failed: exit code 1; its last lines:",
-        "    a",
-        "    b",
-        "    all it said is in x.log",
+    ended = runs_in("done", "failed", "bad rows", "waiting")
+    ended[1].reason, ended[2].reason = "data.root: gone", "2 rows are NaN"
+    assert summary(ended, ["lit-extract", "sweep", "--overwrite"]) == [
+        "4 models: 1 done, 1 done with bad rows, 1 failed, 1 not started, in 00:00",
+        "  m2: failed: data.root: gone",
         "  m3: bad rows: 2 rows are NaN",
-        "to go on: lit-extract sweep --overwrite",
-        "  without --overwrite, which would begin the finished models anew",
+        "to resume: lit-extract sweep --overwrite",
+        "  without --overwrite, which would start the finished models from scratch",
     ]
 
 
 def test_the_table_shows_every_state_and_stays_when_it_is_closed():
-    turns = turns_in("done", "failed", "running", "waiting")
-    turns[0].advance, turns[2].advance = Advance("images", 100, 100, 1.0, 0.0), ADVANCE
-    turns[1].reason = "[no markup] of mine"
+    shown = runs_in("done", "failed", "running", "waiting")
+    shown[0].progress, shown[2].progress = RunProgress("images", 100, 100, 1.0, 0.0), PROGRESS
+    shown[1].reason = "[no markup] of mine"
     screen = StringIO()
     console = Console(file=screen, force_terminal=True, width=120, height=20, color_system=None)
-    display = LiveTable(turns, console)
-    display.update(turns[2])
-    drawn = screen.getvalue()
-    assert "40 of 100 images  12.3/s  01:15" in drawn
-    assert "m2: [no markup] of mine" in drawn
-    display.say("something else")
-    display.close()
-    kept = screen.getvalue()[len(drawn) :]
-    assert kept.rstrip().endswith("something else")
-    for turn in turns:
-        assert any(turn.model in line and turn.state in line for line in kept.splitlines())
+    with Display(shown, console) as display:
+        display.update(shown[2])
+        assert "40 of 100 images  12.3/s  01:15" in screen.getvalue()
+        display.end(shown[1])
+        assert "m2: failed, 00:00: [no markup] of mine" in screen.getvalue()
+        display.note("something else")
+        assert "something else" in screen.getvalue()
+        drawn = len(screen.getvalue())
+    kept = screen.getvalue()[drawn:]
+    for run in shown:
+        assert any(run.model in line and run.state in line for line in kept.splitlines())
+
+
+def test_without_a_terminal_there_are_lines(capsys):
+    shown = runs_in("running", "waiting")
+    with Display(shown) as display:
+        display.start(shown[0])
+        shown[0].progress = PROGRESS
+        display.update(shown[0])
+        shown[0].state, shown[0].seconds = "done", 62.0
+        display.end(shown[0])
+    assert capsys.readouterr().out == "[1 of 2] m1: starts\n[1 of 2] m1: done, 40 of 100 images, 01:02\n"
 
 
 @pytest.mark.parametrize(
@@ -361,22 +365,42 @@ def test_the_table_shows_every_state_and_stays_when_it_is_closed():
     ],
 )
 def test_a_small_window_shows_what_is_going_on(states, fitting, shown):
-    assert [turn.number for turn in window(turns_in(*states), fitting)] == shown
+    assert [run.number for run in window(runs_in(*states), fitting)] == shown
 
 
-def test_a_run_tells_how_far_it_is_with_what_was_done_before(run_job, tmp_path, monkeypatch):
-    told = tmp_path / "told.json"
-    assert heard(told) is None
-    monkeypatch.setenv("LIT_EXTRACT_PROGRESS_FILE", str(told))
-    monkeypatch.setattr("lit_extract.jobs.progress.SECONDS_BETWEEN_TELLING", 0.0)
+def test_a_run_records_how_far_it_is_with_what_was_done_before(run_job, tmp_path, monkeypatch):
+    file = tmp_path / "state.json"
+    assert read_state(file) == RunState()
+    monkeypatch.setenv("LIT_EXTRACT_RUN_STATE", str(file))
+    monkeypatch.setattr("lit_extract.jobs.progress.SECONDS_BETWEEN_RECORDS", 0.0)
     store = run_job(data_shard_rows=2, finalize=False).store
-    advance = heard(told)
-    assert (advance.unit, advance.rows, advance.rows_done, advance.seconds_left) == ("images", 7, 7, 0)
+    progress = read_state(file).progress
+    assert (progress.unit, progress.rows, progress.rows_done, progress.seconds_left) == ("images", 7, 7, 0)
     for shard in (1, 3):
         (store / "cls" / "c" / str(shard) / "0" / "0").unlink()
     history = []
-    monkeypatch.setattr("lit_extract.jobs.progress.tell", lambda advance: history.append(advance.rows_done))
+    monkeypatch.setattr("lit_extract.jobs.progress.record", lambda progress: history.append(progress.rows_done))
     run_job(data_shard_rows=2)
     assert history == [6, 7, 7]
-    told.write_text(json.dumps({"unit": "images"})[:-3])
-    assert heard(told) is None, "half written"
+    file.write_text(json.dumps({"progress": None})[:-3])
+    assert read_state(file) == RunState(), "cut off"
+
+
+def test_predict_records_its_outcome(cli, image_folder, tmp_path, monkeypatch):
+    file = tmp_path / "state.json"
+    monkeypatch.setenv("LIT_EXTRACT_RUN_STATE", str(file))
+    predict = [*runs.predict_arguments(image_folder, tmp_path / "out"), "--data.num_workers", "0"]
+    assert cli(*predict)[0] == 0
+    assert read_state(file).outcome == Outcome("done", "", 0)
+    assert read_state(file).progress.rows_done == 7
+    assert cli(*predict)[0] == 0
+    assert read_state(file).outcome == Outcome("already done", "", 0)
+    assert cli(*predict, "--model.seed", "3")[0] == 2
+    failed = read_state(file).outcome
+    assert (failed.state, failed.exit_code) == ("failed", 2)
+    assert "seed was 0, now 3" in failed.reason
+    (image_folder / "3.png").write_bytes(b"none")
+    assert cli(*predict, "--overwrite", "--data.on_bad_image", "skip")[0] == 3
+    bad = read_state(file).outcome
+    assert (bad.state, bad.exit_code) == ("bad rows", 3)
+    assert "could not be decoded" in bad.reason

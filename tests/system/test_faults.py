@@ -61,15 +61,15 @@ DAMAGES = [flip_a_bit, truncate, delete, fill_with_zeros]
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("array", ["status", "n_bytes"])
 def test_damaged_values_of_rows_are_computed_again(run_job, undisturbed, caplog, array, damage):
+    caplog.set_level("INFO", "lit_extract")
     store = run_job(finalize=False, **SHARDS).store
     damage(store / array / "c" / "2")
     with pytest.raises(InputError, match=rf"{array} of rows 4 to 5 of .* damaged on disk; run the same"):
         Store(store).status() if array == "status" else Store(store).extra(array)
-    caplog.set_level("INFO", "lit_extract")
+    caplog.clear()
     extraction = run_job(**SHARDS)
-    said = caplog.text
-    assert "1 shards of " in said
-    assert "3 of 4 shards done, 1 left" in said
+    assert "1 shards of " in caplog.text
+    assert "3 of 4 shards done, 1 left" in caplog.text
     assert feats_of(extraction).tobytes() == undisturbed.tobytes()
     assert load_features(extraction.files[0]).metadata["bad_input_rows"] == []
 

@@ -1,5 +1,6 @@
 """Two ranks in processes of their own: the same bytes as one, also when they are killed."""
 
+import re
 import signal
 import socket
 from contextlib import ExitStack
@@ -73,7 +74,7 @@ def test_when_one_rank_is_killed_the_run_ends_and_leaves_no_process(reference, t
         second_rank(run).kill()
         assert run.wait() == 2
         assert "rank 1 was killed by SIGKILL" in run.output
-        assert "run the same command again to go on" in run.output
+        assert "run the same command again to resume" in run.output
         assert "[rank0]" not in run.output, "a traceback of rank zero"  # a worker of the killed rank may leave one
         _, alive = psutil.wait_procs(run.others(), timeout=30)
         assert alive == []
@@ -118,25 +119,25 @@ def images(tmp_path):
 
 
 def asked_to_stop(images, output, *options, tell, code, name):
-    """A run of two ranks that is told to stop while both are in their second shard, and does so at its end."""
+    """A run of two ranks that is told to stop while both are in their third batch, and does so at its end."""
     with runs.slow_predict(images, output, *EIGHT_SHARDS, *options, HELD_STEP="2") as run:
         assert run.wait_until(lambda: all(f"step 2 of rank {rank}" in run.output for rank in range(2))), run.output
         tell(run)
         assert run.wait() == code, run.output
         _, alive = psutil.wait_procs(run.others(), timeout=10)
         assert alive == []
-        assert_stopped_after_two_shards_each(run.output, output, name)
+        assert_stopped_after_a_batch(run.output, output, name)
         assert "Traceback" not in run.output
 
 
-def assert_stopped_after_two_shards_each(said, output, name):
-    assert [said.count(f"of rank {rank}\n") for rank in range(2)] == [4, 4], said
-    assert len(runs.done_shards(output)) == 4
-    assert f"stopped by {name}: 4 of 8 shards are done; run the same command again to go on" in said
+def assert_stopped_after_a_batch(said, output, name):
+    assert [said.count(f"of rank {rank}\n") for rank in range(2)] == [3, 3], said
+    assert len(runs.done_shards(output)) == 2
+    assert f"stopped by {name}: 2 of 8 shards are done; run the same command again to resume" in said
     assert said.count("stopped by") == 1
 
 
-def test_a_signal_to_all_processes_has_each_rank_finish_its_shard(images, tmp_path):
+def test_a_signal_to_all_processes_has_each_rank_finish_its_batch(images, tmp_path):
     interrupt = lambda run: run.signal_all(signal.SIGINT)  # noqa: E731
     asked_to_stop(images, tmp_path / "out", *ONE_WORKER, tell=interrupt, code=130, name="SIGINT")
     said = runs.complete(images, tmp_path / "out", *EIGHT_SHARDS, *ONE_WORKER)
@@ -145,25 +146,33 @@ def test_a_signal_to_all_processes_has_each_rank_finish_its_shard(images, tmp_pa
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_rank_reaches_the_other(images, tmp_path, rank):
-    terminate = lambda run: (second_rank(run) if rank else run.process).send_signal(signal.SIGTERM)  # noqa: E731
-    asked_to_stop(images, tmp_path / "out", *NO_WORKER, tell=terminate, code=143, name="SIGTERM")
+def test_a_signal_to_one_rank_ends_the_other(images, tmp_path, rank):
+    output = tmp_path / "out"
+    with runs.slow_predict(images, output, *EIGHT_SHARDS, *NO_WORKER, SLOW_STEP="0.3") as run:
+        assert run.wait_until(lambda: all(f"step 2 of rank {rank}" in run.output for rank in range(2))), run.output
+        (second_rank(run) if rank else run.process).send_signal(signal.SIGTERM)
+        assert run.wait() == 143, run.output
+        assert re.search(r"stopped by SIGTERM: \d of 8 shards are done; run the same command", run.output)
+        assert run.output.count("stopped by") == 1
+        assert "Traceback" not in run.output
+        assert psutil.wait_procs(run.others(), timeout=10)[1] == []
+    assert 2 <= len(runs.done_shards(output)) < 8
 
 
 def test_a_bad_image_of_the_second_rank_is_one_clear_error(images, tmp_path):
-    victim = images / "00005.jpg"  # of shard 1
+    victim = images / "00013.jpg"  # of shard 3, the second one of rank 1
     whole = victim.read_bytes()
     victim.write_bytes(bytes(len(whole)))
     with runs.slow_predict(images, tmp_path / "out", *EIGHT_SHARDS, *NO_WORKER, SLOW_STEP="0.5") as run:
         assert run.wait() == 2, run.output
         said = [line for line in run.output.splitlines() if not line.startswith(("step", "loading"))]
         assert len(said) == 1, run.output
-        assert said[0].startswith("lit-extract: error: stimulus 00005.jpg (row 5) can't be decoded")
+        assert said[0].startswith("lit-extract: error: stimulus 00013.jpg (row 13) can't be decoded")
         _, alive = psutil.wait_procs(run.others(), timeout=10)
         assert alive == []
     done = runs.done_shards(tmp_path / "out")
-    assert 0 in done
-    assert 1 not in done
+    assert 1 in done
+    assert 3 not in done
     victim.write_bytes(whole)
     assert f"{len(done)} of 8 shards done" in runs.complete(images, tmp_path / "out", *EIGHT_SHARDS, *NO_WORKER)
 
@@ -178,7 +187,7 @@ def two_tasks(stack, images, output, *options, **environment):
         yield stack.enter_context(runs.slow_predict(images, output, *EIGHT_SHARDS, *NO_WORKER, *options, **variables))
 
 
-def test_tasks_of_a_slurm_job_finish_their_shards_and_queue_it_again_once(images, tmp_path):
+def test_tasks_of_a_slurm_job_finish_their_batches_and_queue_it_again_once(images, tmp_path):
     output = tmp_path / "out"
     with ExitStack() as stack:
         first, second = two_tasks(stack, images, output, HELD_STEP="2")
@@ -187,7 +196,7 @@ def test_tasks_of_a_slurm_job_finish_their_shards_and_queue_it_again_once(images
         first.process.send_signal(signal.SIGUSR1)
         second.process.send_signal(signal.SIGUSR1)
         assert (first.wait(), second.wait()) == (138, 0), first.output + second.output
-        assert_stopped_after_two_shards_each(first.output + second.output, output, "SIGUSR1")
+        assert_stopped_after_a_batch(first.output + second.output, output, "SIGUSR1")
         assert "stopped" not in second.output
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
 

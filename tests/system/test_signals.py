@@ -1,8 +1,7 @@
-"""Asked to stop by real signals: what is worth finishing is finished, the rest is left, and the exit code says why."""
+"""Asked to stop by real signals: a batch is finished, the rest is left, and the exit code says why."""
 
 import signal
 import textwrap
-import time
 from pathlib import Path
 
 import psutil
@@ -10,9 +9,8 @@ import pytest
 from helpers import runs
 
 from lit_extract.common import signals
-from lit_extract.jobs.run import Stopping
 
-HOW_TO_GO_ON = "run the same command again to go on"
+HOW_TO_RESUME = "run the same command again to resume"
 START = """
 import os, sys, time
 from lit_extract.common import signals
@@ -53,30 +51,35 @@ def deliver(run, number):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_what_is_not_worth_finishing_is_interrupted(script, number, code):
+def test_outside_of_the_loop_it_interrupts(script, number, code):
     with script("with signals.stoppable(True):\n  say('ready'); time.sleep(60)") as run:
         wait_for(run, "ready")
         run.process.send_signal(number)
         assert run.wait() == code
-        assert run.output == f"ready\nlit-extract: stopped by {number.name}; {HOW_TO_GO_ON}\n"
+        assert run.output == f"ready\nlit-extract: stopped by {number.name}; {HOW_TO_RESUME}\n"
 
 
 FINISHING = """
 with signals.stoppable(True):
     signals.DUPLICATES_WITHIN = APART
-    with signals.wait_while(lambda: True):
+    signals.SECONDS_FOR_A_BATCH = AT_MOST
+    with signals.deferred():
         say("ready")
-        while signals.asked() is None:
+        while signals.requested() is None:
             time.sleep(0.01)
         say("asked")
         time.sleep(SECONDS)
         say("finished")
-    raise signals.Interrupted(signals.asked())
+    raise signals.Interrupted(signals.requested())
 """
 
 
-def test_what_is_worth_finishing_is_finished(script):
-    with script(FINISHING.replace("APART", "60").replace("SECONDS", "1")) as run:
+def finishing(apart, at_most, seconds):
+    return FINISHING.replace("APART", str(apart)).replace("AT_MOST", str(at_most)).replace("SECONDS)", f"{seconds})")
+
+
+def test_a_batch_is_finished(script):
+    with script(finishing(apart=60, at_most=60, seconds=1)) as run:
         wait_for(run, "ready")
         run.process.send_signal(signal.SIGTERM)
         wait_for(run, "asked")
@@ -86,12 +89,20 @@ def test_what_is_worth_finishing_is_finished(script):
 
 
 def test_a_second_signal_ends_it_at_once(script):
-    with script(FINISHING.replace("APART", "0").replace("SECONDS", "60")) as run:
+    with script(finishing(apart=0, at_most=60, seconds=60)) as run:
         wait_for(run, "ready")
         run.process.send_signal(signal.SIGTERM)
         wait_for(run, "asked")
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 130
+
+
+def test_a_batch_that_takes_too_long_is_interrupted(script):
+    with script(finishing(apart=60, at_most=1, seconds=60)) as run:
+        wait_for(run, "ready")
+        run.process.send_signal(signal.SIGTERM)
+        assert run.wait() == 143
+        assert run.output == f"ready\nasked\nlit-extract: stopped by SIGTERM; {HOW_TO_RESUME}\n"
 
 
 def test_a_second_signal_ends_it_also_while_nothing_of_python_runs(script):
@@ -119,9 +130,9 @@ def test_from_python_a_second_signal_interrupts_and_ctrl_c_is_a_keyboard_interru
         try:
             with signals.stoppable():
                 signals.DUPLICATES_WITHIN = 0
-                with signals.wait_while(lambda: True):
+                with signals.deferred():
                     say("ready")
-                    while signals.asked() is None:
+                    while signals.requested() is None:
                         time.sleep(0.01)
                     say("asked")
                     time.sleep(60)
@@ -136,58 +147,38 @@ def test_from_python_a_second_signal_interrupts_and_ctrl_c_is_a_keyboard_interru
         wait_for(run, "asked")
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 0
-        assert run.output == f"ready\nasked\nlit-extract: stopped by SIGINT; {HOW_TO_GO_ON}\ncaught\nTrue\n"
-
-
-@pytest.fixture
-def listener(monkeypatch):
-    """The one of this process, without handlers."""
-    listener = signals._Listener(exit_at_second=False)
-    monkeypatch.setattr(signals, "_current", listener)
-    return listener
-
-
-def test_a_signal_stands_above_the_failure_of_another_rank_whichever_is_heard_first(listener):
-    assert signals.asked() is None
-    signals.ask(signals.BY_ANOTHER_RANK)
-    since = signals.asked_at()
-    assert signals.asked() == signals.BY_ANOTHER_RANK
-    for heard, known in [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (0, signal.SIGTERM)]:
-        signals.ask(heard)
-        assert (signals.asked(), signals.asked_at()) == (known, since)
+        assert run.output == f"ready\nasked\nlit-extract: stopped by SIGINT; {HOW_TO_RESUME}\ncaught\nTrue\n"
 
 
 WORKERS = """
 import multiprocessing
 
 def work():
-    signals.leave_workers_alone(0)
+    signals.ignore_in_worker(0)
     say(f"worker {os.getpid()}")
     time.sleep(60)
 
 with signals.stoppable(True):
     worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
     worker.start()
-    with signals.held():
-        say("held")
-        while signals.asked() is None:
+    with signals.deferred():
+        say("deferred")
+        while signals.requested() is None:
             time.sleep(0.01)
         worker.join(1)
         say(f"alive {worker.is_alive()}")
-    worker.terminate()
-    worker.join()
-    say(f"ended {worker.exitcode}")
+    worker.kill()
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_group_leaves_workers_to_their_parent(script, number):
     with script(WORKERS) as run:
-        wait_for(run, "held")
+        wait_for(run, "deferred")
         wait_for(run, "worker")
         run.signal_all(number)
         assert run.wait() == 0
-        assert run.output.endswith("alive True\nended 0\n")
+        assert run.output.endswith("alive True\n")
 
 
 def test_workers_end_with_a_parent_that_was_killed(script):
@@ -215,7 +206,7 @@ def test_under_slurm_usr1_queues_the_job_again(script, slurm, more, job):
         wait_for(run, "ready")
         run.process.send_signal(signal.SIGUSR1)
         assert run.wait() == 128 + signal.SIGUSR1
-        assert f"stopped by SIGUSR1; {HOW_TO_GO_ON}\nlit-extract: job {job} is queued again\n" in run.output
+        assert f"stopped by SIGUSR1; {HOW_TO_RESUME}\nlit-extract: job {job} is queued again\n" in run.output
     assert (folder / "asked").read_text() == f"requeue {job}\n"
 
 
@@ -236,24 +227,6 @@ def test_term_under_slurm_queues_nothing(script, slurm):
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
     assert not (folder / "asked").exists()
-
-
-@pytest.mark.parametrize(
-    ("rows_left", "seconds_a_row", "since_last", "worth"),
-    [
-        (0, 0.1, 0, False),  # nothing is in hand
-        (64, None, 0, False),  # no batch has ended yet
-        (64, 0.1, 0, True),
-        (64, 0.2, 0, False),
-        (64, 0.2, 5, True),  # of 12.8 s 5 are over
-        (64, 100, 6399, True),
-    ],
-)
-def test_what_is_worth_finishing(rows_left, seconds_a_row, since_last, worth):
-    stopping = Stopping(team=None)
-    stopping._rows_left, stopping._seconds_a_row = rows_left, seconds_a_row
-    stopping._last_end = time.monotonic() - since_last
-    assert stopping.is_worth_finishing() is worth
 
 
 # Of the whole command
@@ -278,7 +251,7 @@ def test_while_the_model_is_loaded(slow, tmp_path):
         wait_for(run, "loading")
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
-        assert f"stopped by SIGTERM: 0 of 2 shards are done; {HOW_TO_GO_ON}" in run.output
+        assert f"stopped by SIGTERM: 0 of 2 shards are done; {HOW_TO_RESUME}" in run.output
         assert "Traceback" not in run.output
     with slow() as run:
         assert run.wait() == 0, run.output
@@ -290,36 +263,40 @@ def test_while_python_is_still_importing(tmp_path, image_folder):
         assert run.wait_until(lambda: _has(run.process.pid, "SigCgt", signal.SIGTERM))
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
-        assert run.output == f"lit-extract: stopped by SIGTERM; {HOW_TO_GO_ON}\n"
+        assert run.output == f"lit-extract: stopped by SIGTERM; {HOW_TO_RESUME}\n"
     assert not (tmp_path / "out").exists()
 
 
-def test_the_shard_in_hand_is_finished(slow, tmp_path):
+def test_the_batch_in_hand_is_finished(slow, tmp_path):
     with slow(held=1) as run:
         wait_for(run, "step 1")
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
         assert "step 2" not in run.output
-        assert f"stopped by SIGTERM: 1 of 2 shards are done; {HOW_TO_GO_ON}" in run.output
+        assert f"stopped by SIGTERM: 1 of 2 shards are done; {HOW_TO_RESUME}" in run.output
     assert [path.name for path in (tmp_path / "out").glob("*/*/.*.lock")] == []
 
 
-def test_a_shard_that_would_take_long_is_not(slow):
-    with slow(step=60) as run:  # nothing is known of the pace
-        wait_for(run, "step 0")
+def test_rows_of_a_shard_that_is_not_complete_are_computed_again(slow):
+    with slow(held=2) as run:
+        wait_for(run, "step 2")
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
-        assert "step 1" not in run.output
-        assert f"stopped by SIGTERM: 0 of 2 shards are done; {HOW_TO_GO_ON}" in run.output
+        assert "step 3" not in run.output
+        assert f"stopped by SIGTERM: 1 of 2 shards are done; {HOW_TO_RESUME}" in run.output
+    with slow() as run:
+        assert run.wait() == 0, run.output
+        assert "1 of 2 shards done, 1 left" in run.output
+        assert run.output.count("step") == 2
 
 
-def test_under_slurm_the_shard_in_hand_is_finished_and_no_checkpoint_saved(slow, slurm, tmp_path):
+def test_under_slurm_the_batch_in_hand_is_finished_and_no_checkpoint_saved(slow, slurm, tmp_path):
     folder, variables = slurm
     with slow(held=1, **variables) as run:
         wait_for(run, "step 1")
         run.process.send_signal(signal.SIGUSR1)
         assert run.wait() == 138, run.output
-        assert f"stopped by SIGUSR1: 1 of 2 shards are done; {HOW_TO_GO_ON}" in run.output
+        assert f"stopped by SIGUSR1: 1 of 2 shards are done; {HOW_TO_RESUME}" in run.output
     assert (folder / "asked").read_text() == "requeue 4711\n"
     assert list(tmp_path.rglob("*.ckpt")) == list(Path().glob("*.ckpt")) == []
 
@@ -342,7 +319,7 @@ def test_while_finalizing(tmp_path, script, make_store):
         assert (tmp_path / ".m_pool-cls.pt.part").exists()
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143, run.output
-        assert run.output == f"written\nlit-extract: stopped by SIGTERM; {HOW_TO_GO_ON}\n"
+        assert run.output == f"written\nlit-extract: stopped by SIGTERM; {HOW_TO_RESUME}\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "m_pool-cls.zarr"]
     with runs.command(tmp_path / "log", "finalize", str(store.path)) as run:
         assert run.wait() == 0
@@ -350,47 +327,20 @@ def test_while_finalizing(tmp_path, script, make_store):
 
 def test_without_a_finished_shard_the_job_is_not_queued_again(slow, slurm):
     folder, variables = slurm
-    for load, step, text in ((60, 0, "loading"), (0, 60, "step 0")):
-        with slow(load=load, step=step, **variables) as run:
+    for load, held, text in ((60, None, "loading"), (0, 0, "step 0")):
+        with slow(load=load, held=held, **variables) as run:
             wait_for(run, text)
             run.process.send_signal(signal.SIGUSR1)
             assert run.wait() == 138, run.output
-            assert "not queued again, as no shard was finished" in run.output
+            assert "not queued again: no shard was finished" in run.output
             assert "--data.shard_rows" in run.output
     assert not (folder / "asked").exists()
 
 
 def test_in_a_sweep_that_has_finished_another_model_it_is(slow, slurm):
     folder, variables = slurm
-    with slow(step=60, **variables, **{signals.PROGRESS: "1"}) as run:
+    with slow(held=0, **variables, **{signals.PROGRESS: "1"}) as run:
         wait_for(run, "step 0")
         run.process.send_signal(signal.SIGUSR1)
         assert run.wait() == 138, run.output
     assert (folder / "asked").read_text() == "requeue 4711\n"
-
-
-INTERRUPTED = """
-import multiprocessing, socket, threading
-from multiprocessing import resource_sharer
-
-def work():
-    signals.leave_workers_alone(0)
-    place, _ = resource_sharer.DupFd(1)._id
-    for _ in range(3):
-        taker = socket.socket(socket.AF_UNIX)
-        taker.connect(place)
-        taker.close()  # in the middle of their handshake
-        time.sleep(0.1)
-    threading.Thread(target=lambda: {}["of a defect"]).start()
-
-worker = multiprocessing.get_context("fork").Process(target=work)
-worker.start()
-worker.join()
-"""
-
-
-def test_a_parent_that_is_interrupted_while_it_takes_a_batch_is_no_error_of_the_worker(script):
-    with script(INTERRUPTED) as run:
-        assert run.wait() == 0
-        assert "resource_sharer" not in run.output
-        assert "of a defect" in run.output

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from lit_extract.common.errors import InputError
-from lit_extract.sweep.turns import last_given, plan_turns
+from lit_extract.sweep.runs import last_given, plan_runs
 
 MODELS = """
 vision:
@@ -40,11 +40,11 @@ def vision(write):
 def test_each_model_of_the_kind_gets_a_command_with_all_that_was_given(vision, write):
     hardware = write("cpu.yaml", "trainer: {accelerator: cpu}\n")
     options = ["--data.root", "/a b", "--model.pool=[cls, avg]"]
-    turns = plan_turns([vision, hardware], options, "models.yml", None, True)
+    planned = plan_runs([vision, hardware], options, "models.yml", None, True)
     predict = [sys.executable, "-m", "lit_extract", "predict", "--config", vision, "--config", hardware, *options]
     predict += ["--model.models", "models.yml", "--model.untrained", "true", "--model.name"]
-    assert [turn.command for turn in turns] == [[*predict, name] for name in ("vit_a", "vit_b", "deit_c")]
-    assert [(turn.number, turn.model, turn.state) for turn in turns] == [
+    assert [run.command for run in planned] == [[*predict, name] for name in ("vit_a", "vit_b", "deit_c")]
+    assert [(run.number, run.model, run.state) for run in planned] == [
         (1, "vit_a", "waiting"),
         (2, "vit_b", "waiting"),
         (3, "deit_c", "waiting"),
@@ -52,8 +52,8 @@ def test_each_model_of_the_kind_gets_a_command_with_all_that_was_given(vision, w
 
 
 def test_a_pattern_chooses_and_nothing_is_added_that_was_not_given(vision):
-    (turn,) = plan_turns([vision], [], match="deit*")
-    assert turn.command[4:] == ["--config", vision, "--model.name", "deit_c"]
+    (run,) = plan_runs([vision], [], match="deit*")
+    assert run.command[4:] == ["--config", vision, "--model.name", "deit_c"]
 
 
 @pytest.mark.parametrize(
@@ -67,19 +67,19 @@ def test_a_pattern_chooses_and_nothing_is_added_that_was_not_given(vision):
     ],
 )
 def test_the_class_of_the_model_says_the_kind(write, config, options):
-    assert [turn.model for turn in plan_turns([write("c.yaml", config)], options)] == ["org/lm"]
+    assert [run.model for run in plan_runs([write("c.yaml", config)], options)] == ["org/lm"]
 
 
 def test_the_later_config_counts(vision, write):
     later = write("later.yaml", "model: {class_path: lit_extract.LanguageExtractor}\n")
-    assert [turn.model for turn in plan_turns([vision, later], [])] == ["org/lm"]
+    assert [run.model for run in plan_runs([vision, later], [])] == ["org/lm"]
 
 
 def test_models_of_the_config_are_used_unless_others_are_given(write):
     config = write("c.yaml", "model:\n  class_path: VisionExtractor\n  init_args: {models: own.yml}\n")
     write("own.yml", "vision: [vit_own]\n")
-    assert [turn.model for turn in plan_turns([config], [])] == ["vit_own"]
-    assert [turn.model for turn in plan_turns([config], [], "models.yml")] == ["vit_a", "vit_b", "deit_c"]
+    assert [run.model for run in plan_runs([config], [])] == ["vit_own"]
+    assert [run.model for run in plan_runs([config], [], "models.yml")] == ["vit_a", "vit_b", "deit_c"]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_models_of_the_config_are_used_unless_others_are_given(write):
 )
 def test_options_that_are_of_one_model_or_of_none_are_refused(vision, options, named):
     with pytest.raises(InputError) as refusal:
-        plan_turns([vision], options)
+        plan_runs([vision], options)
     assert [text for text in named if text not in str(refusal.value)] == []
 
 
@@ -106,7 +106,7 @@ def test_options_that_are_of_one_model_or_of_none_are_refused(vision, options, n
     [
         ("model: {class_path: lit_extract.Captioner}\n", "Captioner makes captions, with one model: use predict"),
         ("model: {class_path: mine.Extractor}\n", "'mine.Extractor'"),
-        ("data: {class_path: x}\n", "none of them says what the model is"),
+        ("data: {class_path: x}\n", "none of them has a model"),
         ("model:\n  class_path: VisionExtractor\n  init_args: {checkpoint: x.pth}\n", "model.checkpoint: 'x.pth'"),
         ("model: [1\n", "can't be read"),
         ("just text\n", "holds no settings"),
@@ -117,7 +117,7 @@ def test_configs_that_no_sweep_can_have_are_refused(write, tmp_path, config, nam
     if config is not None:
         write("c.yaml", config)
     with pytest.raises(InputError) as refusal:
-        plan_turns(["c.yaml"], [])
+        plan_runs(["c.yaml"], [])
     assert named in str(refusal.value)
 
 

@@ -9,59 +9,57 @@ from typing import Any
 
 from lit_extract.commands.config import read_config
 from lit_extract.common.errors import InputError
-from lit_extract.jobs.relay import Advance
+from lit_extract.jobs.run_state import RunProgress
 from lit_extract.modules.registry import KINDS, matching_models
 
 KIND_OF_CLASS = {extractor: kind for kind, extractor in KINDS.items()}
 
-WAITING, RUNNING, STOPPED, FAILED = "waiting", "running", "stopped", "failed"
-DONE, ALREADY_DONE, BAD_ROWS = "done", "already done", "bad rows"
+WAITING, RUNNING = "waiting", "running"  # and then as the outcome of a run
 
 _CLASS, _SETTINGS = "class_path", "init_args"
-# What is of one model: for all of them it would load the wrong weights, in silence when they happen to fit.
+# Settings of one model: for all of them they would load the wrong weights, in silence when these happen to fit.
 _OF_ONE_MODEL = ("checkpoint", "revision")
 
 
 @dataclass
-class Turn:
-    """One model's place in a sweep.
+class ModelRun:
+    """The run of one model in a sweep.
 
     Args:
-        number: From 1 on.
-        model: Its name.
-        command: Its command line.
-        state: "waiting", "running", "done", "already done", "bad rows" (done, but some are not finite), "failed", or
-            "stopped" (by the signal that ended the sweep).
-        advance: What the run has last told of itself.
+        number: Number in the order of the sweep, from 1 on.
+        model: Name of the model.
+        command: Command line.
+        state: "waiting", "running", or the state of its :class:`~lit_extract.jobs.run_state.Outcome`.
+        progress: How far it is.
         seconds: How long it took, or has been running.
-        reason: Of failures and bad rows.
-        log: Where its output went.
+        reason: Why it failed, or what to look at.
+        log: File with its output.
     """
 
     number: int
     model: str
     command: list[str]
     state: str = WAITING
-    advance: Advance | None = None
+    progress: RunProgress | None = None
     seconds: float = 0.0
     reason: str = ""
     log: Path | None = None
 
 
-def plan_turns(
+def plan_runs(
     configs: Sequence[str],
     options: Sequence[str],
     models: str | None = None,
     match: str | None = None,
     untrained: bool = False,
-) -> list[Turn]:
-    """The models of the configs' kind, in the order of models.yml, and the command for each.
+) -> list[ModelRun]:
+    """Return the models of the configs' kind, in the order of models.yml, with the command for each.
 
     Args:
         configs: YAML files for predict.
         options: Further options for predict.
         models: The models.yml; default: the configs' own, else ./models.yml, else the one shipped.
-        match: Only names with this text in them, or that fit it as a shell pattern.
+        match: Only models with this text in their name, or whose name fits it as a shell pattern.
         untrained: Random weights.
 
     Raises:
@@ -80,14 +78,14 @@ def plan_turns(
     given += ["--model.untrained", "true"] if untrained else []
     predict = [sys.executable, "-m", "lit_extract", "predict", *given, "--model.name"]
     names = [entry.name for entry in entries]
-    return [Turn(number, name, [*predict, name]) for number, name in enumerate(names, start=1)]
+    return [ModelRun(number, name, [*predict, name]) for number, name in enumerate(names, start=1)]
 
 
 def read_configs(configs: Sequence[str]) -> dict[str, Any]:
-    """The settings of several YAML files, the later ones over the earlier.
+    """Return the settings of several YAML files, the later ones over the earlier.
 
     Raises:
-        InputError: One can't be read, or holds no settings.
+        InputError: A file can't be read, or holds no settings.
     """
     merged: dict[str, Any] = {}
     for config in configs:
@@ -101,7 +99,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``class_path`` and ``init_args`` of the model, as a config may have them: a name alone is a class."""
+    """Return ``class_path`` and ``init_args`` of the model; in a config, a name alone is a class."""
     model = config.get("model")
     known = {_CLASS: model} if isinstance(model, str) else dict(model) if isinstance(model, dict) else {}
     settings = known.get(_SETTINGS)
@@ -109,13 +107,13 @@ def _model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(class_path: str | None) -> str:
-    """The kind of models that a class extracts features of.
+    """Return the kind of models of which a class extracts features.
 
     Raises:
         InputError: It is none of ours, or makes captions.
     """
     if class_path is None:
-        raise InputError("config: none of them says what the model is; give one such as configs/nsd/vision.yaml")
+        raise InputError("config: none of them has a model; give one such as configs/nsd/vision.yaml")
     name = class_path.rpartition(".")[2]
     if name in KIND_OF_CLASS:
         return KIND_OF_CLASS[name]
@@ -126,10 +124,10 @@ def kind_of(class_path: str | None) -> str:
 
 
 def check_options(options: Sequence[str]) -> None:
-    """See that the options are such as can hold for every model.
+    """Check that the options can hold for every model.
 
     Raises:
-        InputError: One can't.
+        InputError: One of them can't.
     """
     if options and not options[0].startswith("-"):
         raise InputError(f"unrecognized argument: {options[0]!r}; settings of predict begin with --")
@@ -146,11 +144,11 @@ def check_options(options: Sequence[str]) -> None:
 
 
 def _one_model_only(setting: str) -> str:
-    return f"{setting}: is of one model, and a sweep is of many; write it into models.yml, or use predict"
+    return f"{setting}: belongs to one model, and a sweep has many; write it into models.yml, or use predict"
 
 
 def last_given(options: Sequence[str], option: str) -> str | None:
-    """The value of ``--option value`` or ``--option=value``; the last one counts."""
+    """Return the value of ``--option value`` or ``--option=value``; the last one counts."""
     value = None
     for part, following in zip_longest(options, options[1:]):
         if part == option:

@@ -1,0 +1,105 @@
+"""The state of a run, in a small file that a sweep asks for: how far it is, and in the end how it ended."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from lit_extract.common import exit_codes
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.files import replacing
+from lit_extract.common.signals import Interrupted
+from lit_extract.common.untrusted import Count, Text, read_regular, validate_json
+
+VARIABLE = "LIT_EXTRACT_RUN_STATE"  # environment variable: the file to write
+
+Ending = Literal["done", "already done", "bad rows", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a run is.
+
+    Args:
+        unit: What the rows are, such as "images".
+        rows: All rows of the job.
+        rows_done: Rows that are done, by this run or an earlier one; of several ranks, rank zero's share is taken for
+            everyone's.
+        rate: Rows a second of this run.
+        seconds_left: Seconds until all are done.
+    """
+
+    unit: Text
+    rows: Count
+    rows_done: Count
+    rate: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        state: "bad rows" is done, but something is to look at.
+        reason: Why it failed or what to look at; of a run that was stopped, how much is done.
+        exit_code: Exit code of its process.
+    """
+
+    state: Ending
+    reason: Text
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is known of a run.
+
+    Args:
+        progress: None before the first batch.
+        outcome: None while it runs, and when it was killed.
+    """
+
+    progress: RunProgress | None = None
+    outcome: Outcome | None = None
+
+
+def read_state(path: Path) -> RunState:
+    """Return the state of a run; an empty one when nothing is written yet, or something else is there."""
+    try:
+        return validate_json(_STATE, read_regular(path, _MAX_BYTES), "state of a run")
+    except (OSError, InputError):
+        return RunState()
+
+
+def record(**changes: Any) -> None:
+    """Write the progress or the outcome of this run, when a sweep has asked for it."""
+    if path := os.environ.get(VARIABLE):
+        state = replace(read_state(Path(path)), **changes)
+        with suppress(OSError), replacing(Path(path)) as partial:  # a full disk is no reason to stop the run
+            partial.write_text(json.dumps(asdict(state)), encoding="utf-8")
+
+
+@contextmanager
+def failures_recorded() -> Iterator[None]:
+    """Record an outcome when the body is stopped or fails."""
+    try:
+        yield
+    except Interrupted as stop:
+        record(outcome=Outcome("stopped", stop.how_far, 128 + stop.number))
+        raise
+    except InputError as error:
+        record(outcome=Outcome("failed", str(error), exit_codes.WRONG_INPUT))
+        raise
+    except Exception as error:
+        record(outcome=Outcome("failed", f"{type(error).__name__}: {one_line(error)}", exit_codes.FAILED))
+        raise
+
+
+_STATE: TypeAdapter[RunState] = TypeAdapter(RunState)
+_MAX_BYTES = 100_000
