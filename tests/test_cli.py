@@ -1,5 +1,7 @@
 """The command line: what is wrong is said in one line with exit code 2, before anything heavy happens."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import timm
 import torch
 
 from lit_extract import __version__
+from lit_extract.cli import COMMANDS
 
 REPOSITORY = Path(__file__).parents[1]
 DEMO = ("predict", "--config", REPOSITORY / "configs" / "demo" / "vision.yaml")
@@ -148,22 +151,62 @@ def test_help_of_classes_has_their_settings(cli, capsys, arguments, settings):
     assert all(setting in text for setting in settings)
 
 
+LIGHT = sorted({*COMMANDS} - {"predict", "plan"})  # those two import torch to know their settings
+
+
 def test_help_and_version_are_light():
-    script = """
+    script = f"""
 import sys
 from lit_extract.cli import main
-for arguments in (["--help"], ["--version"], ["finalize", "--help"]):
+for arguments in (["--help"], ["--version"], *([command, "--help"] for command in {LIGHT})):
     try:
         main(arguments)
     except SystemExit as end:
         assert not end.code
-heavy = {"torch", "lightning", "numpy", "pandas", "zarr"} & set(sys.modules)
+heavy = {{"torch", "lightning", "transformers", "pandas", "zarr"}} & set(sys.modules)
 assert not heavy, heavy
 """
     run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert __version__ in run.stdout
-    for command in ("predict", "finalize", "show"):
-        assert command in run.stdout
+    for command, summary in COMMANDS.items():
+        assert f"    {command} " in run.stdout
+        if command in LIGHT:
+            assert f"usage: lit-extract {command} " in run.stdout
+            assert summary.split()[-1] in run.stdout
+
+
+def test_help_has_the_arguments_and_exit_codes_of_the_docstring(cli, capsys):
+    text = " ".join(help_of(cli, capsys, "check", "--help").split())
+    for part in ("Flag captions", "3 some captions are flagged.", "--accept [{true,false}]", "Replace an existing"):
+        assert part in text, part
+    assert "Args:" not in text
+
+
+@pytest.mark.parametrize("value", [["--keep_store"], ["--keep_store", "true"], ["--keep_store=true"]])
+def test_a_flag_needs_no_value(cli, make_store, value):
+    store, _ = make_store()
+    assert cli("finalize", store.path, *value)[0] == 0
+    assert store.path.is_dir()
+
+
+def test_a_flag_may_be_turned_off(cli, make_store):
+    store, _ = make_store()
+    assert cli("finalize", store.path, "--keep_store", "false")[0] == 0
+    assert not store.path.exists()
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["status", ".", "--json"], 128 + signal.SIGPIPE)])
+def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(tmp_path, arguments, code):
+    """As ``lit-extract status | head -0``, of more than a pipe holds."""
+    for number in range(300):
+        (tmp_path / f"{number}.pt").write_bytes(b"")
+    command = [sys.executable, "-m", "lit_extract", *arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (code, "")
 
 
 def test_show_and_finalize(cli, make_store):

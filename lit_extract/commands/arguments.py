@@ -1,10 +1,60 @@
-"""The order of arguments on a command line, which must not matter."""
+"""Command lines, as jsonargparse parses them: of functions, with plain YAML only, in any order."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
+
+from lit_extract.common.errors import InputError, one_line, wrong_setting
+from lit_extract.common.untrusted import check_yaml
 
 CONFIG_OPTIONS = ("--config", "-c")
 CLASS_OPTIONS = ("--model", "--model.class_path", "--data", "--data.class_path")
+FLAG: dict[str, Any] = {"type": bool, "default": False, "nargs": "?", "const": True}  # --json for --json true
+
+
+def command(function: Callable[..., int], nargs: Mapping[str, str] | None = None) -> Callable[[Sequence[str]], int]:
+    """Make a command of a function; its signature gives the arguments, its docstring their help.
+
+    Args:
+        function: It returns the exit code. Arguments without a default are positional, all others options.
+        nargs: As in argparse, of a positional argument that has a default ("?") or takes several values ("+").
+
+    Returns:
+        A function of the command line's arguments, which returns the exit code.
+    """
+
+    def main(args: Sequence[str]) -> int:
+        parser = _Parser(
+            prog=f"lit-extract {function.__name__.replace('_', '-')}",
+            description=(inspect.getdoc(function) or "").partition("\n\nArgs:")[0],
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        parser.nargs = nargs or {}
+        parser.add_function_arguments(function, as_group=False, as_positional=True)
+        return function(**parse(parser, args))
+
+    return main
+
+
+class _Parser(ArgumentParser):
+    """Has bare flags, and ``nargs``, which jsonargparse gives no function's argument."""
+
+    nargs: Mapping[str, str] = {}
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        name = args[0].removeprefix("--")
+        if name in self.nargs:
+            kept = {key: kwargs[key] for key in ("help", "default") if key in kwargs}
+            return super().add_argument(name, type=str, nargs=self.nargs[name], **kept)
+        action = super().add_argument(*args, **kwargs)
+        if action.default is False:
+            action.nargs, action.const = FLAG["nargs"], FLAG["const"]
+        return action
 
 
 def in_order(args: Sequence[str]) -> list[str]:
@@ -24,13 +74,53 @@ def in_order(args: Sequence[str]) -> list[str]:
     return [part for group in groups for part in group]
 
 
-def values_of(args: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Return the values that are given to some options, as ``--option value``, ``--option=value`` or ``-ovalue``."""
-    values = []
-    for part, following in zip_longest(args, args[1:]):
-        option, has_value, value = part.partition("=")
-        if option in options and (has_value or following is not None):
-            values.append(value if has_value else following)
-        elif part[:2] in options and not part.startswith("--"):
-            values.append(part[2:])
-    return values
+def parse(parser: ArgumentParser, args: Sequence[str]) -> Namespace:
+    """Return the settings of a command line.
+
+    All YAML is checked, also that of options; only local files are read, and nothing is imported that runs commands.
+
+    Raises:
+        InputError: The command line is wrong.
+    """
+    _check_all_yaml()
+    # not once and for all: Lightning lets it fetch configs from addresses as soon as its command line is imported
+    set_parsing_settings(
+        instantiate_subclass_spec_in_any=False,  # no object is made of what may be anything
+        config_read_mode_urls_enabled=False,
+        config_read_mode_fsspec_enabled=False,
+        import_path_denylist=[],  # in addition to os, subprocess and others that jsonargparse denies by itself
+    )
+    try:
+        return parser.parse_args(list(args))
+    except Exception as error:  # jsonargparse raises almost anything on values of other types than it expects
+        raise wrong_setting(error) or InputError(one_line(error)) from None
+
+
+@cache
+def _check_all_yaml() -> None:
+    its_own = get_loader("yaml")
+
+    def load(text: str) -> Any:
+        try:
+            check_yaml(text)
+            return its_own(text)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # PyYAML raises almost anything on text that only looks like a date or a number
+            raise yaml.YAMLError(one_line(error)) from None
+
+    set_loader("yaml", load, (yaml.YAMLError,))
+
+
+def refuse_null(settings: Mapping[str, Any], function: Callable[..., Any], prefix: str) -> None:
+    """Raise InputError for settings that are null and must not be: jsonargparse takes null for any setting.
+
+    Args:
+        settings: Of the function, by name.
+        function: Whose arguments they are; a class stands for its constructor.
+        prefix: Of their names, for the error.
+    """
+    for name, hint in get_type_hints(function.__init__ if isinstance(function, type) else function).items():  # type: ignore[misc]
+        may_be_none = hint in (Any, type(None)) or type(None) in get_args(hint)
+        if name in settings and settings[name] is None and not may_be_none:
+            raise InputError(f"{prefix}{name}: null is not allowed; leave the setting out for its default")

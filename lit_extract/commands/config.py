@@ -4,20 +4,17 @@ A config says what is run, so it is a script: the classes that it names are impo
 that has a place there. All else in it is plain values.
 """
 
-import inspect
 import os
 import re
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from lit_extract.commands.arguments import CLASS_OPTIONS, CONFIG_OPTIONS, values_of
-from lit_extract.common.errors import InputError, one_line, wrong_setting
+from lit_extract.commands.arguments import CLASS_OPTIONS, CONFIG_OPTIONS
+from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.untrusted import MAX_PATH_BYTES, check_yaml, plain_values, read_yaml, shorten
 
 # Options whose value jsonargparse also takes for the name of a file to read.
@@ -25,8 +22,6 @@ _FILE_OPTIONS = (*CLASS_OPTIONS, "--trainer", "--trainer.callbacks", "--model.in
 
 _CLASS_NAME = re.compile(r"[A-Za-z_][0-9A-Za-z_]*(\.[A-Za-z_][0-9A-Za-z_]*)*")
 _CLASS_KEYS = {"class_path": str, "init_args": dict, "dict_kwargs": dict}
-
-T = TypeVar("T")
 
 
 def read_config(value: str) -> dict[str, Any]:
@@ -75,9 +70,9 @@ def check_files(args: Sequence[str]) -> None:
     Raises:
         InputError: One can't.
     """
-    for value in values_of(args, CONFIG_OPTIONS):
+    for value in _values_of(args, CONFIG_OPTIONS):
         read_config(value)
-    for value in values_of(args, _FILE_OPTIONS):
+    for value in _values_of(args, _FILE_OPTIONS):
         if os.path.exists(value):  # noqa: PTH110 (Path's raises if it is too long)
             read_yaml(Path(value), f"config: {shorten(repr(value), MAX_PATH_BYTES)}")
 
@@ -96,68 +91,13 @@ def _parse(text: str, what: str) -> Any:
         raise InputError(f"{what} can't be read: {shorten(one_line(error), 400)}") from None
 
 
-def prepare_parsers() -> None:
-    """Make jsonargparse check all YAML, also of options, read local files only, and import nothing that runs commands.
-
-    Not once and for all: Lightning lets it fetch configs from addresses as soon as its command line is imported.
-    """
-    from jsonargparse import set_parsing_settings
-
-    _check_all_yaml()
-    set_parsing_settings(
-        instantiate_subclass_spec_in_any=False,  # no object is made of what may be anything
-        config_read_mode_urls_enabled=False,
-        config_read_mode_fsspec_enabled=False,
-        import_path_denylist=[],  # besides those that jsonargparse denies by itself, os and subprocess among them
-    )
-
-
-@cache
-def _check_all_yaml() -> None:
-    from jsonargparse import get_loader, set_loader
-
-    its_own = get_loader("yaml")
-
-    def load(text: str) -> Any:
-        try:
-            check_yaml(text)
-            return its_own(text)
-        except yaml.YAMLError:
-            raise
-        except Exception as error:  # as above
-            raise yaml.YAMLError(one_line(error)) from None
-
-    set_loader("yaml", load, (yaml.YAMLError,))
-
-
-def parsed(parse: Callable[[], T]) -> T:
-    """Return what a parser of jsonargparse makes of a command line.
-
-    Raises:
-        InputError: The command line is wrong.
-    """
-    try:
-        return parse()
-    except Exception as error:  # jsonargparse raises almost anything on values of other types than it expects
-        raise wrong_setting(error) or InputError(one_line(error)) from None
-
-
-def refuse_null(settings: Mapping[str, Any], function: Callable[..., Any], prefix: str) -> None:
-    """Raise InputError for settings that are null and must not be: jsonargparse takes null for any setting.
-
-    Args:
-        settings: Of the function, by name.
-        function: Whose arguments they are; a class stands for its constructor.
-        prefix: Of their names, for the error.
-    """
-    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
-    for name, parameter in inspect.signature(function).parameters.items():
-        hint = hints.get(name, Any)
-        if name in settings and settings[name] is None and parameter.default is not None and not _may_be_none(hint):
-            raise InputError(f"{prefix}{name}: null is not allowed; leave the setting out for its default")
-
-
-def _may_be_none(hint: Any) -> bool:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(map(_may_be_none, typing.get_args(hint)))
-    return hint in (None, type(None), Any, inspect.Parameter.empty)
+def _values_of(args: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Return the values that are given to some options, as ``--option value``, ``--option=value`` or ``-ovalue``."""
+    values = []
+    for part, following in zip_longest(args, args[1:]):
+        option, has_value, value = part.partition("=")
+        if option in options and (has_value or following is not None):
+            values.append(value if has_value else following)
+        elif part[:2] in options and not part.startswith("--"):
+            values.append(part[2:])
+    return values

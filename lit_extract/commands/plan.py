@@ -1,11 +1,10 @@
-"""``lit-extract plan``: plans of the model of a config or of all in models.yml, as a table or as JSON."""
+"""``lit-extract plan``: what predict will need, for the model of a config or all of models.yml, as a table or JSON."""
 
 import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pydoc import locate
-from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -13,9 +12,10 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 from tqdm import tqdm
 
+from lit_extract.commands.arguments import FLAG
 from lit_extract.commands.predict import PredictCLI
 from lit_extract.common import exit_codes
-from lit_extract.common.console import as_size
+from lit_extract.common.console import as_size, as_table
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import host_memory
 from lit_extract.data.base import StimulusDataModule
@@ -36,20 +36,21 @@ from lit_extract.storage.disk import free_bytes
 from lit_extract.storage.places import place_of, to_path
 
 PLAN_FORMAT = 1  # of --json, docs/store-format.md
+_WIDTH = 120
+_COUNTS = {"B": 10**9, "M": 10**6, "k": 10**3}
 
 
 class PlanCLI(PredictCLI):
-    """The settings of predict, and what to plan with them; nothing is made of them by itself."""
+    """The settings of predict and of plan; the model and the data are not made yet."""
 
     prog = "lit-extract plan"
-    description = """Say what a run will need, before it runs: size of the features, room on the disk, memory of the
+    description = """Print what a run will need, before it runs: size of the features, room on the disk, memory of the
 device and of the host; for the model of a config, or for all of its kind in models.yml. No weights are loaded. Exit
-code: 0 all is planned and fits, 2 something to mend, 3 some models do not fit or can't be planned."""
+code: 0 all is planned and fits, 2 something to fix, 3 some models do not fit or can't be planned."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Those of predict and those of plan."""
+        """Add those of predict and those of plan."""
         super().add_arguments_to_parser(parser)
-        flag: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
         parser.add_argument(
             "--models",
             type=str | None,
@@ -57,23 +58,22 @@ code: 0 all is planned and fits, 2 something to mend, 3 some models do not fit o
             const=str(default_models_file()),
             help="Estimate every model of the config's kind in this models file; without a FILE, in models.yml.",
         )
-        parser.add_argument("--match", type=str | None, help="Only models like this: a part, or a pattern as '*clip*'.")
-        parser.add_argument("--untrained", **flag, help="Random weights, as --model.untrained true.")
-        parser.add_argument(
-            "--rows", type=PositiveInt | None, help="Number of stimuli, when the dataset is not on this machine."
-        )
-        parser.add_argument(
-            "--card_memory", type=PositiveFloat | None, help="GB of the GPU; default: the GPU here, else an A40's 48."
-        )
-        parser.add_argument(
-            "--host_memory",
-            type=PositiveFloat | None,
-            help="GB of the host; default: what this machine, its cgroup or SLURM allows, when the run is for it.",
-        )
-        parser.add_argument("--json", **flag, help="Print JSON, in bytes.")
+        options = {
+            "--match": (str, "Only models like this: a part of their names, or a pattern as '*clip*'."),
+            "--rows": (PositiveInt, "Number of stimuli, when the dataset is not on this machine."),
+            "--card_memory": (PositiveFloat, "GB of the GPU; default: the GPU here, else an A40's 48."),
+            "--host_memory": (
+                PositiveFloat,
+                "GB of the host; default: what this machine, its cgroup or SLURM allows, when the run is for it.",
+            ),
+        }
+        for name, (kind, meaning) in options.items():
+            parser.add_argument(name, type=kind | None, help=meaning)
+        parser.add_argument("--untrained", **FLAG, help="Random weights, as --model.untrained true.")
+        parser.add_argument("--json", **FLAG, help="Print JSON, in bytes.")
 
     def instantiate_classes(self) -> None:
-        """Not yet: each model has its own."""
+        """Make nothing: each model is made when it is planned."""
 
 
 def main(args: list[str]) -> int:
@@ -159,7 +159,7 @@ def _machine(config: Namespace) -> Machine:
 
 
 def as_json(plans: Sequence[Needs], machine: Machine) -> str:
-    """One object; sizes are in bytes."""
+    """Return one object, see docs/store-format.md; sizes are in bytes."""
     one_by_one, at_once = disk_needed(plans)
     content = {
         "format": PLAN_FORMAT,
@@ -177,37 +177,27 @@ def as_json(plans: Sequence[Needs], machine: Machine) -> str:
 
 
 def as_text(plans: Sequence[Needs], machine: Machine, data: StimulusDataModule, output_dir: str) -> str:
-    """What all have in common, a table with a line a model, and what they need together."""
+    """Return what all models share, a table with a line a model, and what they need together."""
     planned = [plan for plan in plans if plan.problem is None]
     lines = []
     if planned:
         pools = ", ".join(dict.fromkeys(pool for plan in planned for pool in plan.pools))
         what = f"{planned[0].rows:,} {data.unit} of {data.dataset_name}, pooling {pools}, {machine.precision}"
-        lines = [f"{what}, {machine.card or 'CPU'} of {as_size(machine.memory)}", "", *_table(planned, machine), ""]
-        lines += [*_explanations(planned, data, machine), "", *_totals(planned, machine, output_dir)]
+        cells = [_cells(plan, machine) for plan in planned]
+        lines = [f"{what}, {machine.card or 'CPU'} of {as_size(machine.memory)}", ""]
+        lines += [*as_table(cells, right=list(cells[0])[1:]), "", *_explanations(planned, data, machine), ""]
+        lines += _totals(planned, machine, output_dir)
     problems = [textwrap.shorten(f"{plan.model}: {plan.problem}", _WIDTH - 2) for plan in plans if plan.problem]
     if problems:
-        lines += [f"not planned: {len(problems)} (--json says why in full)", *(f"  {line}" for line in problems)]
+        lines += [f"not planned: {len(problems)} (--json has the reasons in full)", *(f"  {line}" for line in problems)]
     return "\n".join(lines)
-
-
-def _table(plans: Sequence[Needs], machine: Machine) -> list[str]:
-    """Columns as wide as they must be."""
-    rows = [_cells(plan, machine) for plan in plans]
-    rows = [{name: name for name in rows[0]}, *rows]
-    widths = {name: max(len(row[name]) for row in rows) for name in rows[0]}
-    return [
-        "  ".join([row["model"].ljust(widths["model"]), *(row[name].rjust(widths[name]) for name in list(row)[1:])])
-        for row in rows
-    ]
 
 
 def _cells(plan: Needs, machine: Machine) -> dict[str, str]:
     rows, tokens = plan.batch
-    cut = len(plan.model) > _NAME_AT_MOST
     unit, size = next((unit, size) for unit, size in _COUNTS.items() if plan.parameters >= size or unit == "k")
     return {
-        "model": f"{plan.model[: _NAME_AT_MOST - 1]}…" if cut else plan.model,
+        "model": plan.model,
         "L×D": f"{plan.layers}×{plan.width}",
         "params": f"{plan.parameters / size:.1f} {unit}",
         "batch": f"{rows}×{tokens}" if tokens else str(rows),
@@ -220,17 +210,12 @@ def _cells(plan: Needs, machine: Machine) -> dict[str, str]:
     }
 
 
-_WIDTH = 120
-_NAME_AT_MOST = 44
-_COUNTS = {"B": 10**9, "M": 10**6, "k": 10**3}
-
-
 def _explanations(planned: Sequence[Needs], data: StimulusDataModule, machine: Machine) -> list[str]:
     lines = ["disk: the most at once, .pt files and the store they are made of; device, host: memory, the most at once"]
     if any(plan.fits == "split" for plan in planned):
         lines.append("split: the batch does not fit, a smaller one does; the run splits it by itself")
     if machine.host_memory is not None and any(plan.fits == "host" for plan in planned):
-        lines.append(f"host: the memory of the host does not suffice, {as_size(machine.host_memory)} may be taken here")
+        lines.append(f"host: the memory of the host does not suffice, {as_size(machine.host_memory)} may be used here")
     if isinstance(data, CaptionDataModule) and data.captions is None:
         lines.append(f"captions were not looked at: the longest is taken to have {TOKENS_A_CAPTION} tokens")
     return lines

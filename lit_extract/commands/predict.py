@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from pydoc import locate
 from typing import Any, Self
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -16,8 +17,8 @@ import lit_extract.modules.language
 import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
 from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.job import Captions, caption
-from lit_extract.commands.arguments import in_order
-from lit_extract.commands.config import check_files, parsed, prepare_parsers, refuse_null
+from lit_extract.commands.arguments import FLAG, in_order, parse, refuse_null
+from lit_extract.commands.config import check_files
 from lit_extract.common import exit_codes
 from lit_extract.common.errors import InputError, name_some, one_line, printable, wrong_setting
 from lit_extract.common.timing import seconds_since_start, stopwatch
@@ -96,45 +97,29 @@ are not finite or have no caption, or when the precision has rounded away what d
             raise wrong from None
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """No seed_everything: the one seed that matters is the untrained model's."""
+        """Add no --seed_everything."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The settings of a job, and the preprocessing that the model hands to its data."""
+        """Add the settings of a job; link the preprocessing that the model hands to its data."""
         parser.add_function_arguments(extract, skip={"model", "data", "trainer", "overwrite"})
         parser.add_argument("--output", type=str | None, help="Captions only: the CSV or Parquet to make.")
-        parser.add_argument(
-            "--overwrite",
-            type=bool,
-            nargs="?",
-            const=True,
-            default=False,
-            help="Start anew: delete a store or features files that are there.",
-        )
-        parser.add_argument(
-            "--profile",
-            type=bool,
-            nargs="?",
-            const=True,
-            default=False,
-            help="Say at the end where the time went. On a GPU nothing overlaps then, which takes longer.",
-        )
+        overwrite = "Start from scratch: delete an existing store or features files."
+        parser.add_argument("--overwrite", **FLAG, help=overwrite)
+        profile = "Print at the end where the time went. On a GPU nothing overlaps then, which takes longer."
+        parser.add_argument("--profile", **FLAG, help=profile)
         parser.link_arguments("model.preprocessing", "data.init_args.preprocessing", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As LightningCLI, which would warn about the arguments of the outer command; their order does not matter."""
-        prepare_parsers()
-        given = in_order(args) if isinstance(args, list) else args
-        check_files(given if isinstance(given, list) else [])
-        self.config = parsed(lambda: parser.parse_args(given))  # type: ignore[arg-type]
-        self._check_settings()
-
-    def _check_settings(self) -> None:
-        config = self.config
-        for key, function in (("trainer", predict_trainer), ("", extract)):
-            refuse_null(config[key] if key else config, function, f"{key}." if key else "")
+        assert isinstance(args, list)
+        given = in_order(args)
+        check_files(given)
+        self.config = config = parse(parser, given)
+        refuse_null(vars(config), extract, "")
+        refuse_null(config.trainer, predict_trainer, "trainer.")
         for key in ("model", "data"):
-            settings = config[key].get("init_args") or {}
-            refuse_null(settings, locate(config[key].class_path), f"{key}.")  # type: ignore[arg-type]
+            refuse_null(config[key].get("init_args") or {}, locate(config[key].class_path), f"{key}.")  # type: ignore[arg-type]
+        config["seed_everything"] = False  # the one seed that matters is the untrained model's
 
     def before_instantiate_classes(self) -> None:
         """Make the callbacks; run an untrained model in float32 unless asked otherwise.
@@ -146,13 +131,11 @@ are not finite or have no caption, or when the precision has rounded away what d
             self.config.trainer.precision = "32-true"
         self.config.trainer.callbacks = make_callbacks(self.config.trainer.callbacks)
 
-    def _set_seed(self) -> None:
-        """No global seed."""
-
     def run(self) -> Extraction | Captions:
         """Extract or caption with the parsed settings."""
         config = self.config_init
-        stopwatch.synchronizes = config["profile"]
+        if config["profile"] and torch.cuda.is_available():
+            stopwatch.synchronize = torch.cuda.synchronize
         features = {name: config[name] for name in ("output_dir", "finalize", "keep_store")}
         if isinstance(self.model, Captioner):
             given = {name: value != _DEFAULTS[name] for name, value in features.items()}

@@ -1,12 +1,13 @@
-"""Show on a terminal what the library logs; sizes as people read them.
+"""Show on a terminal what the library logs; sizes and tables as people read them.
 
 The library itself only logs, under the name ``lit_extract``. The command line shows that: ``INFO`` on stdout,
 ``WARNING`` on stderr, once and not once a rank.
 """
 
+import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from lit_extract.common.ranks import is_rank_zero
@@ -47,3 +48,25 @@ def as_size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def as_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = ()) -> list[str]:
+    """Return the lines of a table, as wide as its cells whatever the width of the terminal, so that no name is cut.
+
+    Args:
+        rows: Cells by the names of their columns, one name or more; columns without any text are left out.
+        right: Columns that are aligned to the right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    names = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(row[name]) for name in names))
+    file = io.StringIO()
+    Console(file=file, width=10**6, color_system=None).print(table)
+    return [line.rstrip() for line in file.getvalue().splitlines()] if names else []

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,12 @@ class Stopwatch:
     """Seconds spent in each phase.
 
     Args:
-        synchronizes: Wait for a GPU at the end of a phase. Else its work counts for the phase that waits for it;
+        synchronize: Waits for a GPU at the end of a phase. Otherwise its work counts for the phase that waits for it;
             with it, nothing overlaps.
     """
 
-    def __init__(self, synchronizes: bool = False) -> None:
-        self.synchronizes = synchronizes
+    def __init__(self, synchronize: Callable[[], object] | None = None) -> None:
+        self.synchronize = synchronize
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.started: float | None = None
         self.ended = 0.0
@@ -34,7 +34,8 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._wait_for_gpu()
+            if self.synchronize is not None:
+                self.synchronize()
             after = time.perf_counter()
             self.seconds[phase] += after - before
             if phase in PHASES:
@@ -52,13 +53,6 @@ class Stopwatch:
         for phase, seconds in phases.items():
             lines.append(f"  {phase:<18}{seconds:8.1f} s {seconds / whole if whole else 0:5.0%}")
         return [*lines, f"  {WRITING:<18}{self.seconds[WRITING]:8.1f} s, beside the others"]
-
-    def _wait_for_gpu(self) -> None:
-        if self.synchronizes:
-            import torch
-
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
 
 
 stopwatch = Stopwatch()  # of this process

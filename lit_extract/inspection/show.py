@@ -1,20 +1,19 @@
-"""``lit-extract show``: what a features file holds, in words and in one picture.
+"""One features file or store, in words and in one picture.
 
 N stimuli, D hidden size.
 """
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
-from lit_extract.storage.features import Features, load_features
-from lit_extract.storage.places import local_path
-from lit_extract.storage.rounding import NOTE, describe, warning
+from lit_extract.storage import rounding
+from lit_extract.storage.features import Features
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,27 +23,19 @@ NUMBERS_AT_MOST = 2**23  # of a layer that are in memory at once, in double prec
 _LONGEST = 4000  # characters of a value that is printed
 
 
-def show(path: str, pool: str | None = None, picture: str | None = None) -> None:
-    """Print what ``path`` holds; draw ``picture`` when asked for."""
-    features = load_features(path, pool)
-    provenance = features.provenance
-    print(shorten(path, _LONGEST))
-    print(f"  {len(features.stimulus_ids)} stimuli × {len(features.layers)} layers, pooling {provenance['pool']}")
-    print(f"  {features.n_done} rows done; layers {shorten(', '.join(features.layers), _LONGEST)}")
-    for key, value in {**provenance, **features.metadata["notes"]}.items():
-        if key == NOTE:
-            continue  # by layer and pooling; in words below
-        print(f"  {shorten(key)}: {shorten(str(value), _LONGEST)}")
-    for key in ("bad_input_rows", "not_finite_rows"):
-        if rows := features.metadata[key]:
-            print(f"  {key}: {shorten(str(rows), _LONGEST)}")
-    about = features.metadata, features.layers, provenance["pool"]
-    print(f"  {describe(*about)}")
-    if lost := warning(*about):
-        print(f"  warning: {lost}")
-    if picture is not None:
-        draw(features, local_path(picture, "picture"))
-        print(f"  drawn: {shorten(picture, _LONGEST)}")
+def describe(features: Features, path: str) -> list[str]:
+    """Return the lines that ``lit-extract show`` prints of the features at ``path``."""
+    pool, layers, metadata = features.provenance["pool"], features.layers, features.metadata
+    lines = [f"{len(features.stimulus_ids)} stimuli × {len(layers)} layers, pooling {pool}"]
+    lines.append(f"{features.n_done} rows done; layers {shorten(', '.join(layers), _LONGEST)}")
+    known = {**features.provenance, **metadata["notes"]}
+    known.pop(rounding.NOTE, None)  # by layer and pooling; in words below
+    known |= {key: metadata[key] for key in ("bad_input_rows", "not_finite_rows") if metadata[key]}
+    lines += [f"{shorten(key)}: {shorten(str(value), _LONGEST)}" for key, value in known.items()]
+    lines.append(rounding.describe(metadata, layers, pool))
+    if warning := rounding.warning(metadata, layers, pool):
+        lines.append(f"warning: {warning}")
+    return [shorten(path, _LONGEST), *(f"  {line}" for line in lines)]
 
 
 def draw(features: Features, picture: Path) -> None:
@@ -83,7 +74,7 @@ def draw(features: Features, picture: Path) -> None:
 
 
 def _figure(features: Features, rows: NDArray[np.int64], norms: list[NDArray[np.float64]]) -> "Figure":
-    """A panel of norms by layer, and panels of dissimilarity."""
+    """Return a panel of norms by layer, and panels of dissimilarity."""
     import matplotlib.pyplot as plt
 
     depth = len(features.layers)
@@ -105,13 +96,13 @@ def _figure(features: Features, rows: NDArray[np.int64], norms: list[NDArray[np.
 
 
 def dissimilarity(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """1 - Pearson's r between the rows of (N, D), as (N, N)."""
+    """Return 1 - Pearson's r between the rows of (N, D), as (N, N)."""
     correlation: NDArray[np.float64] = np.corrcoef(features.astype(np.float64))
     return np.atleast_2d(1 - correlation)
 
 
 def _title(features: Features) -> str:
-    provenance: dict[str, Any] = features.provenance
+    provenance = features.provenance
     weights = ", random weights" if provenance.get("weights") == "untrained" else ""
     n = len(features.stimulus_ids)
     dataset = provenance.get("dataset", "unknown stimuli")

@@ -1,4 +1,4 @@
-"""What is below a features folder: from names, sizes and small records only, without torch and zarr.
+"""Find what is below a features folder: from names, sizes and small records only, without torch and zarr.
 
 N stimuli, L layers, D hidden size.
 """
@@ -35,7 +35,7 @@ class Entry:
         path: Where it is.
         state: "done": a features file. Of stores "running": a process is writing it; "begun": to be resumed by the
             same command; "complete": all rows, no features file yet; "kept": on purpose, beside its files. "leftover":
-            half made or half removed, cleared away by the next run. "not ours" and "unreadable": see reason.
+            half made or half removed, removed by the next run. "not ours" and "unreadable": see reason.
         n_bytes: Size on disk.
         modified: When any of it was written last, in seconds since 1970.
         reason: Why it is not ours, or not readable.
@@ -99,13 +99,13 @@ class Missing:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is there, and what is not.
+    """The features files and stores of a folder, and the models that it lacks.
 
     Args:
-        folder: The folder that was looked through.
+        folder: The folder.
         models_file: The models.yml it was compared with.
         entries: All features files and stores, by path.
-        missing: What models.yml has besides.
+        missing: What else models.yml has.
     """
 
     folder: AnyPath
@@ -138,19 +138,19 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
 
 
 def find_missing(entries: Iterable[Entry], expected: Mapping[str, list[str]]) -> list[Missing]:
-    """The expected models that are not there, for the folders, kinds and prompts that there are.
+    """Return the expected models that are missing, for each folder, kind and prompt that has others.
 
     Args:
-        entries: What is there.
+        entries: The features files and stores.
         expected: Names of the models of each kind.
     """
-    there: dict[tuple[AnyPath, str, str | None], set[str]] = {}
+    found: dict[tuple[AnyPath, str, str | None], set[str]] = {}
     for entry in entries:
         if entry.model is not None and entry.kind is not None:
-            there.setdefault((entry.path.parent, entry.kind, entry.prompt), set()).add(entry.model)
+            found.setdefault((entry.path.parent, entry.kind, entry.prompt), set()).add(entry.model)
     groups = [
         Missing(folder, kind, prompt, [name for name in expected[kind] if name not in models], len(expected[kind]))
-        for (folder, kind, prompt), models in there.items()
+        for (folder, kind, prompt), models in found.items()
     ]
     return [group for group in groups if group.models]
 
@@ -242,40 +242,34 @@ def _what_is_wrong(error: ValueError | OSError) -> dict[str, Any]:
 
 
 @with_config(ConfigDict(extra="allow"))
-class _Identity(TypedDict):
-    """What a store or file must say of itself to be listed."""
+class _Known(TypedDict):
+    """What the record of a store or file must have for it to be listed, and what it may have about how it was made."""
 
     model: str
     dataset: str
     subset: str
     weights: str
     prompt_name: NotRequired[str | None]
-
-
-@with_config(ConfigDict(extra="allow"))
-class _Origin(TypedDict):
-    """What it may say of how it was made."""
-
     created: NotRequired[Text | None]
     lit_extract: NotRequired[Text | None]
 
 
-_IDENTITY: TypeAdapter[_Identity] = TypeAdapter(_Identity)
-_ORIGIN: TypeAdapter[_Origin] = TypeAdapter(_Origin)
+_KNOWN: TypeAdapter[_Known] = TypeAdapter(_Known)
 
 
 def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry is of and by, from what a store or file says of itself.
+    """Return what an entry is of and by, according to the record of a store or file.
 
     Raises:
-        InputError: It says too little.
+        InputError: The record has too little.
     """
-    found, origin = validate(_IDENTITY, provenance, "provenance"), validate(_ORIGIN, notes, "notes")
-    prompt = found.get("prompt_name")
+    origin = {key: notes.get(key) for key in ("created", "lit_extract")}
+    known = validate(_KNOWN, {**provenance, **origin}, "provenance")
+    prompt = known.get("prompt_name")
     return {
-        **{key: found[key] for key in ("model", "dataset", "subset")},
+        **{key: known[key] for key in ("model", "dataset", "subset")},
         "kind": kind_of(provenance),
-        "untrained": found["weights"] == "untrained",
+        "untrained": known["weights"] == "untrained",
         "prompt": prompt,
-        **{key: origin.get(key) for key in ("created", "lit_extract")},
+        **origin,
     }

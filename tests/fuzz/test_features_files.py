@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_extract.cli import main
+from lit_extract.commands.show import show
+from lit_extract.commands.status import as_json, as_text
 from lit_extract.common.errors import InputError
-from lit_extract.inspection.show import show
 from lit_extract.inspection.soundness import soundness_of
-from lit_extract.inspection.status import as_json, as_text
 from lit_extract.inspection.survey import DONE, survey
 from lit_extract.storage.archive import read_content, read_through
 from lit_extract.storage.features import load_features, read_metadata

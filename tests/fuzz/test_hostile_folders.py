@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_extract.cli import main
-from lit_extract.inspection import status
+from lit_extract.commands import status
 from lit_extract.inspection.survey import survey
 from lit_extract.jobs.outputs import ids_in_folder
 from lit_extract.storage.store import Store

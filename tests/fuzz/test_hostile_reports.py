@@ -9,7 +9,7 @@ import torch
 from fuzz.test_features_files import DIM, features, saved
 from helpers.guard import REFUSED, RIGHT, outcome
 
-from lit_extract.inspection.show import show
+from lit_extract.commands.show import show
 from lit_extract.report.make import report
 
 N = 8

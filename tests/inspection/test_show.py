@@ -1,4 +1,4 @@
-"""What ``lit-extract show`` says and draws."""
+"""What a features file or store holds, in words and as a picture."""
 
 import sys
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lit_extract.commands.show import show
 from lit_extract.common.errors import InputError
-from lit_extract.inspection.show import dissimilarity, show
+from lit_extract.inspection.show import dissimilarity
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import BAD_INPUT, OK
 

@@ -187,7 +187,7 @@ def break_folder(folder):
         "vit_cut_pool-cls.pt": ("not ours", "zip"),
         "older.pt": ("not ours", "content: layers: field required"),
         "list.pt": ("not ours", "list"),
-        "odd.pt": ("not ours", "tensor of stimuli"),
+        "odd.pt": ("not ours", "feats"),
         "evil.pt": ("not ours", "mkdir"),
         "evil_pickle.pt": ("not ours", "zip"),
         "empty.pt": ("not ours", "zip"),

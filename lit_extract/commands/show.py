@@ -1,0 +1,29 @@
+"""``lit-extract show``: one features file or store, in words and as a picture."""
+
+from lit_extract.commands.arguments import command
+from lit_extract.common import exit_codes
+from lit_extract.common.imports import heavy_imports
+
+
+def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
+    """Print what a features file or an unfinished store holds, and draw it.
+
+    Args:
+        path: A .pt, or the .zarr folder of an unfinished run.
+        pool: Which pooling of a store that has several.
+        picture: PNG to draw: size of the activations by layer, and how alike the stimuli are.
+    """
+    with heavy_imports():
+        from lit_extract.inspection.show import describe, draw
+        from lit_extract.storage.features import load_features
+        from lit_extract.storage.places import local_path
+
+    features = load_features(path, pool)
+    print("\n".join(describe(features, path)))
+    if picture is not None:
+        draw(features, local_path(picture, "picture"))
+        print(f"  drawn: {picture}")
+    return exit_codes.DONE
+
+
+main = command(show)
