@@ -1,4 +1,4 @@
-"""Captions a second: whole jobs, next to what people write themselves, Hugging Face's pipeline, and the bare forward."""
+"""Captions a second: whole jobs, next to scripts of one's own, Hugging Face's pipeline, and the bare forward."""
 
 import csv
 import random
