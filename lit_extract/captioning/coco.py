@@ -34,20 +34,11 @@ _ANNOTATIONS = TypeAdapter(_Annotations)
 
 
 def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, overwrite: bool = False) -> pd.DataFrame:
-    """Build ``nsd-captions-coco.csv``.
-
-    Args:
-        stim_info: NSD's ``nsd_stim_info_merged.csv``, with the columns cocoId, cocoSplit and nsdId.
-        annotations: COCO's ``captions_train2017.json`` and ``captions_val2017.json``.
-        output: The CSV or Parquet to make.
-        overwrite: Replace a file that exists.
+    """Build ``nsd-captions-coco.csv`` from NSD's ``nsd_stim_info_merged.csv`` and COCO's two files of captions.
 
     Returns:
         One row an image of NSD, by ``nsd_id`` (counted from 0): ``coco_id``, ``coco_split``, ``caption``, the first in
         COCO's order, and ``captions``, all of them separated by ";", with a comma for each ";" inside one.
-
-    Raises:
-        InputError: Files that are missing or not as they should be, or images without a caption.
     """
     path = check_output(str(output))
     if path.exists() and not overwrite:
@@ -68,11 +59,7 @@ def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, ov
 
 
 def read_annotations(files: Sequence[Path]) -> dict[int, list[str]]:
-    """Return the captions of each COCO image, in COCO's order, without line ends and blanks around them.
-
-    Raises:
-        InputError: A file is missing, or has no captions.
-    """
+    """Return the captions of each COCO image, in COCO's order, without line ends and blanks around them."""
     captions: dict[int, list[str]] = {}
     for file in files:
         try:

@@ -74,11 +74,7 @@ _RECORD, _SIDECAR = TypeAdapter(Record), TypeAdapter(Sidecar)
 
 
 class Parts:
-    """The parts of one output file.
-
-    Args:
-        output: The CSV or Parquet that they become.
-    """
+    """The parts of one output file, the CSV or Parquet that they become."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -91,11 +87,7 @@ class Parts:
         self.folder.mkdir(exist_ok=True)
 
     def check_provenance(self, provenance: Mapping[str, Any]) -> bool:
-        """Return whether something was started here.
-
-        Raises:
-            InputError: With other settings, which are named; or by another program.
-        """
+        """Return whether something was started here; refuse what has other settings, or is of another program."""
         if not self.output.exists() and not any(self.folder.glob("*.jsonl")):
             return False  # at most of a run that ended before its first part
         if not self.sidecar.exists():
@@ -121,14 +113,7 @@ class Parts:
             return partial.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
     def records(self, stimuli: Sequence[int | str]) -> dict[int, Record]:
-        """Return all records, by row.
-
-        Args:
-            stimuli: The ids of all rows.
-
-        Raises:
-            InputError: A part is damaged, or has a row twice, of another stimulus, or beyond the last one.
-        """
+        """Return all records, by row; refuse a row that occurs twice, or is not that of its stimulus in ``stimuli``."""
         records: dict[int, Record] = {}
         for file in sorted(self.folder.glob("*.jsonl")):
             for record in _read_part(file):
@@ -143,11 +128,7 @@ class Parts:
         return self.output.exists() and not self.folder.exists() and read_sidecar(self.output).get("failed") == 0
 
     def check_untouched(self) -> None:
-        """Refuse to replace what someone has edited.
-
-        Raises:
-            InputError: The output is not as it was written.
-        """
+        """Refuse to replace what someone has edited."""
         if self.output.exists() and sha256_of(self.output) not in read_sidecar(self.output).get("output_sha256", []):
             raise InputError(
                 f"{str(self.output)!r} was changed since it was written; move it elsewhere, or pass --overwrite"
@@ -156,10 +137,7 @@ class Parts:
     def publish(self, captions: pd.DataFrame, inputs: NDArray[np.int64], **counts: int) -> None:
         """Write the output, in the place of an earlier one; the sidecar has the hashes of both.
 
-        Args:
-            captions: The table.
-            inputs: (N, 4) what was noted of each row's image.
-            counts: For the sidecar.
+        ``inputs`` (N, 4) is what was noted of each row's image; ``counts`` are for the sidecar.
         """
 
         def note(partial: Path) -> None:
@@ -213,11 +191,7 @@ def sidecar_of(output: Path) -> Path:
 
 
 def read_sidecar(output: Path) -> Sidecar:
-    """Return the provenance and notes of a caption file; empty when it has none.
-
-    Raises:
-        InputError: There is one that is damaged.
-    """
+    """Return the provenance and notes of a caption file; empty when it has none."""
     path = sidecar_of(output)
     what = f"{str(path)!r} is damaged; restore it, or move it away"
     try:
@@ -229,11 +203,7 @@ def read_sidecar(output: Path) -> Sidecar:
 
 
 def noted_inputs(output: Path, n_rows: int) -> NDArray[np.int64] | None:
-    """Return what the sidecar of an output notes of each row's image (N, 4); None of earlier versions.
-
-    Raises:
-        InputError: It is of another number of rows, or damaged.
-    """
+    """Return what the sidecar of an output notes of each row's image (N, 4); None of earlier versions."""
     if (noted := read_sidecar(output).get("inputs")) is None:
         return None
     if len(noted) != n_rows:

@@ -36,22 +36,7 @@ def review(
     browser: bool = True,
     follow_links: bool = False,
 ) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        file: Captions, or their review file.
-        rules: What is asked of captions.
-        dataset: What they are of; default: what they say.
-        root: Folder of the dataset; default: its environment variable.
-        prompts: YAML with prompts besides those that ship here.
-        port: Of the loopback interface; 0: a free one.
-        browser: Open the page, where there is a screen.
-        follow_links: Show images outside the dataset's folder that links in it lead to.
-
-    Raises:
-        InputError: The extra is not installed, files that can't be used, a port that is taken, or another run that
-            has the review file.
-    """
+    """Serve the page until Ctrl-C. ``file`` has captions, or is their review file; the port 0 is a free one."""
     if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
         raise InputError(f"review: the page needs {' and '.join(missing)}: pip install 'lit-extract[review]'")
     if file.stem.endswith(ENDING):

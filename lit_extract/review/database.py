@@ -41,13 +41,6 @@ class Database:
     Args:
         path: The database. One that is missing is created; whoever writes has the lock of the review file.
         captions: The captions that it must be about.
-
-    Attributes:
-        rows: The captions with all decisions.
-        started: Whether a review has been started, see :meth:`start`.
-
-    Raises:
-        InputError: It is about other captions, damaged, something else, or can't be opened.
     """
 
     def __init__(self, path: Path, captions: Sequence[str]) -> None:
@@ -66,15 +59,7 @@ class Database:
             self.rows = self._read(captions)
 
     def start(self, states: Iterable[str], changed: Iterable[tuple[int, str]]) -> None:
-        """Start a review.
-
-        Args:
-            states: Hashes of the states of the review file that it may start from.
-            changed: Rows that are decided in the file, with their captions.
-
-        Raises:
-            InputError: It can't be written.
-        """
+        """Start a review from rows that the file has decided, and hashes of the states that the file may have."""
         decisions = [self.rows.new(row, "start", text) for row, text in changed]
         with self._readable():
             self._commit(
@@ -84,19 +69,11 @@ class Database:
         self.started = True
 
     def append(self, decision: Decision) -> None:
-        """Save a decision and carry it out; it is on the disk when this returns.
-
-        Raises:
-            OSError: It can't be saved, and nothing has happened.
-        """
+        """Save a decision on the disk, then carry it out; after an OSError nothing has happened."""
         self._commit([decision], [])
 
     def note(self, state: str) -> None:
-        """Save the hash of the review file that will be written next.
-
-        Raises:
-            OSError: It can't be saved.
-        """
+        """Save the hash of the review file that will be written next."""
         if not self.knows(state):
             self._commit([], [("review", state)])
 

@@ -21,16 +21,7 @@ LONGEST = 20_000  # characters of a caption
 class Decisions:
     """All that is known of a review. Its methods may be called from several threads.
 
-    Args:
-        file: The captions, CSV or Parquet. Whoever makes this holds the lock of their review file, which is written if
-            it is missing.
-        captions: What is in it.
-        id_column: Column of the stimulus ids.
-        rules: What is asked of captions.
-        prompts: YAML with prompts besides those that ship here.
-
-    Raises:
-        InputError: Files that can't be read or written, don't belong together, or were changed by another program.
+    Whoever makes this holds the lock of the review file of ``file``, which is written if it is missing.
     """
 
     def __init__(
@@ -55,22 +46,22 @@ class Decisions:
     # What a page shows
 
     def select(self, flag: str = "", status: str = "", search: str = "") -> list[int]:
-        """Return rows, in their order.
+        """Return rows, in their order; "" means any.
 
         Args:
-            flag: A kind of flag, which the caption has now or had when it was checked; ``flagged``: any; "": all rows.
-            status: ``open``, ``accepted`` or ``edited``; "": any.
+            flag: A kind of flag, which the caption has now or had when it was checked; ``flagged``: any kind.
+            status: ``open``, ``accepted`` or ``edited``.
             search: Text in the caption, in the original or in the id, in small or capital letters.
         """
         wanted = search.strip().casefold()
-        rows = self.rows
+        searched = self.rows.texts, self.rows.originals, self.stimuli
         with self._lock:
             return [
                 row
-                for row, now in enumerate(rows.statuses)
+                for row, now in enumerate(self.rows.statuses)
                 if (not status or now == status)
                 and (not flag or flag in (flags := self._all_flags(row)) or (flag == FLAGGED and flags))
-                and (not wanted or any(wanted in text.casefold() for text in self._texts(row)))
+                and (not wanted or any(wanted in texts[row].casefold() for texts in searched))
             ]
 
     def describe(self, row: int) -> dict[str, Any]:
@@ -120,17 +111,9 @@ class Decisions:
     # What a person does
 
     def decide(self, row: int, text: str | None, seen: int) -> None:
-        """Accept a caption, or put another in its place; it is on disk when this returns.
+        """Accept a caption (``text`` is None), or put another in its place; it is on disk when this returns.
 
-        Args:
-            row: Which.
-            text: The caption; None: as it is.
-            seen: Revision of the row that the person has seen.
-
-        Raises:
-            ConflictError: The row has changed since.
-            InputError: The text can't be a caption.
-            OSError: The database can't be written, and nothing has happened.
+        ``seen`` is the revision of the row that the person has seen. After an OSError nothing has happened.
         """
         with self._lock:
             now = self.rows.texts[row]
@@ -147,15 +130,7 @@ class Decisions:
                 self._commit(decision)
 
     def undo(self, revision: int) -> int:
-        """Take a decision back; return the row that it was about.
-
-        Args:
-            revision: Of the decision.
-
-        Raises:
-            ConflictError: There is a later one about its row, or it is taken back already.
-            OSError: The database can't be written, and nothing has happened.
-        """
+        """Take a decision back; return the row that it was about. After an OSError nothing has happened."""
         with self._lock:
             decision = self.rows.undo(revision)
             self._commit(decision)
@@ -191,9 +166,6 @@ class Decisions:
         if row not in self._flags:
             return self._first_flags[row]
         return list(dict.fromkeys([*self._first_flags[row], *self._flags[row]]))
-
-    def _texts(self, row: int) -> tuple[str, str, str]:
-        return self.rows.texts[row], self.rows.originals[row], self.stimuli[row]
 
 
 def _plain_line_ends(text: str) -> str:

@@ -15,20 +15,13 @@ from lit_extract.review.rows import ACCEPTED, OPEN
 
 
 class ReviewOnDisk:
-    """A review file with its database. Whoever makes this has the lock of the review file.
-
-    Args:
-        path: The review file.
-        captions: The captions that it was made of.
+    """A review file with its database, made of ``captions``. Whoever makes this has the lock of the review file.
 
     Attributes:
         rows: The captions with all decisions.
         table: The review file as it was read last.
         lock: Hold it while ``rows`` or ``database`` are used; several threads may call.
         problem: Why the review file is not written; None: it is.
-
-    Raises:
-        InputError: Files that can't be read or written, don't belong together, or were changed by another program.
     """
 
     def __init__(self, path: Path, captions: pd.DataFrame) -> None:

@@ -55,12 +55,7 @@ class Keys:
 
 
 class Guard:
-    """Lets requests through to the page, or refuses them.
-
-    Args:
-        app: The page.
-        keys: What opens it.
-    """
+    """Lets requests through to the page, or refuses them."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self.app, self.keys = app, keys

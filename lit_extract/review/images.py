@@ -40,11 +40,7 @@ class Images:
         self._real_root, self._follow_links = root.resolve(), follow_links
 
     def read(self, row: int) -> tuple[bytes, str]:
-        """Return the image of a row as a browser takes it, and its media type.
-
-        Raises:
-            NoImageError: It has none, or one that is broken, or is outside the dataset's folder.
-        """
+        """Return the image of a row as a browser takes it, and its media type."""
         path = self.paths[row]
         if path is None:
             raise NoImageError("The dataset has no image of this id.")
@@ -64,17 +60,7 @@ class Images:
 def find_images(
     captions: pd.DataFrame, dataset: str, root: str | None = None, follow_links: bool = False
 ) -> tuple[Images, str]:
-    """Return the images of captions, and the column that has their ids.
-
-    Args:
-        captions: All columns as text.
-        dataset: Of which dataset.
-        root: Its folder; default: its environment variable.
-        follow_links: See :class:`Images`.
-
-    Raises:
-        InputError: No such dataset, no column with its ids, or none of them is in it.
-    """
+    """Return the images of captions, and the column that has their ids."""
     stimuli = load_dataset(dataset, root)
     candidates = (DATASETS[dataset].id_column, "stimulus_id")
     column = next((name for name in candidates if name in captions.columns), None)

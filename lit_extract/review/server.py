@@ -56,13 +56,7 @@ _DECISION, _UNDO = TypeAdapter(_Decision), TypeAdapter(_Undo)
 
 
 class ReviewServer:
-    """The routes.
-
-    Args:
-        decisions: What is shown and changed.
-        images: What is shown next to them.
-        about: What else the page shows: names of files, the command that accepts the result.
-    """
+    """The routes. ``about`` has what else the page shows: names of files, the command that accepts the result."""
 
     def __init__(self, decisions: Decisions, images: Images, about: dict[str, Any]) -> None:
         self.decisions, self.images, self.about = decisions, images, about
