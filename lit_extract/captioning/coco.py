@@ -53,7 +53,6 @@ def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, ov
     of_image = [captions[coco_id] for coco_id in images["coco_id"]]
     images["caption"] = [texts[0] for texts in of_image]
     images["captions"] = [SEPARATOR.join(text.replace(SEPARATOR, ",") for text in texts) for texts in of_image]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_captions(images, path)
     return images
 

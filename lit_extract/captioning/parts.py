@@ -91,12 +91,10 @@ class Parts:
         if not self.output.exists() and not any(self.folder.glob("*.jsonl")):
             return False  # at most of a run that ended before its first part
         if not self.sidecar.exists():
-            if self.output.exists() or self.folder.exists():
-                raise InputError(
-                    f"{str(self.output)!r} exists already, but it is not known how it was made ({self.sidecar.name} is "
-                    "missing); choose another --output, or pass --overwrite to replace it"
-                )
-            return False
+            raise InputError(
+                f"{str(self.output)!r} exists already, but it is not known how it was made ({self.sidecar.name} is "
+                "missing); choose another --output, or pass --overwrite to replace it"
+            )
         if difference := differing(read_sidecar(self.output).get("provenance", {}), provenance):
             raise InputError(
                 f"{str(self.output)!r} was started with other settings: {difference}. Run with the same settings to "

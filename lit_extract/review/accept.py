@@ -46,7 +46,6 @@ def accept(
     table = before.drop(columns="status", errors="ignore")
     table["caption"] = texts
     table.insert(list(table).index("caption") + 1, "original", before["caption"])
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_captions(table, path)
     return path, int((table["caption"] != table["original"]).sum())
 

@@ -95,7 +95,8 @@ def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> No
         "From another machine: ssh -L %s:%s:%s %s, then this address there.", port, HOST, port, socket.gethostname()
     )
     logger.info("Each decision is on disk at once. Ctrl-C stops the page.")
-    if browser and _has_screen():
+    has_screen = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if browser and has_screen and "SSH_CONNECTION" not in os.environ:  # over ssh it would open in the terminal
         webbrowser.open(f"http://{HOST}:{port}/?token={keys.once}")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn stops, then raises it again
     try:
@@ -104,11 +105,6 @@ def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> No
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _has_screen() -> bool:
-    """A browser that is started here would be seen: not over ssh, where it would be one in the terminal."""
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) and "SSH_CONNECTION" not in os.environ
 
 
 def _report(decisions: Decisions) -> dict[str, Any]:

@@ -60,12 +60,9 @@ class Database:
 
     def start(self, states: Iterable[str], changed: Iterable[tuple[int, str]]) -> None:
         """Start a review from rows that the file has decided, and hashes of the states that the file may have."""
-        decisions = [self.rows.new(row, "start", text) for row, text in changed]
+        decisions = [Decision(number, row, "start", text) for number, (row, text) in enumerate(changed, start=1)]
         with self._readable():
-            self._commit(
-                [decision._replace(revision=number) for number, decision in enumerate(decisions, start=1)],
-                [("captions", self._captions_sha256), *(("review", state) for state in states)],
-            )
+            self._commit(decisions, [("captions", self._captions_sha256), *(("review", state) for state in states)])
         self.started = True
 
     def append(self, decision: Decision) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -23,21 +24,14 @@ class NoImageError(Exception):
     """A row has no image to show; the message says why."""
 
 
+@dataclass(frozen=True)
 class Images:
-    """The images of rows.
+    """The images of rows."""
 
-    Args:
-        paths: Absolute path of each row's image; None: it has none.
-        image_rows: Rows in an HDF5 file; None: they are files of their own.
-        root: Folder of the dataset. What is outside is not shown.
-        follow_links: Show images outside that links in the folder lead to.
-    """
-
-    def __init__(
-        self, paths: Sequence[str | None], image_rows: Sequence[int] | None, root: Path, follow_links: bool = False
-    ) -> None:
-        self.paths, self.image_rows = paths, image_rows
-        self._real_root, self._follow_links = root.resolve(), follow_links
+    paths: Sequence[str | None]  # absolute path of each row's image; None: it has none
+    image_rows: Sequence[int] | None  # rows in an HDF5 file; None: they are files of their own
+    root: Path  # of the dataset; what is outside is not shown
+    follow_links: bool = False  # show images outside that links in the folder lead to
 
     def read(self, row: int) -> tuple[bytes, str]:
         """Return the image of a row as a browser takes it, and its media type."""
@@ -45,7 +39,7 @@ class Images:
         if path is None:
             raise NoImageError("The dataset has no image of this id.")
         file = Path(path).resolve()
-        if not self._follow_links and not file.is_relative_to(self._real_root):
+        if not self.follow_links and not file.is_relative_to(self.root.resolve()):
             raise NoImageError(
                 f"{path} is a link out of the dataset's folder, to {file}; such images are shown with --follow_links."
             )
@@ -78,9 +72,7 @@ def find_images(
         )
     files = stimuli["image"].tolist()
     paths = [None if place is None else files[place] for place in found]
-    image_rows = None
-    if "image_row" in stimuli:
-        image_rows = [stimuli["image_row"].iloc[place or 0] for place in found]
+    image_rows = [stimuli["image_row"].iloc[place or 0] for place in found] if "image_row" in stimuli else None
     return Images(paths, image_rows, Path(stimuli.attrs[table.ROOT]), follow_links), column
 
 

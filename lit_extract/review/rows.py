@@ -51,18 +51,14 @@ class Rows:
             raise ConflictError(row)
         if (text, self._status(row, text)) == (self.texts[row], self.statuses[row]):
             return None
-        return self.new(row, "decide", text)
+        return Decision(self.revision + 1, row, "decide", text)
 
     def undo(self, revision: int) -> Decision:
         """Return what takes a decision back, unless there is a later one about its row."""
         row = self._undoable.get(revision)
         if row is None or self._before[row][-1][0] != revision:
             raise ConflictError(row)
-        return self.new(row, "undo", None)
-
-    def new(self, row: int, action: Action, text: str | None) -> Decision:
-        """Return the next decision."""
-        return Decision(self.revision + 1, row, action, text)
+        return Decision(self.revision + 1, row, "undo", None)
 
     def apply(self, decision: Decision) -> None:
         """Carry a decision out; raise ValueError if it can't follow those before it."""

@@ -56,9 +56,7 @@ class ServerEngine:
     async def _ask(self, client: Any, places: asyncio.Semaphore, source: ImageSource) -> Reply:
         async with places:
             image = await asyncio.to_thread(encode_or_fail, source, self.request.max_image_size)
-            if not isinstance(image, str):
-                return image
-            return await self._complete(client, source, image)
+            return await self._complete(client, source, image) if isinstance(image, str) else image
 
     async def _complete(self, client: Any, source: ImageSource, image: str) -> Reply:
         from openai import APIStatusError
