@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.output import COLUMNS, CUT_OFF, FAILED, OK, check_output
-from lit_extract.captioning.parts import Parts, Record, inputs_of, is_done, noted_inputs, read_sidecar
+from lit_extract.captioning.parts import Parts, inputs_of, is_done, noted_inputs, read_sidecar
 from lit_extract.captioning.writer import CaptionWriter
 from lit_extract.common.errors import InputError, name_some, printable
 from lit_extract.common.signals import stoppable
@@ -115,7 +115,7 @@ class CaptionJob(Job):
         if not self.parts.check_provenance(self.provenance) or not self.parts.folder.exists():
             self.parts.begin(self.provenance, self.notes())
         self.parts.check_untouched()
-        records, plan = self._records(), self.data.plan
+        records, plan = self.parts.records(self.stimulus_ids), self.data.plan
         is_done_row = np.array([row in records and is_done(records[row]) for row in range(plan.n_rows)])
         inputs = np.array([inputs_of(records.get(row)) for row in range(plan.n_rows)])
         self.refuse_changed(self.data.changed(inputs, is_done_row), self.parts.output)
@@ -131,14 +131,11 @@ class CaptionJob(Job):
 
     def count_done(self) -> tuple[int, int, str]:
         """Return the images that are done, and how many there are."""
-        return sum(map(is_done, self._records().values())), len(self.table), "images"
-
-    def _records(self) -> dict[int, Record]:
-        return self.parts.records(self.stimulus_ids)
+        return sum(map(is_done, self.parts.records(self.stimulus_ids).values())), len(self.table), "images"
 
     def publish(self) -> Captions:
         """Write the file, from all records; parts stay while some failed, for the next run."""
-        records = self._records()
+        records = self.parts.records(self.stimulus_ids)
         rows = [records[row] for row in range(len(self.table))]
         table = self.table.assign(
             caption=[row["caption"] for row in rows], model=self.model.model_name, prompt=self.model.prompt.name

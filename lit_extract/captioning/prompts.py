@@ -23,11 +23,6 @@ class Prompt:
     choices: tuple[str, ...] = ()  # the labels of which the reply is one; empty for free text
     sentences: int | None = None  # that are wanted, if that is known
 
-    @property
-    def longest_choice(self) -> int:
-        """UTF-8 bytes of the longest label: no tokenizer makes more tokens of it."""
-        return max((len(choice.encode()) for choice in self.choices), default=0)
-
 
 def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | None = None) -> Prompt:
     """Return the prompt of a name, in ``file`` or those that ship here; else one with this text of several words.
