@@ -80,11 +80,7 @@ def _read_images(path: Path) -> pd.DataFrame:
     if not all(isinstance(coco_id, int | np.integer) for coco_id in coco_ids):
         raise InputError(f"{what}: cocoId must be integers")
     images = pd.DataFrame(
-        {
-            "nsd_id": parse_ids(table["nsdId"], "nsdId", what),
-            "coco_id": coco_ids,
-            "coco_split": table["cocoSplit"],
-        }
+        {"nsd_id": parse_ids(table["nsdId"], "nsdId", what), "coco_id": coco_ids, "coco_split": table["cocoSplit"]}
     ).sort_values("nsd_id", ignore_index=True)
     if images.empty or images["nsd_id"].tolist() != list(range(len(images))):
         raise InputError(f"{what}: nsdId must count from 0, each number once")
