@@ -38,10 +38,9 @@ def without_nul(text: str) -> str:
 
 
 def _inputs_line(text: str) -> str:
-    if not re.fullmatch(r"-?[0-9]{1,19}( -?[0-9]{1,19}){3}", text):
-        raise ValueError(f"must be {len(INPUT_COLUMNS)} integers")
-    if any(not -(2**63) <= int(number) < 2**63 for number in text.split()):
-        raise ValueError("must be integers of 64 bits")
+    is_four = re.fullmatch(r"-?[0-9]{1,19}( -?[0-9]{1,19}){3}", text)
+    if not is_four or any(not -(2**63) <= int(number) < 2**63 for number in text.split()):
+        raise ValueError(f"must be {len(INPUT_COLUMNS)} integers of 64 bits")
     return text
 
 

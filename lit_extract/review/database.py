@@ -36,11 +36,9 @@ _DECISION = TypeAdapter(tuple[Count, Count, Action, Annotated[str, AfterValidato
 
 
 class Database:
-    """The decisions about some captions. Not for several threads at a time.
+    """The decisions about some captions, in a file that is created if it is missing. For one thread at a time.
 
-    Args:
-        path: The database. One that is missing is created; whoever writes has the lock of the review file.
-        captions: The captions that it must be about.
+    Whoever writes has the lock of the review file.
     """
 
     def __init__(self, path: Path, captions: Sequence[str]) -> None:
@@ -76,8 +74,8 @@ class Database:
 
     def knows(self, state: str) -> bool:
         """Return whether the review file is one that the page started from or wrote."""
-        found = self._connection.execute("SELECT 1 FROM files WHERE name = 'review' AND sha256 = ?", [state])
-        return found.fetchone() is not None
+        query = "SELECT count(*) FROM files WHERE name = 'review' AND sha256 = ?"
+        return bool(_value(self._connection.execute(query, [state])))
 
     def close(self) -> None:
         """Close the file."""

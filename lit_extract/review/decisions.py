@@ -48,10 +48,8 @@ class Decisions:
     def select(self, flag: str = "", status: str = "", search: str = "") -> list[int]:
         """Return rows, in their order; "" means any.
 
-        Args:
-            flag: A kind of flag, which the caption has now or had when it was checked; ``flagged``: any kind.
-            status: ``open``, ``accepted`` or ``edited``.
-            search: Text in the caption, in the original or in the id, in small or capital letters.
+        ``flag`` is one that the caption has or had when it was checked, or ``flagged``, any of them; ``search`` is text
+        in the caption, in the original or in the id, in small or capital letters.
         """
         wanted = search.strip().casefold()
         searched = self.rows.texts, self.rows.originals, self.stimuli

@@ -35,8 +35,7 @@ class Images:
 
     def read(self, row: int) -> tuple[bytes, str]:
         """Return the image of a row as a browser takes it, and its media type."""
-        path = self.paths[row]
-        if path is None:
+        if (path := self.paths[row]) is None:
             raise NoImageError("The dataset has no image of this id.")
         file = Path(path).resolve()
         if not self.follow_links and not file.is_relative_to(self.root.resolve()):
