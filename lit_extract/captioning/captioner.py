@@ -76,13 +76,15 @@ class Captioner(Predictor):
         _check_engine(engine, base_url, revision, engine_options)
         self.model_name, self.attempts = name, attempts
         self.prompt = find_prompt(prompt, choices, prompts)
+        if self.prompt.choices:  # no tokenizer makes more tokens of a label than it has bytes
+            max_tokens = max(len(choice.encode()) for choice in self.prompt.choices) + 2
         self.request = Request(
             model=name,
             text=self.prompt.text,
             choices=self.prompt.choices,
             temperature=temperature,
             seed=seed,
-            max_tokens=self.prompt.longest_choice + 2 if self.prompt.choices else max_tokens,
+            max_tokens=max_tokens,
             max_image_size=max_image_size,
         )
         self.preprocessing = {"max_image_size": max_image_size}

@@ -34,20 +34,11 @@ _ANNOTATIONS = TypeAdapter(_Annotations)
 
 
 def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, overwrite: bool = False) -> pd.DataFrame:
-    """Build ``nsd-captions-coco.csv``.
-
-    Args:
-        stim_info: NSD's ``nsd_stim_info_merged.csv``, with the columns cocoId, cocoSplit and nsdId.
-        annotations: COCO's ``captions_train2017.json`` and ``captions_val2017.json``.
-        output: The CSV or Parquet to make.
-        overwrite: Replace a file that exists.
+    """Build ``nsd-captions-coco.csv`` from NSD's ``nsd_stim_info_merged.csv`` and COCO's two files of captions.
 
     Returns:
         One row an image of NSD, by ``nsd_id`` (counted from 0): ``coco_id``, ``coco_split``, ``caption``, the first in
         COCO's order, and ``captions``, all of them separated by ";", with a comma for each ";" inside one.
-
-    Raises:
-        InputError: Files that are missing or not as they should be, or images without a caption.
     """
     path = check_output(str(output))
     if path.exists() and not overwrite:
@@ -62,17 +53,12 @@ def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, ov
     of_image = [captions[coco_id] for coco_id in images["coco_id"]]
     images["caption"] = [texts[0] for texts in of_image]
     images["captions"] = [SEPARATOR.join(text.replace(SEPARATOR, ",") for text in texts) for texts in of_image]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_captions(images, path)
     return images
 
 
 def read_annotations(files: Sequence[Path]) -> dict[int, list[str]]:
-    """Return the captions of each COCO image, in COCO's order, without line ends and blanks around them.
-
-    Raises:
-        InputError: A file is missing, or has no captions.
-    """
+    """Return the captions of each COCO image, in COCO's order, without line ends and blanks around them."""
     captions: dict[int, list[str]] = {}
     for file in files:
         try:
@@ -94,11 +80,7 @@ def _read_images(path: Path) -> pd.DataFrame:
     if not all(isinstance(coco_id, int | np.integer) for coco_id in coco_ids):
         raise InputError(f"{what}: cocoId must be integers")
     images = pd.DataFrame(
-        {
-            "nsd_id": parse_ids(table["nsdId"], "nsdId", what),
-            "coco_id": coco_ids,
-            "coco_split": table["cocoSplit"],
-        }
+        {"nsd_id": parse_ids(table["nsdId"], "nsdId", what), "coco_id": coco_ids, "coco_split": table["cocoSplit"]}
     ).sort_values("nsd_id", ignore_index=True)
     if images.empty or images["nsd_id"].tolist() != list(range(len(images))):
         raise InputError(f"{what}: nsdId must count from 0, each number once")

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.output import COLUMNS, CUT_OFF, FAILED, OK, check_output
-from lit_extract.captioning.parts import Parts, Record, inputs_of, is_done, noted_inputs, read_sidecar
+from lit_extract.captioning.parts import Parts, inputs_of, is_done, noted_inputs, read_sidecar
 from lit_extract.captioning.writer import CaptionWriter
 from lit_extract.common.errors import InputError, name_some, printable
 from lit_extract.common.signals import stoppable
@@ -29,23 +29,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Captions:
-    """What a job left.
-
-    Args:
-        file: The caption file.
-        n_rows: Its rows.
-        failed: Why an image has no caption, by stimulus.
-        cut_off: How many captions were longer than max_tokens.
-        n_rotated: Images with an EXIF rotation, which is not applied.
-        was_done: The file existed already, with the same provenance.
-    """
+    """What a job left."""
 
     file: Path
     n_rows: int
-    failed: dict[str, str]
-    cut_off: int
-    n_rotated: int
-    was_done: bool = False
+    failed: dict[str, str]  # why an image has no caption, by stimulus
+    cut_off: int  # captions that were longer than max_tokens
+    n_rotated: int  # images with an EXIF rotation, which is not applied
+    was_done: bool = False  # the file existed already, with the same provenance
 
 
 def caption(
@@ -96,13 +87,7 @@ def caption(
 
 
 class CaptionJob(Job):
-    """Provenance and rows of one job.
-
-    Args:
-        model: The captioner.
-        data: The images, connected to the model.
-        path: The output.
-    """
+    """Provenance and rows of one job; the data are connected to the model."""
 
     def __init__(self, model: Captioner, data: ImageSourceDataModule, path: Path) -> None:
         super().__init__(data, {**model.provenance(), **data.provenance()})
@@ -115,11 +100,7 @@ class CaptionJob(Job):
             )
 
     def find_finished(self) -> Captions | None:
-        """Return the captions of a file that an earlier run with these settings has finished, if there is one.
-
-        Raises:
-            InputError: It was started with other settings, or images have changed since.
-        """
+        """Return the captions of a file that an earlier run with these settings has finished, if there is one."""
         if not self.parts.check_provenance(self.provenance) or not self.parts.is_finished():
             return None
         if (noted := noted_inputs(self.parts.output, len(self.table))) is not None:
@@ -130,15 +111,11 @@ class CaptionJob(Job):
         return Captions(self.parts.output, len(self.table), {}, *counts, was_done=True)
 
     def open_parts(self) -> Plan:
-        """Start, or resume; return what is left to ask about, which the data follow.
-
-        Raises:
-            InputError: Images have changed since they were captioned, or the output since it was written.
-        """
+        """Start, or resume; return what is left to ask about, which the data follow."""
         if not self.parts.check_provenance(self.provenance) or not self.parts.folder.exists():
             self.parts.begin(self.provenance, self.notes())
         self.parts.check_untouched()
-        records, plan = self._records(), self.data.plan
+        records, plan = self.parts.records(self.stimulus_ids), self.data.plan
         is_done_row = np.array([row in records and is_done(records[row]) for row in range(plan.n_rows)])
         inputs = np.array([inputs_of(records.get(row)) for row in range(plan.n_rows)])
         self.refuse_changed(self.data.changed(inputs, is_done_row), self.parts.output)
@@ -154,14 +131,11 @@ class CaptionJob(Job):
 
     def count_done(self) -> tuple[int, int, str]:
         """Return the images that are done, and how many there are."""
-        return sum(map(is_done, self._records().values())), len(self.table), "images"
-
-    def _records(self) -> dict[int, Record]:
-        return self.parts.records(self.stimulus_ids)
+        return sum(map(is_done, self.parts.records(self.stimulus_ids).values())), len(self.table), "images"
 
     def publish(self) -> Captions:
         """Write the file, from all records; parts stay while some failed, for the next run."""
-        records = self._records()
+        records = self.parts.records(self.stimulus_ids)
         rows = [records[row] for row in range(len(self.table))]
         table = self.table.assign(
             caption=[row["caption"] for row in rows], model=self.model.model_name, prompt=self.model.prompt.name

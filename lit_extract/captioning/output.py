@@ -27,11 +27,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def check_output(output: str | None) -> Path:
-    """Return the path of an output file.
-
-    Raises:
-        InputError: None is given, or it is neither CSV nor Parquet.
-    """
+    """Return the path of an output file, CSV or Parquet."""
     if output is None:
         raise InputError("output: where should the captions go? Give --output FILE.csv or FILE.parquet")
     path = absolute_path(local_path(output, "output"), "output")
@@ -43,11 +39,7 @@ def check_output(output: str | None) -> Path:
 
 
 def write_captions(captions: pd.DataFrame, path: Path, before: Callable[[Path], Any] | None = None) -> None:
-    """Write a table of captions, whole or not at all; ``before`` sees the file that takes the place of an earlier one.
-
-    Raises:
-        OSError: It can't be written.
-    """
+    """Write a table of captions, whole or not at all; ``before`` sees it before it replaces an earlier one."""
     with replacing(path) as partial:
         if path.suffix == ".parquet":
             captions.to_parquet(partial, index=False)
@@ -60,11 +52,7 @@ def write_captions(captions: pd.DataFrame, path: Path, before: Callable[[Path], 
 
 
 def read_captions(path: Path) -> pd.DataFrame:
-    """Return a table of captions, all values as text, empty ones as "".
-
-    Raises:
-        InputError: It is missing, can't be read, or has no column caption.
-    """
+    """Return a table of captions, all values as text, empty ones as ""."""
     what = f"captions: {str(path)!r}"
     if path.suffix not in SUFFIXES:
         raise InputError(f"{what} must end in {' or '.join(SUFFIXES)}")
@@ -74,11 +62,7 @@ def read_captions(path: Path) -> pd.DataFrame:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file; "" if there is none.
-
-    Raises:
-        InputError: It can't be read.
-    """
+    """Return the SHA-256 of a file; "" if there is none."""
     try:
         with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

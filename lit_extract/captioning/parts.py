@@ -38,10 +38,9 @@ def without_nul(text: str) -> str:
 
 
 def _inputs_line(text: str) -> str:
-    if not re.fullmatch(r"-?[0-9]{1,19}( -?[0-9]{1,19}){3}", text):
-        raise ValueError(f"must be {len(INPUT_COLUMNS)} integers")
-    if any(not -(2**63) <= int(number) < 2**63 for number in text.split()):
-        raise ValueError("must be integers of 64 bits")
+    is_four = re.fullmatch(r"-?[0-9]{1,19}( -?[0-9]{1,19}){3}", text)
+    if not is_four or any(not -(2**63) <= int(number) < 2**63 for number in text.split()):
+        raise ValueError(f"must be {len(INPUT_COLUMNS)} integers of 64 bits")
     return text
 
 
@@ -74,11 +73,7 @@ _RECORD, _SIDECAR = TypeAdapter(Record), TypeAdapter(Sidecar)
 
 
 class Parts:
-    """The parts of one output file.
-
-    Args:
-        output: The CSV or Parquet that they become.
-    """
+    """The parts of one output file, the CSV or Parquet that they become."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -91,20 +86,14 @@ class Parts:
         self.folder.mkdir(exist_ok=True)
 
     def check_provenance(self, provenance: Mapping[str, Any]) -> bool:
-        """Return whether something was started here.
-
-        Raises:
-            InputError: With other settings, which are named; or by another program.
-        """
+        """Return whether something was started here; refuse what has other settings, or is of another program."""
         if not self.output.exists() and not any(self.folder.glob("*.jsonl")):
             return False  # at most of a run that ended before its first part
         if not self.sidecar.exists():
-            if self.output.exists() or self.folder.exists():
-                raise InputError(
-                    f"{str(self.output)!r} exists already, but it is not known how it was made ({self.sidecar.name} is "
-                    "missing); choose another --output, or pass --overwrite to replace it"
-                )
-            return False
+            raise InputError(
+                f"{str(self.output)!r} exists already, but it is not known how it was made ({self.sidecar.name} is "
+                "missing); choose another --output, or pass --overwrite to replace it"
+            )
         if difference := differing(read_sidecar(self.output).get("provenance", {}), provenance):
             raise InputError(
                 f"{str(self.output)!r} was started with other settings: {difference}. Run with the same settings to "
@@ -121,14 +110,7 @@ class Parts:
             return partial.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
     def records(self, stimuli: Sequence[int | str]) -> dict[int, Record]:
-        """Return all records, by row.
-
-        Args:
-            stimuli: The ids of all rows.
-
-        Raises:
-            InputError: A part is damaged, or has a row twice, of another stimulus, or beyond the last one.
-        """
+        """Return all records, by row; refuse a row that occurs twice, or is not that of its stimulus in ``stimuli``."""
         records: dict[int, Record] = {}
         for file in sorted(self.folder.glob("*.jsonl")):
             for record in _read_part(file):
@@ -143,11 +125,7 @@ class Parts:
         return self.output.exists() and not self.folder.exists() and read_sidecar(self.output).get("failed") == 0
 
     def check_untouched(self) -> None:
-        """Refuse to replace what someone has edited.
-
-        Raises:
-            InputError: The output is not as it was written.
-        """
+        """Refuse to replace what someone has edited."""
         if self.output.exists() and sha256_of(self.output) not in read_sidecar(self.output).get("output_sha256", []):
             raise InputError(
                 f"{str(self.output)!r} was changed since it was written; move it elsewhere, or pass --overwrite"
@@ -156,10 +134,7 @@ class Parts:
     def publish(self, captions: pd.DataFrame, inputs: NDArray[np.int64], **counts: int) -> None:
         """Write the output, in the place of an earlier one; the sidecar has the hashes of both.
 
-        Args:
-            captions: The table.
-            inputs: (N, 4) what was noted of each row's image.
-            counts: For the sidecar.
+        ``inputs`` (N, 4) is what was noted of each row's image; ``counts`` are for the sidecar.
         """
 
         def note(partial: Path) -> None:
@@ -213,11 +188,7 @@ def sidecar_of(output: Path) -> Path:
 
 
 def read_sidecar(output: Path) -> Sidecar:
-    """Return the provenance and notes of a caption file; empty when it has none.
-
-    Raises:
-        InputError: There is one that is damaged.
-    """
+    """Return the provenance and notes of a caption file; empty when it has none."""
     path = sidecar_of(output)
     what = f"{str(path)!r} is damaged; restore it, or move it away"
     try:
@@ -229,11 +200,7 @@ def read_sidecar(output: Path) -> Sidecar:
 
 
 def noted_inputs(output: Path, n_rows: int) -> NDArray[np.int64] | None:
-    """Return what the sidecar of an output notes of each row's image (N, 4); None of earlier versions.
-
-    Raises:
-        InputError: It is of another number of rows, or damaged.
-    """
+    """Return what the sidecar of an output notes of each row's image (N, 4); None of earlier versions."""
     if (noted := read_sidecar(output).get("inputs")) is None:
         return None
     if len(noted) != n_rows:

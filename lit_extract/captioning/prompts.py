@@ -16,37 +16,18 @@ DEFAULT_PROMPTS = Path(__file__).with_name("prompts.yml")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked about each image.
+    """What a model is asked about each image."""
 
-    Args:
-        name: Its name, or the text itself when it has none; the column ``prompt`` of the output.
-        text: What is asked.
-        choices: The labels of which the reply is one; empty for free text.
-        sentences: Number of sentences wanted, if that is known.
-    """
-
-    name: str
+    name: str  # the text itself when it has none; the column prompt of the output
     text: str
-    choices: tuple[str, ...] = ()
-    sentences: int | None = None
-
-    @property
-    def longest_choice(self) -> int:
-        """UTF-8 bytes of the longest label: no tokenizer makes more tokens of it."""
-        return max((len(choice.encode()) for choice in self.choices), default=0)
+    choices: tuple[str, ...] = ()  # the labels of which the reply is one; empty for free text
+    sentences: int | None = None  # that are wanted, if that is known
 
 
 def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | None = None) -> Prompt:
-    """Return the prompt of a name, or with a text.
+    """Return the prompt of a name, in ``file`` or those that ship here; else one with this text of several words.
 
-    Args:
-        prompt: A name in ``file`` or in the prompts that ship here; else a text, which has several words.
-        choices: Labels of which the reply is one, instead of those of a named prompt.
-        file: YAML with further prompts.
-
-    Raises:
-        InputError: An empty text, one word that is no name, labels that are empty or occur twice, or a
-            file that is not as it should be.
+    ``choices`` are labels of which the reply is one, instead of those of a named prompt.
     """
     known = read_prompts(file)
     if prompt in known:
@@ -65,11 +46,7 @@ def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | N
 
 
 def read_prompts(file: str | None = None) -> dict[str, Prompt]:
-    """Return all prompts by name: those that ship here, and those of ``file``, which come first.
-
-    Raises:
-        InputError: The file is missing, or not as it should be.
-    """
+    """Return all prompts by name: those that ship here, and those of ``file``, which come first."""
     known = _read(DEFAULT_PROMPTS)
     return known if file is None else {**known, **_read(Path(file))}
 

@@ -14,12 +14,7 @@ from lit_extract.storage.layout import CONTENT, INPUTS, MTIME, ROTATED, SIZE
 
 
 class CaptionWriter(BasePredictionWriter):
-    """Writes each shard of replies when it arrives.
-
-    Args:
-        parts: Where they go.
-        shard_rows: Rows a shard.
-    """
+    """Writes each shard of replies, of ``shard_rows`` rows, when it arrives."""
 
     def __init__(self, parts: Parts, shard_rows: int) -> None:
         super().__init__(write_interval="batch")

@@ -1,7 +1,7 @@
 """``lit-extract check --accept``: put reviewed captions where reviewed captions are."""
 
 import shlex
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -25,23 +25,11 @@ def accept(
     dataset: str | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, int]:
-    """Put reviewed captions where reviewed captions are.
+    """Put the captions of an edited file into ``derivatives``; return where they are, and how many differ.
 
-    Args:
-        file: The edited file: a review file, or an edited copy of the captions.
-        derivatives: Folder of reviewed captions.
-        original: The captions as they were; default: the file that a review file was made of.
-        name: What the captions are called; default: from the model and the prompt.
-        dataset: What they are of; default: what the captions say.
-        overwrite: Replace a file that exists.
-
-    Returns:
-        ``<dataset>-captions-<name>.csv`` with the edited ``caption`` and the text before as ``original``; and how many
-        differ.
-
-    Raises:
-        InputError: Rows lost, added or reordered, other columns changed, captions that are empty, or a review file that
-            another program has changed after decisions on the page.
+    ``<dataset>-captions-<name>.csv`` has the edited ``caption`` and the text before as ``original``. Rows that were
+    lost, added or reordered are refused, as are changes of other columns, empty captions, and a review file that
+    another program has changed after decisions on the page.
     """
     source = original or original_of(file)
     before = read_captions(source)
@@ -50,19 +38,14 @@ def accept(
         raise InputError(
             f"{str(file)!r} has no caption in {name_some(empty)}; write one, or leave it out of the dataset"
         )
-    dataset, name = (
-        check_name(dataset or dataset_of(source, before), "dataset"),
-        check_name(name or name_of(before), "name"),
-    )
+    dataset = check_name(dataset or dataset_of(source, before), "dataset")
+    name = check_name(name or name_of(before), "name")
     path = derivatives / check_name(f"{dataset}-captions-{name}.csv", "name")
     if path.exists() and not overwrite:
         raise InputError(f"{str(path)!r} exists already; pass --overwrite, or another --name")
     table = before.drop(columns="status", errors="ignore")
-    place = table.columns.get_loc("caption")
-    assert isinstance(place, int)
     table["caption"] = texts
-    table.insert(place + 1, "original", before["caption"])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    table.insert(list(table).index("caption") + 1, "original", before["caption"])
     write_captions(table, path)
     return path, int((table["caption"] != table["original"]).sum())
 
@@ -86,10 +69,10 @@ def _decided_texts(file: Path, before: pd.DataFrame) -> list[str]:
 def accept_command(review: Path, source: Path, captions: pd.DataFrame, dataset: str) -> str:
     """Return the command that takes a review file."""
     words = ["lit-extract", "check", str(review), "--accept"]
-    try:
-        if dataset_of(source, captions) != dataset:
-            words += ["--dataset", dataset]
-    except InputError:
+    found = None
+    with suppress(InputError):
+        found = dataset_of(source, captions)
+    if found != dataset:
         words += ["--dataset", dataset]
     try:
         name_of(captions)
@@ -99,11 +82,7 @@ def accept_command(review: Path, source: Path, captions: pd.DataFrame, dataset: 
 
 
 def dataset_of(source: Path, captions: pd.DataFrame) -> str:
-    """Return what captions are of, as they or their provenance say.
-
-    Raises:
-        InputError: Neither does.
-    """
+    """Return what captions are of, as they or their provenance say."""
     by_column = next((dataset.name for column, dataset in ID_COLUMNS.items() if column in captions.columns), None)
     found = by_column or read_sidecar(source).get("provenance", {}).get("dataset")
     if not found:
@@ -117,11 +96,7 @@ def dataset_of(source: Path, captions: pd.DataFrame) -> str:
 
 
 def name_of(captions: pd.DataFrame) -> str:
-    """Return ``pixtral`` of mistralai/Pixtral-12B-2409, followed by the prompt unless it is ``caption``.
-
-    Raises:
-        InputError: Captions of several models or prompts, or of none.
-    """
+    """Return ``pixtral`` of mistralai/Pixtral-12B-2409, followed by the prompt unless it is ``caption``."""
     known = {column: set(captions[column]) if column in captions.columns else set() for column in ("model", "prompt")}
     if any(len(values) != 1 for values in known.values()):
         raise InputError("name: what are these captions called? Give --name NAME, such as pixtral")

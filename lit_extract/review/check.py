@@ -29,20 +29,10 @@ def make_rules(
 def check(
     file: Path, rules: Rules, prompts: str | None = None, overwrite: bool = False
 ) -> tuple[Path, list[list[str]]]:
-    """Flag the captions of a file; write them next to it for a person to look at.
+    """Flag the captions of a file; return where ``<file>-review.csv`` is, and the flags of each row.
 
-    Args:
-        file: Captions, CSV or Parquet.
-        rules: What is asked of them.
-        prompts: YAML with prompts besides those that ship here.
-        overwrite: Replace a review that exists, with its decisions.
-
-    Returns:
-        Where ``<file>-review.csv`` is: all rows in their order, with ``original``, the text that was checked, and
-        ``flag``; and the flags of each row.
-
-    Raises:
-        InputError: An unreadable file, or a review that may hold edits.
+    It has all rows in their order, with ``original``, the text that was checked, and ``flag``. One that exists may hold
+    edits: it is replaced, with its decisions, only with ``overwrite``.
     """
     path = review_path(file)
     decisions = [database_path(path), journal_path(path)]
@@ -59,10 +49,8 @@ def check(
 
 def write_review(captions: pd.DataFrame, flags: list[list[str]], path: Path) -> None:
     """Write the review file of captions; hold its lock."""
-    place = captions.columns.get_loc("caption")
-    assert isinstance(place, int)
     table = captions.assign(flag=[SEPARATOR.join(row) for row in flags])
-    table.insert(place + 1, "original", captions["caption"])
+    table.insert(list(table).index("caption") + 1, "original", captions["caption"])
     write_captions(table, path)
 
 

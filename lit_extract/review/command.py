@@ -36,22 +36,7 @@ def review(
     browser: bool = True,
     follow_links: bool = False,
 ) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        file: Captions, or their review file.
-        rules: What is asked of captions.
-        dataset: What they are of; default: what they say.
-        root: Folder of the dataset; default: its environment variable.
-        prompts: YAML with prompts besides those that ship here.
-        port: Of the loopback interface; 0: a free one.
-        browser: Open the page, where there is a screen.
-        follow_links: Show images outside the dataset's folder that links in it lead to.
-
-    Raises:
-        InputError: The extra is not installed, files that can't be used, a port that is taken, or another run that
-            has the review file.
-    """
+    """Serve the page until Ctrl-C. ``file`` has captions, or is their review file; the port 0 is a free one."""
     if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
         raise InputError(f"review: the page needs {' and '.join(missing)}: pip install 'lit-extract[review]'")
     if file.stem.endswith(ENDING):
@@ -110,7 +95,8 @@ def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> No
         "From another machine: ssh -L %s:%s:%s %s, then this address there.", port, HOST, port, socket.gethostname()
     )
     logger.info("Each decision is on disk at once. Ctrl-C stops the page.")
-    if browser and _has_screen():
+    has_screen = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if browser and has_screen and "SSH_CONNECTION" not in os.environ:  # over ssh it would open in the terminal
         webbrowser.open(f"http://{HOST}:{port}/?token={keys.once}")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn stops, then raises it again
     try:
@@ -119,11 +105,6 @@ def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> No
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _has_screen() -> bool:
-    """A browser that is started here would be seen: not over ssh, where it would be one in the terminal."""
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) and "SSH_CONNECTION" not in os.environ
 
 
 def _report(decisions: Decisions) -> dict[str, Any]:

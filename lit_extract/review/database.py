@@ -36,18 +36,9 @@ _DECISION = TypeAdapter(tuple[Count, Count, Action, Annotated[str, AfterValidato
 
 
 class Database:
-    """The decisions about some captions. Not for several threads at a time.
+    """The decisions about some captions, in a file that is created if it is missing. For one thread at a time.
 
-    Args:
-        path: The database. One that is missing is created; whoever writes has the lock of the review file.
-        captions: The captions that it must be about.
-
-    Attributes:
-        rows: The captions with all decisions.
-        started: Whether a review has been started, see :meth:`start`.
-
-    Raises:
-        InputError: It is about other captions, damaged, something else, or can't be opened.
+    Whoever writes has the lock of the review file.
     """
 
     def __init__(self, path: Path, captions: Sequence[str]) -> None:
@@ -66,44 +57,25 @@ class Database:
             self.rows = self._read(captions)
 
     def start(self, states: Iterable[str], changed: Iterable[tuple[int, str]]) -> None:
-        """Start a review.
-
-        Args:
-            states: Hashes of the states of the review file that it may start from.
-            changed: Rows that are decided in the file, with their captions.
-
-        Raises:
-            InputError: It can't be written.
-        """
-        decisions = [self.rows.new(row, "start", text) for row, text in changed]
+        """Start a review from rows that the file has decided, and hashes of the states that the file may have."""
+        decisions = [Decision(number, row, "start", text) for number, (row, text) in enumerate(changed, start=1)]
         with self._readable():
-            self._commit(
-                [decision._replace(revision=number) for number, decision in enumerate(decisions, start=1)],
-                [("captions", self._captions_sha256), *(("review", state) for state in states)],
-            )
+            self._commit(decisions, [("captions", self._captions_sha256), *(("review", state) for state in states)])
         self.started = True
 
     def append(self, decision: Decision) -> None:
-        """Save a decision and carry it out; it is on the disk when this returns.
-
-        Raises:
-            OSError: It can't be saved, and nothing has happened.
-        """
+        """Save a decision on the disk, then carry it out; after an OSError nothing has happened."""
         self._commit([decision], [])
 
     def note(self, state: str) -> None:
-        """Save the hash of the review file that will be written next.
-
-        Raises:
-            OSError: It can't be saved.
-        """
+        """Save the hash of the review file that will be written next."""
         if not self.knows(state):
             self._commit([], [("review", state)])
 
     def knows(self, state: str) -> bool:
         """Return whether the review file is one that the page started from or wrote."""
-        found = self._connection.execute("SELECT 1 FROM files WHERE name = 'review' AND sha256 = ?", [state])
-        return found.fetchone() is not None
+        query = "SELECT count(*) FROM files WHERE name = 'review' AND sha256 = ?"
+        return bool(_value(self._connection.execute(query, [state])))
 
     def close(self) -> None:
         """Close the file."""

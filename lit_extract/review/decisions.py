@@ -1,6 +1,7 @@
 """A review in progress, as a page shows it and a person changes it."""
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lit_extract.review.check import write_review
 from lit_extract.review.disk import ReviewOnDisk
 from lit_extract.review.files import review_path
 from lit_extract.review.flags import KINDS, SEPARATOR, Rules, flag_caption, flag_captions, rules_of_rows, use_full_stops
-from lit_extract.review.rows import ACCEPTED, EDITED, OPEN, STATUSES, Decision
+from lit_extract.review.rows import ACCEPTED, EDITED, OPEN
 
 FLAGGED = "flagged"  # a choice of rows: with any flag
 LONGEST = 20_000  # characters of a caption
@@ -21,16 +22,7 @@ LONGEST = 20_000  # characters of a caption
 class Decisions:
     """All that is known of a review. Its methods may be called from several threads.
 
-    Args:
-        file: The captions, CSV or Parquet. Whoever makes this holds the lock of their review file, which is written if
-            it is missing.
-        captions: What is in it.
-        id_column: Column of the stimulus ids.
-        rules: What is asked of captions.
-        prompts: YAML with prompts besides those that ship here.
-
-    Raises:
-        InputError: Files that can't be read or written, don't belong together, or were changed by another program.
+    Whoever makes this holds the lock of the review file of ``file``, which is written if it is missing.
     """
 
     def __init__(
@@ -45,38 +37,37 @@ class Decisions:
         self.stimuli: list[str] = captions[id_column].tolist()
         self._rules = rules_of_rows(captions, known, rules)
         self._full_stops = use_full_stops(self.rows.originals, self._rules)
-        self._first_flags = [[kind for kind in text.split(SEPARATOR) if kind] for text in self.disk.table["flag"]]
+        first_flags = [[kind for kind in text.split(SEPARATOR) if kind] for text in self.disk.table["flag"]]
+        self._first_flags = {row: kinds for row, kinds in enumerate(first_flags) if kinds}
         self._flags: dict[int, list[str]] = {}  # of the captions that are no longer what was checked
-        self._counts: Counter[str] = Counter()  # rows of each status, and with each flag
-        self._left: Counter[str] = Counter()  # open rows with each flag
-        for row in range(len(captions)):
+        for row in self.rows.revisions:
             self._flag(row)
 
     # What a page shows
 
     def select(self, flag: str = "", status: str = "", search: str = "") -> list[int]:
-        """Return rows, in their order.
+        """Return rows, in their order; "" means any.
 
-        Args:
-            flag: A kind of flag, which the caption has now or had when it was checked; ``flagged``: any; "": all rows.
-            status: ``open``, ``accepted`` or ``edited``; "": any.
-            search: Text in the caption, in the original or in the id, in small or capital letters.
+        ``flag`` is one that the caption has or had when it was checked, or ``flagged``, any of them; ``search`` is text
+        in the caption, in the original or in the id, in small or capital letters.
         """
         wanted = search.strip().casefold()
-        rows = self.rows
+        searched = self.rows.texts, self.rows.originals, self.stimuli
         with self._lock:
+            flagged = self._flagged()
             return [
                 row
-                for row, now in enumerate(rows.statuses)
+                for row, now in enumerate(self.rows.statuses)
                 if (not status or now == status)
-                and (not flag or flag in (flags := self._all_flags(row)) or (flag == FLAGGED and flags))
-                and (not wanted or any(wanted in text.casefold() for text in self._texts(row)))
+                and (not flag or (row in flagged and (flag == FLAGGED or flag in flagged[row])))
+                and (not wanted or any(wanted in texts[row].casefold() for texts in searched))
             ]
 
     def describe(self, row: int) -> dict[str, Any]:
         """Return all that a page shows of a row."""
         rows = self.rows
-        flags = self._flags.get(row, self._first_flags[row])
+        first_flags = self._first_flags.get(row, [])
+        flags = self._flags.get(row, first_flags)
         return {
             "row": row,
             "id": self.stimuli[row],
@@ -84,7 +75,7 @@ class Decisions:
             "original": rows.originals[row],
             "status": rows.statuses[row],
             "flags": flags,
-            "resolved": [flag for flag in self._first_flags[row] if flag not in flags],
+            "resolved": [flag for flag in first_flags if flag not in flags],
             "choices": list(self._rules[row].choices),
             "revision": rows.revisions.get(row, 0),
         }
@@ -92,16 +83,18 @@ class Decisions:
     def progress(self) -> dict[str, Any]:
         """Return how far the review is: counts of rows, what undo takes back, what is wrong with the review file."""
         with self._lock:
-            counts, left, last = self._counts, self._left, self.rows.last_decision
-            kinds = {kind for kind in counts if counts[kind]} - {*STATUSES, FLAGGED}
+            flagged, statuses, last = self._flagged(), self.rows.statuses, self.rows.last_decision
+            counts, kinds = Counter(statuses), set(chain(*flagged.values()))
+            left = [flags for row, flags in flagged.items() if statuses[row] == OPEN]
+            left_of = Counter(chain(*left))
             return {
                 "total": len(self.stimuli),
                 "reviewed": counts[ACCEPTED] + counts[EDITED],
                 "edited": counts[EDITED],
                 "empty": self.rows.texts.count(""),
-                "flagged": counts[FLAGGED],
-                "flagged_left": left[FLAGGED],
-                "left": {kind: left[kind] for kind in [*KINDS, *sorted(kinds.difference(KINDS))] if kind in kinds},
+                "flagged": len(flagged),
+                "flagged_left": len(left),
+                "left": {kind: left_of[kind] for kind in [*KINDS, *sorted(kinds.difference(KINDS))] if kind in kinds},
                 "undo": {"revision": last[0], "row": last[1], "id": self.stimuli[last[1]]} if last else None,
                 "revision": self.rows.revision,
                 "problem": self.disk.problem,
@@ -120,17 +113,9 @@ class Decisions:
     # What a person does
 
     def decide(self, row: int, text: str | None, seen: int) -> None:
-        """Accept a caption, or put another in its place; it is on disk when this returns.
+        """Accept a caption (``text`` is None), or put another in its place; it is on disk when this returns.
 
-        Args:
-            row: Which.
-            text: The caption; None: as it is.
-            seen: Revision of the row that the person has seen.
-
-        Raises:
-            ConflictError: The row has changed since.
-            InputError: The text can't be a caption.
-            OSError: The database can't be written, and nothing has happened.
+        ``seen`` is the revision of the row that the person has seen. After an OSError nothing has happened.
         """
         with self._lock:
             now = self.rows.texts[row]
@@ -144,31 +129,16 @@ class Decisions:
             if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
                 raise InputError("The text has characters that a CSV can't hold.")
             if decision := self.rows.decide(row, text, seen):
-                self._commit(decision)
+                self.disk.database.append(decision)
+                self._flag(row)
 
     def undo(self, revision: int) -> int:
-        """Take a decision back; return the row that it was about.
-
-        Args:
-            revision: Of the decision.
-
-        Raises:
-            ConflictError: There is a later one about its row, or it is taken back already.
-            OSError: The database can't be written, and nothing has happened.
-        """
+        """Take a decision back; return the row that it was about. After an OSError nothing has happened."""
         with self._lock:
             decision = self.rows.undo(revision)
-            self._commit(decision)
-            return decision.row
-
-    # Flags and counts, row by row: to count all rows takes too long
-
-    def _commit(self, decision: Decision) -> None:
-        self._count(decision.row, -1)
-        try:
             self.disk.database.append(decision)
-        finally:
             self._flag(decision.row)
+            return decision.row
 
     def _flag(self, row: int) -> None:
         text = self.rows.texts[row]
@@ -176,24 +146,11 @@ class Decisions:
             self._flags.pop(row, None)
         else:
             self._flags[row] = flag_caption(text, "", self._rules[row], self._full_stops)
-        self._count(row, 1)
 
-    def _count(self, row: int, by: int) -> None:
-        status, flags = self.rows.statuses[row], self._all_flags(row)
-        kinds = [FLAGGED, *flags] if flags else []
-        for kind in [status, *kinds]:
-            self._counts[kind] += by
-        for kind in kinds if status == OPEN else []:
-            self._left[kind] += by
-
-    def _all_flags(self, row: int) -> list[str]:
-        """Those of the caption as it is, and those that it had."""
-        if row not in self._flags:
-            return self._first_flags[row]
-        return list(dict.fromkeys([*self._first_flags[row], *self._flags[row]]))
-
-    def _texts(self, row: int) -> tuple[str, str, str]:
-        return self.rows.texts[row], self.rows.originals[row], self.stimuli[row]
+    def _flagged(self) -> dict[int, list[str]]:
+        """Return the rows with flags, which their captions have or had; to visit all rows would take too long."""
+        now = {row: list({*flags, *self._first_flags.get(row, [])}) for row, flags in self._flags.items()}
+        return {row: flags for row, flags in (self._first_flags | now).items() if flags}
 
 
 def _plain_line_ends(text: str) -> str:

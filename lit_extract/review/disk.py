@@ -15,29 +15,16 @@ from lit_extract.review.rows import ACCEPTED, OPEN
 
 
 class ReviewOnDisk:
-    """A review file with its database. Whoever makes this has the lock of the review file.
-
-    Args:
-        path: The review file.
-        captions: The captions that it was made of.
-
-    Attributes:
-        rows: The captions with all decisions.
-        table: The review file as it was read last.
-        lock: Hold it while ``rows`` or ``database`` are used; several threads may call.
-        problem: Why the review file is not written; None: it is.
-
-    Raises:
-        InputError: Files that can't be read or written, don't belong together, or were changed by another program.
-    """
+    """A review file with its database, made of ``captions``. Whoever makes this has the lock of the review file."""
 
     def __init__(self, path: Path, captions: pd.DataFrame) -> None:
         self.path, self._captions = path, captions
         self._stat = self._stat_now()
-        self.table = self._read()
+        self.table = self._read()  # the review file as it was read last
         self.database = Database(database_path(path), captions["caption"].tolist())
-        self.rows, self.lock = self.database.rows, threading.Lock()
-        self.problem: str | None = None
+        self.rows = self.database.rows
+        self.lock = threading.Lock()  # hold it while rows or database are used: several threads may call
+        self.problem: str | None = None  # why the review file is not written
         self._writing = threading.Lock()
         journal = journal_path(path)
         if not self.database.started:

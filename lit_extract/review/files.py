@@ -20,11 +20,7 @@ def review_path(captions: Path) -> Path:
 
 
 def original_of(review: Path) -> Path:
-    """Return the captions that a review file was made of.
-
-    Raises:
-        InputError: They are not next to it.
-    """
+    """Return the captions that a review file was made of, which are next to it."""
     if review.stem.endswith(ENDING):
         stem = review.stem.removesuffix(ENDING)
         for candidate in (review.with_name(f"{stem}.csv"), review.with_name(f"{stem}.parquet")):
@@ -36,11 +32,7 @@ def original_of(review: Path) -> Path:
 
 
 def read_originals(file: Path) -> pd.DataFrame:
-    """Return captions that are no review file.
-
-    Raises:
-        InputError: They are one, or can't be read.
-    """
+    """Return captions that are no review file."""
     captions = read_captions(file)
     if taken := [column for column in ADDED if column in captions.columns]:
         raise InputError(f"{str(file)!r} has a column {name_some(taken)}: a review file? To put it in, add --accept")
@@ -48,11 +40,7 @@ def read_originals(file: Path) -> pd.DataFrame:
 
 
 def read_edited(file: Path, originals: pd.DataFrame) -> pd.DataFrame:
-    """Return an edited file: the same rows in the same order, with other captions.
-
-    Raises:
-        InputError: It is something else; the first rows that differ are named.
-    """
+    """Return an edited file: the same rows in the same order, with other captions."""
     edited = read_captions(file)
     fixed = [column for column in originals.columns if column not in ("caption", "status")]
     if missing := [column for column in fixed if column not in edited.columns]:
@@ -88,11 +76,7 @@ def noted(edited: pd.DataFrame) -> list[str]:
 
 
 def check_unchanged(edited: pd.DataFrame, file: Path, database: Database) -> str:
-    """Return the hash of a review file's state, which the page started from or wrote.
-
-    Raises:
-        InputError: Another program has changed it since.
-    """
+    """Return the hash of a review file's state; refuse one that the page neither started from nor wrote."""
     state = hash_texts(edited["caption"].tolist(), noted(edited))
     if not database.knows(state):
         pairs = zip(edited["caption"], database.rows.texts, strict=True)

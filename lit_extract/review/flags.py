@@ -50,26 +50,17 @@ _JOINERS = "\u200c\u200d"  # zero-width, but letters of many scripts and emoji n
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked of the captions of one prompt.
+    """What is asked of the captions of one prompt."""
 
-    Args:
-        choices: The labels of which each is one; empty for free text.
-        sentences: Sentences at most; None: any number.
-        language: Recognizes English; None: any language.
-    """
-
-    choices: Sequence[str] = ()
-    sentences: int | None = 1
-    language: Language | None = None
+    choices: Sequence[str] = ()  # the labels of which each is one; empty for free text
+    sentences: int | None = 1  # at most; None: any number
+    language: Language | None = None  # None: any language
 
 
 def flag_captions(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rules) -> list[list[str]]:
     """Return the flags of each row, in the order of :data:`KINDS`.
 
-    Args:
-        captions: ``caption``, and where they exist, ``prompt`` and ``status``; all text.
-        prompts: What is known of the prompts, by name.
-        rules: For captions of unknown prompts; its ``choices``, when it has some, are those of all rows.
+    ``rules`` are for captions of unknown prompts; its ``choices``, when it has some, are those of all rows.
     """
     texts = captions["caption"].tolist()
     statuses = captions["status"].tolist() if "status" in captions else [""] * len(texts)
@@ -97,14 +88,7 @@ def use_full_stops(texts: Sequence[str], rules: Sequence[Rules]) -> bool:
 
 
 def flag_caption(text: str, status: str, rules: Rules, full_stops: bool) -> list[str]:
-    """Return the flags of one caption.
-
-    Args:
-        text: The caption.
-        status: Of the row, if it has one.
-        rules: What is asked of it.
-        full_stops: Captions of this file end with full stops.
-    """
+    """Return the flags of one caption. With ``full_stops``, the captions of its file end with them."""
     if status.startswith(FAILED):
         return ["failed"]
     if not text.strip():

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -23,33 +24,21 @@ class NoImageError(Exception):
     """A row has no image to show; the message says why."""
 
 
+@dataclass(frozen=True)
 class Images:
-    """The images of rows.
+    """The images of rows."""
 
-    Args:
-        paths: Absolute path of each row's image; None: it has none.
-        image_rows: Rows in an HDF5 file; None: they are files of their own.
-        root: Folder of the dataset. What is outside is not shown.
-        follow_links: Show images outside that links in the folder lead to.
-    """
-
-    def __init__(
-        self, paths: Sequence[str | None], image_rows: Sequence[int] | None, root: Path, follow_links: bool = False
-    ) -> None:
-        self.paths, self.image_rows = paths, image_rows
-        self._real_root, self._follow_links = root.resolve(), follow_links
+    paths: Sequence[str | None]  # absolute path of each row's image; None: it has none
+    image_rows: Sequence[int] | None  # rows in an HDF5 file; None: they are files of their own
+    root: Path  # of the dataset; what is outside is not shown
+    follow_links: bool = False  # show images outside that links in the folder lead to
 
     def read(self, row: int) -> tuple[bytes, str]:
-        """Return the image of a row as a browser takes it, and its media type.
-
-        Raises:
-            NoImageError: It has none, or one that is broken, or is outside the dataset's folder.
-        """
-        path = self.paths[row]
-        if path is None:
+        """Return the image of a row as a browser takes it, and its media type."""
+        if (path := self.paths[row]) is None:
             raise NoImageError("The dataset has no image of this id.")
         file = Path(path).resolve()
-        if not self._follow_links and not file.is_relative_to(self._real_root):
+        if not self.follow_links and not file.is_relative_to(self.root.resolve()):
             raise NoImageError(
                 f"{path} is a link out of the dataset's folder, to {file}; such images are shown with --follow_links."
             )
@@ -64,17 +53,7 @@ class Images:
 def find_images(
     captions: pd.DataFrame, dataset: str, root: str | None = None, follow_links: bool = False
 ) -> tuple[Images, str]:
-    """Return the images of captions, and the column that has their ids.
-
-    Args:
-        captions: All columns as text.
-        dataset: Of which dataset.
-        root: Its folder; default: its environment variable.
-        follow_links: See :class:`Images`.
-
-    Raises:
-        InputError: No such dataset, no column with its ids, or none of them is in it.
-    """
+    """Return the images of captions, and the column that has their ids."""
     stimuli = load_dataset(dataset, root)
     candidates = (DATASETS[dataset].id_column, "stimulus_id")
     column = next((name for name in candidates if name in captions.columns), None)
@@ -92,9 +71,7 @@ def find_images(
         )
     files = stimuli["image"].tolist()
     paths = [None if place is None else files[place] for place in found]
-    image_rows = None
-    if "image_row" in stimuli:
-        image_rows = [stimuli["image_row"].iloc[place or 0] for place in found]
+    image_rows = [stimuli["image_row"].iloc[place or 0] for place in found] if "image_row" in stimuli else None
     return Images(paths, image_rows, Path(stimuli.attrs[table.ROOT]), follow_links), column
 
 

@@ -36,11 +36,7 @@ def journal_path(review: Path) -> Path:
 
 
 def read_journal(review: Path, captions: Sequence[str]) -> dict[int, tuple[str, str]]:
-    """Return the text and the status of each row about which an earlier version has decisions.
-
-    Raises:
-        InputError: They are about other captions, damaged, or another program has changed the review file since.
-    """
+    """Return the text and the status of each row about which an earlier version has decisions."""
     what = f"review: {str(journal_path(review))!r}, which an earlier version wrote,"
     try:
         content = read_regular(journal_path(review), MAX_BYTES)

@@ -16,14 +16,7 @@ LEAST_ENGLISH = 0.15  # share of the evidence; less is flagged
 
 
 class Language:
-    """Recognizes English among other languages.
-
-    Args:
-        languages: Names of the languages that are considered; English is among them.
-
-    Raises:
-        InputError: lingua is not installed, or does not know a language.
-    """
+    """Recognizes English among other languages."""
 
     def __init__(self, languages: Sequence[str] = LANGUAGES) -> None:
         try:

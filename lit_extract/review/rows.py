@@ -10,28 +10,16 @@ Action = Literal["start", "decide", "undo"]
 
 
 class Decision(NamedTuple):
-    """Something that happened to a row; a row of the database.
+    """Something that happened to a row; a row of the database."""
 
-    Args:
-        revision: Its number, counted from 1.
-        row: Row of the captions, counted from 0.
-        action: ``decide`` by a person; ``undo`` of the last decision about the row; ``start``, the review file already
-            said so when the review started.
-        text: The caption after it; None of ``undo``.
-    """
-
-    revision: int
-    row: int
-    action: Action
-    text: str | None
+    revision: int  # counted from 1
+    row: int  # of the captions, counted from 0
+    action: Action  # start: the review file already said so when the review started
+    text: str | None  # the caption after it; None of undo
 
 
 class ConflictError(Exception):
-    """A row, or what would be undone, is no longer what the page has shown.
-
-    Args:
-        row: Which row.
-    """
+    """A row, or what would be undone, is no longer what the page has shown."""
 
     def __init__(self, row: int | None) -> None:
         super().__init__(row)
@@ -39,11 +27,7 @@ class ConflictError(Exception):
 
 
 class Rows:
-    """All rows, and how they became what they are.
-
-    Args:
-        originals: The captions that are reviewed.
-    """
+    """All rows, and how they became what they are."""
 
     def __init__(self, originals: Sequence[str]) -> None:
         self.originals, self.texts = list(originals), list(originals)
@@ -61,41 +45,23 @@ class Rows:
     def decide(self, row: int, text: str, seen: int) -> Decision | None:
         """Return a person's decision, which :meth:`apply` carries out; None when it would change nothing.
 
-        Args:
-            row: About which row.
-            text: What its caption should be.
-            seen: Revision of the row that the person has seen.
-
-        Raises:
-            ConflictError: The row is not as it was seen.
+        ``seen`` is the revision of the row that the person has seen.
         """
         if self.revisions.get(row, 0) != seen:
             raise ConflictError(row)
         if (text, self._status(row, text)) == (self.texts[row], self.statuses[row]):
             return None
-        return self.new(row, "decide", text)
+        return Decision(self.revision + 1, row, "decide", text)
 
     def undo(self, revision: int) -> Decision:
-        """Return what takes a decision back.
-
-        Raises:
-            ConflictError: It can't be undone, or there is a later decision about its row.
-        """
+        """Return what takes a decision back, unless there is a later one about its row."""
         row = self._undoable.get(revision)
         if row is None or self._before[row][-1][0] != revision:
             raise ConflictError(row)
-        return self.new(row, "undo", None)
-
-    def new(self, row: int, action: Action, text: str | None) -> Decision:
-        """Return the next decision."""
-        return Decision(self.revision + 1, row, action, text)
+        return Decision(self.revision + 1, row, "undo", None)
 
     def apply(self, decision: Decision) -> None:
-        """Carry a decision out.
-
-        Raises:
-            ValueError: It can't follow those before it.
-        """
+        """Carry a decision out; raise ValueError if it can't follow those before it."""
         revision, row, action, text = decision
         undoes = action == "undo"
         if revision != self.revision + 1 or row >= len(self.texts) or undoes != (text is None):

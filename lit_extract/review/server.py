@@ -4,7 +4,6 @@ import asyncio
 import logging
 import re
 import secrets
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -56,18 +55,12 @@ _DECISION, _UNDO = TypeAdapter(_Decision), TypeAdapter(_Undo)
 
 
 class ReviewServer:
-    """The routes.
-
-    Args:
-        decisions: What is shown and changed.
-        images: What is shown next to them.
-        about: What else the page shows: names of files, the command that accepts the result.
-    """
+    """The routes. ``about`` has what else the page shows: names of files, the command that accepts the result."""
 
     def __init__(self, decisions: Decisions, images: Images, about: dict[str, Any]) -> None:
         self.decisions, self.images, self.about = decisions, images, about
         # Rows that were chosen stay in their place when they are decided: a person goes back and forth among them.
-        self._lists: OrderedDict[str, list[int]] = OrderedDict()
+        self._lists: dict[str, list[int]] = {}
         self._version = secrets.token_hex(4)  # another server on this port may have other images at these addresses
 
     def app(self) -> Starlette:
@@ -125,8 +118,8 @@ class ReviewServer:
         rows = self.decisions.select(query.get("flag", ""), query.get("status", ""), query.get("search", ""))
         name = secrets.token_hex(8)
         self._lists[name] = rows
-        while len(self._lists) > LISTS_AT_MOST:
-            self._lists.popitem(last=False)
+        if len(self._lists) > LISTS_AT_MOST:
+            del self._lists[next(iter(self._lists))]  # the oldest
         near = _number(request, "near", 0)
         place = next((place for place, row in enumerate(rows) if row >= near), max(0, len(rows) - 1))
         return JSONResponse({"list": name, "total": len(rows), "place": place, **self._progress()})

@@ -35,10 +35,6 @@ def test_a_file_adds_prompts_and_replaces_them(tmp_path):
     assert find_prompt("motion", file=str(file)) == find_prompt("motion")
 
 
-def test_a_label_has_no_more_tokens_than_bytes():
-    assert find_prompt("Which one is it?", ["東京", "a"]).longest_choice == 6
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -98,6 +98,10 @@ def test_what_is_asked(chat, base_url, sources, monkeypatch):
     assert "secret" not in json.dumps(captioner.provenance())
 
 
+def test_a_label_has_no_more_tokens_than_bytes(base_url):
+    assert Captioner(MODEL, "Which one is it?", ["東京", "a"], base_url=base_url).request.max_tokens == 6 + 2
+
+
 def test_each_image_has_a_seed_of_its_own_that_is_always_the_same(chat, base_url, sources):
     captioner = Captioner(MODEL, base_url=base_url, temperature=1.0)
     captioner.replies(sources)

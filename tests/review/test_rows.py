@@ -56,7 +56,7 @@ def test_undo_takes_back_the_last_decision_about_a_row_and_no_other():
 def test_undo_goes_back_to_the_start_and_no_further():
     rows = Rows(ORIGINALS)
     for row, text in enumerate(["a", "z", "y", ""]):
-        rows.apply(rows.new(row, "start", text))
+        rows.apply(Decision(rows.revision + 1, row, "start", text))
     assert (rows.texts, rows.statuses) == (["a", "z", "y", ""], ["accepted", "edited", "edited", "open"])
     assert rows.last_decision is None
     decide(rows, 0, "x")

@@ -10,32 +10,16 @@ from lit_extract.data.sources import ImageSource, encode
 
 
 class Reply(NamedTuple):
-    """The reply about one image, or why there is none.
+    """The reply about one image, or why there is none."""
 
-    Args:
-        text: The reply; empty when there is an error.
-        error: Why there is none.
-        cut_off: It was longer than ``max_tokens``.
-    """
-
-    text: str
+    text: str  # empty when there is an error
     error: str | None = None
-    cut_off: bool = False
+    cut_off: bool = False  # it was longer than max_tokens
 
 
 @dataclass(frozen=True)
 class Request:
-    """What every image is asked, and how.
-
-    Args:
-        model: The model's name.
-        text: The prompt.
-        choices: Labels of which the reply is one; empty for free text.
-        temperature: 0 for the likeliest reply.
-        seed: Of the sampling, with the stimulus.
-        max_tokens: Tokens of a reply at most.
-        max_image_size: Pixels of an image's longer side at most.
-    """
+    """What every image is asked, and how: see :class:`lit_extract.Captioner`."""
 
     model: str
     text: str

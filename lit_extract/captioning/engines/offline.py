@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,7 @@ MISTRAL = {"tokenizer_mode": "mistral", "config_format": "mistral", "load_format
 
 
 class OfflineEngine:
-    """vLLM's ``LLM``, with the same replies whenever the same shard is asked.
-
-    Args:
-        request: What every image is asked.
-        revision: Branch, tag or commit of the weights on the hub.
-        options: Further arguments for vllm.LLM.
-
-    Raises:
-        InputError: vLLM is not installed.
-    """
+    """vLLM's ``LLM``, with the same replies whenever the same shard is asked."""
 
     def __init__(self, request: Request, revision: str | None, options: dict[str, Any]) -> None:
         if importlib.util.find_spec("vllm") is None:
@@ -47,7 +39,6 @@ class OfflineEngine:
         self.request, self.revision = request, revision
         self.is_local = Path(request.model).is_dir()
         self.options = {**(MISTRAL if self._is_mistral() else {}), **ALWAYS, "seed": request.seed, **options}
-        self._commit: str | None = None
         self._llm: Any = None
 
     def provenance(self) -> dict[str, Any]:
@@ -59,12 +50,10 @@ class OfflineEngine:
             return {**known, "weights": "checkpoint", "checkpoint_sha256": path_sha256(self.request.model)}
         return {**known, "weights": f"hub:{self.request.model}", "revision": self.commit}
 
-    @property
+    @cached_property
     def commit(self) -> str:
         """The commit on the hub that the weights come from."""
-        if self._commit is None:
-            self._commit = hub_commit(self.request.model, self.revision, ["params.json", "config.json"])
-        return self._commit
+        return hub_commit(self.request.model, self.revision, ["params.json", "config.json"])
 
     def start(self) -> None:
         """Load the model."""
@@ -86,14 +75,11 @@ class OfflineEngine:
 
     def ask(self, sources: Sequence[ImageSource]) -> list[Reply]:
         """Return the replies about some images: those that can be read, all at once."""
-        images = self._encode(sources)
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(lambda source: encode_or_fail(source, self.request.max_image_size), sources))
         readable = [(source, image) for source, image in zip(sources, images, strict=True) if isinstance(image, str)]
         replies = iter(self._chat(readable))
         return [next(replies) if isinstance(image, str) else image for image in images]
-
-    def _encode(self, sources: Sequence[ImageSource]) -> list[str | Reply]:
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda source: encode_or_fail(source, self.request.max_image_size), sources))
 
     def _chat(self, images: Sequence[tuple[ImageSource, str]]) -> list[Reply]:
         """Make one call for all; one each when vLLM refuses the call because of some, which are then known."""

@@ -15,18 +15,7 @@ SECONDS_BETWEEN_TRIES = 10.0  # at most; the first few come sooner
 
 
 class ServerEngine:
-    """Asks a server about a shard of images, so many at a time.
-
-    Args:
-        request: What every image is asked.
-        base_url: Where the server answers, such as http://localhost:8000/v1.
-        concurrency: Requests under way at most; so many images are in memory at once.
-        timeout: Seconds to wait for a reply.
-        patience: Seconds to wait for a server that has stopped answering.
-
-    Raises:
-        InputError: The client library is not installed.
-    """
+    """Asks a server about a shard of images; at most ``concurrency`` of them are in memory at once."""
 
     def __init__(self, request: Request, base_url: str, concurrency: int, timeout: float, patience: float) -> None:
         if importlib.util.find_spec("openai") is None or importlib.util.find_spec("tenacity") is None:
@@ -67,9 +56,7 @@ class ServerEngine:
     async def _ask(self, client: Any, places: asyncio.Semaphore, source: ImageSource) -> Reply:
         async with places:
             image = await asyncio.to_thread(encode_or_fail, source, self.request.max_image_size)
-            if not isinstance(image, str):
-                return image
-            return await self._complete(client, source, image)
+            return await self._complete(client, source, image) if isinstance(image, str) else image
 
     async def _complete(self, client: Any, source: ImageSource, image: str) -> Reply:
         from openai import APIStatusError
@@ -93,9 +80,7 @@ class ServerEngine:
     async def _patiently(self, call: Callable[[], Awaitable[Any]], patience: float) -> Any:
         """Call; again, with growing pauses, while the server is away or has too much to do.
 
-        Raises:
-            InputError: It stays away, or wants other settings.
-            APIStatusError: It refuses this one request.
+        It raises APIStatusError when the server refuses this one request, InputError when the run must stop.
         """
         from openai import APIConnectionError, APIStatusError
         from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
