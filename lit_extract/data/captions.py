@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class TokenBatches(Dataset[Batch]):
-    """A dataset whose items are the batches of a plan.
-
-    Args:
-        tokens: Token ids of all captions, one after the other.
-        starts: Where each caption starts; one more than there are captions.
-        text_bytes: UTF-8 bytes of each caption.
-        batches: Global row indices of each batch.
-    """
+    """A dataset whose items are the batches of a plan; ``starts`` has one more than there are captions."""
 
     def __init__(
         self,
@@ -121,6 +115,7 @@ class CaptionDataModule(StimulusDataModule):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
             check_name(name or "none", f"data.{setting}")
         self.captions, self.dataset_name, self.root, self.prompt_name = captions, dataset, root, prompt_name
+        self.file_suffix = f"_prompt-{prompt_name}"
         self.token_budget, self.truncate, self.show_tokens = token_budget, truncate, show_tokens
 
     @property
@@ -128,21 +123,17 @@ class CaptionDataModule(StimulusDataModule):
         """The caption file."""
         return f"data.captions: {self.captions!r}"
 
-    @property
-    def file_suffix(self) -> str:
-        """The captions' name, in the name of a features file."""
-        return f"_prompt-{self.prompt_name}"
-
     def read_table(self) -> pd.DataFrame:
-        """Return the captions of the file, in the order of the dataset.
-
-        Raises:
-            InputError: There is none, anything is wrong with it, or its stimuli are not those of the dataset.
-        """
+        """Return the captions of the file, in the order of the dataset."""
         if self.captions is None:
             raise InputError("data.captions: not given; give --data.captions FILE and --data.prompt_name NAME")
         captions = load_captions(self.captions, self.query)
-        self._check_dataset(list(captions.columns))
+        id_column = DATASETS[self.dataset_name].id_column if self.dataset_name in DATASETS else None
+        if id_column is not None and id_column not in captions:  # ids of one dataset are not those of another
+            raise InputError(
+                f"data.captions: {self.captions!r} has no column {id_column}, which captions of data.dataset "
+                f"{self.dataset_name!r} need; it has {', '.join(captions.columns)}"
+            )
         ids = captions["stimulus_id"].tolist()
         places = places_of(
             self._stimuli_of_dataset(ids), ids, self.source, self.dataset_name, self.subset != WHOLE_SUBSET
@@ -181,16 +172,9 @@ class CaptionDataModule(StimulusDataModule):
 
     @cached_property
     def _tokens(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Token ids of all captions, one after the other; and where each caption starts (N + 1,).
-
-        Raises:
-            InputError: A caption has none, or more than the model's context.
-        """
-        texts, ids, settings = (
-            self.stimuli["caption"].tolist(),
-            self.stimuli["stimulus_id"].tolist(),
-            self.preprocessing,
-        )
+        """Token ids of all captions, one after the other; and where each caption starts (N + 1,)."""
+        texts, ids = self.stimuli["caption"].tolist(), self.stimuli["stimulus_id"].tolist()
+        settings = self.preprocessing
         tokenizer = load_tokenizer(settings["tokenizer"], settings["source"], settings["options"])
         captions = tokenizer.encode(texts)
         for text, caption in zip(texts[: self.show_tokens], captions, strict=False):
@@ -203,8 +187,8 @@ class CaptionDataModule(StimulusDataModule):
         if settings["exclude_bos"]:
             _check_bos(captions, tokenizer.bos_id, settings["exclude_bos"], ids)
         _warn_of_bos(captions, tokenizer.bos_id, settings.get("bos_id"))
-        starts = np.concatenate([[0], np.cumsum([len(caption) for caption in captions])]).astype(np.int64)
-        return np.fromiter((token for caption in captions for token in caption), np.int32, int(starts[-1])), starts
+        starts = np.cumsum([0, *map(len, captions)], dtype=np.int64)
+        return np.fromiter(chain.from_iterable(captions), np.int32, int(starts[-1])), starts
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -252,15 +236,6 @@ class CaptionDataModule(StimulusDataModule):
     def batches_of(self, batches: Sequence[Sequence[int]]) -> TokenBatches:
         """Return tokens padded on the right."""
         return TokenBatches(*self._tokens, self.input_bytes, batches)
-
-    def _check_dataset(self, columns: list[str]) -> None:
-        """Refuse captions without the ids of their dataset: those of one known dataset are not those of another."""
-        wanted = DATASETS[self.dataset_name].id_column if self.dataset_name in DATASETS else None
-        if wanted is not None and wanted not in columns:
-            raise InputError(
-                f"data.captions: {self.captions!r} has no column {wanted}, which captions of data.dataset "
-                f"{self.dataset_name!r} need; it has {', '.join(columns)}"
-            )
 
     def _fit(self, captions: list[list[int]], context: int | None, ids: list[Any]) -> list[list[int]]:
         too_long = [row for row, caption in enumerate(captions) if context is not None and len(caption) > context]

@@ -22,29 +22,16 @@ PADDING_AT_MOST = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """The shards and batches of a dataset, and which rows are left to compute: the same for all ranks.
-
-    Args:
-        n_rows: Rows of the dataset.
-        shard_rows: Rows a shard.
-        batch_size: Rows a batch, at most; with ``lengths`` tokens a batch, padding included.
-        lengths: Tokens of each row, if rows are captions.
-        left: By number of a shard, the rows of it that are left; a shard that is not listed is left as a whole.
-    """
+    """The shards and batches of a dataset, and which rows are left to compute: the same for all ranks."""
 
     n_rows: int
     shard_rows: int
-    batch_size: int
-    lengths: Sequence[int] | None = None
-    left: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    batch_size: int  # rows a batch, at most; with lengths, tokens a batch, padding included
+    lengths: Sequence[int] | None = None  # tokens of each row, if rows are captions
+    left: Mapping[int, Sequence[int]] = field(default_factory=dict)  # of each shard; one not listed is left as a whole
 
     def leaving(self, done: Iterable[int], again: Iterable[int] = ()) -> "Plan":
-        """Return this plan without what is done.
-
-        Args:
-            done: Numbers of the finished shards.
-            again: Rows that are left all the same; of their shards no other row is.
-        """
+        """Return this plan without the shards that are done, and of those with rows to do again no other row."""
         left: dict[int, list[int]] = {shard: [] for shard in done}
         shards = {shard: list(rows) for shard, rows in groupby(sorted(again), lambda row: row // self.shard_rows)}
         return replace(self, left={**left, **shards})
@@ -97,10 +84,7 @@ def _batches_by_length(rows: Sequence[int], lengths: Sequence[int], token_budget
 def default_shard_rows(n_rows: int, batch_size: int, row_bytes: int) -> int:
     """Return the rows a shard: about 128 MB of activations, at most 2,048 rows, a multiple of the batch size.
 
-    Args:
-        n_rows: Rows of the dataset; a shard is no larger than it must be for them.
-        batch_size: Rows a batch.
-        row_bytes: Bytes of one row's activations, of all layers.
+    No more than a dataset of ``n_rows`` needs, whose activations take ``row_bytes`` a row, of all layers.
     """
     rows = min(SHARD_ROWS_AT_MOST, SHARD_BYTES // row_bytes)
     return max(1, min(rows // batch_size, -(-n_rows // batch_size))) * batch_size
