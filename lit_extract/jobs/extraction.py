@@ -110,11 +110,7 @@ def extract(
 
 
 def find_finished(model: Extractor, data: StimulusDataModule, precision: str, output_dir: str) -> Extraction | None:
-    """Return what a job has made, if nothing of it is left to do; nothing is computed, written or removed.
-
-    Raises:
-        InputError: As :func:`extract`.
-    """
+    """Return what a job has made, if nothing of it is left to do; nothing is computed, written or removed."""
     job = _prepare(model, data, precision, False, output_dir)
     return _report(job, was_done=True) if job.is_done() and not place_of(job.store_path).remains() else None
 
@@ -155,16 +151,7 @@ def _prepare(
 
 
 def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
-    """Compute what is left.
-
-    Args:
-        job: The job.
-        trainer: Where and how to run.
-        plan: What is left; rank zero knows.
-
-    Raises:
-        InputError: Something is wrong with the machine or the output folder.
-    """
+    """Compute what is left, which rank zero knows."""
     writer = ActivationWriter()
     progress = [] if plan is None else [Progress(writer, plan, job.data.unit)]
 
@@ -178,12 +165,7 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
 
 
 class _Agreement(Callback):
-    """Has all ranks start with the plan of rank zero, or end.
-
-    Args:
-        plan: What is left, or that there is nothing to compute; of rank zero.
-        start: What each rank does with the plan.
-    """
+    """Has all ranks start with the plan of rank zero, or end when it has nothing to compute."""
 
     def __init__(self, plan: Plan | NothingLeft | None, start: Callable[[Plan], None]) -> None:
         self.plan, self.start = plan, start

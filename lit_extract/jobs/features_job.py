@@ -31,16 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class FeaturesJob(Job):
-    """One model on one dataset.
-
-    Args:
-        model: The extractor.
-        data: The stimuli, connected to the model.
-        precision: The trainer's.
-        output_dir: Folder of all features.
-        finalize: Whether .pt files are made at the end.
-        overwrite: Whether what exists is replaced.
-    """
+    """One model on one dataset that is connected to it."""
 
     def __init__(
         self,
@@ -56,6 +47,7 @@ class FeaturesJob(Job):
         self.model, self.finalize, self.overwrite = model, finalize, overwrite
         self.root: str | None = data.stimuli.attrs.get(ROOT)
         self.files, self.store_path = output_paths(model, data, output_dir)
+        self._file_names = {pool: file.name for pool, file in self.files.items()}
         self.plan = data.plan
         self.repairable: list[int] = []  # rows that are bad in finished files, and can be read now
         self._outdated: set[int] = set()  # those of them that a repair has computed of other files than today's
@@ -66,11 +58,7 @@ class FeaturesJob(Job):
         return len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
 
     def is_done(self) -> bool:
-        """Return whether all files exist with this provenance, and the folder has no features of other stimuli.
-
-        Raises:
-            InputError: One has another provenance; its differing settings are named. Or stimuli have changed.
-        """
+        """Return whether all files exist with this provenance; refuse other stimuli in the folder, or changed ones."""
         own = {*self.files.values(), self.store_path}
         check_one_order(self.store_path.parent, self.stimulus_ids, own, self.data.source)
         if self.overwrite:
@@ -100,13 +88,7 @@ class FeaturesJob(Job):
         return bad
 
     def open_store(self) -> Plan:
-        """Create the store, or resume the one that exists; return what is left to compute.
-
-        The caller has the lock.
-
-        Raises:
-            InputError: It can't be written, has other settings, or the disk has no room for what is left to do.
-        """
+        """Create the store, or resume the one that exists; return what is left to compute. The caller has the lock."""
         resumed = None if self.overwrite else self._resumed()
         store = resumed or self._create()
         done, status = store.done_shards(), store.status()
@@ -129,9 +111,11 @@ class FeaturesJob(Job):
 
     def _create(self) -> Store:
         self._check_room(0)
-        if self.overwrite:
-            self._remove_output()
         try:
+            if self.overwrite:
+                for file in self.files.values():
+                    place_of(file).remove_file()
+                remove_store(self.store_path)
             return Store.create(self.store_path, self._spec())
         except RemoteError:
             raise
@@ -155,11 +139,7 @@ class FeaturesJob(Job):
         return store
 
     def _check_store(self, store: Store) -> None:
-        """Check that a store has these settings and today's stimuli, and repair what is damaged.
-
-        Raises:
-            InputError: It has others, or is not as large as its provenance makes it.
-        """
+        """Check that a store has these settings and today's stimuli, and repair what is damaged."""
         store.check_provenance(self.provenance, self.root)
         known, model = store.layout, self.model
         found = known.pools, known.layers, known.shape, known.shard_rows, known.notes["files"]
@@ -199,14 +179,6 @@ class FeaturesJob(Job):
         store = Store(self.store_path)
         return len(store.done_shards()), store.n_shards, "shards"
 
-    def _remove_output(self) -> None:
-        try:
-            for file in self.files.values():
-                place_of(file).remove_file()
-            remove_store(self.store_path)
-        except OSError as error:
-            raise InputError(f"can't delete what exists: {error}; remove it, or choose another --output_dir") from None
-
     def remove_leftovers(self) -> None:
         """Delete the store of a run that was killed after its files were complete, or while it removed it."""
         if not place_of(self.store_path).remains():
@@ -219,10 +191,6 @@ class FeaturesJob(Job):
                 finalize_locked(store, keep_store=False)  # the file may not have been read back yet
             elif not store.is_kept:
                 store.remove()
-
-    @property
-    def _file_names(self) -> dict[str, str]:
-        return {pool: file.name for pool, file in self.files.items()}
 
     def _spec(self) -> StoreSpec:
         notes = {

@@ -33,11 +33,7 @@ def recorded_provenance(files: Iterable[AnyPath], store: AnyPath | None = None) 
 
 
 def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath) -> tuple[dict[str, AnyPath], AnyPath]:
-    """Return the features file of each pooling, and the store that they are made of.
-
-    Raises:
-        InputError: Their names are longer than file systems take.
-    """
+    """Return the features file of each pooling, and the store that they are made of."""
     untrained = "-untrained" if model.untrained else ""
     folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
     stem = f"{safe_name(model.model_name)}_pool-"
@@ -59,16 +55,9 @@ def ids_in_folder(folder: AnyPath) -> Ids:
 
 
 def check_one_order(folder: AnyPath, ids: Ids, own: Collection[AnyPath], setting: str) -> None:
-    """Check that the features in a folder are of these stimuli in this order.
+    """Check that all features and stores in a folder are of these stimuli in this order.
 
-    Args:
-        folder: Where the features will be.
-        ids: The stimuli of this run.
-        own: Outputs of this run, which are compared by their provenance.
-        setting: What chose the stimuli, for the error: a caption file, or the folder of a dataset.
-
-    Raises:
-        InputError: A features file or a store has others, or has them in another order.
+    But this run's ``own`` outputs, which are compared by their provenance. ``setting`` is what chose the stimuli.
     """
     for path, theirs in _stimuli_of_each(folder):
         if path not in own and (difference := first_difference(ids, theirs)):
