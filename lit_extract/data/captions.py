@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import check_name
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
-from lit_extract.data.plan import Plan, default_shard_rows, default_token_budget
+from lit_extract.data.plan import TOKENS_ON_CPU, TOKENS_ON_GPU, Plan, default_shard_rows
 from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets import DATASETS, load_captions, load_dataset
 from lit_extract.datasets.ids import id_key
@@ -206,7 +206,7 @@ class CaptionDataModule(StimulusDataModule):
         """The token budget: as given, as recorded by the run to resume, or that of the device."""
         recorded = self.connection.recorded.get("token_budget")
         known = self.token_budget or (recorded if isinstance(recorded, int) and recorded > 0 else None)
-        return known or default_token_budget(self.connection.on_gpu)
+        return known or (TOKENS_ON_GPU if self.connection.on_gpu else TOKENS_ON_CPU)
 
     def plan_all(self) -> Plan:
         """Return captions of like length together, in shards of about 128 MB."""

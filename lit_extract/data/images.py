@@ -29,7 +29,7 @@ from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import usable_cores
 from lit_extract.common.untrusted import absolute_path
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
-from lit_extract.data.pixels import GEOMETRY, Noted, PixelCache, folder_name, image_state
+from lit_extract.data.pixels import DECODERS, GEOMETRY, Noted, PixelCache, folder_name, image_state
 from lit_extract.data.plan import Plan, default_shard_rows
 from lit_extract.datasets import DATASETS, load_dataset, table
 from lit_extract.datasets.dataset import Dataset as StimulusDataset
@@ -226,7 +226,7 @@ class ImageDataModule(StimulusDataModule):
             "stimuli_sha256": self.stimuli_sha256,
             "preprocessing": self.preprocessing,
             "batch_size": self.batch_size,
-            **{package: version(package) for package in ("pillow", "timm", "torchvision")},
+            **{package: version(package) for package in DECODERS},
         }
 
     def readable(self, rows: Sequence[int]) -> list[int]:

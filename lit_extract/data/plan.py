@@ -12,8 +12,9 @@ from itertools import accumulate, groupby, takewhile
 SHARD_BYTES = 128 * 2**20
 # A small model's 128 MB would be 14,000 rows: too few shards to share among ranks, too much to lose.
 SHARD_ROWS_AT_MOST = 2048
-# Tokens a batch. The activations of more fill the caches of a CPU: 8192 tokens take 1.0 to 1.5 times as long for each.
-# On a GPU more take more memory and hardly less time.
+# Tokens a batch, padding included, whatever memory is free: which captions share a batch decides their last bits; what
+# does not fit is split. More fill the caches of a CPU: 8192 tokens take 1.0 to 1.5 times as long for each. On a GPU
+# more take more memory and hardly less time.
 TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 16384
 # Tokens of padding a batch ends before it has: then another batch costs less than the padding does. Without a limit,
 # an eighth of all tokens of generated captions would be padding.
@@ -88,11 +89,3 @@ def default_shard_rows(n_rows: int, batch_size: int, row_bytes: int) -> int:
     """
     rows = min(SHARD_ROWS_AT_MOST, SHARD_BYTES // row_bytes)
     return max(1, min(rows // batch_size, -(-n_rows // batch_size))) * batch_size
-
-
-def default_token_budget(on_gpu: bool) -> int:
-    """Return the tokens a batch, padding included: one number for each kind of device, whatever memory is free.
-
-    Which captions share a batch decides their last bits; what does not fit is split.
-    """
-    return TOKENS_ON_GPU if on_gpu else TOKENS_ON_CPU

@@ -33,8 +33,7 @@ class HuggingFaceTokenizer:
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text, with the special tokens that the model was trained with."""
         # The length limit is ours to enforce, with the captions' ids; not a line in a log.
-        ids: list[list[int]] = self.tokenizer(texts, verbose=False, return_attention_mask=False)["input_ids"]
-        return ids
+        return list(self.tokenizer(texts, verbose=False, return_attention_mask=False)["input_ids"])
 
     def token_texts(self, ids: list[int]) -> list[str]:
         """Return each token as the tokenizer writes it, to be looked at."""
@@ -63,8 +62,7 @@ class SentencePieceTokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text, with BOS; several threads share the texts."""
-        ids: list[list[int]] = self.processor.encode(texts, add_bos=True, num_threads=-1)
-        return ids
+        return list(self.processor.encode(texts, add_bos=True, num_threads=-1))
 
     def token_texts(self, ids: list[int]) -> list[str]:
         """Return each token as sentencepiece writes it."""

@@ -10,18 +10,19 @@ import numpy as np
 import torch
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.data.base import StimulusDataModule
+from lit_extract.common.timing import stopwatch
+from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.plan import Plan
 from lit_extract.datasets.table import ROOT
 from lit_extract.jobs.job import Job
-from lit_extract.jobs.outputs import check_one_order, output_paths
+from lit_extract.jobs.outputs import check_one_order, ids_in_folder, output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.storage.disk import bytes_there, check_room, features_bytes, store_bytes
 from lit_extract.storage.features import load_features
 from lit_extract.storage.features_content import sizes_sha256
 from lit_extract.storage.finalize import finalize_locked, is_finished
 from lit_extract.storage.layout import BAD_INPUT, MISSING, count_shards
-from lit_extract.storage.places import AnyPath, RemoteError, place_of
+from lit_extract.storage.places import AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import features_provenance
 from lit_extract.storage.repair import inputs_of, status_of
 from lit_extract.storage.store import Store
@@ -31,22 +32,44 @@ logger = logging.getLogger(__name__)
 
 
 class FeaturesJob(Job):
-    """One model on one dataset that is connected to it."""
+    """One model on one dataset, which is connected to it; of what exists only the provenance is read."""
 
     def __init__(
         self,
         model: Extractor,
         data: StimulusDataModule,
         precision: str,
-        output_dir: AnyPath,
+        output_dir: str,
         finalize: bool = True,
         overwrite: bool = False,
+        on_gpu: bool = False,
     ) -> None:
-        known = {"precision": precision, "torch": str(torch.__version__)}
-        super().__init__(data, {**model.provenance(), **data.provenance(), **known})
+        if data.connection.preprocessing not in (None, model.preprocessing):
+            raise InputError(
+                f"data.preprocessing: {data.preprocessing} is not that of {model.model_name!r}, which is "
+                f"{model.preprocessing}; make a data module for each model"
+            )
+        folder = to_path(output_dir, "output_dir")
         self.model, self.finalize, self.overwrite = model, finalize, overwrite
+        self.files, self.store_path = output_paths(model, data, folder)
+        recorded = {} if overwrite else recorded_provenance(self.files.values(), self.store_path)
+        model.use_commit_of(recorded)  # before the tokenizer is loaded, which is of the same commit
+        with stopwatch("stimuli"):
+            data.connect(
+                Connection(
+                    model.preprocessing,
+                    row_bytes=len(model.layers) * model.n_dim * 4,
+                    on_gpu=on_gpu,
+                    recorded=recorded,
+                    ids_in_folder=ids_in_folder(self.store_path.parent),
+                    output_dir=place_of(folder).local,
+                )
+            )
+            data.setup("predict")
+        known = {"precision": precision, "torch": str(torch.__version__)}
+        with stopwatch("weights"):  # a checkpoint is hashed
+            super().__init__(data, {**model.provenance(), **data.provenance(), **known})
         self.root: str | None = data.stimuli.attrs.get(ROOT)
-        self.files, self.store_path = output_paths(model, data, output_dir)
         self._file_names = {pool: file.name for pool, file in self.files.items()}
         self.plan = data.plan
         self.repairable: list[int] = []  # rows that are bad in finished files, and can be read now
@@ -193,21 +216,15 @@ class FeaturesJob(Job):
                 store.remove()
 
     def _spec(self) -> StoreSpec:
+        model = self.model
         notes = {
             **self.notes(),
             "files": self._file_names,
-            "num_params": self.model.num_params,
+            "num_params": model.num_params,
             "root": self.root,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
             "threads": torch.get_num_threads(),
         }
-        return StoreSpec(
-            self.model.pools,
-            self.model.layers,
-            self.model.n_dim,
-            self.plan.shard_rows,
-            self.stimulus_ids,
-            self.provenance,
-            notes,
-            {**self.model.extras, **dict.fromkeys(self.data.input_columns, "int64")},
-        )
+        shape = model.pools, model.layers, model.n_dim, self.plan.shard_rows
+        extras = {**model.extras, **dict.fromkeys(self.data.input_columns, "int64")}
+        return StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras)

@@ -41,15 +41,7 @@ class Progress(Callback):
         disable, unit = not sys.stderr.isatty(), f" {self.unit}"
         self.bar = tqdm(total=self.total, desc=self.what, unit=unit, dynamic_ncols=True, disable=disable)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Count a batch, and show it now and then."""
         rows, now = len(outputs["index"]), time.monotonic()
         self.done += rows

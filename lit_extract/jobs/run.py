@@ -21,15 +21,13 @@ SECONDS_TO_END = 30.0  # of the other ranks: a batch, and writing a shard
 SECONDS_TO_FAIL_ALIKE = 10.0
 SAFE = "Finished shards are safe: run the same command again to resume"
 
-# Rows travel with their index, workers are chosen by us, a rank may have nothing left to do, and a single process needs
-# no srun.
+# Rows travel with their index, workers are chosen by us, and a rank may have nothing left to do.
 _EXPECTED = (
     "Couldn't infer the batch indices",
     ".*does not have many workers",
     ".*zero length",
     ".*zero across",
     ".*treespec, LeafSpec",
-    "The `srun` command is available",
 )
 
 
@@ -87,15 +85,7 @@ class Stopping(Callback):
         self._take_over_watch()
         self.in_loop.enter_context(signals.deferred())
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
         """Stop, if there is a reason."""
         self._check()
 
