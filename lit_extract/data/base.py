@@ -20,7 +20,7 @@ from lit_extract.common.signals import ignore_in_worker
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import check_name, shorten
 from lit_extract.data.plan import Plan
-from lit_extract.datasets import table
+from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import contents
 from lit_extract.storage.layout import CONTENT, MTIME, N_BYTES, SIZE
 
@@ -54,6 +54,7 @@ class StimulusDataModule(LightningDataModule):
     input_columns: Sequence[str] = (N_BYTES,)  # what is noted of each row's input
     file_suffix = ""  # what the data add to the name of a features file
     dataset_name: str
+    root: str | None
 
     def __init__(
         self,
@@ -110,9 +111,9 @@ class StimulusDataModule(LightningDataModule):
         """What chose the stimuli, for errors."""
         return f"data.root: {self.stimuli.attrs[table.ROOT]!r}"
 
-    @abstractmethod
     def read_table(self) -> pd.DataFrame:
-        """Return the stimulus table, without a look at the stimuli themselves."""
+        """Return the table of the stimuli that the query chooses, without a look at the stimuli themselves."""
+        return load_dataset(self.dataset_name, self.root, self.query)
 
     @cached_property
     def stimuli(self) -> pd.DataFrame:
@@ -164,11 +165,8 @@ class StimulusDataModule(LightningDataModule):
         """Return the rows whose inputs are others than those that were read.
 
         A file of the same size and time is taken as unchanged, as Git and make do; any other is read and its content
-        compared. Where no content was noted, by earlier versions and of captions, sizes are compared.
-
-        Args:
-            recorded: What was noted of each row's input (N, 4).
-            rows: Where to look (N,).
+        compared. Where no content was noted, by earlier versions and of captions, sizes are compared. ``recorded`` is
+        what was noted of each row's input (N, 4), ``rows`` where to look (N,).
         """
         sizes, times = self.input_states.T
         other_size = recorded[:, SIZE] != sizes

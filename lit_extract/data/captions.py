@@ -184,9 +184,7 @@ class CaptionDataModule(StimulusDataModule):
         if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
             raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
         captions = self._fit(captions, settings["context"], ids)
-        if settings["exclude_bos"]:
-            _check_bos(captions, tokenizer.bos_id, settings["exclude_bos"], ids)
-        _warn_of_bos(captions, tokenizer.bos_id, settings.get("bos_id"))
+        _check_bos(captions, tokenizer.bos_id, settings, ids)
         starts = np.cumsum([0, *map(len, captions)], dtype=np.int64)
         return np.fromiter(chain.from_iterable(captions), np.int32, int(starts[-1])), starts
 
@@ -251,27 +249,22 @@ class CaptionDataModule(StimulusDataModule):
         return [caption[:context] for caption in captions]
 
 
-def _check_bos(captions: list[list[int]], bos_id: int | None, exclude_bos: bool | str, ids: list[Any]) -> None:
+def _check_bos(captions: list[list[int]], bos_id: int | None, settings: dict[str, Any], ids: list[Any]) -> None:
     """Refuse to leave the first token out where it is another than the one that was meant, or the only one."""
-    if exclude_bos is True and (bos_id is None or any(caption[0] != bos_id for caption in captions)):
+    firsts, exclude_bos = {caption[0] for caption in captions}, settings["exclude_bos"]
+    if exclude_bos is True and firsts != {bos_id}:
         raise InputError(
             "model.exclude_bos is true, but the model's tokenizer does not start captions with a BOS token; "
             "to leave out the first token whatever it is, pass --model.exclude_bos first"
         )
-    if alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) < 2]:
+    if exclude_bos and (alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) < 2]):
         raise InputError(
             f"model.exclude_bos: {exclude_bos!r} leaves nothing to average of captions of one token: "
             f"{name_some(alone)}; leave them out with data.query"
         )
-
-
-def _warn_of_bos(captions: list[list[int]], bos_id: int | None, expected: int | None) -> None:
-    """Warn that the tokenizer leaves out a BOS token that it has and the configuration names.
-
-    Many configurations name a token that is never used: one that also ends texts (GPT-2's), or one that the tokenizer
-    does not know as its BOS (Qwen's). These are no reason to warn.
-    """
-    if expected is not None and bos_id == expected and not any(caption[0] == bos_id for caption in captions):
+    # Many configurations name a token that is never used: one that also ends texts (GPT-2's), or one that the tokenizer
+    # does not know as its BOS (Qwen's). These are no reason to warn.
+    if bos_id is not None and settings.get("bos_id") == bos_id and bos_id not in firsts:
         logger.warning(
             f"the model's configuration names a BOS token ({bos_id}), but its tokenizer does not put it "
             "before captions; if the model was trained with it, pass --model.options '{add_bos_token: true}'"

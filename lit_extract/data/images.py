@@ -43,15 +43,7 @@ WORKERS_AT_MOST = 16
 
 
 class ImageBatches(Dataset[dict[str, Any]]):
-    """A dataset whose items are the batches of a plan.
-
-    Args:
-        stimuli: The stimulus table.
-        batches: Global row indices of each batch.
-        preprocessing: timm's data config.
-        cache: Pixels of earlier models, if they are kept.
-        places: Row in the cache of each row of the table; default: the same.
-    """
+    """A dataset whose items are the batches of a plan; ``places`` are rows in the cache, by default the same."""
 
     def __init__(
         self,
@@ -197,10 +189,6 @@ class ImageDataModule(StimulusDataModule):
                 f"data.shard_rows: {shard_rows} rows; must be a multiple of data.batch_size ({batch_size})"
             )
         self.root, self.batch_size, self.on_bad_image, self.cache = root, batch_size, on_bad_image, cache
-
-    def read_table(self) -> pd.DataFrame:
-        """Return the table of the images that the query chooses."""
-        return load_dataset(self.dataset_name, self.root, self.query)
 
     @cached_property
     def input_states(self) -> NDArray[np.int64]:

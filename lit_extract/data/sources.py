@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import Plan
-from lit_extract.datasets import DatasetName, load_dataset, table
+from lit_extract.datasets import DatasetName, table
 from lit_extract.datasets.decode import open_image, read_stimulus
 from lit_extract.storage.layout import INPUTS
 
@@ -103,17 +102,11 @@ class ImageSourceDataModule(StimulusDataModule):
         super().__init__(None, WHOLE_SUBSET, shard_rows, 0, preprocessing)
         self.dataset_name, self.root, self.query = dataset, root, query
 
-    def read_table(self) -> pd.DataFrame:
-        """Return the table of the images that the query chooses."""
-        return load_dataset(self.dataset_name, self.root, self.query)
-
     @cached_property
     def sources(self) -> list[ImageSource]:
         """Where each image is."""
-        places = self.image_places(range(len(self.stimuli)))
-        return [
-            ImageSource(id_, *place) for id_, place in zip(self.stimuli["stimulus_id"].tolist(), places, strict=True)
-        ]
+        ids, places = self.stimuli["stimulus_id"].tolist(), self.image_places(range(len(self.stimuli)))
+        return [ImageSource(stimulus, *place) for stimulus, place in zip(ids, places, strict=True)]
 
     @cached_property
     def input_states(self) -> NDArray[np.int64]:

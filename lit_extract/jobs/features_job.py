@@ -1,7 +1,4 @@
-"""The job that makes features: its names and provenance, what of it exists, and what is left to compute.
-
-N stimuli.
-"""
+"""The job that makes features: its names and provenance, what of it exists, and what is left to compute."""
 
 import logging
 import platform
@@ -69,16 +66,12 @@ class FeaturesJob(Job):
         known = {"precision": precision, "torch": str(torch.__version__)}
         with stopwatch("weights"):  # a checkpoint is hashed
             super().__init__(data, {**model.provenance(), **data.provenance(), **known})
+        self.shape = len(self.stimulus_ids), len(model.layers), model.n_dim  # (N, L, D)
         self.root: str | None = data.stimuli.attrs.get(ROOT)
         self._file_names = {pool: file.name for pool, file in self.files.items()}
         self.plan = data.plan
         self.repairable: list[int] = []  # rows that are bad in finished files, and can be read now
         self._outdated: set[int] = set()  # those of them that a repair has computed of other files than today's
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(N, L, D) of the features."""
-        return len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
 
     def is_done(self) -> bool:
         """Return whether all files exist with this provenance; refuse other stimuli in the folder, or changed ones."""
@@ -133,13 +126,25 @@ class FeaturesJob(Job):
         return plan
 
     def _create(self) -> Store:
+        model = self.model
+        notes = {
+            **self.notes(),
+            "files": self._file_names,
+            "num_params": model.num_params,
+            "root": self.root,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+        shape = model.pools, model.layers, model.n_dim, self.plan.shard_rows
+        extras = {**model.extras, **dict.fromkeys(self.data.input_columns, "int64")}
+        spec = StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras)
         self._check_room(0)
         try:
             if self.overwrite:
                 for file in self.files.values():
                     place_of(file).remove_file()
                 remove_store(self.store_path)
-            return Store.create(self.store_path, self._spec())
+            return Store.create(self.store_path, spec)
         except RemoteError:
             raise
         except OSError as error:
@@ -214,17 +219,3 @@ class FeaturesJob(Job):
                 finalize_locked(store, keep_store=False)  # the file may not have been read back yet
             elif not store.is_kept:
                 store.remove()
-
-    def _spec(self) -> StoreSpec:
-        model = self.model
-        notes = {
-            **self.notes(),
-            "files": self._file_names,
-            "num_params": model.num_params,
-            "root": self.root,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
-        shape = model.pools, model.layers, model.n_dim, self.plan.shard_rows
-        extras = {**model.extras, **dict.fromkeys(self.data.input_columns, "int64")}
-        return StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras)

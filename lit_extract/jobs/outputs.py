@@ -20,14 +20,14 @@ from lit_extract.storage.store_folder import is_store
 LONGEST_NAME = 255  # bytes, on all usual file systems
 
 
-def recorded_provenance(files: Iterable[AnyPath], store: AnyPath | None = None) -> dict[str, Any]:
+def recorded_provenance(files: Iterable[AnyPath], store: AnyPath) -> dict[str, Any]:
     """Return the provenance of the first features file that exists, else of the store; empty when none can be read."""
     for file in files:
         with suppress(InputError):  # what needs the file reports what is wrong with it
             if place_of(file).exists():
                 return dict(read_metadata(file)["provenance"])
     with suppress(InputError):
-        if store is not None and is_store(store):
+        if is_store(store):
             return Store(store).provenance
     return {}
 
