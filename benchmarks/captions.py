@@ -1,4 +1,4 @@
-"""Captions a second: a shard of requests at a time, beside one call an image.
+"""Captions a second: a shard of requests at a time, next to one call an image.
 
     make bench-vllm                                              # a tiny Pixtral with random weights, on CPU
     python benchmarks/captions.py mistralai/Pixtral-12B-2409     # what you have

@@ -79,7 +79,7 @@ _PRELOADED = ["lightning.pytorch", "timm", "transformers", "torchvision", "panda
 
 
 def _context() -> Any:
-    """Processes are forked from one that has the imports behind it; where there is a GPU that is not safe."""
+    """Processes are forked from one that has done the imports; where there is a GPU that is not safe."""
     if Path("/dev/nvidiactl").exists():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -1,4 +1,4 @@
-"""Gigabytes a second from the store to the ``.pt``, beside cp; and what it takes to read one layer of a large store."""
+"""Gigabytes a second from the store to the ``.pt``, next to cp; and what it takes to read one layer of a large store."""
 
 import os
 import shutil

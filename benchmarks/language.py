@@ -1,4 +1,4 @@
-"""Captions a second: whole jobs, beside what people write themselves, Hugging Face's pipeline, and the bare forward."""
+"""Captions a second: whole jobs, next to what people write themselves, Hugging Face's pipeline, and the bare forward."""
 
 import csv
 import random
@@ -54,7 +54,7 @@ TABLES = [
 
 TEXT = """
 From a caption file to the finished `.pt` of the mean tokens of all blocks. Loading the model does not count, here
-or in what is beside it; what it takes us is in the second table. Captions have 8 to 80 words, most of them 15 to
+or in what is next to it; what it takes us is in the second table. Captions have 8 to 80 words, most of them 15 to
 30, as generated ones do. Random weights of the named shape: they cost the same. The BLOOM-shaped model has BLOOM's
 vocabulary of 250,880 words.
 

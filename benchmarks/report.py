@@ -30,7 +30,7 @@ class Table:
 
 
 def save_section(folder: Path, machine: dict[str, Any], name: str, section: dict[str, Any]) -> None:
-    """Put a section's numbers into the file of the machine, beside those of other sections."""
+    """Put a section's numbers into the file of the machine, next to those of other sections."""
     file = folder / "results" / f"{machine['file']}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"sections": {}}
@@ -124,7 +124,7 @@ _INTRODUCTION = """# What is fast, measured side by side
 
 `make bench` measures all of it, or some (`make bench ONLY="vision finalize"`): one measurement a process, all in turn,
 several rounds. It writes the numbers of this machine to [results](results), and this page from all that is there, so
-that machines stand beside each other. With a GPU the same command measures there.
+that machines stand next to each other. With a GPU the same command measures there.
 """
 
 

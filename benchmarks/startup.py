@@ -15,7 +15,7 @@ NAME, TITLE = "startup", "Start-up"
 ROUNDS = {"cpu": 3, "cuda": 3, "quick": 1}
 PREDICT = ("predict", "--config", "configs/demo/vision.yaml", "--model.untrained", "true")
 TIMES = ("predict, to the end", "predict, when all is done", "status")
-PHASES = ("imports", "settings", "stimuli", "weights")  # that predict --profile tells of
+PHASES = ("imports", "settings", "stimuli", "weights")  # as predict --profile prints them
 IMPORTS = {
     "import of torch": "torch",
     "import of torch, timm, transformers and Lightning": "torch, timm, transformers, lightning.pytorch",
@@ -36,7 +36,7 @@ TABLES = [
 
 TEXT = """
 Commands on the photographs that ship here, with a ViT-tiny of random weights: from the call until the first batch is
-asked for (as `--profile` tells it, with its parts), until all 24 images are done, and when they were done before; and
+asked for (as `--profile` prints it, with its parts), until all 24 images are done, and when they were done before; and
 `lit-extract status` of that folder. Below, what Python takes to import the libraries alone.
 """
 

@@ -52,7 +52,7 @@ model, features file. The models are {", ".join(f"`{model}`" for model in MODELS
 - *bare forwards and one decoding*: each model's forward pass alone, and all images decoded once; on a GPU, the
   longer of the two.
 
-With few images start-up is most of it, which a sweep has once; with many, what counts is how long decoding takes beside
+With few images start-up is most of it, which a sweep has once; with many, what counts is how long decoding takes next to
 the models. Where models are slow, as on a CPU, that is little, and no sweep is much faster than cold runs.
 """
 

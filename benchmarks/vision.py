@@ -1,4 +1,4 @@
-"""Images a second: whole jobs, beside what people write themselves, other packages, and the limits."""
+"""Images a second: whole jobs, next to what people write themselves, other packages, and the limits."""
 
 import json
 import os
@@ -65,7 +65,7 @@ TABLES = [
 
 TEXT = """
 From JPEGs of NSD's size to the finished `.pt` of class tokens of all blocks. Random weights: they cost the same.
-Loading the model does not count, here or in what is beside it.
+Loading the model does not count, here or in what is next to it.
 
 - *plain loop*: as scripts of this kind have it: float32, batches of 4 decoded in the main process, `torch.fx`, a
   list in memory, `torch.save`.

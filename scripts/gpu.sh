@@ -6,7 +6,7 @@
 #   scripts/gpu.sh bench vision sweep    all benchmarks, or some
 #
 # PYTHON=python3.12  another Python
-# WHEELS=DIR         wheels of what it lacks; they go into SITE (default: a folder of TMPDIR), not into the Python
+# WHEELS=DIR         wheels of what is missing; they go into SITE (default: a folder of TMPDIR), not into the Python
 # OUTPUT=DIR         gets RESULTS.md and results/; default: benchmarks
 set -eu
 cd "$(dirname "$0")/.."
@@ -30,7 +30,7 @@ for line in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"
     wanted = Requirement(line)
     try:
         if version(wanted.name) not in wanted.specifier:
-            print(f"beware: {wanted.name} {version(wanted.name)} is here, {wanted.specifier} is wanted")
+            print(f"warning: {wanted.name} {version(wanted.name)} is here, {wanted.specifier} is wanted")
     except PackageNotFoundError:
         missing.append(line)
 if missing:

@@ -35,6 +35,8 @@ from lit_extract.review.images import find_images
 from lit_extract.review.journal import journal_path, read_journal
 from lit_extract.review.server import ReviewServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

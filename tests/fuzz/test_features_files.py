@@ -26,6 +26,8 @@ from lit_extract.inspection.survey import DONE, survey
 from lit_extract.storage.archive import read_content, read_through
 from lit_extract.storage.features import load_features, read_metadata
 
+pytestmark = pytest.mark.slow
+
 N, LAYERS, DIM = 3, ["blocks.0", "norm"], 2
 MODELS = Path(__file__).parents[2] / "models.yml"
 

@@ -22,6 +22,8 @@ from lit_extract.common.errors import InputError
 from lit_extract.modules.registry import read_models
 from lit_extract.sweep.runs import plan_runs
 
+pytestmark = pytest.mark.slow
+
 POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "X"]}}
 TIMER = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": "00:12:00:00"}}
 CONFIG = {

@@ -20,6 +20,8 @@ from lit_extract.jobs.outputs import ids_in_folder
 from lit_extract.storage.store import Store
 from lit_extract.storage.store_folder import StoreSpec
 
+pytestmark = pytest.mark.slow
+
 MODELS = Path(__file__).parents[2] / "models.yml"
 GOOD_FILE = "a_good_one.pt"
 

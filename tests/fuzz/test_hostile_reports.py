@@ -12,6 +12,8 @@ from helpers.guard import REFUSED, RIGHT, outcome
 from lit_extract.commands.show import show
 from lit_extract.report.make import report
 
+pytestmark = pytest.mark.slow
+
 N = 8
 SCRIPT = "<script>alert(1)</script>"
 NAMES = [

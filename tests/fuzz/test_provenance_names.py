@@ -13,6 +13,8 @@ from lit_extract.modules.registry import default_models_file, read_models
 from lit_extract.parity.certificate import RebuildSettings
 from lit_extract.parity.provenance_form import check_provenance
 
+pytestmark = pytest.mark.slow
+
 NOTHING_GIVEN = RebuildSettings()
 SHA, COMMIT = "0123456789abcdef" * 4, "0123456789abcdef0123456789abcdef01234567"
 LAYERS = ["blocks.0", "blocks.1"]

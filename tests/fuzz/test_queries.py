@@ -11,6 +11,8 @@ from lit_extract.common.errors import InputError
 from lit_extract.datasets import load_dataset
 from lit_extract.datasets.query import evaluate
 
+pytestmark = pytest.mark.slow
+
 TABLE = pd.DataFrame(
     {
         "nsd_id": [0, 1, 2, 5, 8, 13],

@@ -14,6 +14,8 @@ from pydantic import TypeAdapter
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import check_name, plain_values, read_regular, read_yaml, validate_json
 
+pytestmark = pytest.mark.slow
+
 FORM = TypeAdapter(dict[str, list[int]])
 
 

@@ -19,6 +19,8 @@ from lit_extract.storage.finalize import finalize
 from lit_extract.storage.places import place_of, to_path
 from lit_extract.storage.store import CorruptShardError, Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=[1, 2])
 def version(request):

@@ -21,6 +21,8 @@ from lit_extract.storage.store import Store
 from lit_extract.storage.store_folder import StoreSpec
 from lit_extract.storage.store_metadata import array_metadata, checksum, read_layout
 
+pytestmark = pytest.mark.slow
+
 N, L, D, R = 7, 2, 3, 2
 POOLS = ("cls", "avg")
 EXTRAS = {"n_tokens": "int32", "loss": "float32", "bpb": "float32", "n_bytes": "int64"}

@@ -23,6 +23,8 @@ from lit_extract.datasets import load_captions, load_dataset
 from lit_extract.datasets.parquet import MAX_CELLS
 from lit_extract.datasets.reader import MAX_TABLE_BYTES, read_table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

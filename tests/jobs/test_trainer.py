@@ -11,6 +11,8 @@ from helpers import runs
 
 from lit_extract.jobs.trainer import is_task_of_srun
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 SHELL = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "features", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
 

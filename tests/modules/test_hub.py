@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from lit_extract import load_features
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = "1" * 40, "2" * 40
 DEMO = ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--output_dir", "out")
 VISION = ("--config", "{configs}/demo/vision.yaml", "--model.name", "test_vit.r160_in1k")

@@ -10,6 +10,8 @@ from helpers.small_review import CAPTIONS
 from lit_extract.captioning.output import read_captions, write_captions
 from lit_extract.datasets import load_captions
 
+pytestmark = pytest.mark.slow
+
 FIXED = "A dog runs along a beach, and a ball, too."
 
 

@@ -24,6 +24,8 @@ from lit_extract.storage.places import RemoteError, lease, place_of, to_path
 from lit_extract.storage.store import CorruptShardError, Store
 from lit_extract.storage.store_folder import is_store, remove_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):

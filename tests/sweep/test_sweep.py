@@ -23,6 +23,8 @@ from lit_extract.sweep.processes import outcome_of
 from lit_extract.sweep.run import exit_code, summary
 from lit_extract.sweep.runs import ModelRun
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 PROGRESS = RunProgress("images", 100, 40, 12.34, 75.0)
 

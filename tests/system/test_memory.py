@@ -63,7 +63,7 @@ def write_store(folder, n_stimuli, n_layers=12, n_dim=768, shard_rows=1024):
         shard_rows=shard_rows,
         stimulus_ids=list(range(n_stimuli)),
         provenance={"model": "none"},
-        notes={"files": {"cls": "features.pt"}, "num_params": 0},
+        notes={"files": {"cls": "features.pt"}, "num_params": 1},
     )
     folder.mkdir()
     store = Store.create(folder / "features.zarr", spec)

@@ -10,6 +10,8 @@ from helpers import runs
 
 from lit_extract.common import signals
 
+pytestmark = pytest.mark.slow
+
 HOW_TO_RESUME = "run the same command again to resume"
 START = """
 import os, sys, time
