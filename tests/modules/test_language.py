@@ -131,7 +131,7 @@ def test_exclude_bos_leaves_the_first_token_out(llama, captions):
 
 def test_exclude_bos_needs_a_tokenizer_that_adds_one(tmp_path, captions):
     save_model(tmp_path, "gpt2", bos=False)
-    with pytest.raises(InputError, match="^model.exclude_bos is true"):
+    with pytest.raises(InputError, match=r"^model\.exclude_bos is true"):
         features(extractor_of(tmp_path, exclude_bos=True), captions)
 
 
