@@ -5,9 +5,4 @@ from lit_extract.data.images import DATA_MODULES, ImageDataModule
 from lit_extract.data.sources import ImageSourceDataModule
 
 __all__ = ["CaptionDataModule", "ImageDataModule", "ImageSourceDataModule"]
-
-
-def __getattr__(name: str) -> type[ImageDataModule]:
-    if name in DATA_MODULES:
-        return DATA_MODULES[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+globals().update(DATA_MODULES)

@@ -20,7 +20,7 @@ from lit_extract.common.signals import ignore_in_worker
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import check_name, shorten
 from lit_extract.data.plan import Plan
-from lit_extract.datasets import table
+from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import contents
 from lit_extract.storage.layout import CONTENT, MTIME, N_BYTES, SIZE
 
@@ -35,43 +35,26 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Connection:
-    """What a data module needs to know of its job.
-
-    Args:
-        preprocessing: What the model expects of its input.
-        row_bytes: Bytes of one row's activations, of all layers; from them the rows a shard, unless given.
-        on_gpu: Whether the model runs on one.
-        recorded: Provenance of the run to resume; settings that were not given are taken from it.
-        ids_in_folder: Stimuli of the features in the output folder, in their order.
-        output_dir: Folder of all features, if it is a local one.
-        plan: What is left to do; None: all.
-        reserved_bytes: Of the disk, which the features will take.
-    """
+    """What a data module needs to know of its job."""
 
     preprocessing: dict[str, Any] | None = None
-    row_bytes: int = 1
+    row_bytes: int = 1  # of one row's activations, of all layers; from them the rows a shard, unless given
     on_gpu: bool = False
-    recorded: Mapping[str, Any] = field(default_factory=dict)
-    ids_in_folder: Sequence[int] | Sequence[str] = ()
-    output_dir: Path | None = None
-    plan: Plan | None = None
-    reserved_bytes: int = 0
+    recorded: Mapping[str, Any] = field(default_factory=dict)  # provenance of the run to resume
+    ids_in_folder: Sequence[int] | Sequence[str] = ()  # of the features in the output folder, in their order
+    output_dir: Path | None = None  # of all features, if it is a local one
+    plan: Plan | None = None  # what is left to do; None: all
+    reserved_bytes: int = 0  # of the disk, which the features will take
 
 
 class StimulusDataModule(LightningDataModule):
-    """The stimuli of one dataset, in whole batches of a plan that this module owns.
-
-    Args:
-        query: pandas query that chooses rows; needs a subset name of its own.
-        subset: Name of the chosen rows; names the output folder.
-        shard_rows: Rows a shard.
-        num_workers: Processes that prepare batches; default: chosen for the machine.
-        preprocessing: What the backbone expects of its input; linked from the model.
-    """
+    """The stimuli of one dataset, in whole batches of a plan that this module owns."""
 
     unit = "stimuli"
     input_columns: Sequence[str] = (N_BYTES,)  # what is noted of each row's input
+    file_suffix = ""  # what the data add to the name of a features file
     dataset_name: str
+    root: str | None
 
     def __init__(
         self,
@@ -106,19 +89,12 @@ class StimulusDataModule(LightningDataModule):
         self.connection = Connection(preprocessing)
 
     def connect(self, connection: Connection) -> None:
-        """Take all that the job knows: of its model and output first, and again when its ranks know what is left.
-
-        Nothing is read yet; without a job, all rows are left.
-        """
+        """Take all that the job knows: of its model and output first, and again when its ranks know what is left."""
         self.connection = connection
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What the model expects of its input.
-
-        Raises:
-            InputError: Nobody has said that.
-        """
+        """What the model expects of its input."""
         if self.connection.preprocessing is None:
             raise InputError(
                 "data.preprocessing: not set; pass the extractor's, as in DataModule(preprocessing=model.preprocessing)"
@@ -133,16 +109,11 @@ class StimulusDataModule(LightningDataModule):
     @property
     def source(self) -> str:
         """What chose the stimuli, for errors."""
-        return f"data.dataset: {self.dataset_name}"
+        return f"data.root: {self.stimuli.attrs[table.ROOT]!r}"
 
-    @property
-    def file_suffix(self) -> str:
-        """What the data adds to the name of a features file."""
-        return ""
-
-    @abstractmethod
     def read_table(self) -> pd.DataFrame:
-        """Return the stimulus table, without a look at the stimuli themselves."""
+        """Return the table of the stimuli that the query chooses, without a look at the stimuli themselves."""
+        return load_dataset(self.dataset_name, self.root, self.query)
 
     @cached_property
     def stimuli(self) -> pd.DataFrame:
@@ -194,11 +165,8 @@ class StimulusDataModule(LightningDataModule):
         """Return the rows whose inputs are others than those that were read.
 
         A file of the same size and time is taken as unchanged, as Git and make do; any other is read and its content
-        compared. Where no content was noted, by earlier versions and of captions, sizes are compared.
-
-        Args:
-            recorded: What was noted of each row's input (N, 4).
-            rows: Which rows to look at (N,).
+        compared. Where no content was noted, by earlier versions and of captions, sizes are compared. ``recorded`` is
+        what was noted of each row's input (N, 4), ``rows`` where to look (N,).
         """
         sizes, times = self.input_states.T
         other_size = recorded[:, SIZE] != sizes
@@ -216,11 +184,7 @@ class StimulusDataModule(LightningDataModule):
 
     @abstractmethod
     def batches_of(self, batches: Sequence[Sequence[int]]) -> Dataset[Batch]:
-        """Return a dataset whose items are the batches of these global rows.
-
-        Lightning passes such a dataset through its predict loop untouched, where it would re-create a
-        batch sampler.
-        """
+        """Return a dataset whose items are the batches of these rows; Lightning would re-create a batch sampler."""
 
     def workers(self, on_gpu: bool, world_size: int) -> int:
         """Return how many processes prepare batches, when not given."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import check_name
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
-from lit_extract.data.plan import Plan, default_shard_rows, default_token_budget
+from lit_extract.data.plan import TOKENS_ON_CPU, TOKENS_ON_GPU, Plan, default_shard_rows
 from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets import DATASETS, load_captions, load_dataset
 from lit_extract.datasets.ids import id_key
@@ -30,14 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class TokenBatches(Dataset[Batch]):
-    """A dataset whose items are the batches of a plan.
-
-    Args:
-        tokens: Token ids of all captions, one after the other.
-        starts: Where each caption starts; one more than there are captions.
-        text_bytes: UTF-8 bytes of each caption.
-        batches: Global row indices of each batch.
-    """
+    """A dataset whose items are the batches of a plan; ``starts`` has one more than there are captions."""
 
     def __init__(
         self,
@@ -121,6 +115,7 @@ class CaptionDataModule(StimulusDataModule):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
             check_name(name or "none", f"data.{setting}")
         self.captions, self.dataset_name, self.root, self.prompt_name = captions, dataset, root, prompt_name
+        self.file_suffix = f"_prompt-{prompt_name}"
         self.token_budget, self.truncate, self.show_tokens = token_budget, truncate, show_tokens
 
     @property
@@ -128,21 +123,17 @@ class CaptionDataModule(StimulusDataModule):
         """The caption file."""
         return f"data.captions: {self.captions!r}"
 
-    @property
-    def file_suffix(self) -> str:
-        """The captions' name, in the name of a features file."""
-        return f"_prompt-{self.prompt_name}"
-
     def read_table(self) -> pd.DataFrame:
-        """Return the captions of the file, in the order of the dataset.
-
-        Raises:
-            InputError: There is none, anything is wrong with it, or its stimuli are not those of the dataset.
-        """
+        """Return the captions of the file, in the order of the dataset."""
         if self.captions is None:
             raise InputError("data.captions: not given; give --data.captions FILE and --data.prompt_name NAME")
         captions = load_captions(self.captions, self.query)
-        self._check_dataset(list(captions.columns))
+        id_column = DATASETS[self.dataset_name].id_column if self.dataset_name in DATASETS else None
+        if id_column is not None and id_column not in captions:  # ids of one dataset are not those of another
+            raise InputError(
+                f"data.captions: {self.captions!r} has no column {id_column}, which captions of data.dataset "
+                f"{self.dataset_name!r} need; it has {', '.join(captions.columns)}"
+            )
         ids = captions["stimulus_id"].tolist()
         places = places_of(
             self._stimuli_of_dataset(ids), ids, self.source, self.dataset_name, self.subset != WHOLE_SUBSET
@@ -181,16 +172,9 @@ class CaptionDataModule(StimulusDataModule):
 
     @cached_property
     def _tokens(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Token ids of all captions, one after the other; and where each caption starts (N + 1,).
-
-        Raises:
-            InputError: A caption has none, or more than the model's context.
-        """
-        texts, ids, settings = (
-            self.stimuli["caption"].tolist(),
-            self.stimuli["stimulus_id"].tolist(),
-            self.preprocessing,
-        )
+        """Token ids of all captions, one after the other; and where each caption starts (N + 1,)."""
+        texts, ids = self.stimuli["caption"].tolist(), self.stimuli["stimulus_id"].tolist()
+        settings = self.preprocessing
         tokenizer = load_tokenizer(settings["tokenizer"], settings["source"], settings["options"])
         captions = tokenizer.encode(texts)
         for text, caption in zip(texts[: self.show_tokens], captions, strict=False):
@@ -200,11 +184,9 @@ class CaptionDataModule(StimulusDataModule):
         if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
             raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
         captions = self._fit(captions, settings["context"], ids)
-        if settings["exclude_bos"]:
-            _check_bos(captions, tokenizer.bos_id, settings["exclude_bos"], ids)
-        _warn_of_bos(captions, tokenizer.bos_id, settings.get("bos_id"))
-        starts = np.concatenate([[0], np.cumsum([len(caption) for caption in captions])]).astype(np.int64)
-        return np.fromiter((token for caption in captions for token in caption), np.int32, int(starts[-1])), starts
+        _check_bos(captions, tokenizer.bos_id, settings, ids)
+        starts = np.cumsum([0, *map(len, captions)], dtype=np.int64)
+        return np.fromiter(chain.from_iterable(captions), np.int32, int(starts[-1])), starts
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -222,7 +204,7 @@ class CaptionDataModule(StimulusDataModule):
         """The token budget: as given, as recorded by the run to resume, or that of the device."""
         recorded = self.connection.recorded.get("token_budget")
         known = self.token_budget or (recorded if isinstance(recorded, int) and recorded > 0 else None)
-        return known or default_token_budget(self.connection.on_gpu)
+        return known or (TOKENS_ON_GPU if self.connection.on_gpu else TOKENS_ON_CPU)
 
     def plan_all(self) -> Plan:
         """Return captions of like length together, in shards of about 128 MB."""
@@ -253,15 +235,6 @@ class CaptionDataModule(StimulusDataModule):
         """Return tokens padded on the right."""
         return TokenBatches(*self._tokens, self.input_bytes, batches)
 
-    def _check_dataset(self, columns: list[str]) -> None:
-        """Refuse captions without the ids of their dataset: those of one known dataset are not those of another."""
-        wanted = DATASETS[self.dataset_name].id_column if self.dataset_name in DATASETS else None
-        if wanted is not None and wanted not in columns:
-            raise InputError(
-                f"data.captions: {self.captions!r} has no column {wanted}, which captions of data.dataset "
-                f"{self.dataset_name!r} need; it has {', '.join(columns)}"
-            )
-
     def _fit(self, captions: list[list[int]], context: int | None, ids: list[Any]) -> list[list[int]]:
         too_long = [row for row, caption in enumerate(captions) if context is not None and len(caption) > context]
         if not too_long:
@@ -276,27 +249,22 @@ class CaptionDataModule(StimulusDataModule):
         return [caption[:context] for caption in captions]
 
 
-def _check_bos(captions: list[list[int]], bos_id: int | None, exclude_bos: bool | str, ids: list[Any]) -> None:
+def _check_bos(captions: list[list[int]], bos_id: int | None, settings: dict[str, Any], ids: list[Any]) -> None:
     """Refuse to leave the first token out where it is another than the one that was meant, or the only one."""
-    if exclude_bos is True and (bos_id is None or any(caption[0] != bos_id for caption in captions)):
+    firsts, exclude_bos = {caption[0] for caption in captions}, settings["exclude_bos"]
+    if exclude_bos is True and firsts != {bos_id}:
         raise InputError(
             "model.exclude_bos is true, but the model's tokenizer does not start captions with a BOS token; "
             "to leave out the first token whatever it is, pass --model.exclude_bos first"
         )
-    if alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) < 2]:
+    if exclude_bos and (alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) < 2]):
         raise InputError(
             f"model.exclude_bos: {exclude_bos!r} leaves nothing to average of captions of one token: "
             f"{name_some(alone)}; leave them out with data.query"
         )
-
-
-def _warn_of_bos(captions: list[list[int]], bos_id: int | None, expected: int | None) -> None:
-    """Warn that the tokenizer leaves out a BOS token that it has and the configuration names.
-
-    Many configurations name a token that is never used: one that also ends texts (GPT-2's), or one that the tokenizer
-    does not know as its BOS (Qwen's). These are no reason to warn.
-    """
-    if expected is not None and bos_id == expected and not any(caption[0] == bos_id for caption in captions):
+    # Many configurations name a token that is never used: one that also ends texts (GPT-2's), or one that the tokenizer
+    # does not know as its BOS (Qwen's). These are no reason to warn.
+    if bos_id is not None and settings.get("bos_id") == bos_id and bos_id not in firsts:
         logger.warning(
             f"the model's configuration names a BOS token ({bos_id}), but its tokenizer does not put it "
             "before captions; if the model was trained with it, pass --model.options '{add_bos_token: true}'"

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +29,7 @@ from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import usable_cores
 from lit_extract.common.untrusted import absolute_path
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
-from lit_extract.data.pixels import GEOMETRY, Noted, PixelCache, folder_name, image_state
+from lit_extract.data.pixels import DECODERS, GEOMETRY, Noted, PixelCache, folder_name, image_state
 from lit_extract.data.plan import Plan, default_shard_rows
 from lit_extract.datasets import DATASETS, load_dataset, table
 from lit_extract.datasets.dataset import Dataset as StimulusDataset
@@ -44,15 +43,7 @@ WORKERS_AT_MOST = 16
 
 
 class ImageBatches(Dataset[dict[str, Any]]):
-    """A dataset whose items are the batches of a plan.
-
-    Args:
-        stimuli: The stimulus table.
-        batches: Global row indices of each batch.
-        preprocessing: timm's data config: ``input_size``, ``interpolation``, ``crop_pct``, ``crop_mode``.
-        cache: Pixels of earlier models, if they are kept.
-        places: Row in the cache of each row of the table; default: the same.
-    """
+    """A dataset whose items are the batches of a plan; ``places`` are rows in the cache, by default the same."""
 
     def __init__(
         self,
@@ -76,12 +67,11 @@ class ImageBatches(Dataset[dict[str, Any]]):
         return len(self.batches)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Return ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,) and ``errors``, why they are.
+        """Return ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,), ``errors``, and ``inputs`` (B, 4).
 
-        ``inputs`` (B, 4) is what was noted of each image: size and time of its file, content, rotation.
-
-        Decoded by as many threads as the forward pass has; in a worker process that is one. Pixels of earlier models
-        are read sooner than threads start.
+        The latter are noted of each image: size and time of its file, content, rotation. Decoded by as many threads as
+        the forward pass has; in a worker process that is one. Pixels of earlier models are read sooner than threads
+        start.
         """
         index = self.batches[item]
         images = np.empty((len(index), *self.size), dtype=np.uint8)
@@ -111,9 +101,10 @@ class ImageBatches(Dataset[dict[str, Any]]):
         except OSError:  # decoding reports what is wrong with it
             return False
         noted = self.cache.read(int(self.places[row]), self._state(row, stat), pixels)
-        if noted is not None:
-            inputs[:] = stat.st_size, stat.st_mtime_ns, *noted
-        return noted is not None
+        if noted is None:
+            return False
+        inputs[:] = stat.st_size, stat.st_mtime_ns, *noted
+        return True
 
     def _decode_into(self, pixels: NDArray[np.uint8], inputs: NDArray[np.int64], row: int) -> str | None:
         """Fill in a row's pixels, note what they are of, keep both in the cache; or return why they can't be had."""
@@ -127,8 +118,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
                 noted = Noted(reading.content, rotated)
                 self.cache.write(int(self.places[row]), self._state(row, reading.stat), pixels, noted)
         except Exception as error:  # Pillow raises almost anything on a broken file
-            if _is_of_the_machine(error):
-                raise
+            _raise_if_of_the_machine(error)
             pixels[:] = 0
             return f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
         return None
@@ -151,11 +141,11 @@ _OF_THE_IMAGE = (
 )
 
 
-def _is_of_the_machine(error: Exception) -> bool:
-    """Return whether an error is the machine's, not the image's: a disk that does not answer, or no memory."""
-    if isinstance(error, OSError):
-        return error.errno not in _OF_THE_IMAGE
-    return isinstance(error, MemoryError | RuntimeError)
+def _raise_if_of_the_machine(error: Exception) -> None:
+    """Raise an error that is the machine's, not the image's: a disk that does not answer, or no memory."""
+    is_of_the_image = isinstance(error, OSError) and error.errno in _OF_THE_IMAGE
+    if isinstance(error, OSError | MemoryError | RuntimeError) and not is_of_the_image:
+        raise error
 
 
 class ImageDataModule(StimulusDataModule):
@@ -200,15 +190,6 @@ class ImageDataModule(StimulusDataModule):
             )
         self.root, self.batch_size, self.on_bad_image, self.cache = root, batch_size, on_bad_image, cache
 
-    @property
-    def source(self) -> str:
-        """The folder of the dataset."""
-        return f"data.root: {self.stimuli.attrs[table.ROOT]!r}"
-
-    def read_table(self) -> pd.DataFrame:
-        """Return the table of the images that the query chooses."""
-        return load_dataset(self.dataset_name, self.root, self.query)
-
     @cached_property
     def input_states(self) -> NDArray[np.int64]:
         """Size and time of each image's file (N, 2); an error unless all exist."""
@@ -233,7 +214,7 @@ class ImageDataModule(StimulusDataModule):
             "stimuli_sha256": self.stimuli_sha256,
             "preprocessing": self.preprocessing,
             "batch_size": self.batch_size,
-            **{package: version(package) for package in ("pillow", "timm", "torchvision")},
+            **{package: version(package) for package in DECODERS},
         }
 
     def readable(self, rows: Sequence[int]) -> list[int]:
@@ -243,8 +224,7 @@ class ImageDataModule(StimulusDataModule):
             try:
                 read_stimulus(*source).decode()
             except Exception as error:  # Pillow raises almost anything on a broken file
-                if _is_of_the_machine(error):
-                    raise
+                _raise_if_of_the_machine(error)
                 return False
             return True
 
@@ -257,7 +237,10 @@ class ImageDataModule(StimulusDataModule):
 
     def _open_cache(self) -> tuple[PixelCache | None, NDArray[np.int64] | None]:
         """Return the cache for this geometry, and the row in it of each row of the table."""
-        if (folder := self._cache_folder()) is None:
+        folder = self.connection.output_dir and self.connection.output_dir.absolute() / ".pixels"
+        if self.cache != "auto":
+            folder = None if self.cache == "off" else absolute_path(self.cache, "data.cache")
+        if folder is None:
             return None, None
         whole = self.stimuli if self.query is None else load_dataset(self.dataset_name, self.root)
         whole_sha256 = self.stimuli_sha256 if self.query is None else table.fingerprint(whole)
@@ -273,20 +256,13 @@ class ImageDataModule(StimulusDataModule):
             )
         return cache, places
 
-    def _cache_folder(self) -> Path | None:
-        if self.cache not in ("auto", "off"):
-            return absolute_path(self.cache, "data.cache")
-        output_dir = self.connection.output_dir
-        return None if self.cache == "off" or output_dir is None else output_dir.absolute() / ".pixels"
-
     def workers(self, on_gpu: bool, world_size: int) -> int:
         """Return how many processes decode: with a GPU one a core; without, none.
 
         On a CPU decoding and the model take turns, each with all threads: at the same time each would wait for
         the other's in every layer.
         """
-        cores = usable_cores() // world_size
-        return max(1, min(cores, WORKERS_AT_MOST)) if on_gpu else 0
+        return max(1, min(usable_cores() // world_size, WORKERS_AT_MOST)) if on_gpu else 0
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Stop at a bad image, or report that it is skipped."""
@@ -305,11 +281,8 @@ class ImageDataModule(StimulusDataModule):
 def _module_of(dataset: StimulusDataset) -> type[ImageDataModule]:
     root = f"; root from {dataset.root_variable}" if dataset.root_variable else ""
     described = f"{dataset.title}{root}. See ImageDataModule for the settings."
-    return type(
-        dataset.data_module,
-        (ImageDataModule,),
-        {"__doc__": described, "__module__": __name__, "dataset_name": dataset.name},
-    )
+    members = {"__doc__": described, "__module__": __name__, "dataset_name": dataset.name}
+    return type(dataset.data_module, (ImageDataModule,), members)
 
 
 # one class a dataset, such as NSDDataModule

@@ -36,12 +36,7 @@ _RECORD = struct.Struct("<16sIq?")
 
 
 class Noted(NamedTuple):
-    """What is kept of an image with its pixels.
-
-    Args:
-        content: Hash of what was decoded.
-        rotated: Whether it has an EXIF rotation.
-    """
+    """What is kept of an image with its pixels: a hash of what was decoded, and whether it has an EXIF rotation."""
 
     content: int
     rotated: bool
@@ -67,13 +62,7 @@ def folder_name(dataset: str, stimuli_sha256: str, preprocessing: Mapping[str, A
 
 
 class PixelCache:
-    """Pixels of one dataset in one geometry; safe under any number of readers and writers.
-
-    Args:
-        folder: Its folder; made when the first row is written.
-        n_rows: N.
-        shape: (3, H, W).
-    """
+    """Pixels (3, H, W) of the N rows of one dataset; safe under any number of readers and writers."""
 
     def __init__(self, folder: Path, n_rows: int, shape: tuple[int, ...]) -> None:
         self.folder, self.n_rows, self.row_bytes = folder, n_rows, math.prod(shape)
@@ -88,12 +77,9 @@ class PixelCache:
         return max(0, self.n_rows * (self.row_bytes + _RECORD.size) - taken)
 
     def read(self, row: int, image: bytes, pixels: NDArray[np.uint8]) -> Noted | None:
-        """Fill in ``pixels`` (3, H, W) if the row is in the cache, and return what else was noted of it.
+        """Fill in ``pixels`` (3, H, W) if the cache has the row of this :func:`image_state`; return what was noted.
 
-        Args:
-            row: Of the whole dataset.
-            image: Which state of which image it must be of; see :func:`image_state`.
-            pixels: What to fill in; undefined when the row is not in the cache.
+        When it has not, ``pixels`` are undefined.
         """
         try:
             pixels_file, rows_file = open_files(self.folder, os.O_RDONLY, os.getpid())
@@ -124,11 +110,7 @@ class PixelCache:
 
 @cache
 def open_files(folder: Path, mode: int, process: int) -> tuple[int, int]:
-    """Return descriptors of the pixels and the rows, opened once a process: those of a parent may not be a worker's.
-
-    Raises:
-        OSError: They can't be opened, or there are none to read.
-    """
+    """Return descriptors of the pixels and the rows, opened once a process: those of a parent may not be a worker's."""
     rows = open_own(folder / ROWS, mode)
     try:
         return open_own(folder / PIXELS, mode), rows

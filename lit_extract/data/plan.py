@@ -12,8 +12,9 @@ from itertools import accumulate, groupby, takewhile
 SHARD_BYTES = 128 * 2**20
 # A small model's 128 MB would be 14,000 rows: too few shards to share among ranks, too much to lose.
 SHARD_ROWS_AT_MOST = 2048
-# Tokens a batch. The activations of more fill the caches of a CPU: 8192 tokens take 1.0 to 1.5 times as long for each.
-# On a GPU more take more memory and hardly less time.
+# Tokens a batch, padding included, whatever memory is free: which captions share a batch decides their last bits; what
+# does not fit is split. More fill the caches of a CPU: 8192 tokens take 1.0 to 1.5 times as long for each. On a GPU
+# more take more memory and hardly less time.
 TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 16384
 # Tokens of padding a batch ends before it has: then another batch costs less than the padding does. Without a limit,
 # an eighth of all tokens of generated captions would be padding.
@@ -22,29 +23,16 @@ PADDING_AT_MOST = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """The shards and batches of a dataset, and which rows are left to compute: the same for all ranks.
-
-    Args:
-        n_rows: Rows of the dataset.
-        shard_rows: Rows a shard.
-        batch_size: Rows a batch, at most; with ``lengths`` tokens a batch, padding included.
-        lengths: Tokens of each row, if rows are captions.
-        left: By number of a shard, the rows of it that are left; a shard that is not listed is left as a whole.
-    """
+    """The shards and batches of a dataset, and which rows are left to compute: the same for all ranks."""
 
     n_rows: int
     shard_rows: int
-    batch_size: int
-    lengths: Sequence[int] | None = None
-    left: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    batch_size: int  # rows a batch, at most; with lengths, tokens a batch, padding included
+    lengths: Sequence[int] | None = None  # tokens of each row, if rows are captions
+    left: Mapping[int, Sequence[int]] = field(default_factory=dict)  # of each shard; one not listed is left as a whole
 
     def leaving(self, done: Iterable[int], again: Iterable[int] = ()) -> "Plan":
-        """Return this plan without what is done.
-
-        Args:
-            done: Numbers of the finished shards.
-            again: Rows that are left all the same; of their shards no other row is.
-        """
+        """Return this plan without the shards that are done, and of those with rows to do again no other row."""
         left: dict[int, list[int]] = {shard: [] for shard in done}
         shards = {shard: list(rows) for shard, rows in groupby(sorted(again), lambda row: row // self.shard_rows)}
         return replace(self, left={**left, **shards})
@@ -97,18 +85,7 @@ def _batches_by_length(rows: Sequence[int], lengths: Sequence[int], token_budget
 def default_shard_rows(n_rows: int, batch_size: int, row_bytes: int) -> int:
     """Return the rows a shard: about 128 MB of activations, at most 2,048 rows, a multiple of the batch size.
 
-    Args:
-        n_rows: Rows of the dataset; a shard is no larger than it must be for them.
-        batch_size: Rows a batch.
-        row_bytes: Bytes of one row's activations, of all layers.
+    No more than a dataset of ``n_rows`` needs, whose activations take ``row_bytes`` a row, of all layers.
     """
     rows = min(SHARD_ROWS_AT_MOST, SHARD_BYTES // row_bytes)
     return max(1, min(rows // batch_size, -(-n_rows // batch_size))) * batch_size
-
-
-def default_token_budget(on_gpu: bool) -> int:
-    """Return the tokens a batch, padding included: one number for each kind of device, whatever memory is free.
-
-    Which captions share a batch decides their last bits; what does not fit is split.
-    """
-    return TOKENS_ON_GPU if on_gpu else TOKENS_ON_CPU

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import Plan
-from lit_extract.datasets import DatasetName, load_dataset, table
+from lit_extract.datasets import DatasetName, table
 from lit_extract.datasets.decode import open_image, read_stimulus
 from lit_extract.storage.layout import INPUTS
 
@@ -32,13 +31,7 @@ MISSING = -1  # size of an image file that is not there
 
 
 class ImageSource(NamedTuple):
-    """One stimulus.
-
-    Args:
-        stimulus: Its id.
-        path: The image file, or the HDF5 file it is in.
-        image_row: Its row in the HDF5 file.
-    """
+    """One stimulus: its id, the file of it, and its row there, if that is an HDF5 file."""
 
     stimulus: Any
     path: str
@@ -48,11 +41,8 @@ class ImageSource(NamedTuple):
 def encode(source: ImageSource, max_size: int | None = None) -> str:
     """Return a stimulus as a PNG in a data URL: the same pixels for every engine, whatever the file's format.
 
-    Decoded as for vision features: RGB, transparency dropped, EXIF rotation not applied.
-
-    Args:
-        source: The stimulus.
-        max_size: Pixels of the longer side at most; larger images are reduced.
+    Decoded as for vision features: RGB, transparency dropped, EXIF rotation not applied. An image whose longer side has
+    more pixels than ``max_size`` is reduced.
     """
     image = open_image(source.path, source.image_row)
     if max_size is not None:
@@ -63,10 +53,7 @@ def encode(source: ImageSource, max_size: int | None = None) -> str:
 
 
 class SourceBatches(Dataset[Batch]):
-    """A dataset whose items are the shards of a plan: ``index`` (B,), ``sources``, B of them, and ``inputs`` (B, 4).
-
-    The latter are noted before the images are sent, so that a change in between is noticed.
-    """
+    """A dataset whose items are the shards of a plan: ``index`` (B,), ``sources``, B of them, and ``inputs`` (B, 4)."""
 
     def __init__(self, sources: list[ImageSource], batches: Sequence[Sequence[int]]) -> None:
         self.sources, self.batches = sources, batches
@@ -77,6 +64,7 @@ class SourceBatches(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         rows = self.batches[item]
         sources = [self.sources[row] for row in rows]
+        # noted before the images are sent, so that a change in between is noticed
         return {"index": torch.tensor(rows), "sources": sources, INPUTS: torch.tensor([_note(s) for s in sources])}
 
 
@@ -114,22 +102,28 @@ class ImageSourceDataModule(StimulusDataModule):
         super().__init__(None, WHOLE_SUBSET, shard_rows, 0, preprocessing)
         self.dataset_name, self.root, self.query = dataset, root, query
 
-    def read_table(self) -> pd.DataFrame:
-        """Return the table of the images that the query chooses."""
-        return load_dataset(self.dataset_name, self.root, self.query)
-
     @cached_property
     def sources(self) -> list[ImageSource]:
         """Where each image is."""
-        places = self.image_places(range(len(self.stimuli)))
-        return [
-            ImageSource(id_, *place) for id_, place in zip(self.stimuli["stimulus_id"].tolist(), places, strict=True)
-        ]
+        ids, places = self.stimuli["stimulus_id"].tolist(), self.image_places(range(len(self.stimuli)))
+        return [ImageSource(stimulus, *place) for stimulus, place in zip(ids, places, strict=True)]
 
     @cached_property
     def input_states(self) -> NDArray[np.int64]:
         """Size and time of each image's file (N, 2); a size of -1 where there is none."""
-        return np.array(_states(self.sources), dtype=np.int64)
+        known: dict[str, tuple[int, int]] = {}
+        for path in dict.fromkeys(source.path for source in self.sources):
+            try:
+                stat = Path(path).stat()
+                known[path] = stat.st_size, stat.st_mtime_ns
+            except OSError:
+                known[path] = MISSING, 0
+        missing = [path for path, (size, _) in known.items() if size == MISSING]
+        if len(missing) == len(known):
+            raise InputError(f"all {len(known)} images are missing: {name_some(missing)}; check data.root")
+        if missing:
+            logger.warning(f"{len(missing)} of {len(known)} images are missing and will fail: {name_some(missing)}")
+        return np.array([known[source.path] for source in self.sources], dtype=np.int64)
 
     def plan_all(self) -> Plan:
         """Return a batch a shard."""
@@ -148,24 +142,3 @@ class ImageSourceDataModule(StimulusDataModule):
     def batches_of(self, batches: Sequence[Sequence[int]]) -> SourceBatches:
         """Return sources, not pixels."""
         return SourceBatches(self.sources, batches)
-
-
-def _states(sources: list[ImageSource]) -> list[tuple[int, int]]:
-    """Return the bytes of each image file and the time of its last change; -1 bytes where there is none.
-
-    Raises:
-        InputError: None of them exists.
-    """
-    known: dict[str, tuple[int, int]] = {}
-    for path in dict.fromkeys(source.path for source in sources):
-        try:
-            stat = Path(path).stat()
-            known[path] = stat.st_size, stat.st_mtime_ns
-        except OSError:
-            known[path] = MISSING, 0
-    missing = [path for path, (size, _) in known.items() if size == MISSING]
-    if len(missing) == len(known):
-        raise InputError(f"all {len(known)} images are missing: {name_some(missing)}; check data.root")
-    if missing:
-        logger.warning(f"{len(missing)} of {len(known)} images are missing and will fail: {name_some(missing)}")
-    return [known[source.path] for source in sources]

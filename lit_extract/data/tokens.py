@@ -17,12 +17,7 @@ _ARGUMENTS = frozenset(
 
 
 class HuggingFaceTokenizer:
-    """The tokenizer of a Hugging Face model, with the special tokens of its configuration.
-
-    Args:
-        source: Repository on the hub, or local folder.
-        options: Further arguments for ``from_pretrained``.
-    """
+    """The tokenizer of a Hugging Face model, from the hub or a folder, with the special tokens of its configuration."""
 
     def __init__(self, source: str, options: dict[str, Any]) -> None:
         from transformers import AutoTokenizer
@@ -38,8 +33,7 @@ class HuggingFaceTokenizer:
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text, with the special tokens that the model was trained with."""
         # The length limit is ours to enforce, with the captions' ids; not a line in a log.
-        ids: list[list[int]] = self.tokenizer(texts, verbose=False, return_attention_mask=False)["input_ids"]
-        return ids
+        return list(self.tokenizer(texts, verbose=False, return_attention_mask=False)["input_ids"])
 
     def token_texts(self, ids: list[int]) -> list[str]:
         """Return each token as the tokenizer writes it, to be looked at."""
@@ -51,10 +45,6 @@ class SentencePieceTokenizer:
 
     For models whose automatically converted tokenizer differs, as the authors of OpenLLaMA warn of
     theirs (https://github.com/openlm-research/open_llama).
-
-    Args:
-        source: Repository on the hub, or local folder.
-        options: ``revision``, of a repository.
     """
 
     def __init__(self, source: str, options: dict[str, Any]) -> None:
@@ -72,8 +62,7 @@ class SentencePieceTokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text, with BOS; several threads share the texts."""
-        ids: list[list[int]] = self.processor.encode(texts, add_bos=True, num_threads=-1)
-        return ids
+        return list(self.processor.encode(texts, add_bos=True, num_threads=-1))
 
     def token_texts(self, ids: list[int]) -> list[str]:
         """Return each token as sentencepiece writes it."""
@@ -85,17 +74,12 @@ BACKENDS: dict[str, type[Tokenizer]] = {"huggingface": HuggingFaceTokenizer, "se
 
 
 def _arguments_of(tokenizer: type) -> set[str]:
-    """Return the names that the constructors of a tokenizer take."""
     constructors = [vars(base)["__init__"] for base in tokenizer.__mro__[:-1] if "__init__" in vars(base)]
     return set(_ARGUMENTS).union(*(inspect.signature(constructor).parameters for constructor in constructors))
 
 
 def load_tokenizer(backend: str, source: str, options: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer of a model.
-
-    Raises:
-        InputError: An unknown backend or option, or a tokenizer that can't be loaded.
-    """
+    """Return the tokenizer of a model, from a repository on the hub or a local folder."""
     if backend not in BACKENDS:
         raise InputError(f"model.tokenizer: {backend!r} must be one of {', '.join(BACKENDS)}")
     try:

@@ -6,15 +6,13 @@ from dataclasses import dataclass, field, replace
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_extract.common.errors import InputError, NothingLeft
+from lit_extract.common.errors import NothingLeft
 from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.signals import stoppable
-from lit_extract.common.timing import stopwatch
-from lit_extract.data.base import Connection, StimulusDataModule
+from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.plan import Plan
 from lit_extract.jobs.features_job import FeaturesJob
 from lit_extract.jobs.float32_check import check_store
-from lit_extract.jobs.outputs import ids_in_folder, output_paths, recorded_provenance
 from lit_extract.jobs.progress import Progress
 from lit_extract.jobs.run import run_predict
 from lit_extract.jobs.trainer import predict_trainer
@@ -23,7 +21,7 @@ from lit_extract.modules.precision import ieee_float32
 from lit_extract.storage.disk import bytes_there
 from lit_extract.storage.features import load_features
 from lit_extract.storage.finalize import finalize_locked
-from lit_extract.storage.places import AnyPath, place_of, to_path
+from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.rounding import NOTE, warning
 from lit_extract.storage.store import Store
 from lit_extract.storage.store_folder import is_store
@@ -83,7 +81,7 @@ def extract(
     """
     trainer = trainer or predict_trainer(precision="32-true" if model.untrained else None)
     on_gpu = trainer.strategy.root_device.type == "cuda"
-    job = _prepare(model, data, str(trainer.precision), on_gpu, output_dir, finalize, overwrite)
+    job = FeaturesJob(model, data, str(trainer.precision), output_dir, finalize, overwrite, on_gpu)
     with stoppable(), ExitStack() as locks:
         if not is_rank_zero():
             with suppress(NothingLeft):  # which rank zero reports
@@ -110,61 +108,13 @@ def extract(
 
 
 def find_finished(model: Extractor, data: StimulusDataModule, precision: str, output_dir: str) -> Extraction | None:
-    """Return what a job has made, if nothing of it is left to do; nothing is computed, written or removed.
-
-    Raises:
-        InputError: As :func:`extract`.
-    """
-    job = _prepare(model, data, precision, False, output_dir)
+    """Return what a job has made, if nothing of it is left to do; nothing is computed, written or removed."""
+    job = FeaturesJob(model, data, precision, output_dir)
     return _report(job, was_done=True) if job.is_done() and not place_of(job.store_path).remains() else None
 
 
-def _prepare(
-    model: Extractor,
-    data: StimulusDataModule,
-    precision: str,
-    on_gpu: bool,
-    output_dir: str,
-    finalize: bool = True,
-    overwrite: bool = False,
-) -> FeaturesJob:
-    """Return a job whose data know its model and its folder; of what exists only the provenance is read."""
-    if data.connection.preprocessing not in (None, model.preprocessing):
-        raise InputError(
-            f"data.preprocessing: {data.preprocessing} is not that of {model.model_name!r}, which is "
-            f"{model.preprocessing}; make a data module for each model"
-        )
-    folder = to_path(output_dir, "output_dir")
-    files, store_path = output_paths(model, data, folder)
-    recorded = {} if overwrite else recorded_provenance(files.values(), store_path)
-    model.use_commit_of(recorded)  # before the tokenizer is loaded, which is of the same commit
-    with stopwatch("stimuli"):
-        data.connect(
-            Connection(
-                model.preprocessing,
-                row_bytes=len(model.layers) * model.n_dim * 4,
-                on_gpu=on_gpu,
-                recorded=recorded,
-                ids_in_folder=ids_in_folder(store_path.parent),
-                output_dir=place_of(folder).local,
-            )
-        )
-        data.setup("predict")
-    with stopwatch("weights"):  # a checkpoint is hashed
-        return FeaturesJob(model, data, precision, folder, finalize, overwrite)
-
-
 def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
-    """Compute what is left.
-
-    Args:
-        job: The job.
-        trainer: Where and how to run.
-        plan: What is left; rank zero knows.
-
-    Raises:
-        InputError: Something is wrong with the machine or the output folder.
-    """
+    """Compute what is left, which rank zero knows."""
     writer = ActivationWriter()
     progress = [] if plan is None else [Progress(writer, plan, job.data.unit)]
 
@@ -178,12 +128,7 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
 
 
 class _Agreement(Callback):
-    """Has all ranks start with the plan of rank zero, or end.
-
-    Args:
-        plan: What is left, or that there is nothing to compute; of rank zero.
-        start: What each rank does with the plan.
-    """
+    """Has all ranks start with the plan of rank zero, or end when it has nothing to compute."""
 
     def __init__(self, plan: Plan | NothingLeft | None, start: Callable[[Plan], None]) -> None:
         self.plan, self.start = plan, start

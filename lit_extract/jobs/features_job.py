@@ -1,7 +1,4 @@
-"""The job that makes features: its names and provenance, what of it exists, and what is left to compute.
-
-N stimuli.
-"""
+"""The job that makes features: its names and provenance, what of it exists, and what is left to compute."""
 
 import logging
 import platform
@@ -10,18 +7,19 @@ import numpy as np
 import torch
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.data.base import StimulusDataModule
+from lit_extract.common.timing import stopwatch
+from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.plan import Plan
 from lit_extract.datasets.table import ROOT
 from lit_extract.jobs.job import Job
-from lit_extract.jobs.outputs import check_one_order, output_paths
+from lit_extract.jobs.outputs import check_one_order, ids_in_folder, output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.storage.disk import bytes_there, check_room, features_bytes, store_bytes
 from lit_extract.storage.features import load_features
 from lit_extract.storage.features_content import sizes_sha256
 from lit_extract.storage.finalize import finalize_locked, is_finished
 from lit_extract.storage.layout import BAD_INPUT, MISSING, count_shards
-from lit_extract.storage.places import AnyPath, RemoteError, place_of
+from lit_extract.storage.places import AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import features_provenance
 from lit_extract.storage.repair import inputs_of, status_of
 from lit_extract.storage.store import Store
@@ -31,46 +29,52 @@ logger = logging.getLogger(__name__)
 
 
 class FeaturesJob(Job):
-    """One model on one dataset.
-
-    Args:
-        model: The extractor.
-        data: The stimuli, connected to the model.
-        precision: The trainer's.
-        output_dir: Folder of all features.
-        finalize: Whether .pt files are made at the end.
-        overwrite: Whether what exists is replaced.
-    """
+    """One model on one dataset, which is connected to it; of what exists only the provenance is read."""
 
     def __init__(
         self,
         model: Extractor,
         data: StimulusDataModule,
         precision: str,
-        output_dir: AnyPath,
+        output_dir: str,
         finalize: bool = True,
         overwrite: bool = False,
+        on_gpu: bool = False,
     ) -> None:
-        known = {"precision": precision, "torch": str(torch.__version__)}
-        super().__init__(data, {**model.provenance(), **data.provenance(), **known})
+        if data.connection.preprocessing not in (None, model.preprocessing):
+            raise InputError(
+                f"data.preprocessing: {data.preprocessing} is not that of {model.model_name!r}, which is "
+                f"{model.preprocessing}; make a data module for each model"
+            )
+        folder = to_path(output_dir, "output_dir")
         self.model, self.finalize, self.overwrite = model, finalize, overwrite
+        self.files, self.store_path = output_paths(model, data, folder)
+        recorded = {} if overwrite else recorded_provenance(self.files.values(), self.store_path)
+        model.use_commit_of(recorded)  # before the tokenizer is loaded, which is of the same commit
+        with stopwatch("stimuli"):
+            data.connect(
+                Connection(
+                    model.preprocessing,
+                    row_bytes=len(model.layers) * model.n_dim * 4,
+                    on_gpu=on_gpu,
+                    recorded=recorded,
+                    ids_in_folder=ids_in_folder(self.store_path.parent),
+                    output_dir=place_of(folder).local,
+                )
+            )
+            data.setup("predict")
+        known = {"precision": precision, "torch": str(torch.__version__)}
+        with stopwatch("weights"):  # a checkpoint is hashed
+            super().__init__(data, {**model.provenance(), **data.provenance(), **known})
+        self.shape = len(self.stimulus_ids), len(model.layers), model.n_dim  # (N, L, D)
         self.root: str | None = data.stimuli.attrs.get(ROOT)
-        self.files, self.store_path = output_paths(model, data, output_dir)
+        self._file_names = {pool: file.name for pool, file in self.files.items()}
         self.plan = data.plan
         self.repairable: list[int] = []  # rows that are bad in finished files, and can be read now
         self._outdated: set[int] = set()  # those of them that a repair has computed of other files than today's
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(N, L, D) of the features."""
-        return len(self.stimulus_ids), len(self.model.layers), self.model.n_dim
-
     def is_done(self) -> bool:
-        """Return whether all files exist with this provenance, and the folder has no features of other stimuli.
-
-        Raises:
-            InputError: One has another provenance; its differing settings are named. Or stimuli have changed.
-        """
+        """Return whether all files exist with this provenance; refuse other stimuli in the folder, or changed ones."""
         own = {*self.files.values(), self.store_path}
         check_one_order(self.store_path.parent, self.stimulus_ids, own, self.data.source)
         if self.overwrite:
@@ -100,13 +104,7 @@ class FeaturesJob(Job):
         return bad
 
     def open_store(self) -> Plan:
-        """Create the store, or resume the one that exists; return what is left to compute.
-
-        The caller has the lock.
-
-        Raises:
-            InputError: It can't be written, has other settings, or the disk has no room for what is left to do.
-        """
+        """Create the store, or resume the one that exists; return what is left to compute. The caller has the lock."""
         resumed = None if self.overwrite else self._resumed()
         store = resumed or self._create()
         done, status = store.done_shards(), store.status()
@@ -128,11 +126,25 @@ class FeaturesJob(Job):
         return plan
 
     def _create(self) -> Store:
+        model = self.model
+        notes = {
+            **self.notes(),
+            "files": self._file_names,
+            "num_params": model.num_params,
+            "root": self.root,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+        shape = model.pools, model.layers, model.n_dim, self.plan.shard_rows
+        extras = {**model.extras, **dict.fromkeys(self.data.input_columns, "int64")}
+        spec = StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras)
         self._check_room(0)
-        if self.overwrite:
-            self._remove_output()
         try:
-            return Store.create(self.store_path, self._spec())
+            if self.overwrite:
+                for file in self.files.values():
+                    place_of(file).remove_file()
+                remove_store(self.store_path)
+            return Store.create(self.store_path, spec)
         except RemoteError:
             raise
         except OSError as error:
@@ -155,11 +167,7 @@ class FeaturesJob(Job):
         return store
 
     def _check_store(self, store: Store) -> None:
-        """Check that a store has these settings and today's stimuli, and repair what is damaged.
-
-        Raises:
-            InputError: It has others, or is not as large as its provenance makes it.
-        """
+        """Check that a store has these settings and today's stimuli, and repair what is damaged."""
         store.check_provenance(self.provenance, self.root)
         known, model = store.layout, self.model
         found = known.pools, known.layers, known.shape, known.shard_rows, known.notes["files"]
@@ -199,14 +207,6 @@ class FeaturesJob(Job):
         store = Store(self.store_path)
         return len(store.done_shards()), store.n_shards, "shards"
 
-    def _remove_output(self) -> None:
-        try:
-            for file in self.files.values():
-                place_of(file).remove_file()
-            remove_store(self.store_path)
-        except OSError as error:
-            raise InputError(f"can't delete what exists: {error}; remove it, or choose another --output_dir") from None
-
     def remove_leftovers(self) -> None:
         """Delete the store of a run that was killed after its files were complete, or while it removed it."""
         if not place_of(self.store_path).remains():
@@ -219,27 +219,3 @@ class FeaturesJob(Job):
                 finalize_locked(store, keep_store=False)  # the file may not have been read back yet
             elif not store.is_kept:
                 store.remove()
-
-    @property
-    def _file_names(self) -> dict[str, str]:
-        return {pool: file.name for pool, file in self.files.items()}
-
-    def _spec(self) -> StoreSpec:
-        notes = {
-            **self.notes(),
-            "files": self._file_names,
-            "num_params": self.model.num_params,
-            "root": self.root,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
-        return StoreSpec(
-            self.model.pools,
-            self.model.layers,
-            self.model.n_dim,
-            self.plan.shard_rows,
-            self.stimulus_ids,
-            self.provenance,
-            notes,
-            {**self.model.extras, **dict.fromkeys(self.data.input_columns, "int64")},
-        )

@@ -32,12 +32,6 @@ def check_store(store: Store, model: Extractor, data: StimulusDataModule, traine
     """Compute a few stimuli of a complete store again, in float32, and note how far the store is from that.
 
     A check that fails loses no features: the reason is noted and logged.
-
-    Args:
-        store: It has all rows.
-        model: The extractor, after the run, or with no weights loaded yet.
-        data: The stimuli, set up.
-        trainer: That of the run.
     """
     check: dict[str, Any] = {"precision": store.provenance["precision"]}
     try:
@@ -72,11 +66,7 @@ def read_rows(store: Store, pool: str, rows: Sequence[int]) -> NDArray[np.float3
 def compute_again(
     rows: Sequence[int], model: Extractor, data: StimulusDataModule, trainer: Trainer
 ) -> NDArray[np.float32]:
-    """Compute features of some rows, each by itself and in float32: (K, P, L, D).
-
-    Raises:
-        InputError: A stimulus can't be read again.
-    """
+    """Compute features of some rows, each by itself and in float32: (K, P, L, D)."""
     device = trainer.strategy.root_device
     with torch.no_grad(), default_float32(), ieee_float32(), torch.autocast(device.type, enabled=False):
         backbone = model.loaded_backbone(trainer)
@@ -98,15 +88,10 @@ def compute_again(
 
 
 def compare(found: NDArray[np.float32], again: NDArray[np.float32]) -> dict[str, list[float | None]]:
-    """Measure how far a run is from float32, by layer.
+    """Measure how far features of a run are from float32 (both K, L, D), by layer.
 
-    Args:
-        found: Of the run (K, L, D).
-        again: Computed again in float32 (K, L, D).
-
-    Returns:
-        ``relative_error``, the norm of the difference by the norm; ``of_differences``, by the norm of what differs
-        between the K stimuli. None where that is 0, or not finite.
+    ``relative_error`` is the norm of the difference by the norm; ``of_differences``, by the norm of what differs
+    between the K stimuli. None where that is 0, or not finite.
     """
     run, reference = found.astype(np.float64), again.astype(np.float64)
     error, norm, spread = (

@@ -17,12 +17,7 @@ from lit_extract.datasets.table import ID_MEANING
 
 
 class Job(ABC):
-    """One model on one dataset, which may be resumed.
-
-    Args:
-        data: The stimuli, connected to the model.
-        provenance: What determines the output.
-    """
+    """One model on one dataset that is connected to it; what determines its output is the provenance."""
 
     def __init__(self, data: StimulusDataModule, provenance: dict[str, Any]) -> None:
         self.data, self.provenance = data, provenance

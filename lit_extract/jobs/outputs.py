@@ -20,24 +20,20 @@ from lit_extract.storage.store_folder import is_store
 LONGEST_NAME = 255  # bytes, on all usual file systems
 
 
-def recorded_provenance(files: Iterable[AnyPath], store: AnyPath | None = None) -> dict[str, Any]:
+def recorded_provenance(files: Iterable[AnyPath], store: AnyPath) -> dict[str, Any]:
     """Return the provenance of the first features file that exists, else of the store; empty when none can be read."""
     for file in files:
         with suppress(InputError):  # what needs the file reports what is wrong with it
             if place_of(file).exists():
                 return dict(read_metadata(file)["provenance"])
     with suppress(InputError):
-        if store is not None and is_store(store):
+        if is_store(store):
             return Store(store).provenance
     return {}
 
 
 def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath) -> tuple[dict[str, AnyPath], AnyPath]:
-    """Return the features file of each pooling, and the store that they are made of.
-
-    Raises:
-        InputError: Their names are longer than file systems take.
-    """
+    """Return the features file of each pooling, and the store that they are made of."""
     untrained = "-untrained" if model.untrained else ""
     folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
     stem = f"{safe_name(model.model_name)}_pool-"
@@ -59,16 +55,9 @@ def ids_in_folder(folder: AnyPath) -> Ids:
 
 
 def check_one_order(folder: AnyPath, ids: Ids, own: Collection[AnyPath], setting: str) -> None:
-    """Check that the features in a folder are of these stimuli in this order.
+    """Check that all features and stores in a folder are of these stimuli in this order.
 
-    Args:
-        folder: Where the features will be.
-        ids: The stimuli of this run.
-        own: Outputs of this run, which are compared by their provenance.
-        setting: What chose the stimuli, for the error: a caption file, or the folder of a dataset.
-
-    Raises:
-        InputError: A features file or a store has others, or has them in another order.
+    But this run's ``own`` outputs, which are compared by their provenance. ``setting`` is what chose the stimuli.
     """
     for path, theirs in _stimuli_of_each(folder):
         if path not in own and (difference := first_difference(ids, theirs)):

@@ -25,13 +25,7 @@ class Writer(Protocol):
 
 
 class Progress(Callback):
-    """Shows stimuli done, stimuli/s, time left and bytes written, of rank zero's share; for rank zero only.
-
-    Args:
-        writer: The writer, which counts its bytes.
-        plan: What is left to do.
-        unit: What the rows are, such as "images".
-    """
+    """Shows stimuli done, stimuli/s, time left and bytes written, of rank zero's share; for rank zero only."""
 
     def __init__(self, writer: Writer, plan: Plan, unit: str) -> None:
         self.writer, self.plan, self.unit = writer, plan, unit
@@ -39,25 +33,15 @@ class Progress(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what this rank has to do."""
-        self.total = sum(map(len, self.plan.shards(0, trainer.world_size)))
         self.world_size = trainer.world_size
+        self.total = sum(map(len, self.plan.shards(0, self.world_size)))
         self.last_record, self.started = 0.0, time.monotonic()
         self.last_line = self.started
         self.what = f"{pl_module.model_name}{f' (rank 0 of {self.world_size})' if self.world_size > 1 else ''}"
-        has_terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=self.total, desc=self.what, unit=f" {self.unit}", dynamic_ncols=True, disable=not has_terminal
-        )
+        disable, unit = not sys.stderr.isatty(), f" {self.unit}"
+        self.bar = tqdm(total=self.total, desc=self.what, unit=unit, dynamic_ncols=True, disable=disable)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Count a batch, and show it now and then."""
         rows, now = len(outputs["index"]), time.monotonic()
         self.done += rows
@@ -72,35 +56,29 @@ class Progress(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show how it went, when all is written."""
+        self._end()
         if self.done:
-            self._end()
             self._print_line()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
-        if self.done:
-            self._end()
+        self._end()
 
     def _end(self) -> None:
-        self._record()
-        self.bar.close()
+        if self.done:
+            self._record()
+            self.bar.close()
 
-    @property
-    def rate(self) -> float:
-        """Rows a second of this rank."""
+    def _rate(self) -> float:
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def _record(self) -> None:
-        left = self.total - self.done
-        seconds = left / self.rate if self.done else 0.0
-        rows = self.plan.n_rows
-        rows_done = max(0, rows - left * self.world_size)
-        record(progress=RunProgress(self.unit, rows, rows_done, self.rate, seconds))
+        left, rate, rows = self.total - self.done, self._rate(), self.plan.n_rows
+        record(progress=RunProgress(self.unit, rows, max(0, rows - left * self.world_size), rate, left / rate))
 
     def _print_line(self) -> None:
-        if not self.bar.disable:
-            return
-        rate = self.rate
-        left = tqdm.format_interval((self.total - self.done) / rate)
-        done = f"{self.done} of {self.total} {self.unit}, {rate:.1f} {self.unit}/s"
-        logger.info("%s: %s, %s left, %s written", self.what, done, left, as_size(self.writer.bytes_written))
+        if self.bar.disable:
+            rate = self._rate()
+            left = tqdm.format_interval((self.total - self.done) / rate)
+            done = f"{self.done} of {self.total} {self.unit}, {rate:.1f} {self.unit}/s"
+            logger.info("%s: %s, %s left, %s written", self.what, done, left, as_size(self.writer.bytes_written))

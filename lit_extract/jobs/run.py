@@ -87,15 +87,7 @@ class Stopping(Callback):
         self._take_over_watch()
         self.in_loop.enter_context(signals.deferred())
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
         """Stop, if there is a reason."""
         self._check()
 
@@ -112,11 +104,7 @@ class Stopping(Callback):
         barrier.wait()
 
     def end(self, error: BaseException) -> BaseException:
-        """End the ranks that were launched for this one; return what to raise: the cause of an error.
-
-        Args:
-            error: How the run ended here, perhaps only because another process is gone.
-        """
+        """End the ranks that were launched for this one; return the cause of an error, which may be another rank's."""
         self._take_over_watch()
         cause = self._cause(error)
         if cause is error and isinstance(error, InputError) and self.trainer.global_rank and not self._has_begun:

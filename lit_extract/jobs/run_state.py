@@ -23,50 +23,30 @@ Ending = Literal["done", "already done", "bad rows", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is.
+    """How far a run is; of several ranks, rank zero's share is taken for everyone's."""
 
-    Args:
-        unit: What the rows are, such as "images".
-        rows: All rows of the job.
-        rows_done: Rows that are done, by this run or an earlier one; of several ranks, rank zero's share is taken for
-            everyone's.
-        rate: Rows a second of this run.
-        seconds_left: Seconds until all are done.
-    """
-
-    unit: Text
+    unit: Text  # what the rows are, such as "images"
     rows: Count
-    rows_done: Count
-    rate: float
+    rows_done: Count  # by this run or an earlier one
+    rate: float  # rows a second of this run
     seconds_left: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """How a run ended."""
 
-    Args:
-        state: "bad rows" is done, but something is to look at.
-        reason: Why it failed or what to look at; of a run that was stopped, how much is done.
-        exit_code: Exit code of its process.
-    """
-
-    state: Ending
-    reason: Text
+    state: Ending  # "bad rows" is done, but something is to look at
+    reason: Text  # why it failed or what to look at; of a run that was stopped, how much is done
     exit_code: int
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What is known of a run.
+    """What is known of a run."""
 
-    Args:
-        progress: None before the first batch.
-        outcome: None while it runs, and when it was killed.
-    """
-
-    progress: RunProgress | None = None
-    outcome: Outcome | None = None
+    progress: RunProgress | None = None  # None before the first batch
+    outcome: Outcome | None = None  # None while it runs, and when it was killed
 
 
 def read_state(path: Path) -> RunState:

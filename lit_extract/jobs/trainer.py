@@ -1,18 +1,25 @@
-"""The Trainer of a run that predicts."""
+"""The Trainer of a run that predicts, and who starts its processes: srun, torchrun, or Lightning itself."""
 
+import os
 import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.untrusted import shorten
-from lit_extract.jobs.cluster import plugins_of_cluster
 
 MAX_DEVICES, MAX_NODES = 1024, 100_000  # more than there are; Lightning makes a list of them
+
+_INTERACTIVE_STEP = str(2**32 - 6)  # SLURM's number of the step in which salloc may start its shell
 
 Precision = Literal["bf16-true", "bf16-mixed", "32-true"]
 
@@ -41,7 +48,8 @@ def predict_trainer(
     """
     _check_counts(devices, num_nodes)
     try:
-        with plugins_of_cluster(num_nodes) as plugins:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `srun` command is available")
             return Trainer(
                 accelerator=accelerator,
                 devices=devices,
@@ -49,7 +57,7 @@ def predict_trainer(
                 strategy=strategy,
                 precision=precision or default_precision(accelerator),
                 callbacks=callbacks,
-                plugins=plugins,
+                plugins=_plugins_of_cluster(num_nodes),
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -60,12 +68,37 @@ def predict_trainer(
         raise
     except (
         MisconfigurationException,
-        RuntimeError,  # of SLURM's variables
+        RuntimeError,
         ValueError,
         TypeError,
-    ) as error:  # for example of a missing GPU
+    ) as error:  # no GPU, SLURM's variables
         settings = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}, precision {precision!r}"
         raise InputError(f"trainer: Lightning refuses {settings}: {one_line(error)}") from error
+
+
+def is_task_of_srun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether srun has started this process as one of its tasks.
+
+    Inside a batch script or an interactive shell SLURM's variables describe what was asked for, such as 8 tasks that
+    nobody has started.
+    """
+    step = environment.get("SLURM_STEP_ID")
+    return step not in (None, _INTERACTIVE_STEP) and "SLURM_PTY_PORT" not in environment
+
+
+def _plugins_of_cluster(num_nodes: int) -> list[Any]:
+    if not SLURMEnvironment.detect():
+        return []
+    if is_task_of_srun():
+        return [SLURMEnvironment(auto_requeue=False)]  # it would save a checkpoint of the model
+    if TorchElasticEnvironment.detect():
+        return [TorchElasticEnvironment()]
+    if num_nodes > 1:
+        raise InputError(
+            f"trainer.num_nodes: {num_nodes} machines of a SLURM job need srun, which starts a process for each "
+            "device: srun lit-extract … (see configs/slurm/multi_node.sh); or use one: --trainer.num_nodes 1"
+        )
+    return [LightningEnvironment()]
 
 
 def _check_counts(devices: int | str | list[int], num_nodes: int) -> None:
