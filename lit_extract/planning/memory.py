@@ -23,27 +23,14 @@ BATCHES_A_WORKER = 2
 
 @dataclass(frozen=True)
 class Forward:
-    """Bytes of one forward pass.
+    """Bytes of one forward pass."""
 
-    Args:
-        weights: In the run's precision.
-        peak: The most at once, weights, batch and activations together.
-    """
-
-    weights: int
-    peak: int
+    weights: int  # in the run's precision
+    peak: int  # the most at once, weights, batch and activations together
 
 
 def estimate_forward(model: Extractor, n_rows: int, n_tokens: int, precision: str, on_gpu: bool) -> Forward:
-    """Estimate a forward pass of a batch; on a CPU it goes through in slices.
-
-    Args:
-        model: The extractor.
-        n_rows: Rows of the batch.
-        n_tokens: Tokens of its longest caption; images know their own.
-        precision: The trainer's.
-        on_gpu: Whether it runs on a GPU.
-    """
+    """Estimate the pass of a batch, whose longest caption has ``n_tokens``; on a CPU it goes through in slices."""
     weights = model.num_params * (2 if precision == "bf16-true" else 4)
     rows = n_rows if on_gpu else min(n_rows, model.rows_a_pass_on_cpu or n_rows)
     pooled = 2 * 4 * n_rows * len(model.pools) * len(model.layers) * model.n_dim  # and stacked
@@ -63,11 +50,9 @@ def host_bytes(model: Extractor, forward: Forward, on_gpu: bool, shard: int, bat
         batch: Bytes of a batch.
         workers: Processes that prepare batches.
     """
-    in_float32 = 4 * model.num_params
-    if model.kind == "vision":
-        loading = in_float32 if model.untrained else 2 * in_float32  # the checkpoint and the model
-    else:
-        loading = in_float32 if model.untrained else 0  # trained ones go from the file to the device
+    # Of trained images' models the checkpoint and the model are loaded; captions' go from the file to the device.
+    copies = 1 if model.untrained else 2 if model.kind == "vision" else 0
+    loading = copies * 4 * model.num_params
     running = SHARDS_HELD * shard + max(1, BATCHES_A_WORKER * workers) * batch + (0 if on_gpu else forward.peak)
     return PROCESS_BYTES + workers * WORKER_BYTES + on_gpu * CUDA_HOST_BYTES + max(loading, running)
 

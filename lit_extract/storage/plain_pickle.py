@@ -24,7 +24,7 @@ def load_plain(content: bytes, persistent: Callable[[Any], Any], names: Mapping[
 
     Args:
         content: The pickle.
-        persistent: Makes something of a persistent id.
+        persistent: Returns what a persistent id stands for.
         names: What stands for each name of a module, such as ``collections.OrderedDict``; functions are called.
         leaf: What may be in the content besides plain values.
 
