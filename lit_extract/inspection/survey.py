@@ -95,8 +95,8 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
         hint = f"; lit-extract show {shorten(str(root), 1000)} describes one file" if place_of(root).exists() else ""
         raise InputError(f"folder: {error}{hint}") from None
     closed = [Entry(path, UNREADABLE, 0, 0.0, reason) for path, reason in unreadable.items()]
-    found = [*_entries(root, files), *closed]
-    entries = sorted(found, key=lambda entry: (f"{entry.path.parent}/", entry.path.name))  # folder by folder
+    entries = [*_entries(root, files), *closed]
+    entries.sort(key=lambda entry: (f"{entry.path.parent}/", entry.path.name))  # folder by folder
     return Survey(root, Path(models or default_models_file()), entries, find_missing(entries, expected))
 
 

@@ -15,11 +15,7 @@ from lit_extract.storage.places import is_folder, is_there, local_path
 
 
 def features_files(paths: Sequence[str]) -> list[Path]:
-    """Return the files, and those below the folders, in order.
-
-    Raises:
-        InputError: One is missing, or remote, or a folder has none.
-    """
+    """Return the files, and those below the folders, in order; raise InputError where there is none."""
     found: dict[Path, None] = {}
     for path in (local_path(text, "files") for text in paths):
         if is_folder(path):
@@ -35,16 +31,9 @@ def features_files(paths: Sequence[str]) -> list[Path]:
 
 
 def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSettings) -> int:
-    """Check features files and print a line for each.
+    """Print a line for each features file, and return how many are wrong or can't be certified.
 
-    Args:
-        files: Features files, and folders of them.
-        parity: How many stimuli to compute again; None: no certificate is made, those that are there are read.
-        seed: Which stimuli.
-        where: What a certificate needs that the files do not say.
-
-    Returns:
-        How many files something is wrong with, or can't be certified.
+    Without ``parity``, no certificate is made, and those that exist are read.
 
     Raises:
         InputError: No such file, or settings that make no sense.
@@ -66,19 +55,16 @@ def _report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -
     """Return whether a file is sound and, if that was asked for, certified; and the lines to print about it."""
     path = shorten(str(file), MAX_PATH_BYTES)
     found = soundness_of(file)
-    problems, certificate, table = found.problems, None, []
-    if not problems:
-        try:
-            certificate = read_certificate(file) if parity is None else _certify(file, parity, seed, where)
-        except InputError as error:
-            if parity is not None:
-                return False, [f"{path}: NOT CERTIFIED: {error}"]
-            problems = [str(error)]
-    if certificate is not None:
-        problems = [f"parity: {failure}" for failure in certificate["failures"]]
-        table = describe(certificate) if parity is not None else []
-    if problems:
-        return False, [f"{path}: WRONG: {'; '.join(problems)}", *table]
+    if found.problems:
+        return False, [f"{path}: WRONG: {'; '.join(found.problems)}"]
+    try:
+        certificate = read_certificate(file) if parity is None else _certify(file, parity, seed, where)
+    except InputError as error:
+        return False, [f"{path}: {'WRONG' if parity is None else 'NOT CERTIFIED'}: {error}"]
+    table = describe(certificate) if certificate is not None and parity is not None else []
+    if certificate is not None and certificate["failures"]:
+        failures = [f"parity: {failure}" for failure in certificate["failures"]]
+        return False, [f"{path}: WRONG: {'; '.join(failures)}", *table]
     return True, [f"{path}: sound: {'; '.join(_facts(found, certificate))}", *table]
 
 

@@ -35,8 +35,8 @@ class Machine:
 class Needs:
     """What one model needs; sizes are in bytes.
 
-    It fits: "yes"; "split": the batch does not, but less of it does, and the run splits it; "host": the device is enough,
-    but not the memory of the host; "no".
+    It fits: "yes"; "split": the batch does not, but less of it does, and the run splits it; "host": the device
+    suffices, but not the memory of the host; "no".
     """
 
     model: str

@@ -158,18 +158,11 @@ def _storage_finder(records: Mapping[str, Record]) -> Callable[[Any], _Storage]:
     return find
 
 
-def _tensor(
-    storage: Any = None,
-    skipped: Any = None,
-    shape: Any = None,
-    strides: Any = None,
-    needs_gradient: Any = None,
-    hooks: Any = None,
-    *more: Any,
-) -> TensorRecord:
-    is_plain = needs_gradient is False and hooks is _NO_HOOKS and not more
-    if not is_plain or type(storage) is not _Storage or type(skipped) is not int:
+def _tensor(*arguments: Any) -> TensorRecord:
+    is_plain = len(arguments) == 6 and arguments[4] is False and arguments[5] is _NO_HOOKS  # no gradient, no hooks
+    if not is_plain or type(arguments[0]) is not _Storage or type(arguments[1]) is not int:
         raise ValueError("it holds a tensor that is not one of plain numbers")
+    storage, skipped, shape, strides = arguments[:4]
     for numbers in (shape, strides):
         is_tuple = type(numbers) is tuple and len(numbers) <= _MAX_AXES
         if not is_tuple or not all(type(n) is int and n >= 0 for n in numbers):

@@ -45,10 +45,6 @@ class Numbers:
 def content_of(there: Rows, pool: str) -> dict[str, Any]:
     """Return all of a features file but its tensors.
 
-    Args:
-        there: All rows.
-        pool: Which pooling.
-
     Raises:
         InputError: The store, or a features file that rows are taken from, is damaged.
     """
@@ -112,8 +108,7 @@ def tensors_of(there: Rows, pool: str) -> dict[str, Numbers]:
         tensors["mask"] = Numbers((len(lengths), int(lengths.max())), _mask(lengths))
     for name in MEANS:
         if name in store.extras:
-            values = store.extra(name)
-            tensors[f"row_{name}"] = Numbers(values.shape, [values])
+            tensors[f"row_{name}"] = Numbers((store.n_stimuli,), [store.extra(name)])
     return tensors
 
 
@@ -136,10 +131,7 @@ _MASK_BYTES = 2**24  # made at once
 def save_skeleton(content: Mapping[str, Any], tensors: Mapping[str, Numbers], part: Path) -> None:
     """Write a features file with holes where the numbers go; the first tensor is its first record, and so on.
 
-    Args:
-        content: All but the tensors.
-        tensors: The tensors; their numbers are not used.
-        part: The file; next to it a file with the size of each tensor is left, which takes no room either.
+    Next to it a file with the size of each tensor is left, which takes no room either.
     """
     holes = {}
     for name, numbers in tensors.items():
