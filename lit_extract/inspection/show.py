@@ -41,12 +41,8 @@ def describe(features: Features, path: str) -> list[str]:
 def draw(features: Features, picture: Path) -> None:
     """Draw the norm of each layer, and the dissimilarity of stimuli at an early, a middle and the last layer.
 
-    The dissimilarity is 1 - Pearson's r between the features of two stimuli, as in representational
-    similarity analysis (Kriegeskorte et al., 2008, doi:10.3389/neuro.06.004.2008). At most 200 stimuli,
-    evenly spaced, are drawn.
-
-    Raises:
-        InputError: matplotlib is not installed or can't write such a file, or none of these stimuli is done.
+    The dissimilarity is 1 - Pearson's r between the features of two stimuli, as in representational similarity analysis
+    (Kriegeskorte et al., 2008, doi:10.3389/neuro.06.004.2008). At most 200 stimuli, evenly spaced, are drawn.
     """
     try:
         import matplotlib as mpl

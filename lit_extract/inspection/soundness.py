@@ -4,7 +4,7 @@ N stimuli, L layers, D hidden size, T tokens.
 """
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,10 @@ from lit_extract.storage.rounding import warning
 
 @dataclass
 class Soundness:
-    """What was found; without problems, the file is sound."""
+    """What is wrong with a features file, in words; when that is nothing, what it holds."""
 
     problems: list[str]
-    shape: tuple[int, ...] = ()  # (N, L, D), when it is sound
-    not_finite: int = 0  # rows, as the file itself lists them
-    warning: str | None = None  # what rounding has cost, by the file's own note
+    facts: list[str] = field(default_factory=list)
 
 
 def soundness_of(path: Path) -> Soundness:
@@ -44,9 +42,14 @@ def soundness_of(path: Path) -> Soundness:
     except (ValueError, OSError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         return Soundness([f"not a features file of lit-extract: {reason}"])
+    n, layers, dim = content["feats"].shape
+    facts = [f"{n} stimuli × {layers} layers × {dim} dimensions"]
+    if not_finite := int((~rows.finite).sum()):
+        facts.append(f"{not_finite} rows not finite, as it says")
     metadata = content["metadata"]
-    remark = warning(metadata, content["layers"], metadata["provenance"]["pool"])
-    return Soundness(problems, content["feats"].shape, int((~rows.finite).sum()), remark)
+    if remark := warning(metadata, content["layers"], metadata["provenance"]["pool"]):
+        facts.append(f"warning: {remark}")
+    return Soundness(problems, facts)
 
 
 class _Rows:

@@ -78,11 +78,7 @@ class Survey:
 
 
 def survey(folder: str | Path = "features", models: str | Path | None = None) -> Survey:
-    """Look through a features folder.
-
-    Args:
-        folder: The folder, local or remote (s3://bucket/prefix).
-        models: The models.yml to compare with; default: ./models.yml, else the one shipped.
+    """Look through a features folder, local or remote, and compare it with a models.yml.
 
     Raises:
         InputError: No such folder or models file, or a remote one can't be reached.
@@ -200,11 +196,7 @@ def _what_is_wrong(error: ValueError | OSError) -> dict[str, Any]:
 
 
 def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an entry is of and by; what the record of a store or file has of that was checked when it was read.
-
-    Raises:
-        ValueError: The record has too little.
-    """
+    """Return what an entry is of and by, if all of that is there; what is there was checked when it was read."""
     if missing := {"model", "dataset", "subset", "weights"} - provenance.keys():
         raise ValueError(f"its provenance has no {', '.join(sorted(missing))}")
     return {

@@ -1,13 +1,13 @@
 """``lit-extract verify``: a line for each features file, and the parity certificate when it is asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import MAX_PATH_BYTES, shorten
-from lit_extract.inspection.soundness import Soundness, soundness_of
+from lit_extract.inspection.soundness import soundness_of
 from lit_extract.parity.certificate import RebuildSettings, describe, read_certificate, write_certificate
 from lit_extract.storage.layout import FEATURES_SUFFIX
 from lit_extract.storage.listing import features_below
@@ -65,7 +65,12 @@ def _report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -
     if certificate is not None and certificate["failures"]:
         failures = [f"parity: {failure}" for failure in certificate["failures"]]
         return False, [f"{path}: WRONG: {'; '.join(failures)}", *table]
-    return True, [f"{path}: sound: {'; '.join(_facts(found, certificate))}", *table]
+    facts = found.facts
+    if certificate is not None:
+        precision, remarks = certificate["precision"], certificate["remarks"]
+        facts.append(f"parity of {len(certificate['stimuli'])} stimuli ({precision} against float32)")
+        facts += [f"warning: {remark}" for remark in remarks]
+    return True, [f"{path}: sound: {'; '.join(facts)}", *table]
 
 
 def _certify(file: Path, parity: int, seed: int, where: RebuildSettings) -> dict[str, Any]:
@@ -74,16 +79,3 @@ def _certify(file: Path, parity: int, seed: int, where: RebuildSettings) -> dict
     certificate = certify(file, parity, seed, where)
     write_certificate(file, certificate)
     return certificate
-
-
-def _facts(found: Soundness, certificate: dict[str, Any] | None) -> Iterator[str]:
-    """Yield what a sound file holds, and how far that is proven."""
-    n, layers, dim = found.shape
-    yield f"{n} stimuli × {layers} layers × {dim} dimensions"
-    if found.not_finite:
-        yield f"{found.not_finite} rows not finite, as it says"
-    if found.warning:
-        yield f"warning: {found.warning}"
-    if certificate is not None:
-        yield f"parity of {len(certificate['stimuli'])} stimuli ({certificate['precision']} against float32)"
-        yield from (f"warning: {remark}" for remark in certificate["remarks"])

@@ -42,13 +42,7 @@ def estimate_forward(model: Extractor, n_rows: int, n_tokens: int, precision: st
 def host_bytes(model: Extractor, forward: Forward, on_gpu: bool, shard: int, batch: int, workers: int) -> int:
     """Estimate the most memory on the host at once: while weights are loaded, or while the run is under way.
 
-    Args:
-        model: The extractor.
-        forward: What a forward pass needs; without a GPU it is on the host.
-        on_gpu: Whether there is a GPU.
-        shard: Bytes of a shard, of all poolings.
-        batch: Bytes of a batch.
-        workers: Processes that prepare batches.
+    A ``shard`` of all poolings and a ``batch`` have so many bytes; so many ``workers`` prepare batches.
     """
     # Of trained images' models the checkpoint and the model are loaded; captions' go from the file to the device.
     copies = 1 if model.untrained else 2 if model.kind == "vision" else 0

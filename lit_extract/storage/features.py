@@ -199,13 +199,6 @@ def _map(file: BinaryIO, path: Path, record: TensorRecord) -> Tensor:
     return torch.from_numpy(numbers.view(record.dtype).reshape(record.shape))
 
 
-def _fetch(file: BinaryIO, record: TensorRecord) -> Tensor:
-    """Fetch a small tensor of a remote file."""
-    file.seek(record.offset)
-    numbers = bytearray(file.read(record.nbytes))
-    return torch.from_numpy(np.frombuffer(numbers, record.dtype).reshape(record.shape))
-
-
 def _fetch_feats(path: AnyPath, record: TensorRecord) -> Tensor:
     """Map a remote file's features from a copy that nobody else sees."""
     with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
@@ -229,7 +222,9 @@ def _from_file(path: AnyPath, pool: str | None) -> Features:
             if isinstance(value, TensorRecord) and local is not None:
                 content[name] = _map(file, local, value)
             elif isinstance(value, TensorRecord) and name != "feats":
-                content[name] = _fetch(file, value)
+                file.seek(value.offset)
+                numbers = np.frombuffer(bytearray(file.read(value.nbytes)), value.dtype)
+                content[name] = torch.from_numpy(numbers.reshape(value.shape))
     stored = content["metadata"]["provenance"]["pool"]
     if pool not in (None, stored):
         raise InputError(f"pool: {str(path)!r} has {stored!r}, not {pool!r}")

@@ -132,7 +132,9 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
         of_today: It must have all that today's files have, which earlier ones and those of tests may not.
     """
     try:
-        _check_format_of(content.get("metadata"))
+        metadata = content.get("metadata")
+        if isinstance(metadata, dict) and type(metadata.get("format")) is int:  # a newer one may be of another form
+            check_format(metadata["format"], FEATURES_FORMAT, metadata.get("notes"))
         validate(_CONTENT, content, "content")
     except ValueError as error:  # an InputError is one
         return [str(error)]
@@ -154,14 +156,6 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
         if provenance["n_stimuli"] != n:
             problems.append(f"n_stimuli of its provenance is {provenance['n_stimuli']}, but it has {n} rows")
     return problems + _wrong_extras(content, n, of_today)
-
-
-def _check_format_of(metadata: Any) -> None:
-    """See that this version reads a file, before all else: a newer one may be of another form."""
-    if isinstance(metadata, dict) and type(metadata.get("format")) is int:
-        notes = metadata.get("notes")
-        made_by = notes.get("lit_extract") if isinstance(notes, dict) else None
-        check_format(metadata["format"], FEATURES_FORMAT, {"lit_extract": made_by} if type(made_by) is str else {})
 
 
 def _wrong_names(what: str, names: Sequence[int | str], n: int) -> list[str]:
@@ -188,7 +182,7 @@ def _wrong_row_lists(metadata: Mapping[str, Any], n: int) -> list[str]:
 
 
 def rows_text(rows: Iterable[int]) -> str:
-    """Return the first few of some rows."""
+    """Return the first few rows, sorted."""
     return name_some([str(row) for row in sorted(rows)], 10)
 
 

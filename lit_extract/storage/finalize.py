@@ -40,11 +40,9 @@ def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
     """
     path = to_path(store, "store")
     local = place_of(path).local
-    if local is not None and not local.is_dir():
-        raise InputError(f"store: {str(path)!r} is not a folder")
+    if not is_store(path) or (local is not None and not local.is_dir()):
+        raise InputError(f"store: {str(path)!r} is not a folder with a store")
     refuse_plain_folder(path, "store")
-    if not is_store(path):
-        raise InputError(f"store: there is none at {str(path)!r}")
     with place_of(path).write_lock():
         return finalize_locked(Store(path), keep_store)
 
@@ -103,11 +101,7 @@ def _check_earlier(files: Iterable[AnyPath]) -> None:
 
 
 def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = None) -> bool:
-    """Return whether ``file`` exists, with exactly this provenance.
-
-    Raises:
-        InputError: It has another, and the differing settings are named; or it is something else.
-    """
+    """Return whether ``file`` exists, with exactly this provenance; else an InputError names the differing settings."""
     if not place_of(file).exists():
         return False
     try:

@@ -23,7 +23,7 @@ def load_plain(content: bytes, persistent: Callable[[Any], Any], names: Mapping[
     """Return what a pickle holds.
 
     Args:
-        content: The pickle.
+        content: The pickle, of at most ``MAX_PICKLE_BYTES``.
         persistent: Returns what a persistent id stands for.
         names: What stands for each name of a module, such as ``collections.OrderedDict``; functions are called.
         leaf: What may be in the content besides plain values.
@@ -31,8 +31,6 @@ def load_plain(content: bytes, persistent: Callable[[Any], Any], names: Mapping[
     Raises:
         ValueError: It holds something else, is damaged, or is too large.
     """
-    if len(content) > MAX_PICKLE_BYTES:
-        raise ValueError(f"its pickle has {len(content):,} bytes; {MAX_PICKLE_BYTES:,} are possible")
     try:
         value = _Machine(content, persistent, names).run()
     except (IndexError, KeyError, struct.error, UnicodeDecodeError):

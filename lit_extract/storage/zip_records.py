@@ -122,13 +122,9 @@ def _read_end(tail: bytes, size: int) -> tuple[int, int]:
 
 
 def _read_entry(file: BinaryIO, directory: bytes, header: int, place: int) -> tuple[bytes, Record, int, int]:
-    """Read the next entry of the directory and see that entry, header and descriptor are as torch.save writes them.
+    """Read the first entry of a directory and see that entry, header and descriptor are as torch.save writes them.
 
-    Args:
-        file: The archive.
-        directory: Its directory from this entry on.
-        header: Where the header of its record begins: where the record before ends.
-        place: Where the entry begins in the file.
+    Its record's header begins at ``header``, where the record before ends, and the entry itself at ``place``.
 
     Returns:
         Name, record, bytes of the entry, and where the next header begins.
