@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 from lit_extract.data.base import Connection, StimulusDataModule
@@ -110,8 +111,7 @@ def _estimate_memory(
         batch: estimate_forward(model, *batch, machine.precision, on_gpu)
         for batch in _largest_batches(model, data, rows)
     }
-    batch = max(forwards, key=lambda batch: forwards[batch].peak)
-    forward = forwards[batch]
+    batch, forward = max(forwards.items(), key=itemgetter(1))
     workers = data.num_workers if data.num_workers is not None else data.workers(on_gpu, 1)
     shard_size = 4 * len(model.pools) * shard_rows * len(model.layers) * model.n_dim
     host = host_bytes(model, forward, on_gpu, shard_size, batch[0] * model.input_bytes(batch[1]), workers)

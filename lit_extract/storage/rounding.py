@@ -31,7 +31,7 @@ def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> s
 
 
 def _share(part: float) -> str:
-    """A part as people read it: ``0.8 % of``, ``3.5 times``."""
+    """Return a part as people read it: ``0.8 % of``, ``3.5 times``."""
     return f"{100 * part:.2g} % of" if part < 1 else f"{part:.2g} times"
 
 
