@@ -129,7 +129,7 @@ def forward(name: str, checkpoint: Path | None, precision: str) -> dict[str, flo
             held = sum(tensor.nbytes for tensor in [*weights, *inputs.values()])
             measured = held + _allocated(lambda: model.activations(inputs))
     estimate = estimate_forward(model, rows, tokens, precision, device() == "cuda")
-    return {"memory of the device, a forward pass": estimate.peak / measured}
+    return {"memory of the device, a forward pass": estimate / measured}
 
 
 def _allocated(function: Any) -> int:

@@ -41,20 +41,14 @@ def describe(features: Features, path: str) -> list[str]:
 def draw(features: Features, picture: Path) -> None:
     """Draw the norm of each layer, and the dissimilarity of stimuli at an early, a middle and the last layer.
 
-    The dissimilarity is 1 - Pearson's r between the features of two stimuli, as in representational
-    similarity analysis (Kriegeskorte et al., 2008, doi:10.3389/neuro.06.004.2008). At most 200 stimuli,
-    evenly spaced, are drawn.
-
-    Raises:
-        InputError: matplotlib is not installed or can't write such a file, or none of these stimuli is done.
+    The dissimilarity is 1 - Pearson's r between the features of two stimuli, as in representational similarity analysis
+    (Kriegeskorte et al., 2008, doi:10.3389/neuro.06.004.2008). At most 200 stimuli, evenly spaced, are drawn.
     """
     try:
         import matplotlib as mpl
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
         raise InputError("picture: drawing needs matplotlib: pip install 'lit-extract[plot]'") from None
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.backend_bases import FigureCanvasBase
 
     if picture.suffix[1:].lower() not in (known := FigureCanvasBase.get_supported_filetypes()):
         raise InputError(f"picture: {str(picture)!r} must end in one of .{', .'.join(sorted(known))}")
@@ -70,17 +64,16 @@ def draw(features: Features, picture: Path) -> None:
         figure = _figure(features, rows, norms)
         picture.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(picture, dpi=130)
-    plt.close(figure)
 
 
 def _figure(features: Features, rows: NDArray[np.int64], norms: list[NDArray[np.float64]]) -> "Figure":
     """Return a panel of norms by layer, and panels of dissimilarity."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     depth = len(features.layers)
     drawn = sorted({0, depth // 2, depth - 1})
-    figure, axes = plt.subplots(1, 1 + len(drawn), figsize=(3.6 * (1 + len(drawn)), 3.6), layout="constrained")
-    axes = np.atleast_1d(axes)
+    figure = Figure(figsize=(3.6 * (1 + len(drawn)), 3.6), layout="constrained")
+    axes = figure.subplots(1, 1 + len(drawn))
     low, middle, high = np.nanpercentile(np.array(norms), [5, 50, 95], axis=1)
     axes[0].fill_between(range(depth), low, high, alpha=0.3, linewidth=0, label="5th to 95th percentile")
     axes[0].plot(range(depth), middle, marker=".", label="median")
@@ -91,7 +84,10 @@ def _figure(features: Features, rows: NDArray[np.int64], norms: list[NDArray[np.
         image = axis.imshow(dissimilarity(features.layer(layer)[rows].numpy()), cmap="viridis", vmin=0)
         axis.set(title=shorten(features.layers[layer], 40), xlabel="stimulus", ylabel="stimulus")
         figure.colorbar(image, ax=axis, label="1 − Pearson's r", shrink=0.8)
-    figure.suptitle(_title(features))
+    provenance, n = features.provenance, len(features.stimulus_ids)
+    weights = ", random weights" if provenance.get("weights") == "untrained" else ""
+    model, dataset = shorten(provenance["model"]), shorten(provenance.get("dataset", "unknown stimuli"))
+    figure.suptitle(f"{model}{weights} on {dataset} ({n} stimuli), pooling {provenance['pool']}")
     return figure
 
 
@@ -99,11 +95,3 @@ def dissimilarity(features: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return 1 - Pearson's r between the rows of (N, D), as (N, N)."""
     correlation: NDArray[np.float64] = np.corrcoef(features.astype(np.float64))
     return np.atleast_2d(1 - correlation)
-
-
-def _title(features: Features) -> str:
-    provenance = features.provenance
-    weights = ", random weights" if provenance.get("weights") == "untrained" else ""
-    n = len(features.stimulus_ids)
-    dataset = provenance.get("dataset", "unknown stimuli")
-    return f"{shorten(provenance['model'])}{weights} on {shorten(dataset)} ({n} stimuli), pooling {provenance['pool']}"

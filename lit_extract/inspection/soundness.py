@@ -20,19 +20,10 @@ from lit_extract.storage.rounding import warning
 
 @dataclass
 class Soundness:
-    """What was found.
+    """What is wrong with a features file, in words; when that is nothing, what it holds."""
 
-    Args:
-        problems: What is wrong; empty when the file is sound.
-        shape: (N, L, D), when it is sound.
-        not_finite: How many rows are not finite, as the file itself lists them.
-        warning: What rounding has cost, by the file's own note.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    shape: tuple[int, ...] = ()
-    not_finite: int = 0
-    warning: str | None = None
+    problems: list[str]
+    facts: list[str] = field(default_factory=list)
 
 
 def soundness_of(path: Path) -> Soundness:
@@ -51,17 +42,18 @@ def soundness_of(path: Path) -> Soundness:
     except (ValueError, OSError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         return Soundness([f"not a features file of lit-extract: {reason}"])
+    n, layers, dim = content["feats"].shape
+    facts = [f"{n} stimuli × {layers} layers × {dim} dimensions"]
+    if not_finite := int((~rows.finite).sum()):
+        facts.append(f"{not_finite} rows not finite, as it says")
     metadata = content["metadata"]
-    remark = warning(metadata, content["layers"], metadata["provenance"]["pool"])
-    return Soundness(problems, content["feats"].shape, int((~rows.finite).sum()), remark)
+    if remark := warning(metadata, content["layers"], metadata["provenance"]["pool"]):
+        facts.append(f"warning: {remark}")
+    return Soundness(problems, facts)
 
 
 class _Rows:
-    """Which rows have finite numbers only, and which NaN only (N,), noted while a file is read.
-
-    Args:
-        feats: The tensor whose rows they are.
-    """
+    """Which rows of a tensor have finite numbers only, and which NaN only (N,), noted while its file is read."""
 
     def __init__(self, feats: TensorRecord) -> None:
         self.feats = feats
@@ -112,19 +104,9 @@ def _not_of_torch(path: str, content: dict[str, Any]) -> list[str]:
         if isinstance(value, TensorRecord) and isinstance(theirs, torch.Tensor) and theirs.is_contiguous():
             place = theirs.data_ptr() - base if value.nbytes else value.offset
             theirs = TensorRecord(theirs.numpy().dtype.str, tuple(theirs.shape), place, theirs.nbytes)
-        problems += [] if _are_same(value, theirs) else [f"torch finds another {shorten(name)} in it"]
+        if repr(value) != repr(theirs):  # unlike ==, it tells 1 from True, and not NaN from itself
+            problems.append(f"torch finds another {shorten(name)} in it")
     return problems or _wrong_losses(loaded)
-
-
-def _are_same(ours: Any, theirs: Any) -> bool:
-    """Return whether two values are the same, down to the types and the bits of their numbers."""
-    if type(ours) is not type(theirs):
-        return False
-    if isinstance(ours, dict):
-        return list(ours) == list(theirs) and all(_are_same(ours[key], theirs[key]) for key in ours)
-    if isinstance(ours, list | tuple):
-        return len(ours) == len(theirs) and all(map(_are_same, ours, theirs))
-    return bool(ours == theirs or (ours != ours and theirs != theirs))
 
 
 def _wrong_losses(loaded: dict[str, Any]) -> list[str]:

@@ -6,14 +6,12 @@ N stimuli, L layers, D hidden size.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, with_config
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.untrusted import Text, shorten, validate
+from lit_extract.common.untrusted import shorten
 from lit_extract.modules.registry import default_models_file, own_name, read_models
 from lit_extract.storage.features_form import read_features_content
 from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX
@@ -31,37 +29,17 @@ _STORE_SUFFIXES = (STORE_SUFFIX, STORE_SUFFIX + PART_SUFFIX)
 class Entry:
     """A features file or a store; what can't be known is None.
 
-    Args:
-        path: Where it is.
-        state: "done": a features file. Of stores "running": a process is writing it; "begun": to be resumed by the
-            same command; "complete": all rows, no features file yet; "kept": on purpose, beside its files. "leftover":
-            half made or half removed, removed by the next run. "not ours" and "unreadable": see reason.
-        n_bytes: Size on disk.
-        modified: When any of it was written last, in seconds since 1970.
-        reason: Why it is not ours, or not readable.
-        holder: Process and host that are writing it.
-        model: Name of the model.
-        kind: "vision" or "language".
-        dataset: Name of the dataset.
-        subset: Name of the chosen rows.
-        untrained: Whether the weights are random.
-        pools: Its poolings; a file has one.
-        prompt: Name of the captions.
-        shape: (N, L, D).
-        dtype: As numpy calls it.
-        rows_done: Rows that are computed.
-        shards_left: Shards of a store that are not.
-        bad_rows: Rows of a file that are not finite.
-        created: When the run began, ISO 8601.
-        lit_extract: The version that made it.
+    States: "done": a features file. Of stores "running": a process is writing it; "begun": to be resumed by the same
+    command; "complete": all rows, no features file yet; "kept": on purpose, next to its files. "leftover": half made or
+    half removed, removed by the next run. "not ours" and "unreadable": see the reason.
     """
 
     path: AnyPath
     state: str
-    n_bytes: int
-    modified: float
+    n_bytes: int  # on disk
+    modified: float  # when any of it was written last, in seconds since 1970
     reason: str | None = None
-    holder: str | None = None
+    holder: str | None = None  # process and host that are writing it
     model: str | None = None
     kind: str | None = None
     dataset: str | None = None
@@ -69,44 +47,29 @@ class Entry:
     untrained: bool | None = None
     pools: tuple[str, ...] = ()
     prompt: str | None = None
-    shape: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None  # (N, L, D)
     dtype: str | None = None
     rows_done: int | None = None
     shards_left: int | None = None
-    bad_rows: int | None = None
-    created: str | None = None
+    bad_rows: int | None = None  # of a file: not finite
+    created: str | None = None  # when the run began, ISO 8601
     lit_extract: str | None = None
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Models of models.yml that a folder has nothing of, though it has others of their kind.
-
-    Args:
-        folder: The folder.
-        kind: "vision" or "language".
-        prompt: Name of the captions.
-        models: Their names, in the order of models.yml.
-        n_expected: All models of the kind in models.yml.
-    """
+    """Models of models.yml that a folder has nothing of, though it has others of their kind."""
 
     folder: AnyPath
     kind: str
     prompt: str | None
     models: list[str]
-    n_expected: int
+    n_expected: int  # all of this kind in models.yml
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The features files and stores of a folder, and the models that it lacks.
-
-    Args:
-        folder: The folder.
-        models_file: The models.yml it was compared with.
-        entries: All features files and stores, by path.
-        missing: What else models.yml has.
-    """
+    """The features files and stores of a folder, and what else its models.yml has."""
 
     folder: AnyPath
     models_file: Path
@@ -115,11 +78,7 @@ class Survey:
 
 
 def survey(folder: str | Path = "features", models: str | Path | None = None) -> Survey:
-    """Look through a features folder.
-
-    Args:
-        folder: The folder, local or remote (s3://bucket/prefix).
-        models: The models.yml to compare with; default: ./models.yml, else the one shipped.
+    """Look through a features folder, local or remote, and compare it with a models.yml.
 
     Raises:
         InputError: No such folder or models file, or a remote one can't be reached.
@@ -132,18 +91,13 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
         hint = f"; lit-extract show {shorten(str(root), 1000)} describes one file" if place_of(root).exists() else ""
         raise InputError(f"folder: {error}{hint}") from None
     closed = [Entry(path, UNREADABLE, 0, 0.0, reason) for path, reason in unreadable.items()]
-    found = [*_entries(root, files), *closed]
-    entries = sorted(found, key=lambda entry: (f"{entry.path.parent}/", entry.path.name))  # folder by folder
+    entries = [*_entries(root, files), *closed]
+    entries.sort(key=lambda entry: (f"{entry.path.parent}/", entry.path.name))  # folder by folder
     return Survey(root, Path(models or default_models_file()), entries, find_missing(entries, expected))
 
 
 def find_missing(entries: Iterable[Entry], expected: Mapping[str, list[str]]) -> list[Missing]:
-    """Return the expected models that are missing, for each folder, kind and prompt that has others.
-
-    Args:
-        entries: The features files and stores.
-        expected: Names of the models of each kind.
-    """
+    """Return the expected models (names by kind) that are missing, for each folder, kind and prompt with others."""
     found: dict[tuple[AnyPath, str, str | None], set[str]] = {}
     for entry in entries:
         if entry.model is not None and entry.kind is not None:
@@ -241,35 +195,14 @@ def _what_is_wrong(error: ValueError | OSError) -> dict[str, Any]:
     return {"state": NOT_OURS, "reason": one_line(error)}
 
 
-@with_config(ConfigDict(extra="allow"))
-class _Known(TypedDict):
-    """What the record of a store or file must have for it to be listed, and what it may have about how it was made."""
-
-    model: str
-    dataset: str
-    subset: str
-    weights: str
-    prompt_name: NotRequired[str | None]
-    created: NotRequired[Text | None]
-    lit_extract: NotRequired[Text | None]
-
-
-_KNOWN: TypeAdapter[_Known] = TypeAdapter(_Known)
-
-
 def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an entry is of and by, according to the record of a store or file.
-
-    Raises:
-        InputError: The record has too little.
-    """
-    origin = {key: notes.get(key) for key in ("created", "lit_extract")}
-    known = validate(_KNOWN, {**provenance, **origin}, "provenance")
-    prompt = known.get("prompt_name")
+    """Return what an entry is of and by, if all of that is there; what is there was checked when it was read."""
+    if missing := {"model", "dataset", "subset", "weights"} - provenance.keys():
+        raise ValueError(f"its provenance has no {', '.join(sorted(missing))}")
     return {
-        **{key: known[key] for key in ("model", "dataset", "subset")},
+        **{key: provenance[key] for key in ("model", "dataset", "subset")},
         "kind": kind_of(provenance),
-        "untrained": known["weights"] == "untrained",
-        "prompt": prompt,
-        **origin,
+        "untrained": provenance["weights"] == "untrained",
+        "prompt": provenance.get("prompt_name"),
+        **{key: notes.get(key) for key in ("created", "lit_extract")},
     }

@@ -1,13 +1,13 @@
 """``lit-extract verify``: a line for each features file, and the parity certificate when it is asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import MAX_PATH_BYTES, shorten
-from lit_extract.inspection.soundness import Soundness, soundness_of
+from lit_extract.inspection.soundness import soundness_of
 from lit_extract.parity.certificate import RebuildSettings, describe, read_certificate, write_certificate
 from lit_extract.storage.layout import FEATURES_SUFFIX
 from lit_extract.storage.listing import features_below
@@ -15,11 +15,7 @@ from lit_extract.storage.places import is_folder, is_there, local_path
 
 
 def features_files(paths: Sequence[str]) -> list[Path]:
-    """Return the files, and those below the folders, in order.
-
-    Raises:
-        InputError: One is missing, or remote, or a folder has none.
-    """
+    """Return the files, and those below the folders, in order; raise InputError where there is none."""
     found: dict[Path, None] = {}
     for path in (local_path(text, "files") for text in paths):
         if is_folder(path):
@@ -35,16 +31,9 @@ def features_files(paths: Sequence[str]) -> list[Path]:
 
 
 def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSettings) -> int:
-    """Check features files and print a line for each.
+    """Print a line for each features file, and return how many are wrong or can't be certified.
 
-    Args:
-        files: Features files, and folders of them.
-        parity: How many stimuli to compute again; None: no certificate is made, those that are there are read.
-        seed: Which stimuli.
-        where: What a certificate needs that the files do not say.
-
-    Returns:
-        How many files something is wrong with, or can't be certified.
+    Without ``parity``, no certificate is made, and those that exist are read.
 
     Raises:
         InputError: No such file, or settings that make no sense.
@@ -66,20 +55,22 @@ def _report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -
     """Return whether a file is sound and, if that was asked for, certified; and the lines to print about it."""
     path = shorten(str(file), MAX_PATH_BYTES)
     found = soundness_of(file)
-    problems, certificate, table = found.problems, None, []
-    if not problems:
-        try:
-            certificate = read_certificate(file) if parity is None else _certify(file, parity, seed, where)
-        except InputError as error:
-            if parity is not None:
-                return False, [f"{path}: NOT CERTIFIED: {error}"]
-            problems = [str(error)]
+    if found.problems:
+        return False, [f"{path}: WRONG: {'; '.join(found.problems)}"]
+    try:
+        certificate = read_certificate(file) if parity is None else _certify(file, parity, seed, where)
+    except InputError as error:
+        return False, [f"{path}: {'WRONG' if parity is None else 'NOT CERTIFIED'}: {error}"]
+    table = describe(certificate) if certificate is not None and parity is not None else []
+    if certificate is not None and certificate["failures"]:
+        failures = [f"parity: {failure}" for failure in certificate["failures"]]
+        return False, [f"{path}: WRONG: {'; '.join(failures)}", *table]
+    facts = found.facts
     if certificate is not None:
-        problems = [f"parity: {failure}" for failure in certificate["failures"]]
-        table = describe(certificate) if parity is not None else []
-    if problems:
-        return False, [f"{path}: WRONG: {'; '.join(problems)}", *table]
-    return True, [f"{path}: sound: {'; '.join(_facts(found, certificate))}", *table]
+        precision, remarks = certificate["precision"], certificate["remarks"]
+        facts.append(f"parity of {len(certificate['stimuli'])} stimuli ({precision} against float32)")
+        facts += [f"warning: {remark}" for remark in remarks]
+    return True, [f"{path}: sound: {'; '.join(facts)}", *table]
 
 
 def _certify(file: Path, parity: int, seed: int, where: RebuildSettings) -> dict[str, Any]:
@@ -88,16 +79,3 @@ def _certify(file: Path, parity: int, seed: int, where: RebuildSettings) -> dict
     certificate = certify(file, parity, seed, where)
     write_certificate(file, certificate)
     return certificate
-
-
-def _facts(found: Soundness, certificate: dict[str, Any] | None) -> Iterator[str]:
-    """Yield what a sound file holds, and how far that is proven."""
-    n, layers, dim = found.shape
-    yield f"{n} stimuli × {layers} layers × {dim} dimensions"
-    if found.not_finite:
-        yield f"{found.not_finite} rows not finite, as it says"
-    if found.warning:
-        yield f"warning: {found.warning}"
-    if certificate is not None:
-        yield f"parity of {len(certificate['stimuli'])} stimuli ({certificate['precision']} against float32)"
-        yield from (f"warning: {remark}" for remark in certificate["remarks"])

@@ -5,8 +5,6 @@ its MLP are the most. ``benchmarks/memory.py`` compares this with measured memor
 and the system's cache of files, which gives way to programs.
 """
 
-from dataclasses import dataclass
-
 from lit_extract.modules.base import Extractor
 
 # Of a GPU's context with the workspaces of its libraries; and a tenth for what the allocator can't use between blocks.
@@ -21,57 +19,31 @@ SHARDS_HELD = 4  # filling, waiting, being written, and encoded for that
 BATCHES_A_WORKER = 2
 
 
-@dataclass(frozen=True)
-class Forward:
-    """Bytes of one forward pass.
+def estimate_forward(model: Extractor, n_rows: int, n_tokens: int, precision: str, on_gpu: bool) -> int:
+    """Estimate the most bytes at once, weights included, while a batch goes through a model; on a CPU, in slices.
 
-    Args:
-        weights: In the run's precision.
-        peak: The most at once, weights, batch and activations together.
-    """
-
-    weights: int
-    peak: int
-
-
-def estimate_forward(model: Extractor, n_rows: int, n_tokens: int, precision: str, on_gpu: bool) -> Forward:
-    """Estimate a forward pass of a batch; on a CPU it goes through in slices.
-
-    Args:
-        model: The extractor.
-        n_rows: Rows of the batch.
-        n_tokens: Tokens of its longest caption; images know their own.
-        precision: The trainer's.
-        on_gpu: Whether it runs on a GPU.
+    Its longest caption has ``n_tokens``; images know their own.
     """
     weights = model.num_params * (2 if precision == "bf16-true" else 4)
     rows = n_rows if on_gpu else min(n_rows, model.rows_a_pass_on_cpu or n_rows)
     pooled = 2 * 4 * n_rows * len(model.pools) * len(model.layers) * model.n_dim  # and stacked
     activations = rows * model.numbers_a_row(n_tokens) * (4 if precision == "32-true" else 2)
     inputs = n_rows * model.input_bytes(n_tokens)
-    return Forward(weights, weights + inputs + activations + pooled + model.constant_bytes)
+    return weights + inputs + activations + pooled + model.constant_bytes
 
 
-def host_bytes(model: Extractor, forward: Forward, on_gpu: bool, shard: int, batch: int, workers: int) -> int:
+def host_bytes(model: Extractor, forward: int, on_gpu: bool, shard: int, batch: int, workers: int) -> int:
     """Estimate the most memory on the host at once: while weights are loaded, or while the run is under way.
 
-    Args:
-        model: The extractor.
-        forward: What a forward pass needs; without a GPU it is on the host.
-        on_gpu: Whether there is a GPU.
-        shard: Bytes of a shard, of all poolings.
-        batch: Bytes of a batch.
-        workers: Processes that prepare batches.
+    A ``shard`` of all poolings and a ``batch`` have so many bytes; so many ``workers`` prepare batches.
     """
-    in_float32 = 4 * model.num_params
-    if model.kind == "vision":
-        loading = in_float32 if model.untrained else 2 * in_float32  # the checkpoint and the model
-    else:
-        loading = in_float32 if model.untrained else 0  # trained ones go from the file to the device
-    running = SHARDS_HELD * shard + max(1, BATCHES_A_WORKER * workers) * batch + (0 if on_gpu else forward.peak)
+    # Of trained images' models the checkpoint and the model are loaded; captions' go from the file to the device.
+    copies = 1 if model.untrained else 2 if model.kind == "vision" else 0
+    loading = copies * 4 * model.num_params
+    running = SHARDS_HELD * shard + max(1, BATCHES_A_WORKER * workers) * batch + (0 if on_gpu else forward)
     return PROCESS_BYTES + workers * WORKER_BYTES + on_gpu * CUDA_HOST_BYTES + max(loading, running)
 
 
-def device_bytes(forward: Forward) -> int:
+def device_bytes(forward: int) -> int:
     """Estimate what a GPU must have for a forward pass: with its context, and with what its allocator can't use."""
-    return CONTEXT_BYTES + round(FRAGMENTATION * forward.peak)
+    return CONTEXT_BYTES + round(FRAGMENTATION * forward)

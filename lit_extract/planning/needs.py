@@ -1,12 +1,9 @@
-"""What one model on one dataset will need of disk, device and host, before anything runs.
-
-Everything comes from configurations: shapes from the extractors' skeletons, memory by
-``memory.py``, room from what a job writes (``disk.py``).
-"""
+"""What one model on one dataset will need of disk, device and host, from configurations, before anything runs."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 from lit_extract.data.base import Connection, StimulusDataModule
@@ -26,65 +23,40 @@ TOKENS_A_CAPTION = 128
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job must fit.
+    """What a job must fit; sizes are in bytes."""
 
-    Args:
-        card: Name of the GPU; None: the run is on the CPU.
-        memory: Bytes of the GPU, or of the host.
-        precision: The trainer's.
-        free_disk: Bytes that are free for the output; None: not known, as it goes elsewhere.
-        host_memory: Bytes of the host of a GPU; None: not known, as the GPU is elsewhere.
-    """
-
-    card: str | None
-    memory: int
+    card: str | None  # None: the run is on the CPU
+    memory: int  # of the GPU, or of the host
     precision: str
-    free_disk: int | None
-    host_memory: int | None = None
+    free_disk: int | None  # None: not known, as the output goes elsewhere
+    host_memory: int | None = None  # of the host of a GPU; None: not known, as the GPU is elsewhere
 
 
 @dataclass(frozen=True)
 class Needs:
     """What one model needs; sizes are in bytes.
 
-    Args:
-        model: Its name.
-        problem: Why it can't be estimated; then there is nothing else.
-        rows: Stimuli.
-        layers: Layers.
-        width: Dimensions of a layer.
-        parameters: Of the whole model, head included.
-        pools: Poolings, a features file each.
-        batch: Rows and tokens of the largest batch; an image has no tokens of ours.
-        features: All its .pt files.
-        disk_peak: The most on the disk at once: the store, and the .pt files that are made next to it.
-        disk_left: What the disk must still give for that; 0 when the files exist.
-        disk_kept: What of it stays in the end.
-        device: Memory of the GPU; None on a CPU.
-        host: Memory of the host.
-        fits: "yes"; "split": the batch does not fit, but less of it does, and the run splits it; "host": the
-            device suffices, but not the memory of the host; "no".
-        geometry: How the model sees images; models with the same share a cache of pixels.
-        pixels: Bytes of that cache.
+    It fits: "yes"; "split": the batch does not, but less of it does, and the run splits it; "host": the device
+    suffices, but not the memory of the host; "no".
     """
 
     model: str
-    problem: str | None = None
+    problem: str | None = None  # why it can't be estimated; then there is nothing else
     rows: int = 0
     layers: int = 0
     width: int = 0
-    parameters: int = 0
+    parameters: int = 0  # of the whole model, head included
     pools: Sequence[str] = ()
-    batch: tuple[int, int] = (0, 0)
-    features: int = 0
-    disk_peak: int = 0
-    disk_left: int = 0
-    disk_kept: int = 0
-    device: int | None = None
+    batch: tuple[int, int] = (0, 0)  # rows and tokens of the largest one; an image has no tokens of ours
+    features: int = 0  # all .pt files
+    disk_peak: int = 0  # the most at once: the store, and the .pt files that are made next to it
+    disk_left: int = 0  # what the disk must still give for that; 0 when the files exist
+    disk_kept: int = 0  # what of it stays in the end
+    device: int | None = None  # None on a CPU
     host: int = 0
     fits: Literal["yes", "split", "host", "no"] = "no"
-    geometry: str = ""
-    pixels: int = 0
+    geometry: str = ""  # how the model sees images; models with the same share a cache of pixels
+    pixels: int = 0  # that cache
 
 
 def estimate_needs(
@@ -93,22 +65,11 @@ def estimate_needs(
     rows: int,
     machine: Machine,
     output_dir: AnyPath,
-    finalize: bool = True,
-    keep_store: bool = False,
-    overwrite: bool = False,
+    finalize: bool,
+    keep_store: bool,
+    overwrite: bool,
 ) -> Needs:
-    """Estimate what one model on one dataset needs.
-
-    Args:
-        model: The extractor.
-        data: The data module; it is set up when it has captions to look at.
-        rows: Number of stimuli.
-        machine: What it must fit.
-        output_dir: Folder of the features.
-        finalize: Whether .pt files are made.
-        keep_store: Whether the store stays.
-        overwrite: Whether existing output is replaced; otherwise a run resumes with its batches.
-    """
+    """Estimate what one model on one dataset needs; the data module is set up when it has captions to look at."""
     shape = rows, len(model.layers), model.n_dim
     row_bytes = 4 * len(model.layers) * model.n_dim
     images = data.batch_size if isinstance(data, ImageDataModule) else 1
@@ -150,8 +111,7 @@ def _estimate_memory(
         batch: estimate_forward(model, *batch, machine.precision, on_gpu)
         for batch in _largest_batches(model, data, rows)
     }
-    batch = max(forwards, key=lambda batch: forwards[batch].peak)
-    forward = forwards[batch]
+    batch, forward = max(forwards.items(), key=itemgetter(1))
     workers = data.num_workers if data.num_workers is not None else data.workers(on_gpu, 1)
     shard_size = 4 * len(model.pools) * shard_rows * len(model.layers) * model.n_dim
     host = host_bytes(model, forward, on_gpu, shard_size, batch[0] * model.input_bytes(batch[1]), workers)

@@ -33,12 +33,12 @@ def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out:
     """Write a ``.pt`` from its skeleton, with numbers in the holes.
 
     A record's checksum, which the skeleton leaves 0, is filled in too, so that ``python -m zipfile -t FILE`` finds
-    damage years later.
+    damage years later. All is written front to back, as servers want it.
 
     Args:
         skeleton: A file of torch.save with a hole for each tensor.
         tensors: The numbers of each tensor in chunks, in the order of the holes.
-        out: Where it goes, front to back: that may be a server.
+        out: Where it goes.
     """
     with skeleton.open("rb") as file:
         records = read_records(file)
@@ -75,31 +75,18 @@ def _write_numbers(out: BinaryIO, chunks: Iterable[NDArray[Any]], size: int) -> 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor of a ``.pt``: where it lies; its numbers are not read.
+    """Where a tensor lies in a ``.pt``; its numbers, in C order, are not read."""
 
-    Args:
-        dtype: As numpy calls it, little-endian.
-        shape: Its shape; the numbers lie in C order.
-        offset: First byte in the file.
-        nbytes: Bytes of its numbers.
-    """
-
-    dtype: str
+    dtype: str  # as numpy calls it, little-endian
     shape: tuple[int, ...]
     offset: int
     nbytes: int
 
 
 def read_through(file: BinaryIO, note: Callable[[int, bytes], None] | None = None) -> dict[str, Any]:
-    """Read all of a ``.pt``, compare it with its checksums, and return what :func:`read_content` does.
+    """Read all of a ``.pt``, compare it with its checksums, and return what :func:`read_content` does, or raise so.
 
-    Args:
-        file: Opened for reading bytes; it can seek.
-        note: Called with each piece that is read, and with its place in the file.
-
-    Raises:
-        ValueError: It is something else, or damaged.
-        OSError: It can't be read.
+    ``note`` is called with the place of each piece that is read, and the piece.
     """
     content = read_content(file)
     names = {value.offset: shorten(name) for name, value in content.items() if isinstance(value, TensorRecord)}
@@ -115,11 +102,7 @@ def read_through(file: BinaryIO, note: Callable[[int, bytes], None] | None = Non
 def read_content(file: BinaryIO) -> dict[str, Any]:
     """Return what a ``.pt`` of plain values holds, without torch and without executing anything in it.
 
-    Args:
-        file: Opened for reading bytes; it can seek. Only its directory and its small records are read.
-
-    Returns:
-        The content, with a :class:`TensorRecord` in the place of each tensor.
+    Only its directory and its small records are read; a :class:`TensorRecord` takes the place of each tensor.
 
     Raises:
         ValueError: It is something else, or not whole.
@@ -175,18 +158,11 @@ def _storage_finder(records: Mapping[str, Record]) -> Callable[[Any], _Storage]:
     return find
 
 
-def _tensor(
-    storage: Any = None,
-    skipped: Any = None,
-    shape: Any = None,
-    strides: Any = None,
-    needs_gradient: Any = None,
-    hooks: Any = None,
-    *more: Any,
-) -> TensorRecord:
-    is_plain = needs_gradient is False and hooks is _NO_HOOKS and not more
-    if not is_plain or type(storage) is not _Storage or type(skipped) is not int:
+def _tensor(*arguments: Any) -> TensorRecord:
+    is_plain = len(arguments) == 6 and arguments[4] is False and arguments[5] is _NO_HOOKS  # no gradient, no hooks
+    if not is_plain or type(arguments[0]) is not _Storage or type(arguments[1]) is not int:
         raise ValueError("it holds a tensor that is not one of plain numbers")
+    storage, skipped, shape, strides = arguments[:4]
     for numbers in (shape, strides):
         is_tuple = type(numbers) is tuple and len(numbers) <= _MAX_AXES
         if not is_tuple or not all(type(n) is int and n >= 0 for n in numbers):

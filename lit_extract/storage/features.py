@@ -23,7 +23,7 @@ from lit_extract.common.untrusted import shorten, validate
 from lit_extract.storage.archive import TensorRecord, name_of_open
 from lit_extract.storage.disk import check_room
 from lit_extract.storage.features_form import METADATA, read_features_content
-from lit_extract.storage.layout import FEATURES_KEYS, FEATURES_SUFFIX, STORE_SUFFIX
+from lit_extract.storage.layout import BAD_INPUT, FEATURES_KEYS, FEATURES_SUFFIX, MISSING, NOT_FINITE, STORE_SUFFIX
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, AnyPath, is_folder, place_of, to_path
 
@@ -168,11 +168,7 @@ def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
 
 
 def read_metadata(path: AnyPath) -> dict[str, Any]:
-    """Return the metadata of a ``.pt``; the numbers are not read.
-
-    Raises:
-        InputError: Not a features file.
-    """
+    """Return the metadata of a ``.pt``, or raise InputError; no numbers are read."""
     with _opened(path) as file:
         metadata: dict[str, Any] = read_features_content(file)["metadata"]
     return metadata
@@ -180,11 +176,7 @@ def read_metadata(path: AnyPath) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: AnyPath) -> Iterator[BinaryIO]:
-    """Open a features file for reading bytes; whatever is wrong with it is one error.
-
-    Raises:
-        InputError: It is missing, can't be read, or is something else.
-    """
+    """Open a features file for reading bytes; whatever is wrong with it, also while it is read, is an InputError."""
     try:
         with place_of(path).open_to_read() as file:
             yield file
@@ -207,13 +199,6 @@ def _map(file: BinaryIO, path: Path, record: TensorRecord) -> Tensor:
     return torch.from_numpy(numbers.view(record.dtype).reshape(record.shape))
 
 
-def _fetch(file: BinaryIO, record: TensorRecord) -> Tensor:
-    """Fetch a small tensor of a remote file."""
-    file.seek(record.offset)
-    numbers = bytearray(file.read(record.nbytes))
-    return torch.from_numpy(np.frombuffer(numbers, record.dtype).reshape(record.shape))
-
-
 def _fetch_feats(path: AnyPath, record: TensorRecord) -> Tensor:
     """Map a remote file's features from a copy that nobody else sees."""
     with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
@@ -229,23 +214,22 @@ def _fetch_feats(path: AnyPath, record: TensorRecord) -> Tensor:
 
 
 def _from_file(path: AnyPath, pool: str | None) -> Features:
+    local = place_of(path).local
     with _opened(path) as file:
         content = read_features_content(file)
         record: TensorRecord = content["feats"]
-        tensors = {name: value for name, value in content.items() if isinstance(value, TensorRecord)}
-        if (local := place_of(path).local) is not None:
-            content |= {name: _map(file, local, tensor) for name, tensor in tensors.items()}
-        else:
-            content |= {name: _fetch(file, tensor) for name, tensor in tensors.items() if name != "feats"}
+        for name, value in content.items():
+            if isinstance(value, TensorRecord) and local is not None:
+                content[name] = _map(file, local, value)
+            elif isinstance(value, TensorRecord) and name != "feats":
+                file.seek(value.offset)
+                numbers = np.frombuffer(bytearray(file.read(value.nbytes)), value.dtype)
+                content[name] = torch.from_numpy(numbers.reshape(value.shape))
     stored = content["metadata"]["provenance"]["pool"]
     if pool not in (None, stored):
         raise InputError(f"pool: {str(path)!r} has {stored!r}, not {pool!r}")
 
-    @cache
-    def all_feats() -> Tensor:
-        feats: Tensor = content["feats"] if local is not None else _fetch_feats(path, record)
-        return feats
-
+    all_feats = cache(lambda: content["feats"] if local is not None else _fetch_feats(path, record))
     n, n_layers, dim = record.shape
     return Features(
         path,
@@ -261,7 +245,6 @@ def _from_file(path: AnyPath, pool: str | None) -> Features:
 
 
 def _from_store(path: AnyPath, pool: str | None) -> Features:
-    from lit_extract.storage.layout import BAD_INPUT, MISSING, NOT_FINITE
     from lit_extract.storage.store import Store
 
     store = Store(path)

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from lit_extract.common.errors import InputError
-from lit_extract.common.untrusted import Count, validate
 from lit_extract.storage.features_form import MEANS, TENSORS
 from lit_extract.storage.layout import (
     BAD_INPUT,
@@ -43,23 +41,14 @@ class Numbers:
 
 
 def content_of(there: Rows, pool: str) -> dict[str, Any]:
-    """Return all of a features file but its tensors.
-
-    Args:
-        there: All rows.
-        pool: Which pooling.
-
-    Raises:
-        InputError: The store, or a features file that rows are taken from, is damaged.
-    """
+    """Return all of a features file but its tensors; raise InputError if what it is made of is damaged."""
     store, status, inputs = there.store, there.status(pool), there.inputs(pool)
     if (status == MISSING).any():
         raise InputError(f"{str(store.path)!r} has rows without a status; run the same predict command again")
     before = there.files[pool].metadata if pool in there.files else {"notes": {}}
     notes = {**store.notes, **before["notes"]}
     if repaired := there.repaired(pool):
-        earlier = validate(_ROWS, notes.get("repaired_rows", []), f"{store.notes['files'][pool]}: notes.repaired_rows")
-        notes["repaired_rows"] = sorted({*earlier, *repaired})
+        notes["repaired_rows"] = sorted({*before["notes"].get("repaired_rows", []), *repaired})
     if inputs is not None:
         notes["exif_rotations"] = int((inputs[:, ROTATED] != 0).sum())
     return {
@@ -78,11 +67,8 @@ def content_of(there: Rows, pool: str) -> dict[str, Any]:
     }
 
 
-_ROWS: TypeAdapter[list[int]] = TypeAdapter(list[Count])
-
-
 def _sizes_sha256(there: Rows, inputs: NDArray[np.int64] | None, before: dict[str, Any]) -> str | None:
-    """Hash of the sizes of the inputs, by which earlier versions tell that they changed."""
+    """Return a hash of the sizes of the inputs, by which earlier versions see that they changed."""
     if inputs is not None:
         return sizes_sha256(inputs[:, SIZE])
     if there.files:  # of an earlier version; its images still have the sizes that they had
@@ -96,7 +82,7 @@ def sizes_sha256(sizes: NDArray[np.int64]) -> str:
 
 
 def _mean(values: NDArray[np.float32]) -> float:
-    """Mean of the values that are numbers."""
+    """Return the mean of the values that are numbers."""
     numbers = values[~np.isnan(values)]
     with np.errstate(over="ignore", invalid="ignore"):  # of damaged ones
         return float(np.mean(numbers)) if len(numbers) else float("nan")
@@ -112,8 +98,7 @@ def tensors_of(there: Rows, pool: str) -> dict[str, Numbers]:
         tensors["mask"] = Numbers((len(lengths), int(lengths.max())), _mask(lengths))
     for name in MEANS:
         if name in store.extras:
-            values = store.extra(name)
-            tensors[f"row_{name}"] = Numbers(values.shape, [values])
+            tensors[f"row_{name}"] = Numbers((store.n_stimuli,), [store.extra(name)])
     return tensors
 
 
@@ -123,7 +108,7 @@ def longest_caption(store: Store) -> int:
 
 
 def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:
-    """1 where a caption has a token (rows, T), some rows at a time."""
+    """Yield 1 where a caption has a token (rows, T), some rows at a time."""
     longest = int(lengths.max())
     at_once = max(1, _MASK_BYTES // max(1, longest))
     for first in range(0, len(lengths), at_once):
@@ -136,10 +121,7 @@ _MASK_BYTES = 2**24  # made at once
 def save_skeleton(content: Mapping[str, Any], tensors: Mapping[str, Numbers], part: Path) -> None:
     """Write a features file with holes where the numbers go; the first tensor is its first record, and so on.
 
-    Args:
-        content: All but the tensors.
-        tensors: The tensors; their numbers are not used.
-        part: The file; next to it a file with the size of each tensor is left, which takes no room either.
+    Next to it a file with the size of each tensor is left, which takes no room either.
     """
     holes = {}
     for name, numbers in tensors.items():

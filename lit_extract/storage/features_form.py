@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, BinaryIO, Required
 
 import numpy as np
-from pydantic import ConfigDict, Field, InstanceOf, StringConstraints, TypeAdapter, with_config
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from pydantic import Field, InstanceOf, StringConstraints, TypeAdapter
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12; unknown keys are allowed
 
 from lit_extract.common.errors import name_some
 from lit_extract.common.untrusted import Count, OneName, ShortText, Text, shorten, validate
@@ -38,15 +38,12 @@ TENSORS: Mapping[str, tuple[str, int]] = {
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]  # whoever prints it uses ``shorten``
 _StimulusId = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[str, StringConstraints(min_length=1)]
-_OPEN = ConfigDict(extra="allow")
 
 
-@with_config(_OPEN)
 class _Preprocessing(TypedDict, total=False):
     input_size: tuple[Count, Count, Count] | Annotated[list[Count], Field(min_length=3, max_length=3)]
 
 
-@with_config(_OPEN)
 class Provenance(TypedDict, total=False):
     """What determines the numbers."""
 
@@ -67,19 +64,16 @@ class Provenance(TypedDict, total=False):
     loss: bool
 
 
-@with_config(_OPEN)
 class _Rounding(TypedDict, total=False):
     relative_error: list[float | None]
     of_differences: list[float | None]
 
 
-@with_config(_OPEN)
 class _PrecisionCheck(TypedDict, total=False):
     failed: str  # another library's error, of any kind
     pools: dict[str, _Rounding]
 
 
-@with_config(_OPEN)
 class Notes(TypedDict, total=False):
     """What is worth knowing and may differ."""
 
@@ -91,7 +85,6 @@ class Notes(TypedDict, total=False):
     precision_check: _PrecisionCheck
 
 
-@with_config(_OPEN)
 class Metadata(TypedDict, total=False):
     """Format (absent in the oldest files), provenance, notes, and the rows without numbers."""
 
@@ -103,7 +96,6 @@ class Metadata(TypedDict, total=False):
     n_bytes_sha256: Text | None
 
 
-@with_config(_OPEN)
 class Content(TypedDict, total=False):
     """A features file; besides, it may have the other ``TENSORS``."""
 
@@ -125,12 +117,7 @@ _OF_TODAY = frozenset({"model", "options", "weights", "layers", "pool", "dataset
 
 
 def read_features_content(file: BinaryIO) -> dict[str, Any]:
-    """Return the content of a features file, checked, with a record in the place of each tensor; no numbers are read.
-
-    Raises:
-        ValueError: It is something else, or its parts do not fit together.
-        OSError: It can't be read.
-    """
+    """Return what :func:`read_content` does, or raise ValueError: it is no features file, or its parts do not fit."""
     content = read_content(file)
     if problems := inconsistencies(content):
         raise ValueError("; ".join(problems))
@@ -141,11 +128,13 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
     """List what of a file's content is missing, of another kind, or at odds with the rest; its numbers are not read.
 
     Args:
-        content: As :func:`~lit_extract.storage.archive.read_content` gives it.
-        of_today: It must have all that today's files have; else earlier ones and those of tests may lack some.
+        content: As :func:`~lit_extract.storage.archive.read_content` returns it.
+        of_today: It must have all that today's files have, which earlier ones and those of tests may not.
     """
     try:
-        _check_format_of(content.get("metadata"))
+        metadata = content.get("metadata")
+        if isinstance(metadata, dict) and type(metadata.get("format")) is int:  # a newer one may be of another form
+            check_format(metadata["format"], FEATURES_FORMAT, metadata.get("notes"))
         validate(_CONTENT, content, "content")
     except ValueError as error:  # an InputError is one
         return [str(error)]
@@ -167,14 +156,6 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
         if provenance["n_stimuli"] != n:
             problems.append(f"n_stimuli of its provenance is {provenance['n_stimuli']}, but it has {n} rows")
     return problems + _wrong_extras(content, n, of_today)
-
-
-def _check_format_of(metadata: Any) -> None:
-    """See that this version reads a file, before all else: a newer one may be of another form."""
-    if isinstance(metadata, dict) and type(metadata.get("format")) is int:
-        notes = metadata.get("notes")
-        made_by = notes.get("lit_extract") if isinstance(notes, dict) else None
-        check_format(metadata["format"], FEATURES_FORMAT, {"lit_extract": made_by} if type(made_by) is str else {})
 
 
 def _wrong_names(what: str, names: Sequence[int | str], n: int) -> list[str]:
@@ -201,7 +182,7 @@ def _wrong_row_lists(metadata: Mapping[str, Any], n: int) -> list[str]:
 
 
 def rows_text(rows: Iterable[int]) -> str:
-    """Return the first few of some rows."""
+    """Return the first few rows, sorted."""
     return name_some([str(row) for row in sorted(rows)], 10)
 
 

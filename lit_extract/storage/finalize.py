@@ -18,7 +18,7 @@ from lit_extract.storage.disk import bytes_there, check_room, features_bytes
 from lit_extract.storage.features import load_features, read_metadata
 from lit_extract.storage.features_content import Numbers, content_of, longest_caption, save_skeleton, tensors_of
 from lit_extract.storage.listing import refuse_plain_folder
-from lit_extract.storage.places import LARGE, AnyPath, RemoteError, place_of, to_path
+from lit_extract.storage.places import LARGE, PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import differing, features_provenance
 from lit_extract.storage.repair import Rows
 from lit_extract.storage.store import Store
@@ -40,11 +40,9 @@ def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
     """
     path = to_path(store, "store")
     local = place_of(path).local
-    if local is not None and not local.is_dir():
-        raise InputError(f"store: {str(path)!r} is not a folder")
+    if not is_store(path) or (local is not None and not local.is_dir()):
+        raise InputError(f"store: {str(path)!r} is not a folder with a store")
     refuse_plain_folder(path, "store")
-    if not is_store(path):
-        raise InputError(f"store: there is none at {str(path)!r}")
     with place_of(path).write_lock():
         return finalize_locked(Store(path), keep_store)
 
@@ -73,7 +71,8 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         store.path.parent,
         store=0,
         files=len(left) * size,
-        replaced=bytes_there(map(_part, files.values())),  # of a finalize that was killed; they are written over
+        # what a finalize that was killed has left is written over
+        replaced=bytes_there(file.with_name(f".{file.name}{PART_SUFFIX}") for file in files.values()),
         advice=f"make room, then run lit-extract finalize {store.path}",
     )
     if store.missing_rows():
@@ -102,11 +101,7 @@ def _check_earlier(files: Iterable[AnyPath]) -> None:
 
 
 def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = None) -> bool:
-    """Return whether ``file`` exists, with exactly this provenance.
-
-    Raises:
-        InputError: It has another, and the differing settings are named; or it is something else.
-    """
+    """Return whether ``file`` exists, with exactly this provenance; else an InputError names the differing settings."""
     if not place_of(file).exists():
         return False
     try:
@@ -124,11 +119,7 @@ def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = No
 
 
 def _check_same(store: Store, pool: str, file: AnyPath) -> None:
-    """See that a features file has the stimuli and layers of its store, which is deleted after that.
-
-    Raises:
-        InputError: It has others, or can't be read.
-    """
+    """See that a features file has the stimuli and layers of its store, which is deleted after that."""
     try:
         found = load_features(file)
     except RemoteError:
@@ -192,20 +183,10 @@ def _shards(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
             yield numbers
 
 
-def _part(file: AnyPath) -> AnyPath:
-    """Return the path of a local features file while it is made: always the same, so that a killed run leaves one."""
-    return file.with_name(f".{file.name}.part")
-
-
 def read_back(file: AnyPath, expected: Mapping[str, Any] | None = None) -> str | None:
     """Read all of a features file; return how it differs from its checksums, and from what was to be written.
 
-    Args:
-        file: The features file.
-        expected: Its content, with a shape in the place of each tensor.
-
-    Raises:
-        RemoteError: The server can't be reached.
+    That is ``expected``: its content, with a shape in the place of each tensor. A RemoteError is raised as it is.
     """
     try:
         with place_of(file).open_to_read(LARGE) as opened:

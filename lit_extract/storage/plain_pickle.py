@@ -23,16 +23,14 @@ def load_plain(content: bytes, persistent: Callable[[Any], Any], names: Mapping[
     """Return what a pickle holds.
 
     Args:
-        content: The pickle.
-        persistent: Makes something of a persistent id.
+        content: The pickle, of at most ``MAX_PICKLE_BYTES``.
+        persistent: Returns what a persistent id stands for.
         names: What stands for each name of a module, such as ``collections.OrderedDict``; functions are called.
         leaf: What may be in the content besides plain values.
 
     Raises:
         ValueError: It holds something else, is damaged, or is too large.
     """
-    if len(content) > MAX_PICKLE_BYTES:
-        raise ValueError(f"its pickle has {len(content):,} bytes; {MAX_PICKLE_BYTES:,} are possible")
     try:
         value = _Machine(content, persistent, names).run()
     except (IndexError, KeyError, struct.error, UnicodeDecodeError):
@@ -167,36 +165,20 @@ _INT4, _FLOAT = struct.Struct("<i"), struct.Struct(">d")
 _STOP = ord(".")
 
 
-def _push(value: Any) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(value)
-
-
-def _number(form: struct.Struct) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(machine.number(form))
-
-
-def _put(form: struct.Struct) -> Callable[[_Machine], None]:
-    return lambda machine: machine.memo.__setitem__(machine.number(form), machine.stack[-1])
-
-
-def _get(form: struct.Struct) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(machine.memo[machine.number(form)])
-
-
 _STEPS: Mapping[int, Callable[[_Machine], None]] = {
-    ord("N"): _push(None),
-    0x88: _push(True),
-    0x89: _push(False),
-    ord("K"): _number(_UINT1),
-    ord("M"): _number(_UINT2),
-    ord("J"): _number(_INT4),
-    ord("G"): _number(_FLOAT),
+    ord("N"): lambda machine: machine.stack.append(None),
+    0x88: lambda machine: machine.stack.append(True),
+    0x89: lambda machine: machine.stack.append(False),
+    ord("K"): lambda machine: machine.stack.append(machine.number(_UINT1)),
+    ord("M"): lambda machine: machine.stack.append(machine.number(_UINT2)),
+    ord("J"): lambda machine: machine.stack.append(machine.number(_INT4)),
+    ord("G"): lambda machine: machine.stack.append(machine.number(_FLOAT)),
     0x8A: _Machine.push_long,
     ord("X"): _Machine.push_text,
-    ord("q"): _put(_UINT1),
-    ord("r"): _put(_UINT4),
-    ord("h"): _get(_UINT1),
-    ord("j"): _get(_UINT4),
+    ord("q"): lambda machine: machine.memo.__setitem__(machine.number(_UINT1), machine.stack[-1]),
+    ord("r"): lambda machine: machine.memo.__setitem__(machine.number(_UINT4), machine.stack[-1]),
+    ord("h"): lambda machine: machine.stack.append(machine.memo[machine.number(_UINT1)]),
+    ord("j"): lambda machine: machine.stack.append(machine.memo[machine.number(_UINT4)]),
     ord("("): _Machine.mark,
     ord("]"): lambda machine: machine.push_container([]),
     ord("}"): lambda machine: machine.push_container({}),

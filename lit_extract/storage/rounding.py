@@ -31,12 +31,12 @@ def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> s
 
 
 def _share(part: float) -> str:
-    """A part as people read it: ``0.8 % of``, ``3.5 times``."""
+    """Return a part as people read it: ``0.8 % of``, ``3.5 times``."""
     return f"{100 * part:.2g} % of" if part < 1 else f"{part:.2g} times"
 
 
 def _by_layer(metadata: Mapping[str, Any], layers: Sequence[str], pool: str, what: str) -> dict[str, float]:
-    """Values of the note by layer, without those that could not be computed; none if it has no such values."""
+    """Return values of the note by layer, without those that could not be computed."""
     values = metadata["notes"].get(NOTE, {}).get("pools", {}).get(pool, {}).get(what, [])
     if len(values) != len(layers):
         return {}
@@ -44,10 +44,7 @@ def _by_layer(metadata: Mapping[str, Any], layers: Sequence[str], pool: str, wha
 
 
 def warning(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str | None:
-    """Return one sentence on layers in which rounding is as large as the differences between stimuli, with the way out.
-
-    None when there are no such layers, by the file's own note.
-    """
+    """Return one sentence on layers in which rounding is as large as the differences between stimuli, if there are."""
     lost = [layer for layer, value in _by_layer(metadata, layers, pool, "of_differences").items() if value >= 1]
     if not lost:
         return None

@@ -39,30 +39,19 @@ _NAME = re.compile(r"[a-z0-9_.]+(/[a-z0-9_.]+)*")
 
 @dataclass(frozen=True)
 class Record:
-    """A record of an archive.
-
-    Args:
-        start: Its first byte in the file.
-        size: Its bytes.
-        checksum: CRC-32 of them, as the archive has it.
-        entry: Where its entry in the directory begins.
-    """
+    """A record of an archive; places are those in the file."""
 
     start: int
     size: int
-    checksum: int
-    entry: int
+    checksum: int  # CRC-32, as the archive has it
+    entry: int  # where its entry in the directory begins
 
 
 def read_records(file: BinaryIO) -> dict[str, Record]:
     """Return the records of an archive by name, without the folder that all of them are in.
 
-    Args:
-        file: Opened for reading bytes; it can seek.
-
     Raises:
         ValueError: It is not what torch.save writes.
-        OSError: It can't be read.
     """
     size = file.seek(0, os.SEEK_END)
     tail = read_exactly(file, max(0, size - _TAIL_BYTES), min(size, _TAIL_BYTES))
@@ -84,22 +73,14 @@ def read_records(file: BinaryIO) -> dict[str, Record]:
 
 
 def read_record(file: BinaryIO, record: Record, name: str, limit: int) -> bytes:
-    """Return a record's content.
-
-    Raises:
-        ValueError: It has more than ``limit`` bytes, or differs from its checksum.
-    """
+    """Return a record's content, or raise ValueError: it has more than ``limit`` bytes, or :func:`checked_pieces`."""
     if record.size > limit:
         raise ValueError(f"{name} has {record.size:,} bytes; {limit:,} are possible")
     return b"".join(checked_pieces(file, record, name))
 
 
 def checked_pieces(file: BinaryIO, record: Record, name: str) -> Iterator[bytes]:
-    """Yield a record's content, some bytes at a time.
-
-    Raises:
-        ValueError: All of it has been read, and it differs from its checksum.
-    """
+    """Yield a record's content, some bytes at a time; raise ValueError in the end if it differs from its checksum."""
     checksum = 0
     for first in range(0, record.size, PIECE):
         piece = read_exactly(file, record.start + first, min(PIECE, record.size - first))
@@ -110,11 +91,7 @@ def checked_pieces(file: BinaryIO, record: Record, name: str) -> Iterator[bytes]
 
 
 def read_exactly(file: BinaryIO, start: int, size: int) -> bytes:
-    """Return ``size`` bytes from ``start`` on.
-
-    Raises:
-        ValueError: The file ends before.
-    """
+    """Return ``size`` bytes from ``start`` on, or raise ValueError: the file ends before."""
     file.seek(start)
     content = file.read(size)
     if len(content) != size:
@@ -145,13 +122,9 @@ def _read_end(tail: bytes, size: int) -> tuple[int, int]:
 
 
 def _read_entry(file: BinaryIO, directory: bytes, header: int, place: int) -> tuple[bytes, Record, int, int]:
-    """Read the next entry of the directory and see that entry, header and descriptor are as torch.save writes them.
+    """Read the first entry of a directory and see that entry, header and descriptor are as torch.save writes them.
 
-    Args:
-        file: The archive.
-        directory: Its directory from this entry on.
-        header: Where the header of its record begins: where the record before ends.
-        place: Where the entry begins in the file.
+    Its record's header begins at ``header``, where the record before ends, and the entry itself at ``place``.
 
     Returns:
         Name, record, bytes of the entry, and where the next header begins.

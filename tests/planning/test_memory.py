@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lit_extract import LanguageExtractor, VisionExtractor
 from lit_extract.modules.weights import default_float32
-from lit_extract.planning.memory import Forward, device_bytes, estimate_forward, host_bytes
+from lit_extract.planning.memory import device_bytes, estimate_forward, host_bytes
 
 MB = 2**20
 
@@ -36,8 +36,8 @@ def compare(model, inputs, estimate, file):
     weights = sum(tensor.nbytes for tensor in model.loaded.parameters())
     with default_float32():
         activations = allocated(lambda: model.activations(inputs), file)
-    assert weights == pytest.approx(estimate.weights, rel=0.01)
-    estimated = estimate.peak - estimate.weights
+    assert weights == pytest.approx(4 * model.num_params, rel=0.01)
+    estimated = estimate - 4 * model.num_params
     print(f"{model.model_name}: estimated {estimated / MB:.1f} MB, allocated {activations / MB:.1f} MB")
     assert 0.5 * estimated < activations < 1.1 * estimated
 
@@ -76,27 +76,25 @@ def test_eager_attention_holds_the_scores_of_all_tokens(tmp_path):
     for architecture, holds_scores in (("llama", False), ("gemma2", True)):
         save_model(tmp_path / architecture, architecture)
         model = LanguageExtractor("x", checkpoint=str(tmp_path / architecture))
-        short, long = (estimate_forward(model, 6400 // n, n, "bf16-true", True).peak for n in (100, 1600))
+        short, long = (estimate_forward(model, 6400 // n, n, "bf16-true", True) for n in (100, 1600))
         assert (long - short > 4 * 4 * 1600**2 * 2) == holds_scores  # rows, heads
 
 
-def test_half_of_the_precision_is_half_of_the_weights():
+def test_half_of_the_precision_is_half_of_the_activations_and_of_weights_that_have_it():
     model = VisionExtractor("test_vit.r160_in1k")
-    weights = {
-        precision: estimate_forward(model, 2, 0, precision, True).weights
-        for precision in ("32-true", "bf16-true", "bf16-mixed")
-    }
-    assert weights["32-true"] == weights["bf16-mixed"] == 4 * model.num_params == 2 * weights["bf16-true"]
+    full, mixed, half = (estimate_forward(model, 2, 0, name, True) for name in ("32-true", "bf16-mixed", "bf16-true"))
+    assert full - mixed == 2 * 2 * model.numbers_a_row(0)
+    assert mixed - half == 2 * model.num_params
 
 
 def test_on_a_cpu_images_go_through_in_slices():
     model = VisionExtractor("test_vit.r160_in1k")
-    on_cpu, on_gpu = (estimate_forward(model, 64, 0, "32-true", gpu).peak for gpu in (False, True))
+    on_cpu, on_gpu = (estimate_forward(model, 64, 0, "32-true", gpu) for gpu in (False, True))
     assert on_gpu - on_cpu == 48 * 4 * model.numbers_a_row(0)
 
 
 def test_memory_of_the_device_has_room_for_the_context_and_the_allocator():
-    assert device_bytes(Forward(weights=1, peak=10 * 10**9)) == 11.6 * 10**9
+    assert device_bytes(10 * 10**9) == 11.6 * 10**9
 
 
 @pytest.mark.parametrize(
@@ -108,8 +106,7 @@ def test_the_host_holds_weights_while_they_are_loaded_or_the_run(untrained, on_g
     model = VisionExtractor("test_vit.r160_in1k", untrained=untrained)
     model.num_params = 10**9
     process = 0.7 * 10**9 + on_gpu * 10**9 + 2 * 0.15 * 10**9
-    forward = Forward(weights=4 * 10**9, peak=100 * 10**9)
-    assert host_bytes(model, forward, on_gpu, 0, 0, 2) == pytest.approx(process + expected * 10**9)
+    assert host_bytes(model, 100 * 10**9, on_gpu, 0, 0, 2) == pytest.approx(process + expected * 10**9)
 
 
 @pytest.mark.slow

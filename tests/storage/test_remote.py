@@ -617,7 +617,7 @@ def no_model(monkeypatch):
 def test_a_bucket_that_is_not_there(cli, remote, no_model):
     assert_refused(run(cli, "s3://nowhere/x"), "s3://nowhere/x", "bucket does not exist")
     assert_refused(cli("show", "s3://nowhere/x.pt"), "no file 's3://nowhere/x.pt'")
-    assert_refused(cli("finalize", "s3://nowhere/x.zarr"), "there is none at 's3://nowhere/x.zarr'")
+    assert_refused(cli("finalize", "s3://nowhere/x.zarr"), "store: 's3://nowhere/x.zarr' is not a folder with a store")
 
 
 def test_nothing_listens_there(cli, remote, no_model, new_settings):
