@@ -62,22 +62,13 @@ def certificate_path(file: Path) -> Path:
 
 
 def checksums(file: Path) -> dict[str, str]:
-    """Return the CRC-32 of each record of a ``.pt``, as its directory has them: the identity of its content.
-
-    Raises:
-        zipfile.BadZipFile: It is no archive.
-        OSError: It can't be read.
-    """
+    """Return the CRC-32 of each record of a ``.pt``, as its directory has them: the identity of its content."""
     with zipfile.ZipFile(file) as archive:
         return {record.filename: f"{record.CRC:08x}" for record in archive.infolist()}
 
 
 def read_certificate(file: Path) -> dict[str, Any] | None:
-    """Read the certificate of a features file; None when it has none.
-
-    Raises:
-        InputError: It is not whole, or of another file than the one that is there now.
-    """
+    """Read the certificate of a features file, which must be whole and of this very file; None when it has none."""
     path = certificate_path(file)
     what = f"{path.name} is no certificate"
     try:
@@ -95,11 +86,7 @@ def read_certificate(file: Path) -> dict[str, Any] | None:
 
 
 def write_certificate(file: Path, certificate: dict[str, Any]) -> Path:
-    """Write the certificate of a features file; it appears only when it is complete.
-
-    Raises:
-        InputError: It can't be written there.
-    """
+    """Write the certificate of a features file; it appears only when it is complete."""
     path = certificate_path(file)
     text = json.dumps(certificate, indent=1, ensure_ascii=False, allow_nan=False)
     try:

@@ -28,19 +28,10 @@ OTHERS = 64  # rows that stand for all others in the distances between stimuli
 
 
 def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[str, Any]:
-    """Compute K stimuli of a sound features file again and compare.
+    """Compute K stimuli of a sound features file again, compare, and return the certificate.
 
-    Args:
-        file: The features file.
-        k: How many stimuli.
-        seed: Which ones.
-        settings: Where to find the model and the stimuli.
-
-    Returns:
-        The certificate; docs/store-format.md describes it.
-
-    Raises:
-        InputError: The model or the stimuli can't be rebuilt, or differ from those of the file.
+    docs/store-format.md describes it. Raises InputError when the model or the stimuli can't be rebuilt, or differ from
+    those of the file.
     """
     identity = checksums(file)
     features = load_features(file)

@@ -42,15 +42,9 @@ BF16 = Limits(cosine=0.99, relative_error=0.15, of_spread=0.25, times_rounding=3
 
 @dataclass(frozen=True)
 class LayerDeviation:
-    """One layer of K stimuli, the worst of them; ``times_rounding`` of all.
+    """One layer of K stimuli, the worst of them; ``times_rounding`` of all; errors as in :class:`Limits`.
 
-    Args:
-        layer: Its name.
-        max_abs_error: Largest difference of a number.
-        relative_error: Norm of the difference by norm.
-        cosine: Cosine similarity.
-        of_spread: Error by median distance between stimuli; NaN when there is one stimulus.
-        times_rounding: Error by that of the reference when it is rounded as the run was.
+    ``max_abs_error`` is of a single number; ``of_spread`` is NaN when there is one stimulus.
     """
 
     layer: str
@@ -66,12 +60,8 @@ def compare(
 ) -> list[LayerDeviation]:
     """Measure how far each layer is from the reference.
 
-    Args:
-        layers: Their names.
-        found: The features of the file, (K, L, D) float64.
-        again: Those of the reference, (K, L, D) float64.
-        rounded: Those of the reference in the precision of the run, (K, L, D) float64.
-        spread: Distance between stimuli, (K, L).
+    The features of the file, those of the reference, and those in the precision of the run are (K, L, D) float64;
+    ``spread`` (K, L) is the distance between stimuli.
     """
     error, norm = (found - again).norm(dim=-1), again.norm(dim=-1)  # (K, L)
     largest = (found - again).abs().amax(dim=(0, 2)).tolist()
@@ -157,12 +147,8 @@ def place_rows(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Find the row of the file that is nearest to each stimulus, and name the stimuli that are not in their own.
 
-    Args:
-        rows: K rows that were computed again.
-        ids: Stimulus of each row of the file.
-        distances: From each of the K to every row, (K, N).
-        spread: From each of the K to other stimuli, the median, (K,); 0 when there are none.
-        limit: The part of the spread that the distance to a stimulus' own row may be.
+    ``distances`` (K, N) are to every row, ``spread`` (K,) to other stimuli, the median, 0 when there are none;
+    ``limit`` is the part of the spread that the distance to a stimulus' own row may be.
     """
     placed, mistaken = [], []
     for row, to_rows, apart in zip(rows, distances, spread.tolist(), strict=True):

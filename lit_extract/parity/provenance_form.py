@@ -6,16 +6,10 @@ the user names too; never an address, a path or code.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    NotRequired,  # pydantic wants it until Python 3.12
-)
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import OneName, ShortText, shorten, validate
@@ -120,15 +114,9 @@ _FORMS = {
 
 
 def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings: RebuildSettings) -> None:
-    """See that the provenance and the layers of a features file are such as a run writes, of a known model.
+    """Raise InputError unless provenance and layers are such as a run writes, of a known model.
 
-    Args:
-        provenance: Of the file.
-        layers: Of the file.
-        settings: What the user gives.
-
-    Raises:
-        InputError: They are not; or the model is none that models.yml lists or timm has, and the user does not name it.
+    Known is a model that models.yml lists, that timm has, or that the user names.
     """
     kind = kind_of(provenance)
     known = validate(_FORMS[kind].provenance, dict(provenance), "provenance")

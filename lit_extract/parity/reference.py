@@ -28,13 +28,10 @@ from lit_extract.storage.features import Features
 
 @dataclass(frozen=True)
 class Recomputed:
-    """Some stimuli, computed again.
+    """Some stimuli, computed again: ``feats`` (K, L, D) float64.
 
-    Args:
-        feats: (K, L, D) float64.
-        rounded: The same in the precision of the run, if that is another than float32.
-        losses: ``loss`` and ``bpb``, (K,) float64 each, of captions that have them.
-        num_params: Parameters of the model.
+    ``rounded`` is the same in the precision of the run, if that is another than float32. ``losses`` are ``loss`` and
+    ``bpb``, (K,) float64 each, of captions that have them.
     """
 
     feats: Tensor
@@ -44,15 +41,7 @@ class Recomputed:
 
 
 class Reference(ABC):
-    """A model and its stimuli, rebuilt from the provenance of a features file.
-
-    Args:
-        features: The file.
-        settings: Where to find the model and the stimuli.
-
-    Raises:
-        InputError: Something that the file was made of is missing, or differs.
-    """
+    """A model and its stimuli, rebuilt from the provenance of a features file; InputError where that differs."""
 
     way: str  # which interface the layers come from
     packages: tuple[str, ...]
@@ -83,11 +72,7 @@ class Reference(ABC):
         """Change the weights to bf16."""
 
     def recompute(self, rows: list[int]) -> Recomputed:
-        """Compute K stimuli, first in float32, then in the precision of the run: what that costs by itself.
-
-        Raises:
-            InputError: The model can't have made the file, or an image can't be read.
-        """
+        """Compute K stimuli, first in float32, then in the precision of the run: what that costs by itself."""
         computed = [self._compute_on_host(row) for row in rows]
         stacked = {name: torch.stack([one[name] for one in computed]).double() for name in computed[0]}
         rounded, precision = None, self.provenance["precision"]
@@ -111,11 +96,7 @@ class Reference(ABC):
             raise InputError(f"parity: the stimulus of row {row} can't be computed: {reason}") from error
 
     def checkpoint(self) -> str:
-        """Return the path of the local weights, if they are those of the file.
-
-        Raises:
-            InputError: None were given, or others.
-        """
+        """Return the path of the local weights, if they are those of the file."""
         expected, path = self.provenance["checkpoint_sha256"], self.settings.checkpoint
         if path is None or not Path(path).exists():
             what = f"no file {path!r}" if path else "give --checkpoint PATH"

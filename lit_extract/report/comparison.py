@@ -19,14 +19,7 @@ from lit_extract.report.model import Geometry, ModelReport, rounded
 
 @dataclass(frozen=True)
 class Measure:
-    """A way to compare two models.
-
-    Args:
-        key: Its name in report.json.
-        title: Its name on the page.
-        unit: Of its values, for axes.
-        between: From the geometries of two models to the values between all their layers (L, L').
-    """
+    """A way to compare two models; ``between`` gives the values between all their layers (L, L')."""
 
     key: str
     title: str
@@ -56,17 +49,10 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class Agreement:
-    """One measure between two models.
+    """One measure between two models; ``layers`` (L, L') is NaN where a layer is constant or not finite.
 
-    Args:
-        layers: (L, L'), NaN where a layer is constant or not finite.
-        best: Its largest value.
-        best_layers: The names of the layers, one of each model, that it is between.
-        best_shuffled: The largest value over all layers of shuffled stimuli: choosing the best layers favours chance
-            as well.
-        last: Between the last layers.
-        last_shuffled: The same, shuffled.
-        same_layer_shuffled: Of twins only, for each layer.
+    ``best_shuffled`` is the largest value over all layers of shuffled stimuli: choosing the best layers favours chance
+    as well. ``same_layer_shuffled`` is of twins only, for each layer.
     """
 
     layers: NDArray[np.float64]
@@ -98,13 +84,7 @@ class Pair:
 
 
 def compare(models: Sequence[ModelReport], permutations: int, seed: int) -> list[Pair]:
-    """Compare each two of the models, which have the same sample of stimuli.
-
-    Args:
-        models: All that are compared.
-        permutations: Shuffles of the baseline.
-        seed: Of the shuffles.
-    """
+    """Compare each two of the models, which have the same sample of stimuli."""
     shuffled = _shuffled(models, permutations, seed) if len(models) > 1 else {}
     pairs = []
     for first, second in combinations(models, 2):

@@ -26,15 +26,9 @@ GROUPS_CHECKED = 200  # of identical rows, whose stimuli are looked at
 class RowsReport:
     """What is wrong with rows, out of all N.
 
-    Args:
-        missing: Not computed yet.
-        bad_input: The input could not be read.
-        not_finite: The model gave NaN or infinity in some layer.
-        unlisted: Not finite in the last layer, though the file does not list them.
-        identical: In groups of rows whose last layer is the same bit by bit.
-        identical_though_different: Those of them whose stimuli are known to differ.
-        identical_unknown: Those of them whose stimuli could not be looked at.
-        examples: Ids of the first few groups, those of differing stimuli first.
+    ``not_finite`` rows are NaN or infinite in some layer; ``unlisted`` are so in the last layer, though the file does
+    not list them. ``identical`` rows are in groups whose last layer is the same bit by bit; ``examples`` has ids of
+    the first few groups, those of differing stimuli first.
     """
 
     missing: int
@@ -49,16 +43,9 @@ class RowsReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Measures of one layer of the sample.
+    """Measures of one layer of the sample: of its finite rows, or None.
 
-    Args:
-        name: Its name in the model.
-        not_finite: Sampled rows that are not finite; with any, measures that need all rows are left out.
-        constant: All sampled rows are the same.
-        norms: Of the finite rows.
-        effective_rank: Of the centred sample.
-        outliers: Large dimensions, of the finite rows.
-        follows_length: The norms follow 1 / length, as one massive token was averaged in; of captions only.
+    With any row that is not finite, measures that need all rows are left out. ``follows_length`` is of captions only.
     """
 
     name: str
@@ -98,13 +85,8 @@ class Geometry:
 class ModelReport:
     """One model.
 
-    Args:
-        source: Its features.
-        rows: What is wrong with rows.
-        sampled: Ids of the sample, in the order of rows.
-        layers: A report of each layer.
-        neighbours: By layer (an early, a middle, the last) and stimulus, the ids of the nearest, the nearest first.
-        geometry: For comparisons.
+    ``sampled`` is in the order of rows. ``neighbours`` has, by layer (an early, a middle, the last) and stimulus, the
+    ids of the nearest, the nearest first.
     """
 
     source: Source
@@ -191,14 +173,7 @@ def examine_rows(source: Source, stimuli: Stimuli) -> tuple[RowsReport, list[Has
 
 
 def report_model(source: Source, rows: RowsReport, sampled: list[Hashable], queries: Sequence[Hashable]) -> ModelReport:
-    """Read the sampled rows of each layer, one layer at a time.
-
-    Args:
-        source: The features.
-        rows: What is wrong with rows.
-        sampled: Ids of the sample.
-        queries: Those of them whose neighbours are shown.
-    """
+    """Read the sampled rows of each layer, one layer at a time; neighbours are found for the ``queries`` among them."""
     features = source.features
     row_of = {stimulus: row for row, stimulus in enumerate(features.stimulus_ids)}
     chosen = [row_of[stimulus] for stimulus in sampled]

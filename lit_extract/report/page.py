@@ -23,15 +23,7 @@ FIGURES = "figures"
 def write(
     out: Path, numbers: dict[str, Any], models: Sequence[ModelReport], pairs: Sequence[Pair], stimuli: Stimuli
 ) -> None:
-    """Write ``report.json``, the figures, and last the page.
-
-    Args:
-        out: Folder of the report.
-        numbers: Contents of report.json.
-        models: Each by itself.
-        pairs: Each two that are compared.
-        stimuli: Their pictures and captions.
-    """
+    """Write ``report.json``, the figures, and last the page."""
     shutil.rmtree(out / FIGURES, ignore_errors=True)
     (out / FIGURES).mkdir(parents=True)
     text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)

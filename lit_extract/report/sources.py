@@ -20,12 +20,7 @@ ENOUGH_STIMULI = 10  # with fewer in common, and less than half of all, models a
 
 @dataclass(frozen=True)
 class Source:
-    """Features of one model and one pooling.
-
-    Args:
-        features: Open, nothing read.
-        label: Its name in this report, as short as can be told apart.
-    """
+    """Features of one model and one pooling, opened and not read; ``label`` is as short as can be told apart."""
 
     features: Features
     label: str
@@ -52,9 +47,6 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
 
     Returns:
         Vision before language, trained before untrained; and what was left out, with the reason.
-
-    Raises:
-        InputError: No such folder, or no features in it.
     """
     folder = folder.absolute()
     folders = [place for place in (folder, folder.with_name(f"{folder.name}-untrained")) if is_folder(place)]
@@ -79,11 +71,7 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
 
 
 def _open(path: Path) -> list[Features]:
-    """Open what a path holds: one pooling, several (an unfinished run), or none.
-
-    Raises:
-        InputError: It is damaged, or does not have what a report needs to know of it.
-    """
+    """Open what a path holds: one pooling, several (an unfinished run), or none."""
     if path.name.startswith(".") or path.suffix not in (".pt", ".zarr"):
         return []
     if path.suffix == ".pt":

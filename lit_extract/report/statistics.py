@@ -104,12 +104,7 @@ def effective_rank(gram: Floats) -> float | None:
 
 @dataclass(frozen=True)
 class Rows:
-    """The state of all rows of a file.
-
-    Args:
-        finite: (N,) whether all numbers of a row are finite.
-        identical: Finite rows that are the same bit by bit, in groups.
-    """
+    """Which rows (N,) are finite, and groups of finite rows that are identical bit by bit."""
 
     finite: NDArray[np.bool_]
     identical: list[list[int]]

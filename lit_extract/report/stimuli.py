@@ -20,17 +20,8 @@ THUMBNAIL_SIZE = 144  # pixels of each side: sharp also where a pixel of the pag
 class Stimuli:
     """Pictures of a dataset, where they can be reached, and captions, where they are given.
 
-    Args:
-        dataset: Its name.
-        root: Its folder; default: the dataset's environment variable.
-        captions: CSV or Parquet.
-        captions_are_theirs: The captions are those of all language models of the report.
-
-    Attributes:
-        note: Why there are no pictures, if there are none.
-
-    Raises:
-        InputError: A ``root`` or ``captions`` that was given and is wrong.
+    ``captions_are_theirs``: the captions are those of all language models of the report. ``note`` says why there are no
+    pictures, if there are none. Raises InputError for a ``root`` or ``captions`` that was given and is wrong.
     """
 
     def __init__(
