@@ -35,11 +35,7 @@ FAILURES_SHOWN = 10
 
 
 def make_callbacks(callbacks: list[Any] | None) -> list[Callback]:
-    """Make the callbacks that a config names.
-
-    Raises:
-        InputError: One refuses its settings.
-    """
+    """Make the callbacks that a config names."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callbacks", type=list[Callback])
     try:
@@ -82,11 +78,7 @@ are not finite or have no caption, or when the precision has rounded away what d
 
     @classmethod
     def read(cls, args: list[str]) -> Self:
-        """Return the settings of a command line, with the model, the data and the trainer that they make.
-
-        Raises:
-            InputError: Something is wrong with them.
-        """
+        """Return the settings of a command line, with the model, the data and the trainer that they make."""
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
@@ -154,11 +146,7 @@ def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
 
 
 def answer_if_done(args: list[str]) -> Outcome | None:
-    """Return the outcome of ``lit-extract predict``, if nothing is left of it to do; else None.
-
-    Raises:
-        InputError: As predict.
-    """
+    """Return the outcome of ``lit-extract predict``, if nothing is left of it to do; else None."""
     with redirect_stdout(None):
         cli = PredictCLI.read(args)
         config, model = cli.config_init, cli.model

@@ -23,11 +23,7 @@ PROGRESS = "LIT_EXTRACT_PROGRESS"  # environment variable: 1 when a sweep has fi
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop. It is no Exception, so that nobody on the way takes it for a failure.
-
-    Args:
-        number: Number of the signal.
-    """
+    """The run was asked to stop. It is no Exception, so that nobody on the way takes it for a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)

@@ -34,15 +34,10 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _BLACK_IS_ZERO = 258, 262, 1  # tags of a TIFF
 
 @dataclass(frozen=True)
 class Reading:
-    """A stimulus as it was read: what is decoded is what was hashed.
+    """A stimulus as it was read: what is decoded is what was hashed."""
 
-    Args:
-        stat: Of its file when it was opened.
-        data: The bytes of an image file, or the pixels (H, W, 3) of a row of NSD's HDF5 file.
-    """
-
-    stat: os.stat_result
-    data: bytes | NDArray[np.uint8]
+    stat: os.stat_result  # of its file when it was opened
+    data: bytes | NDArray[np.uint8]  # of an image file; or the pixels (H, W, 3) of a row of NSD's HDF5 file
 
     @property
     def content(self) -> int:
@@ -105,11 +100,7 @@ def contents(stimuli: Sequence[tuple[str, int | None]]) -> list[int]:
 
 
 def read_stimulus(path: str, image_row: int | None = None) -> Reading:
-    """Read an image file, or a row of NSD's HDF5 file, without decoding it.
-
-    Raises:
-        OSError: It can't be read, is no regular file, or has more than ``MAX_IMAGE_BYTES``.
-    """
+    """Read an image file, or a row of NSD's HDF5 file, without decoding it; raise OSError if that fails."""
     if image_row is not None:
         return Reading(Path(path).stat(), _read_hdf5(path, image_row))
     with open(path, "rb", opener=_open_at_once) as file:  # half the time of Path.open, 73,000 times

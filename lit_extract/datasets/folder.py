@@ -16,11 +16,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 
 class _Folder(Dataset):
     def load(self, folder: Path) -> pd.DataFrame:
-        """Return the images; files that are no images, and hidden ones, are counted in ``.attrs["ignored"]``.
-
-        Raises:
-            InputError: There is no image, a folder can't be read, or the name of an image is not UTF-8.
-        """
+        """Return the images; files that are no images, and hidden ones, are counted in ``.attrs["ignored"]``."""
         paths: list[str] = []
         ignored: Counter[str] = Counter()
         for path in _files_below(str(folder)):

@@ -18,17 +18,7 @@ _NUMBER = re.compile(r"\s*-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?\s
 
 
 def parse_ids(values: Iterable[Any], column: str, what: str) -> list[int] | list[str]:
-    """Return the ids of a column: integers if all of them are, else all text, each exactly as it was.
-
-    Args:
-        values: The column, as :func:`read_table` gives it.
-        column: Its name.
-        what: The file, for errors.
-
-    Raises:
-        InputError: An id is missing, occurs twice, is a number that is no integer, is out of range, is neither a
-            number nor text, or is text that can't be printed; the first few are named.
-    """
+    """Return the ids of a column: integers if all of them are, else all text, each exactly as it was."""
     values = list(values)
     _refuse(what, f"no {column}", [row for row, value in enumerate(values) if _is_missing(value)])
     integers = [_as_integer(value) for value in values]

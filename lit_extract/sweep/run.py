@@ -35,11 +35,7 @@ but some rows are not finite; 130 or 143 stopped by a signal: the same command r
 
 
 def main(args: Sequence[str]) -> int:
-    """Run ``lit-extract sweep`` with the given arguments; return the exit code.
-
-    Raises:
-        InputError: The settings are wrong; nothing was run.
-    """
+    """Run ``lit-extract sweep`` with the given arguments; return the exit code."""
     own, options = _parser().parse_known_args(args)
     runs = plan_runs(own.config, options, own.models, own.match, own.untrained)
     if own.dry_run:
@@ -114,12 +110,7 @@ def _run_model(
 
 
 def summary(runs: Sequence[ModelRun], again: Sequence[str] = ()) -> list[str]:
-    """Return lines: how many are in which state, the reasons, and how to resume.
-
-    Args:
-        runs: All runs of the sweep.
-        again: The command that resumes, when a signal ended the sweep.
-    """
+    """Return lines: how many are in which state, the reasons, and how to resume a stopped sweep: ``again``."""
     counts = {state: sum(run.state == state for run in runs) for state in _SUMMARIZED}
     states = ", ".join(f"{count} {_SUMMARIZED[state]}" for state, count in counts.items() if count)
     lines = [f"{len(runs)} models: {states}, in {clock(sum(run.seconds for run in runs))}"]
