@@ -59,9 +59,9 @@ def _check_class(named: Any, what: str, folder: Path) -> None:
 
 def check_files(args: Sequence[str]) -> None:
     """See that the configs of a command line can be read, and hold settings."""
-    for value in _values_of(args, CONFIG_OPTIONS):
+    for value in values_of(args, CONFIG_OPTIONS):
         read_config(value)
-    for value in _values_of(args, _FILE_OPTIONS):
+    for value in values_of(args, _FILE_OPTIONS):
         if os.path.exists(value):  # noqa: PTH110 (Path's raises if it is too long)
             read_yaml(Path(value), f"config: {shorten(repr(value), MAX_PATH_BYTES)}")
 
@@ -72,7 +72,7 @@ def _is_text(value: str) -> bool:
     return is_yaml and not os.path.exists(value)  # noqa: PTH110 (Path's raises if it is too long)
 
 
-def _values_of(args: Sequence[str], options: Sequence[str]) -> list[str]:
+def values_of(args: Sequence[str], options: Sequence[str]) -> list[str]:
     """Return the values that are given to some options, as ``--option value``, ``--option=value`` or ``-ovalue``."""
     values = []
     for part, following in zip_longest(args, args[1:]):

@@ -5,7 +5,7 @@ import logging
 from argparse import ArgumentError
 from contextlib import redirect_stdout
 from pydoc import locate
-from typing import Any, Self
+from typing import Self
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -32,17 +32,6 @@ from lit_extract.storage.features import load_features
 from lit_extract.storage.store import Store
 
 FAILURES_SHOWN = 10
-
-
-def make_callbacks(callbacks: list[Any] | None) -> list[Callback]:
-    """Make the callbacks that a config names."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--callbacks", type=list[Callback])
-    try:
-        made: list[Callback] = parser.instantiate_classes(Namespace(callbacks=callbacks or [])).callbacks  # type: ignore[no-untyped-call]
-    except Exception as error:  # of the callbacks' own code
-        raise InputError(f"trainer.callbacks: {one_line(error)}") from error
-    return made
 
 
 class PredictCLI(LightningCLI):
@@ -121,7 +110,13 @@ are not finite or have no caption, or when the precision has rounded away what d
         settings = self.config.model.get("init_args") or {}
         if (settings.get("untrained") or self.config.get("untrained")) and self.config.trainer.precision is None:
             self.config.trainer.precision = "32-true"
-        self.config.trainer.callbacks = make_callbacks(self.config.trainer.callbacks)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--callbacks", type=list[Callback])
+        given = Namespace(callbacks=self.config.trainer.callbacks or [])  # type: ignore[no-untyped-call]
+        try:
+            self.config.trainer.callbacks = parser.instantiate_classes(given).callbacks
+        except Exception as error:  # of the callbacks' own code
+            raise InputError(f"trainer.callbacks: {one_line(error)}") from error
 
     def run(self) -> Extraction | Captions:
         """Extract or caption with the parsed settings."""

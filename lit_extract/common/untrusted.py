@@ -128,6 +128,11 @@ def is_printable(text: str) -> bool:
     return UNPRINTABLE.search(text) is None
 
 
+def is_path_like(text: str) -> bool:
+    """Return whether text may be a path, or an id, which may be one: it is printed, and not too long."""
+    return is_printable(text) and len(text.encode()) <= MAX_PATH_BYTES
+
+
 def _printable(text: str) -> str:
     if not is_printable(text):
         raise ValueError("must have no control characters and no halves of surrogate pairs")

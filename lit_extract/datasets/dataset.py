@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.untrusted import MAX_PATH_BYTES, absolute_path, is_printable, shorten
+from lit_extract.common.untrusted import MAX_PATH_BYTES, absolute_path, is_path_like, shorten
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import check_columns, read_table, with_numbers
 from lit_extract.datasets.table import RESERVED
@@ -93,4 +93,4 @@ def images_below(root: Path, paths: "pd.Series[str]") -> list[str]:
 def _is_below_root(path: str) -> bool:
     """Return whether a path stays in its folder, unless links in that lead elsewhere, which are the user's."""
     parts = path.split("/")
-    return parts[0] != "" and ".." not in parts and is_printable(path) and len(path.encode()) <= MAX_PATH_BYTES
+    return parts[0] != "" and ".." not in parts and is_path_like(path)

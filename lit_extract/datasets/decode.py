@@ -49,9 +49,7 @@ class Reading:
     def decode(self) -> tuple[Image.Image, bool]:
         """Return the image, RGB, and whether an EXIF orientation turns or mirrors it, which is not applied.
 
-        Raises:
-            Exception: Pillow raises almost anything on a broken file.
-            ValueError: Its pixels have no defined range.
+        Pillow raises almost anything on a broken file.
         """
         if not isinstance(self.data, bytes):
             return Image.fromarray(self.data), False
@@ -61,9 +59,7 @@ class Reading:
     def opened(self) -> Image.Image:
         """Open the image as the beginning of its file describes it: format, size and mode, but no pixels yet.
 
-        Raises:
-            Exception: Pillow raises almost anything on a broken file.
-            ValueError: It has more pixels than are decoded.
+        Pillow raises almost anything on a broken file.
         """
         assert isinstance(self.data, bytes), "pixels are no file"
         try:
@@ -135,8 +131,7 @@ def open_image(path: str, image_row: int | None = None) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image to RGB; 16-bit grayscale is scaled to what its 8-bit twin would be.
 
-    Raises:
-        ValueError: Its pixels are floats or 32-bit integers, whose range no one has defined, or a rare kind of 16 bits.
+    Floats and 32-bit integers, whose range no one has defined, and rare kinds of 16 bits raise ValueError.
     """
     mode = image.mode
     if not mode.startswith(("I", "F")):

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -111,8 +112,8 @@ def _run_model(
 
 def summary(runs: Sequence[ModelRun], again: Sequence[str] = ()) -> list[str]:
     """Return lines: how many are in which state, the reasons, and how to resume a stopped sweep: ``again``."""
-    counts = {state: sum(run.state == state for run in runs) for state in _SUMMARIZED}
-    states = ", ".join(f"{count} {_SUMMARIZED[state]}" for state, count in counts.items() if count)
+    counts = Counter(run.state for run in runs)
+    states = ", ".join(f"{counts[state]} {_SHOWN_AS.get(state, state)}" for state in _STATES if counts[state])
     lines = [f"{len(runs)} models: {states}, in {clock(sum(run.seconds for run in runs))}"]
     lines += [f"  {run.model}: {run.state}: {run.reason}" for run in runs if run.reason]
     if again:
@@ -122,14 +123,8 @@ def summary(runs: Sequence[ModelRun], again: Sequence[str] = ()) -> list[str]:
     return lines
 
 
-_SUMMARIZED = {
-    "done": "done",
-    "already done": "already done",
-    "bad rows": "done with bad rows",
-    "failed": "failed",
-    "stopped": "stopped",
-    "waiting": "not started",
-}
+_STATES = ("done", "already done", "bad rows", "failed", "stopped", "waiting")
+_SHOWN_AS = {"bad rows": "done with bad rows", "waiting": "not started"}
 
 
 def exit_code(runs: Sequence[ModelRun]) -> int:

@@ -3,11 +3,10 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lit_extract.commands.config import read_config
+from lit_extract.commands.config import read_config, values_of
 from lit_extract.common.errors import InputError
 from lit_extract.jobs.run_state import RunProgress
 from lit_extract.modules.registry import KINDS, matching_models
@@ -115,10 +114,4 @@ def _one_model_only(setting: str) -> str:
 
 def last_given(options: Sequence[str], option: str) -> str | None:
     """Return the value of ``--option value`` or ``--option=value``; the last one counts."""
-    value = None
-    for part, following in zip_longest(options, options[1:]):
-        if part == option:
-            value = following
-        elif part.startswith(f"{option}="):
-            value = part.partition("=")[2]
-    return value
+    return next(reversed(values_of(options, (option,))), None)
