@@ -17,14 +17,11 @@ FLAG: dict[str, Any] = {"type": bool, "default": False, "nargs": "?", "const": T
 
 
 def command(function: Callable[..., int], nargs: Mapping[str, str] | None = None) -> Callable[[Sequence[str]], int]:
-    """Make a command of a function; its signature gives the arguments, its docstring their help.
+    """Make a command of a function that returns the exit code.
 
-    Args:
-        function: It returns the exit code. Arguments without a default are positional, all others options.
-        nargs: As in argparse, of a positional argument that has a default ("?") or takes several values ("+").
-
-    Returns:
-        A function of the command line's arguments, which returns the exit code.
+    Its signature gives the arguments, its docstring their help.
+    Arguments without a default are positional, all others options, but for the names in ``nargs``: positional ones
+    that have a default ("?") or take several values ("+"), as in argparse.
     """
 
     def main(args: Sequence[str]) -> int:
@@ -78,9 +75,6 @@ def parse(parser: ArgumentParser, args: Sequence[str]) -> Namespace:
     """Return the settings of a command line.
 
     All YAML is checked, also that of options; only local files are read, and nothing is imported that runs commands.
-
-    Raises:
-        InputError: The command line is wrong.
     """
     _check_all_yaml()
     # not once and for all: Lightning lets it fetch configs from addresses as soon as its command line is imported
@@ -113,13 +107,7 @@ def _check_all_yaml() -> None:
 
 
 def refuse_null(settings: Mapping[str, Any], function: Callable[..., Any], prefix: str) -> None:
-    """Raise InputError for settings that are null and must not be: jsonargparse takes null for any setting.
-
-    Args:
-        settings: Of the function, by name.
-        function: Whose arguments they are; a class stands for its constructor.
-        prefix: Of their names, for the error.
-    """
+    """Raise InputError for settings of a function or class that must not be null: jsonargparse takes null for any."""
     for name, hint in get_type_hints(function.__init__ if isinstance(function, type) else function).items():  # type: ignore[misc]
         may_be_none = hint in (Any, type(None)) or type(None) in get_args(hint)
         if name in settings and settings[name] is None and not may_be_none:

@@ -11,11 +11,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_extract.commands.arguments import CLASS_OPTIONS, CONFIG_OPTIONS
-from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.untrusted import MAX_PATH_BYTES, check_yaml, plain_values, read_yaml, shorten
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import MAX_PATH_BYTES, parse_yaml, read_yaml, shorten
 
 # Options whose value jsonargparse also takes for the name of a file to read.
 _FILE_OPTIONS = (*CLASS_OPTIONS, "--trainer", "--trainer.callbacks", "--model.init_args", "--data.init_args")
@@ -25,17 +23,12 @@ _CLASS_KEYS = {"class_path": str, "init_args": dict, "dict_kwargs": dict}
 
 
 def read_config(value: str) -> dict[str, Any]:
-    """Return the settings of a config.
+    """Return the settings of a config, a file or YAML itself.
 
-    Args:
-        value: The file, or YAML itself.
-
-    Raises:
-        InputError: It can't be read, has more than plain values, or holds no settings; or it leaves to another file
-            what the model, the data, the trainer or its callbacks are.
+    What the model, the data, the trainer and its callbacks are must be in it, and not in another file that it names.
     """
     what = f"config: {shorten(repr(value), MAX_PATH_BYTES)}"
-    content = _parse(value, what) if _is_text(value) else read_yaml(Path(value), what)
+    content = parse_yaml(value, what) if _is_text(value) else read_yaml(Path(value), what)
     if not isinstance(content, dict):
         raise InputError(f"{what} holds no settings, but {shorten(content)}")
     trainer = content.get("trainer", {})
@@ -65,14 +58,10 @@ def _check_class(named: Any, what: str, folder: Path) -> None:
 
 
 def check_files(args: Sequence[str]) -> None:
-    """See that the configs of a command line can be read, and hold settings.
-
-    Raises:
-        InputError: One can't.
-    """
-    for value in _values_of(args, CONFIG_OPTIONS):
+    """See that the configs of a command line can be read, and hold settings."""
+    for value in values_of(args, CONFIG_OPTIONS):
         read_config(value)
-    for value in _values_of(args, _FILE_OPTIONS):
+    for value in values_of(args, _FILE_OPTIONS):
         if os.path.exists(value):  # noqa: PTH110 (Path's raises if it is too long)
             read_yaml(Path(value), f"config: {shorten(repr(value), MAX_PATH_BYTES)}")
 
@@ -83,15 +72,7 @@ def _is_text(value: str) -> bool:
     return is_yaml and not os.path.exists(value)  # noqa: PTH110 (Path's raises if it is too long)
 
 
-def _parse(text: str, what: str) -> Any:
-    try:
-        check_yaml(text)
-        return plain_values(yaml.safe_load(text))
-    except Exception as error:  # PyYAML raises almost anything on text that only looks like a date or a number
-        raise InputError(f"{what} can't be read: {shorten(one_line(error), 400)}") from None
-
-
-def _values_of(args: Sequence[str], options: Sequence[str]) -> list[str]:
+def values_of(args: Sequence[str], options: Sequence[str]) -> list[str]:
     """Return the values that are given to some options, as ``--option value``, ``--option=value`` or ``-ovalue``."""
     values = []
     for part, following in zip_longest(args, args[1:]):

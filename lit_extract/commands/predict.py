@@ -5,7 +5,7 @@ import logging
 from argparse import ArgumentError
 from contextlib import redirect_stdout
 from pydoc import locate
-from typing import Any, Self
+from typing import Self
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -32,21 +32,6 @@ from lit_extract.storage.features import load_features
 from lit_extract.storage.store import Store
 
 FAILURES_SHOWN = 10
-
-
-def make_callbacks(callbacks: list[Any] | None) -> list[Callback]:
-    """Make the callbacks that a config names.
-
-    Raises:
-        InputError: One refuses its settings.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--callbacks", type=list[Callback])
-    try:
-        made: list[Callback] = parser.instantiate_classes(Namespace(callbacks=callbacks or [])).callbacks  # type: ignore[no-untyped-call]
-    except Exception as error:  # of the callbacks' own code
-        raise InputError(f"trainer.callbacks: {one_line(error)}") from error
-    return made
 
 
 class PredictCLI(LightningCLI):
@@ -82,11 +67,7 @@ are not finite or have no caption, or when the precision has rounded away what d
 
     @classmethod
     def read(cls, args: list[str]) -> Self:
-        """Return the settings of a command line, with the model, the data and the trainer that they make.
-
-        Raises:
-            InputError: Something is wrong with them.
-        """
+        """Return the settings of a command line, with the model, the data and the trainer that they make."""
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
@@ -129,7 +110,13 @@ are not finite or have no caption, or when the precision has rounded away what d
         settings = self.config.model.get("init_args") or {}
         if (settings.get("untrained") or self.config.get("untrained")) and self.config.trainer.precision is None:
             self.config.trainer.precision = "32-true"
-        self.config.trainer.callbacks = make_callbacks(self.config.trainer.callbacks)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--callbacks", type=list[Callback])
+        given = Namespace(callbacks=self.config.trainer.callbacks or [])  # type: ignore[no-untyped-call]
+        try:
+            self.config.trainer.callbacks = parser.instantiate_classes(given).callbacks
+        except Exception as error:  # of the callbacks' own code
+            raise InputError(f"trainer.callbacks: {one_line(error)}") from error
 
     def run(self) -> Extraction | Captions:
         """Extract or caption with the parsed settings."""
@@ -154,11 +141,7 @@ def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
 
 
 def answer_if_done(args: list[str]) -> Outcome | None:
-    """Return the outcome of ``lit-extract predict``, if nothing is left of it to do; else None.
-
-    Raises:
-        InputError: As predict.
-    """
+    """Return the outcome of ``lit-extract predict``, if nothing is left of it to do; else None."""
     with redirect_stdout(None):
         cli = PredictCLI.read(args)
         config, model = cli.config_init, cli.model

@@ -51,12 +51,7 @@ def as_size(n_bytes: float) -> str:
 
 
 def as_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = ()) -> list[str]:
-    """Return the lines of a table, as wide as its cells whatever the width of the terminal, so that no name is cut.
-
-    Args:
-        rows: Cells by the names of their columns, one name or more; columns without any text are left out.
-        right: Columns that are aligned to the right.
-    """
+    """Return the lines of a table, as wide as its cells so that no name is cut; columns without text are left out."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -12,9 +12,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The file is next to ``path`` meanwhile, and removed when the body fails. A killed process leaves it, under a name
     that ends in ``.partial`` and that nothing reads.
-
-    Raises:
-        OSError: It can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.partial")

@@ -19,12 +19,7 @@ def host_memory() -> int:
 
 
 def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """Yield the limits in bytes of this process's cgroup (version 1 or 2) and of all cgroups above it.
-
-    Args:
-        root: Where cgroups are mounted.
-        own: File with the names of this process's cgroups.
-    """
+    """Yield the limits in bytes of this process's cgroup (version 1 or 2) and of all cgroups above it."""
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -45,12 +40,7 @@ def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
 
 
 def slurm_limits(environment: Mapping[str, str], cores: int) -> Iterator[int]:
-    """Yield the limits in bytes of a SLURM job on this machine; 0 stands for all of the memory.
-
-    Args:
-        environment: SLURM's variables, in MiB.
-        cores: Cores, when the variables do not have them.
-    """
+    """Yield the limits in bytes of a SLURM job on this machine; its variables are in MiB, 0 is all of the memory."""
     counts = {
         "SLURM_MEM_PER_NODE": 1,
         "SLURM_MEM_PER_CPU": _number(environment.get("SLURM_CPUS_ON_NODE")) or cores,

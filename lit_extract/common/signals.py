@@ -23,11 +23,7 @@ PROGRESS = "LIT_EXTRACT_PROGRESS"  # environment variable: 1 when a sweep has fi
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop. It is no Exception, so that nobody on the way takes it for a failure.
-
-    Args:
-        number: Number of the signal.
-    """
+    """The run was asked to stop. It is no Exception, so that nobody on the way takes it for a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -42,17 +38,11 @@ class Interrupted(SystemExit):
 
 @contextmanager
 def stoppable(exit_at_second: bool = False) -> Iterator[None]:
-    """Handle the signals while the body runs; print how to resume when one has ended it.
+    """Handle the signals while the body runs; print how to resume when one has ended it, and raise Interrupted.
 
-    Inside another such body, and outside of the main thread, which alone may set handlers, it does nothing.
-
-    Args:
-        exit_at_second: A second signal ends the process, also while the main thread is in C; otherwise it interrupts
-            the main thread as soon as that runs Python again. For the command line.
-
-    Raises:
-        Interrupted: A signal ended the body.
-        KeyboardInterrupt: The same for SIGINT, to a caller from Python.
+    Inside another such body, and outside of the main thread, which alone may set handlers, it does nothing. With
+    ``exit_at_second``, for the command line, a second signal ends the process, also while the main thread is in C;
+    without, it interrupts the main thread as soon as that runs Python again, and SIGINT raises KeyboardInterrupt.
     """
     global _handler
     if _handler is not None or threading.current_thread() is not threading.main_thread():

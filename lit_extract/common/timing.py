@@ -16,9 +16,8 @@ WRITING = "writing"  # in a thread of its own, beside all these
 class Stopwatch:
     """Seconds spent in each phase.
 
-    Args:
-        synchronize: Waits for a GPU at the end of a phase. Otherwise its work counts for the phase that waits for it;
-            with it, nothing overlaps.
+    ``synchronize`` waits for a GPU at the end of a phase, and nothing overlaps; without it, the GPU's work counts for
+    the phase that waits for it.
     """
 
     def __init__(self, synchronize: Callable[[], object] | None = None) -> None:

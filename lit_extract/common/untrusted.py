@@ -40,24 +40,12 @@ _KINDS = {
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading bytes; a named pipe or a device would never end, or never begin.
-
-    Raises:
-        OSError: It is missing, may not be read, is something other than a regular file, or the name is impossible.
-    """
+    """Open a regular file for reading bytes; a named pipe or a device would never end, or never begin."""
     return os.fdopen(_descriptor(path, os.O_RDONLY), "rb")
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a file that is ours, such as a lock or a cache, and return its descriptor; links are not followed.
-
-    Args:
-        path: The file.
-        flags: As of ``os.open``.
-
-    Raises:
-        OSError: It is something other than a regular file, or can't be opened.
-    """
+    """Open a file that is ours, such as a lock or a cache, and return its descriptor; links are not followed."""
     return _descriptor(path, flags | os.O_NOFOLLOW)
 
 
@@ -75,15 +63,7 @@ def _descriptor(path: Path, flags: int) -> int:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """Return the bytes of a regular file.
-
-    Args:
-        path: The file.
-        limit: Bytes that it may have at most.
-
-    Raises:
-        OSError: As :func:`open_regular`; or it has more bytes.
-    """
+    """Return the bytes of a regular file; raise OSError if it has more than ``limit``."""
     with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -92,11 +72,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def absolute_path(path: str | Path, setting: str) -> Path:
-    """Return an absolute path, with the home of a user in the place of ``~`` and ``~name``.
-
-    Raises:
-        InputError: There is no such user.
-    """
+    """Return an absolute path, with the home of a user in the place of ``~`` and ``~name``."""
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
@@ -106,16 +82,7 @@ def absolute_path(path: str | Path, setting: str) -> Path:
 
 
 def validate(form: "TypeAdapter[T]", value: object, what: str) -> T:
-    """Check a value against its form, strictly.
-
-    Args:
-        form: What it must be.
-        value: What a file had.
-        what: Where it comes from, for the error.
-
-    Raises:
-        InputError: It is something else; the first few deviations are named.
-    """
+    """Return a value that has its form, strictly; else InputError names ``what`` and the first few deviations."""
     try:
         return form.validate_python(value, strict=True)
     except ValidationError as error:
@@ -123,16 +90,9 @@ def validate(form: "TypeAdapter[T]", value: object, what: str) -> T:
 
 
 def validate_json(form: "TypeAdapter[T]", content: bytes | str, what: str, max_values: int = MAX_JSON_VALUES) -> T:
-    """Parse JSON and check it against its form, strictly.
+    """Parse JSON (UTF-8) and check it against its form, strictly, as :func:`validate`.
 
-    Args:
-        form: What it must be.
-        content: UTF-8.
-        what: Where it comes from, for the error.
-        max_values: How many it may have; pydantic copies them for some of its errors, which costs more than they do.
-
-    Raises:
-        InputError: It is no JSON, nested too deeply, has too many values, or is something else than it must be.
+    The number of values is limited: pydantic copies them for some of its errors, which costs more than they do.
     """
     if content.count("," if isinstance(content, str) else b",") > max_values:  # type: ignore[arg-type]
         raise InputError(f"{what}: it has more than {max_values:,} values, the most that are read")
@@ -168,6 +128,11 @@ def is_printable(text: str) -> bool:
     return UNPRINTABLE.search(text) is None
 
 
+def is_path_like(text: str) -> bool:
+    """Return whether text may be a path, or an id, which may be one: it is printed, and not too long."""
+    return is_printable(text) and len(text.encode()) <= MAX_PATH_BYTES
+
+
 def _printable(text: str) -> str:
     if not is_printable(text):
         raise ValueError("must have no control characters and no halves of surrogate pairs")
@@ -187,11 +152,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def check_name(name: str, setting: str) -> str:
-    """Return ``name`` if it is a plain name of a file or a folder, never a path.
-
-    Raises:
-        InputError: It is something else.
-    """
+    """Return ``name`` if it is a plain name of a file or a folder, never a path."""
     return validate(_ONE_NAME, name, setting)
 
 
@@ -199,15 +160,9 @@ _ONE_NAME: TypeAdapter[str] = TypeAdapter(OneName)
 
 
 def plain_values(value: Any, max_depth: int = 50, max_items: int = 10_000_000) -> Any:
-    """Return a value of a file made of dicts with text keys, lists, numbers, text, booleans and None, and nothing else.
+    """Return a value of a file made of dicts with text keys, lists, numbers, text, booleans and None; else ValueError.
 
-    Args:
-        value: What a parser made of a file; where it has an object twice, each counts.
-        max_depth: How deeply it may be nested.
-        max_items: Values that it may have in all.
-
-    Raises:
-        ValueError: It is something else, too deep or too large, or refers to itself.
+    It may be nested only so deeply, and have only so many values; where it has an object twice, each counts.
     """
     left = max_items
     todo = [(value, 0)]
@@ -231,22 +186,23 @@ def plain_values(value: Any, max_depth: int = 50, max_items: int = 10_000_000) -
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Return the plain values of a YAML file, see :func:`plain_values`; None of an empty one.
-
-    Args:
-        path: The file, UTF-8.
-        what: Where it is given, for the error.
-
-    Raises:
-        InputError: It can't be read, or has more than plain values: tags, which name types; aliases, by which a few
-            lines make billions of values, or one without an end; a key twice, of which one would be ignored.
-    """
+    """Return the plain values of a YAML file; errors call it ``what``."""
     try:
-        content = read_regular(path, MAX_CONFIG_BYTES).decode()
-        check_yaml(content)
-        return plain_values(yaml.load(content, Loader=_OneOfEachKey))  # noqa: S506 (a SafeLoader)
+        return parse_yaml(read_regular(path, MAX_CONFIG_BYTES), what)
     except OSError as error:
         raise InputError(f"{what} can't be read: {error.strerror or one_line(error)}") from None
+
+
+def parse_yaml(content: bytes | str, what: str) -> Any:
+    """Return the plain values of YAML (UTF-8), see :func:`plain_values`; None if it is empty.
+
+    Refused are tags, which name types; aliases, by which a few lines make billions of values, or one without an end;
+    a key twice, of which one would be ignored.
+    """
+    try:
+        text = content.decode() if isinstance(content, bytes) else content
+        check_yaml(text)
+        return plain_values(yaml.load(text, Loader=_OneOfEachKey))  # noqa: S506 (a SafeLoader)
     except Exception as error:  # PyYAML raises almost anything on text that only looks like a date or a number
         raise InputError(f"{what} can't be read: {shorten(one_line(error), 400)}") from None
 

@@ -63,11 +63,7 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
 
 
 def caption_column(captions: pd.DataFrame, what: str) -> str:
-    """Return the column that has the captions.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return the column that has the captions."""
     column = next((name for name in ("caption", "captions") if name in captions.columns), None)
     if column is None:
         raise InputError(f"{what} has no column caption or captions; it has {name_columns(captions.columns)}")
@@ -75,11 +71,7 @@ def caption_column(captions: pd.DataFrame, what: str) -> str:
 
 
 def caption_texts(captions: pd.DataFrame, what: str) -> "pd.Series[str]":
-    """Return one caption a row, without surrounding blanks: the first where there are several, "" where there is none.
-
-    Raises:
-        InputError: Something other than text, or text with the brackets and quotation marks of a list.
-    """
+    """Return one caption a row, without surrounding blanks: the first of several, "" where there is none."""
     column = caption_column(captions, what)
     texts, wrong = [], []
     for row, value in enumerate(captions[column]):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.untrusted import MAX_PATH_BYTES, absolute_path, is_printable, shorten
+from lit_extract.common.untrusted import MAX_PATH_BYTES, absolute_path, is_path_like, shorten
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import check_columns, read_table, with_numbers
 from lit_extract.datasets.table import RESERVED
@@ -19,43 +19,26 @@ class Dataset:
     """A dataset whose index is a table of images.
 
     One that is laid out in another way overrides :meth:`load` or :meth:`read_index`.
-
-    Args:
-        name: What ``--data.dataset`` and the output folder call it.
-        title: What it is, for the help of its data module.
-        data_module: Name of the class ``lit_extract.<data_module>``, which is made from this.
-        id_column: Column of the stimulus ids, in the index and in files of captions.
-        id_meaning: What an id means; recorded with the features.
-        root_variable: Environment variable with its folder.
-        ships_at: Its folder, if it ships with this package.
-        index: Files in its folder, of which the first that exists is the index.
-        columns: What the index must have.
-        image_column: The column of image files, relative to the folder.
-        ids: All ids in their order, if they are known without the index.
     """
 
-    name: str
-    title: str
-    data_module: str
-    id_column: str
-    id_meaning: str
-    root_variable: str | None = None
-    ships_at: Path | None = None
-    index: Sequence[str] = ()
-    columns: Sequence[str] = ()
-    image_column: str = "path"
-    ids: Sequence[int] | None = None
+    name: str  # what --data.dataset and the output folder call it
+    title: str  # for the help of its data module
+    data_module: str  # name of the class lit_extract.<data_module>, which is made from this
+    id_column: str  # in the index and in files of captions
+    id_meaning: str  # recorded with the features
+    root_variable: str | None = None  # environment variable with its folder
+    ships_at: Path | None = None  # its folder, if it ships with this package
+    index: Sequence[str] = ()  # files in its folder, of which the first that exists is the index
+    columns: Sequence[str] = ()  # what the index must have
+    image_column: str = "path"  # of image files, relative to the folder
+    ids: Sequence[int] | None = None  # all of them in their order, if they are known without the index
 
     def has_root(self, root: str | Path | None) -> bool:
         """Return whether it is known where the dataset lies: given, in its variable, or shipped here."""
         return bool(root or self.ships_at or os.environ.get(self.root_variable or ""))
 
     def find_root(self, root: str | Path | None) -> Path:
-        """Return the dataset's folder: the argument, else where it ships, else the environment variable's.
-
-        Raises:
-            InputError: None of them is given, or there is no such folder.
-        """
+        """Return the dataset's folder: the argument, else where it ships, else the environment variable's."""
         is_given = root is not None or self.ships_at is not None
         value = (root or self.ships_at) if is_given else os.environ.get(self.root_variable or "")
         source = "data.root" if is_given else f"the environment variable {self.root_variable}"
@@ -68,26 +51,14 @@ class Dataset:
         return folder
 
     def load(self, folder: Path) -> pd.DataFrame:
-        """Return one row a stimulus, in the order of the index: ``stimulus_id``, ``image``, then the index's columns.
-
-        Raises:
-            InputError: There is no index, or it is not usable.
-        """
+        """Return one row a stimulus, in the index's order: ``stimulus_id``, ``image``, then the index's columns."""
         path = next((folder / name for name in self.index if (folder / name).is_file()), None)
         if path is None:
             raise InputError(f"{self.name}: no index below {str(folder)!r}; looked for {' and '.join(self.index)}")
         return self.read_index(path, folder)
 
     def read_index(self, path: Path, folder: Path) -> pd.DataFrame:
-        """Return the rows of an index file, with its columns checked.
-
-        Args:
-            path: The index, CSV or Parquet.
-            folder: What its paths are relative to.
-
-        Raises:
-            InputError: It is unreadable or empty, or a column is missing or has a name that is used here.
-        """
+        """Return the rows of an index file, with its columns checked; its paths are relative to the folder."""
         table = read_table(path, f"{self.name}: index")
         what = f"{self.name}: index {str(path)!r}"
         check_columns(table, self.columns, what)
@@ -98,11 +69,7 @@ class Dataset:
         return self.with_stimuli(table, images_below(folder, table[self.image_column]))
 
     def with_stimuli(self, table: pd.DataFrame, images: Sequence[str]) -> pd.DataFrame:
-        """Put ``stimulus_id`` and ``image`` (absolute paths) before the columns of a table.
-
-        Raises:
-            InputError: An id is missing, occurs twice, or is neither an integer nor text.
-        """
+        """Put ``stimulus_id`` and ``image`` (absolute paths) before the columns of a table."""
         ids = parse_ids(table[self.id_column], self.id_column, f"{self.name}: the index")
         table = with_numbers(table)
         table[self.id_column] = ids
@@ -112,11 +79,7 @@ class Dataset:
 
 
 def images_below(root: Path, paths: "pd.Series[str]") -> list[str]:
-    """Return absolute paths of images that an index gives relative to the root.
-
-    Raises:
-        InputError: A path is missing, is not text, leads out of the root, or can't be one.
-    """
+    """Return absolute paths of images that an index gives relative to the root."""
     if wrong := [str(row) for row, path in enumerate(paths) if not isinstance(path, str) or not path.strip()]:
         raise InputError(f"the index below {str(root)!r} has no {paths.name} in row {name_some(wrong)}")
     if wrong := [f"row {row} ({shorten(path)})" for row, path in enumerate(paths) if not _is_below_root(path)]:
@@ -130,4 +93,4 @@ def images_below(root: Path, paths: "pd.Series[str]") -> list[str]:
 def _is_below_root(path: str) -> bool:
     """Return whether a path stays in its folder, unless links in that lead elsewhere, which are the user's."""
     parts = path.split("/")
-    return parts[0] != "" and ".." not in parts and is_printable(path) and len(path.encode()) <= MAX_PATH_BYTES
+    return parts[0] != "" and ".." not in parts and is_path_like(path)

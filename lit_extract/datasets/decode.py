@@ -34,15 +34,10 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _BLACK_IS_ZERO = 258, 262, 1  # tags of a TIFF
 
 @dataclass(frozen=True)
 class Reading:
-    """A stimulus as it was read: what is decoded is what was hashed.
+    """A stimulus as it was read: what is decoded is what was hashed."""
 
-    Args:
-        stat: Of its file when it was opened.
-        data: The bytes of an image file, or the pixels (H, W, 3) of a row of NSD's HDF5 file.
-    """
-
-    stat: os.stat_result
-    data: bytes | NDArray[np.uint8]
+    stat: os.stat_result  # of its file when it was opened
+    data: bytes | NDArray[np.uint8]  # of an image file; or the pixels (H, W, 3) of a row of NSD's HDF5 file
 
     @property
     def content(self) -> int:
@@ -54,9 +49,7 @@ class Reading:
     def decode(self) -> tuple[Image.Image, bool]:
         """Return the image, RGB, and whether an EXIF orientation turns or mirrors it, which is not applied.
 
-        Raises:
-            Exception: Pillow raises almost anything on a broken file.
-            ValueError: Its pixels have no defined range.
+        Pillow raises almost anything on a broken file.
         """
         if not isinstance(self.data, bytes):
             return Image.fromarray(self.data), False
@@ -66,9 +59,7 @@ class Reading:
     def opened(self) -> Image.Image:
         """Open the image as the beginning of its file describes it: format, size and mode, but no pixels yet.
 
-        Raises:
-            Exception: Pillow raises almost anything on a broken file.
-            ValueError: It has more pixels than are decoded.
+        Pillow raises almost anything on a broken file.
         """
         assert isinstance(self.data, bytes), "pixels are no file"
         try:
@@ -105,11 +96,7 @@ def contents(stimuli: Sequence[tuple[str, int | None]]) -> list[int]:
 
 
 def read_stimulus(path: str, image_row: int | None = None) -> Reading:
-    """Read an image file, or a row of NSD's HDF5 file, without decoding it.
-
-    Raises:
-        OSError: It can't be read, is no regular file, or has more than ``MAX_IMAGE_BYTES``.
-    """
+    """Read an image file, or a row of NSD's HDF5 file, without decoding it; raise OSError if that fails."""
     if image_row is not None:
         return Reading(Path(path).stat(), _read_hdf5(path, image_row))
     with open(path, "rb", opener=_open_at_once) as file:  # half the time of Path.open, 73,000 times
@@ -144,8 +131,7 @@ def open_image(path: str, image_row: int | None = None) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image to RGB; 16-bit grayscale is scaled to what its 8-bit twin would be.
 
-    Raises:
-        ValueError: Its pixels are floats or 32-bit integers, whose range no one has defined, or a rare kind of 16 bits.
+    Floats and 32-bit integers, whose range no one has defined, and rare kinds of 16 bits raise ValueError.
     """
     mode = image.mode
     if not mode.startswith(("I", "F")):

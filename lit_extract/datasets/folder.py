@@ -1,6 +1,7 @@
 """Any folder of images: every image below it, sorted by relative path."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -12,15 +13,12 @@ from lit_extract.datasets.dataset import Dataset, images_below
 from lit_extract.datasets.table import IGNORED
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what Python makes of other bytes in a name; no file takes it as text
 
 
 class _Folder(Dataset):
     def load(self, folder: Path) -> pd.DataFrame:
-        """Return the images; files that are no images, and hidden ones, are counted in ``.attrs["ignored"]``.
-
-        Raises:
-            InputError: There is no image, a folder can't be read, or the name of an image is not UTF-8.
-        """
+        """Return the images; files that are no images, and hidden ones, are counted in ``.attrs["ignored"]``."""
         paths: list[str] = []
         ignored: Counter[str] = Counter()
         for path in _files_below(str(folder)):
@@ -32,7 +30,8 @@ class _Folder(Dataset):
                 ignored["hidden" if is_hidden else PurePath(path).suffix.lower() or "without a suffix"] += 1
         if not paths:
             raise InputError(f"data.root: no image below {str(folder)!r}; looked for {', '.join(SUFFIXES)}")
-        _check_names(paths)
+        if wrong := [repr(os.fsencode(path)) for path in paths if _NOT_UTF8.search(path)]:
+            raise InputError(f"data.root: names that are not UTF-8: {name_some(wrong)}; rename the files")
         paths.sort()
         index = pd.DataFrame({"path": paths, "name": [Path(path).stem for path in paths]}, dtype=object)
         table = self.with_stimuli(index, images_below(folder, index["path"]))
@@ -47,18 +46,6 @@ DATASET = _Folder(
     id_column="path",
     id_meaning="path of the image relative to data.root",
 )
-
-
-def _check_names(paths: list[str]) -> None:
-    """Refuse names that can't be written into a file as text."""
-    wrong = []
-    for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            wrong.append(repr(os.fsencode(path)))
-    if wrong:
-        raise InputError(f"data.root: names that are not UTF-8: {name_some(wrong)}; rename the files")
 
 
 def _files_below(base: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.untrusted import MAX_PATH_BYTES, is_printable, shorten
+from lit_extract.common.untrusted import MAX_PATH_BYTES, is_path_like, shorten
 
 _LARGEST = 2**63  # ids are stored as 64-bit integers
 _EXACT_FLOAT = 2**53  # above it floats skip integers
@@ -18,24 +18,14 @@ _NUMBER = re.compile(r"\s*-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?\s
 
 
 def parse_ids(values: Iterable[Any], column: str, what: str) -> list[int] | list[str]:
-    """Return the ids of a column: integers if all of them are, else all text, each exactly as it was.
-
-    Args:
-        values: The column, as :func:`read_table` gives it.
-        column: Its name.
-        what: The file, for errors.
-
-    Raises:
-        InputError: An id is missing, occurs twice, is a number that is no integer, is out of range, is neither a
-            number nor text, or is text that can't be printed; the first few are named.
-    """
+    """Return the ids of a column: integers if all of them are, else all text, each exactly as it was."""
     values = list(values)
     _refuse(what, f"no {column}", [row for row, value in enumerate(values) if _is_missing(value)])
     integers = [_as_integer(value) for value in values]
     all_numbers = all(map(_is_number, values))
     wrong = [row for row, value in enumerate(values) if _is_wrong(value, integers[row], all_numbers)]
     _refuse(what, f"a {column} that is neither an integer of 64 bits nor text", wrong, values)
-    unfit = [row for row, value in enumerate(values) if isinstance(value, str) and not _is_fit(value)]
+    unfit = [row for row, value in enumerate(values) if isinstance(value, str) and not is_path_like(value)]
     _refuse(what, f"a {column} with control characters, or of more than {MAX_PATH_BYTES:,} bytes,", unfit, values)
     found = [integer for integer in integers if integer is not None]
     ids: list[int] | list[str] = found if len(found) == len(values) else [str(value) for value in values]
@@ -55,11 +45,6 @@ def _is_wrong(value: Any, integer: int | None, all_numbers: bool) -> bool:
     if integer is None:
         return all_numbers or not isinstance(value, str)
     return not -_LARGEST <= integer < _LARGEST
-
-
-def _is_fit(text: str) -> bool:
-    """Return whether text may be an id: ids are printed, and may be paths."""
-    return is_printable(text) and len(text.encode()) <= MAX_PATH_BYTES
 
 
 def _as_integer(value: Any) -> int | None:

@@ -9,17 +9,9 @@ Ids = Sequence[int] | Sequence[str]
 
 
 def places_of(stimuli: Ids, ids: Ids, what: str, dataset: str, is_part: bool) -> list[int]:
-    """Return where each stimulus has its caption, in the order of the stimuli.
+    """Return where each stimulus has its caption, in the order of the stimuli; ids occur once in each of the two lists.
 
-    Args:
-        stimuli: All ids of the dataset, in its order, each once.
-        ids: Ids of the captions, each once.
-        what: The caption file, for errors.
-        dataset: Name of the dataset, for errors.
-        is_part: Stimuli without a caption are left out, instead of being refused.
-
-    Raises:
-        InputError: Captions of unknown stimuli, or stimuli without a caption, with their counts and the first of them.
+    Stimuli without a caption are refused, or left out when the captions are of a part (``is_part``).
     """
     places = {id_key(stimulus): place for place, stimulus in enumerate(ids)}
     known = [id_key(stimulus) for stimulus in stimuli]

@@ -48,11 +48,11 @@ def _count_images(path: Path) -> int:
         images = open_images(str(path))
         with images.file:
             shape = images.shape
-            size, wanted = (
-                (images.id.get_storage_size(), math.prod(shape))
-                if images.chunks is None
-                else (images.id.get_num_chunks(), math.prod(map(_ceil_div, shape, images.chunks)))
-            )
+            if images.chunks is None:
+                size, wanted = images.id.get_storage_size(), math.prod(shape)
+            else:
+                chunks = [-(-size // chunk) for size, chunk in zip(shape, images.chunks, strict=True)]
+                size, wanted = images.id.get_num_chunks(), math.prod(chunks)
     except Exception as error:  # h5py raises almost anything on a damaged file
         raise InputError(f"nsd: {str(path)!r} has no readable dataset {HDF5_DATASET}: {one_line(error)}") from None
     if size != wanted:
@@ -61,11 +61,7 @@ def _count_images(path: Path) -> int:
 
 
 def open_images(path: str) -> Any:
-    """Return NSD's images in an HDF5 file: a dataset whose ``.file`` the caller closes.
-
-    Raises:
-        OSError: They can't be read, or are something else than images in this very file.
-    """
+    """Return NSD's images in an HDF5 file: a dataset whose ``.file`` the caller closes; OSError if it can't be read."""
     import h5py
 
     if not os.path.isfile(path):  # noqa: PTH113 (this is not the time for a Path)
@@ -97,7 +93,3 @@ def _check_form(shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...] | No
         raise OSError(f"it has shape {shape}; expected 1 to {N_IMAGES:,} images of at most {MAX_PIXELS:,} pixels")
     if chunks is not None and math.prod(chunks) > 3 * MAX_PIXELS:
         raise OSError(f"it has chunks of {math.prod(chunks):,} bytes, and each is read as a whole")
-
-
-def _ceil_div(size: int, chunk: int) -> int:
-    return -(-size // chunk)

@@ -20,18 +20,10 @@ _UNNAMED_INDEX = re.compile(r"__index_level_[0-9]+__")
 
 
 def read_parquet(content: bytes, what: str) -> Columns:
-    """Return the columns of a Parquet file with their own types; missing text is "".
+    """Return the columns of a Parquet file with their own types: numbers, text, times, lists of these; no text is "".
 
     pandas' own metadata can make an index of a column, or change types; the columns are what counts. The unnamed index
     that pandas adds as a column is left out.
-
-    Args:
-        content: The file.
-        what: What to call it in errors.
-
-    Raises:
-        InputError: It is damaged, or unpacks to more than a table may have; there are values other than numbers, text,
-            times, and lists of these; NUL characters; or an index with a name that is only in pandas' metadata.
     """
     try:
         columns = _columns(content, what)

@@ -62,12 +62,7 @@ _WITH_TEXT = ("str.startswith", "str.endswith", "str.contains")
 
 
 def evaluate(query: str, table: pd.DataFrame) -> "pd.Series[bool]":
-    """Return which rows of a table a query chooses.
-
-    Raises:
-        InputError: The query has something that is not allowed, an unknown column, or no answer for each row; the
-            character is given, counted from 1.
-    """
+    """Return which rows of a table a query chooses."""
     return _Query(query, table).mask()
 
 

@@ -37,19 +37,10 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
 
 
 def read_table(path: Path, setting: str) -> pd.DataFrame:
-    """Return a table as its file has it.
+    """Return a table as its file has it: CSV (UTF-8, with or without a byte order mark), or Parquet by its suffix.
 
-    Args:
-        path: CSV (UTF-8, with or without a byte order mark), or Parquet by its suffix.
-        setting: What to call it in errors, such as ``data.captions``.
-
-    Returns:
-        One row a record. All columns of a CSV are text, "" where nothing stands; those of a Parquet file have their own
-        types, and missing text is "" as well. The index that pandas writes as an unnamed first column is left out.
-
-    Raises:
-        InputError: The file is missing, too large, in another encoding, or damaged; a line has more or fewer fields
-            than the header, or the last one no end; a header is empty or occurs twice; or there are NUL characters.
+    All columns of a CSV are text, "" where nothing stands; those of a Parquet file have their own types, and missing
+    text is "" as well. The index that pandas writes as an unnamed first column is left out.
     """
     what = f"{setting}: {str(path)!r}"
     if path.suffix.lower() in _COMPRESSED:

@@ -18,11 +18,7 @@ DATASET, ID_MEANING, ROOT, IGNORED = "dataset", "stimulus_id_meaning", "root", "
 
 
 def image_stats(table: pd.DataFrame) -> list[os.stat_result]:
-    """Return the state of each row's image file.
-
-    Raises:
-        InputError: Images that are missing, the first few named, with the count.
-    """
+    """Return the state of each row's image file."""
     known: dict[str, os.stat_result] = {}
     missing: list[str] = []
     for path in dict.fromkeys(table["image"]):
@@ -49,11 +45,7 @@ def fingerprint(table: pd.DataFrame) -> str:
 
 
 def select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
-    """Return the rows that a query chooses, in their order; see :mod:`lit_extract.datasets.query`.
-
-    Raises:
-        InputError: The query is not allowed, is not a condition, or leaves no row.
-    """
+    """Return the rows that a query chooses, in their order; see :mod:`lit_extract.datasets.query`."""
     chosen = loaded[evaluate(query, loaded)]
     if chosen.empty:
         columns = name_some([shorten(column) for column in loaded.columns], 20)

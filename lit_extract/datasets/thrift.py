@@ -19,12 +19,7 @@ _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _ST
 
 
 def footer_of(content: bytes) -> Struct:
-    """Return the footer of a Parquet file.
-
-    Raises:
-        ValueError: There is none, or it is damaged.
-        IndexError: It ends too early.
-    """
+    """Return the footer of a Parquet file; a damaged one raises ValueError, or IndexError if it ends too early."""
     if len(content) < 12 or content[:4] != MAGIC or content[-4:] != MAGIC:
         raise ValueError("it is no Parquet file, or only the beginning of one")
     (size,) = struct.unpack("<I", content[-8:-4])

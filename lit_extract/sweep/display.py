@@ -21,10 +21,6 @@ class Display:
 
     In a terminal all models are in a table that is drawn again and again, and stays. Otherwise there is a line when a
     model starts and ends, and now and then between.
-
-    Args:
-        runs: All runs.
-        console: Where to show them; default: stdout.
     """
 
     def __init__(self, runs: Sequence[ModelRun], console: Console | None = None) -> None:

@@ -24,16 +24,8 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 def start_process(run: ModelRun, logs: Path, state_file: Path, is_progress: bool) -> "subprocess.Popen[bytes]":
     """Start the process of a model, in a session of its own; what it prints goes to a log.
 
-    A killed sweep leaves no model running unseen: the kernel ends it then.
-
-    Args:
-        run: The model, which gets the name of the log.
-        logs: Folder of the logs.
-        state_file: File for the state of the run.
-        is_progress: Whether the sweep has finished other models, so that its SLURM job is worth queueing again.
-
-    Raises:
-        OSError: It can't be started, or its log can't be written.
+    A killed sweep leaves no model running unseen: the kernel ends it then. ``is_progress`` tells it that the sweep has
+    finished other models, so that its SLURM job is worth queueing again.
     """
     run.log = logs / f"{run.number:02d}-{safe_name(run.model)}.log"
     run.log.write_text(f"{shlex.join(run.command)}\n", encoding="utf-8")
@@ -52,14 +44,7 @@ def start_process(run: ModelRun, logs: Path, state_file: Path, is_progress: bool
 
 
 def outcome_of(code: int, state: RunState, log: Path | None, was_stopped: bool) -> Outcome:
-    """Return how a run ended: what it has recorded, unless it was killed.
-
-    Args:
-        code: Return code of its process; of a process killed by a signal, minus its number.
-        state: What it has recorded.
-        log: Its log.
-        was_stopped: Whether the sweep has passed a signal to it.
-    """
+    """Return how a run ended: what it has recorded, unless it was killed; then ``code`` is minus the signal."""
     if state.outcome is not None and state.outcome.exit_code == code:
         return state.outcome
     number = -code if code < 0 else max(0, code - exit_codes.STOPPED)

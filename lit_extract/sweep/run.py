@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -35,11 +36,7 @@ but some rows are not finite; 130 or 143 stopped by a signal: the same command r
 
 
 def main(args: Sequence[str]) -> int:
-    """Run ``lit-extract sweep`` with the given arguments; return the exit code.
-
-    Raises:
-        InputError: The settings are wrong; nothing was run.
-    """
+    """Run ``lit-extract sweep`` with the given arguments; return the exit code."""
     own, options = _parser().parse_known_args(args)
     runs = plan_runs(own.config, options, own.models, own.match, own.untrained)
     if own.dry_run:
@@ -114,14 +111,9 @@ def _run_model(
 
 
 def summary(runs: Sequence[ModelRun], again: Sequence[str] = ()) -> list[str]:
-    """Return lines: how many are in which state, the reasons, and how to resume.
-
-    Args:
-        runs: All runs of the sweep.
-        again: The command that resumes, when a signal ended the sweep.
-    """
-    counts = {state: sum(run.state == state for run in runs) for state in _SUMMARIZED}
-    states = ", ".join(f"{count} {_SUMMARIZED[state]}" for state, count in counts.items() if count)
+    """Return lines: how many are in which state, the reasons, and how to resume a stopped sweep: ``again``."""
+    counts = Counter(run.state for run in runs)
+    states = ", ".join(f"{counts[state]} {_SHOWN_AS.get(state, state)}" for state in _STATES if counts[state])
     lines = [f"{len(runs)} models: {states}, in {clock(sum(run.seconds for run in runs))}"]
     lines += [f"  {run.model}: {run.state}: {run.reason}" for run in runs if run.reason]
     if again:
@@ -131,14 +123,8 @@ def summary(runs: Sequence[ModelRun], again: Sequence[str] = ()) -> list[str]:
     return lines
 
 
-_SUMMARIZED = {
-    "done": "done",
-    "already done": "already done",
-    "bad rows": "done with bad rows",
-    "failed": "failed",
-    "stopped": "stopped",
-    "waiting": "not started",
-}
+_STATES = ("done", "already done", "bad rows", "failed", "stopped", "waiting")
+_SHOWN_AS = {"bad rows": "done with bad rows", "waiting": "not started"}
 
 
 def exit_code(runs: Sequence[ModelRun]) -> int:

@@ -3,11 +3,10 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lit_extract.commands.config import read_config
+from lit_extract.commands.config import read_config, values_of
 from lit_extract.common.errors import InputError
 from lit_extract.jobs.run_state import RunProgress
 from lit_extract.modules.registry import KINDS, matching_models
@@ -23,26 +22,15 @@ _OF_ONE_MODEL = ("checkpoint", "revision")
 
 @dataclass
 class ModelRun:
-    """The run of one model in a sweep.
+    """The run of one model in a sweep."""
 
-    Args:
-        number: Number in the order of the sweep, from 1 on.
-        model: Name of the model.
-        command: Command line.
-        state: "waiting", "running", or the state of its :class:`~lit_extract.jobs.run_state.Outcome`.
-        progress: How far it is.
-        seconds: How long it took, or has been running.
-        reason: Why it failed, or what to look at.
-        log: File with its output.
-    """
-
-    number: int
+    number: int  # from 1 on
     model: str
     command: list[str]
-    state: str = WAITING
+    state: str = WAITING  # or RUNNING, or the state of its Outcome
     progress: RunProgress | None = None
-    seconds: float = 0.0
-    reason: str = ""
+    seconds: float = 0.0  # that it took, or has been running
+    reason: str = ""  # why it failed, or what to look at
     log: Path | None = None
 
 
@@ -53,18 +41,7 @@ def plan_runs(
     match: str | None = None,
     untrained: bool = False,
 ) -> list[ModelRun]:
-    """Return the models of the configs' kind, in the order of models.yml, with the command for each.
-
-    Args:
-        configs: YAML files for predict.
-        options: Further options for predict.
-        models: The models.yml; default: the configs' own, else ./models.yml, else the one shipped.
-        match: Only models with this text in their name, or whose name fits it as a shell pattern.
-        untrained: Random weights.
-
-    Raises:
-        InputError: Settings that no sweep can have, or no model of the kind.
-    """
+    """Return the models of the configs' kind, in the order of models.yml, with the command for each."""
     merged = read_configs(configs)
     model = _model_settings(merged)
     check_options(options)
@@ -82,11 +59,7 @@ def plan_runs(
 
 
 def read_configs(configs: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of several YAML files, the later ones over the earlier.
-
-    Raises:
-        InputError: A file can't be read, or holds no settings.
-    """
+    """Return the settings of several YAML files, the later ones over the earlier."""
     merged: dict[str, Any] = {}
     for config in configs:
         merged = _over(merged, read_config(config))
@@ -107,11 +80,7 @@ def _model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(class_path: str | None) -> str:
-    """Return the kind of models of which a class extracts features.
-
-    Raises:
-        InputError: It is none of ours, or makes captions.
-    """
+    """Return the kind of models of which a class extracts features."""
     if class_path is None:
         raise InputError("config: none of them has a model; give one such as configs/nsd/vision.yaml")
     name = class_path.rpartition(".")[2]
@@ -124,11 +93,7 @@ def kind_of(class_path: str | None) -> str:
 
 
 def check_options(options: Sequence[str]) -> None:
-    """Check that the options can hold for every model.
-
-    Raises:
-        InputError: One of them can't.
-    """
+    """Check that the options can hold for every model."""
     if options and not options[0].startswith("-"):
         raise InputError(f"unrecognized argument: {options[0]!r}; settings of predict begin with --")
     for option in (part.partition("=")[0] for part in options if part.startswith("-")):
@@ -149,10 +114,4 @@ def _one_model_only(setting: str) -> str:
 
 def last_given(options: Sequence[str], option: str) -> str | None:
     """Return the value of ``--option value`` or ``--option=value``; the last one counts."""
-    value = None
-    for part, following in zip_longest(options, options[1:]):
-        if part == option:
-            value = following
-        elif part.startswith(f"{option}="):
-            value = part.partition("=")[2]
-    return value
+    return next(reversed(values_of(options, (option,))), None)

@@ -304,3 +304,5 @@ def test_settings_may_be_given_in_place_of_a_file(folder):
     check_files(["--config", "{overwrite: true}", "--trainer", "{devices: 1}"])
     with pytest.raises(InputError, match="trainer must have settings"):
         check_files(["--config", "{trainer: 3}"])
+    with pytest.raises(InputError, match="'overwrite' occurs twice"):
+        check_files(["--config", "{overwrite: true, overwrite: false}"])
