@@ -84,8 +84,7 @@ def make_store(path: Path, n: int, shard_rows: int) -> None:
     import numpy as np
 
     from lit_extract.storage.layout import N_BYTES, OK
-    from lit_extract.storage.store import Store
-    from lit_extract.storage.store_folder import StoreSpec
+    from lit_extract.storage.store import Store, StoreSpec
 
     spec = StoreSpec(
         pools=["cls"],

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from lit_extract.storage.layout import OK
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import StoreSpec
+from lit_extract.storage.store import Store, StoreSpec
 
 
 def pytest_configure():

@@ -23,8 +23,7 @@ from lit_extract.storage.features import load_features
 from lit_extract.storage.finalize import finalize_locked
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.rounding import NOTE, warning
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import is_store
+from lit_extract.storage.store import Store, is_store
 from lit_extract.storage.writer import ActivationWriter
 
 

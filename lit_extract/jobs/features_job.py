@@ -22,8 +22,7 @@ from lit_extract.storage.layout import BAD_INPUT, MISSING, count_shards
 from lit_extract.storage.places import AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import features_provenance
 from lit_extract.storage.repair import inputs_of, status_of
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import StoreSpec, is_store, remove_store
+from lit_extract.storage.store import Store, StoreSpec, is_store, remove_store
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from lit_extract.modules.base import Extractor
 from lit_extract.storage.features import load_features, read_metadata
 from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX, safe_name
 from lit_extract.storage.places import AnyPath, place_of
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import is_store
+from lit_extract.storage.store import Store, is_store
 
 LONGEST_NAME = 255  # bytes, on all usual file systems
 

@@ -19,16 +19,7 @@ FILE_OVERHEAD = 64 * 2**10
 
 
 def store_bytes(n_stimuli: int, n_layers: int, n_dim: int, shard_rows: int, n_pools: int, done_shards: int = 0) -> int:
-    """Return the size of a store, or of its missing shards, in bytes.
-
-    Args:
-        n_stimuli: Rows.
-        n_layers: Layers.
-        n_dim: Hidden size.
-        shard_rows: Rows a shard.
-        n_pools: Poolings.
-        done_shards: Shards that exist.
-    """
+    """Return the size of a store, or of its missing shards, in bytes."""
     a_shard = n_pools * shard_bytes(n_layers, n_dim, shard_rows) + shard_rows * ROW_OVERHEAD + FILE_OVERHEAD
     return (count_shards(n_stimuli, shard_rows) - done_shards) * a_shard
 
@@ -54,17 +45,9 @@ def free_bytes(folder: Path) -> int:
 
 
 def check_room(folder: AnyPath, store: int, files: int, replaced: int, advice: str) -> None:
-    """Check that the disk has room.
+    """Raise InputError if there is no room in ``folder`` for the bytes of a store and features files to be written.
 
-    Args:
-        folder: Where the output goes.
-        store: Bytes of the store that are still to be written.
-        files: Bytes of the features files that are still to be written.
-        replaced: Bytes that will be deleted before.
-        advice: What to do when there is too little.
-
-    Raises:
-        InputError: There is too little.
+    ``replaced`` bytes will be deleted before. The advice is what to do when there is no room.
     """
     local = place_of(folder).local
     if local is None:

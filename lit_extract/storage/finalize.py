@@ -21,8 +21,7 @@ from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import differing, features_provenance
 from lit_extract.storage.repair import Rows
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import is_store
+from lit_extract.storage.store import Store, is_store
 
 
 def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:

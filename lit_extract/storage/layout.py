@@ -35,15 +35,9 @@ SEAL_BYTES = 32  # of a file of a store
 
 
 def check_format(found: object, known: int, notes: object) -> None:
-    """Check that this version reads a store or a features file.
+    """Raise ValueError if a store or a features file has a newer format than this version reads.
 
-    Args:
-        found: Its format.
-        known: The newest format that this version reads; older ones it reads, too.
-        notes: Its notes, which name the version that made it.
-
-    Raises:
-        ValueError: It is newer.
+    Its notes name the version that made it.
     """
     if type(found) is int and 1 <= found <= known:
         return
@@ -76,14 +70,7 @@ def shard_bytes(n_layers: int, n_dim: int, shard_rows: int, is_sealed: bool = Tr
     """Return the bytes of a shard's file of one array, always those of ``shard_rows`` rows, however many it has.
 
     Chunks of a layer with their checksums; the checksums again and the seal, of stores since format 2; then the index
-    (offset and length of each) with its own checksum.
-
-    Args:
-        n_layers: L; 1 of status and extras.
-        n_dim: D; 1 of status and extras.
-        shard_rows: Rows a shard.
-        is_sealed: Of a store since format 2.
-        number_bytes: Size of a number.
+    (offset and length of each) with its own checksum. L and D are 1 of status and extras.
     """
     seal = n_layers * 4 + SEAL_BYTES if is_sealed else 0
     return n_layers * (shard_rows * n_dim * number_bytes + 4) + seal + n_layers * 16 + 4
@@ -91,41 +78,23 @@ def shard_bytes(n_layers: int, n_dim: int, shard_rows: int, is_sealed: bool = Tr
 
 @dataclass(frozen=True)
 class Layout:
-    """The metadata of a store, checked; see :func:`~lit_extract.storage.store_metadata.read_layout`.
+    """The metadata of a store, checked; see :func:`~lit_extract.storage.store_metadata.read_layout`."""
 
-    Args:
-        version: Format of the store.
-        id: Random; another store has another.
-        pools: Names of the poolings.
-        extras: Names of further values of a row, with their data type.
-        layers: Names of the layers.
-        shape: (N, L, D).
-        dtype: Of the features.
-        shard_rows: Rows a shard.
-        ids_dtype: Of the stimulus ids.
-        ids_sha256: Hash of the stimulus ids.
-        provenance: What determines the numbers.
-        notes: What else is worth knowing.
-        is_kept: It was kept on purpose when its features files were made.
-        attributes: All attributes of the group, as they are in its file.
-        arrays: Metadata of each array, as they are in its file.
-    """
-
-    version: int
-    id: str | None
+    version: int  # format of the store
+    id: str | None  # random; another store has another
     pools: list[str]
-    extras: dict[str, str]
+    extras: dict[str, str]  # names of further values of a row, with their data type
     layers: list[str]
-    shape: tuple[int, int, int]
-    dtype: str
+    shape: tuple[int, int, int]  # (N, L, D)
+    dtype: str  # of the features
     shard_rows: int
     ids_dtype: str
     ids_sha256: str | None
-    provenance: dict[str, Any]
-    notes: dict[str, Any]
-    is_kept: bool
-    attributes: dict[str, Any]
-    arrays: dict[str, Any]
+    provenance: dict[str, Any]  # what determines the numbers
+    notes: dict[str, Any]  # what else is worth knowing
+    is_kept: bool  # on purpose when its features files were made
+    attributes: dict[str, Any]  # all of the group, as they are in its file
+    arrays: dict[str, Any]  # metadata of each, as they are in its file
 
     @property
     def is_sealed(self) -> bool:
@@ -147,11 +116,7 @@ class Layout:
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.shape[0]))
 
     def done_shards(self, sizes: Mapping[str, int]) -> set[int]:
-        """Return the shards whose files all exist, at their full size.
-
-        Args:
-            sizes: Bytes of each file below the store's folder.
-        """
+        """Return the shards whose files all exist, at their full size, by the bytes of each file in the store."""
         whole = self.shard_bytes
         return {
             shard

@@ -20,11 +20,7 @@ def differing(
 ) -> str:
     """Return the settings that differ, each with both values, long ones cut; "" when none does.
 
-    Args:
-        old: Recorded settings.
-        new: Settings of today.
-        old_root: Folder of the images then, if it is known.
-        new_root: Folder of the images now.
+    The roots are the folders of the images then and now, if they are known.
     """
     old, new = (json.loads(json.dumps(settings)) for settings in (old, new))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]

@@ -35,11 +35,7 @@ def inputs_of(features: Features) -> NDArray[np.int64] | None:
 
 
 class Rows:
-    """All rows of a job: those of its store, and those of its features files where the store has none.
-
-    Args:
-        store: The store.
-    """
+    """All rows of a job: those of its store, and those of its features files where the store has none."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

@@ -29,13 +29,7 @@ class ForeignShardError(ValueError):
 
 
 class Address(NamedTuple):
-    """The store, array and shard that a file of a sealed store belongs to.
-
-    Args:
-        store: Id of the store.
-        array: Name of its array.
-        shard: Number of the shard.
-    """
+    """The store, by its id, and the array and shard that a file of a sealed store belongs to."""
 
     store: str
     array: str
@@ -44,21 +38,13 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """The form of a shard file.
-
-    Args:
-        n_layers: L.
-        shard_rows: R.
-        n_dim: D.
-        dtype: Of the numbers, little-endian.
-        address: What it belongs to; None in a store of format 1, whose layers are in any order and without a seal.
-    """
+    """The form of a shard file."""
 
     n_layers: int
     shard_rows: int
     n_dim: int
-    dtype: str = "<f4"
-    address: Address | None = None
+    dtype: str = "<f4"  # of the numbers, little-endian
+    address: Address | None = None  # None in a store of format 1, whose layers are in any order and without a seal
 
     @property
     def chunk_bytes(self) -> int:
@@ -90,12 +76,9 @@ _ID_BYTES = 16
 
 
 def write_layers(form: Form, values: NDArray[Any], fill: float) -> Iterator[memoryview]:
-    """Yield the bytes of a shard file, a chunk after the other; each is overwritten by the next.
+    """Yield the bytes of a shard file of values (rows, L, D), a chunk after the other; each is overwritten by the next.
 
-    Args:
-        form: Its form.
-        values: (rows, L, D); the last shard may have fewer rows than R.
-        fill: Stands for the missing rows.
+    The last shard may have fewer rows than R; ``fill`` stands for the missing ones.
     """
     chunk = np.empty((form.shard_rows, form.n_dim), dtype=form.dtype)
     chunk[len(values) :] = fill
@@ -116,18 +99,10 @@ def write_layers(form: Form, values: NDArray[Any], fill: float) -> Iterator[memo
 def read_layers(
     file: BinaryIO, form: Form, layers: Sequence[int], n_rows: int, into: NDArray[Any] | None = None
 ) -> NDArray[Any]:
-    """Return some layers of a shard; the others are not read.
+    """Return the first rows of some layers of a shard (n_rows, len(layers), D); the other layers are not read.
 
-    Args:
-        file: The shard, opened for reading bytes.
-        form: Its form.
-        layers: Which layers, in which order.
-        n_rows: How many of the R rows are wanted, the first ones.
-        into: (at least n_rows, len(layers), D) to fill in, of which a view is returned; memory that was used before
-            is filled in half the time.
-
-    Returns:
-        (n_rows, len(layers), D).
+    Of ``into`` (at least n_rows, len(layers), D) a view is returned; memory that was used before is filled in half the
+    time.
 
     Raises:
         ForeignShardError: It is sealed, and of another store.

@@ -8,31 +8,71 @@ its place in this store.
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
+import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.storage.layout import CONTENT, GROUP_KEY, IDS_KEY, INPUT_COLUMNS, ROTATED, STATUS, shard_key
+from lit_extract.storage.layout import (
+    CONTENT,
+    GROUP_KEY,
+    IDS_KEY,
+    INPUT_COLUMNS,
+    ROTATED,
+    STATUS,
+    STORE_FORMAT,
+    shard_key,
+)
 from lit_extract.storage.places import AnyPath, RemoteError, place_of
 from lit_extract.storage.provenance import differing
 from lit_extract.storage.store_files import StoreFiles
-from lit_extract.storage.store_folder import StoreSpec, create_store, remove_store
-from lit_extract.storage.store_ids import encode_ids, read_ids
-from lit_extract.storage.store_metadata import MAX_METADATA_BYTES, group_content, id_in, ids_sha256, read_layout
+from lit_extract.storage.store_ids import encode_ids, ids_dtype, read_ids
+from lit_extract.storage.store_metadata import (
+    MAX_METADATA_BYTES,
+    array_metadata,
+    as_json,
+    group_content,
+    id_in,
+    ids_sha256,
+    new_attributes,
+    read_layout,
+)
 
 
 class CorruptShardError(InputError):
     """A shard fails its checksum; it was set aside, so that the next run computes it again."""
 
 
-class Store:
-    """An open store.
+@dataclass(frozen=True)
+class StoreSpec:
+    """The content of a store, fixed when it is created."""
 
-    Args:
-        path: Folder of the store, local or remote.
+    pools: Sequence[str]
+    layers: Sequence[str]
+    n_dim: int
+    shard_rows: int
+    stimulus_ids: Sequence[int] | Sequence[str]
+    provenance: Mapping[str, Any]  # what changes the numbers; must be equal when the store is opened again
+    notes: Mapping[str, Any]  # what else is worth knowing: versions, device, meaning of the ids, parameters
+    extras: Mapping[str, str] = field(default_factory=dict)  # further values of a row, an array (N,) each; their dtypes
+
+
+def is_store(path: AnyPath) -> bool:
+    """Return whether there is a store, or what looks like one; not what is being made or removed."""
+    return place_of(path).is_whole(GROUP_KEY)
+
+
+def remove_store(path: AnyPath) -> None:
+    """Delete a store, or what is left of it, so that no half of it is ever taken for a store."""
+    place_of(path).remove_folder(GROUP_KEY)
+
+
+class Store:
+    """An open store, local or remote.
 
     Raises:
         InputError: There is no store that this version reads, or it can't be reached.
@@ -58,8 +98,27 @@ class Store:
 
     @classmethod
     def create(cls, path: AnyPath, spec: StoreSpec) -> "Store":
-        """Create an empty store; see :func:`create_store`."""
-        create_store(path, spec)
+        """Make an empty store.
+
+        Raises:
+            OSError: There is one, or it can't be written.
+        """
+        shape = len(spec.stimulus_ids), len(spec.layers), spec.n_dim
+        dtype = ids_dtype(spec.stimulus_ids)
+        arrays = array_metadata(STORE_FORMAT, spec.pools, spec.extras, shape, spec.shard_rows, dtype)
+        attributes = new_attributes(
+            id=uuid.uuid4().hex,
+            pools=list(spec.pools),
+            extras=list(spec.extras),
+            layers=list(spec.layers),
+            shard_rows=spec.shard_rows,
+            provenance=dict(spec.provenance),
+            notes=dict(spec.notes),
+            stimulus_ids_sha256=ids_sha256(spec.stimulus_ids),
+        )
+        files = {f"{name}/{GROUP_KEY}": as_json(metadata) for name, metadata in arrays.items()}
+        files[IDS_KEY] = encode_ids(spec.stimulus_ids, STORE_FORMAT)
+        place_of(path).create_folder(files, GROUP_KEY, group_content(attributes, arrays))
         return cls(path)
 
     def rows_of(self, shard: int) -> range:
@@ -72,39 +131,25 @@ class Store:
         feats: Mapping[str, NDArray[np.float32]],
         status: NDArray[np.uint8],
         extras: Mapping[str, NDArray[Any]] | None = None,
+        replaces: bool = False,
     ) -> int:
-        """Write the rows of a shard; with the last pooling's file it counts as done.
+        """Write the rows of a shard, and return the bytes; with the last pooling's file it counts as done.
+
+        A shard that is done is replaced file by file, the status last: a run that is killed before that leaves the
+        rows that were bad as bad, whatever is in their features, and the next run computes them again.
 
         Args:
             shard: Number of the shard.
             feats: Per pooling (rows, L, D).
             status: (rows,).
             extras: (rows,) each.
-
-        Returns:
-            Bytes written.
+            replaces: It is done already.
         """
-        return self._write(shard, {STATUS: status, **(extras or {}), **feats})
-
-    def replace_shard(
-        self,
-        shard: int,
-        feats: Mapping[str, NDArray[np.float32]],
-        status: NDArray[np.uint8],
-        extras: Mapping[str, NDArray[Any]],
-    ) -> int:
-        """Write a shard that is done again, as :meth:`write_shard`, with its other rows readable at each moment.
-
-        Each file is replaced as a whole, the status last: a run that is killed before that leaves the rows that were
-        bad as bad, whatever is in their features, and the next run computes them again.
-        """
-        return self._write(shard, {**feats, **extras, STATUS: status})
-
-    def _write(self, shard: int, values: Mapping[str, NDArray[Any]]) -> int:
-        """Write the files of a shard in this order."""
         self.check_current()
-        for name, array in values.items():
-            self._files.write(name, shard, array)
+        extras = extras or {}
+        arrays = {**feats, **extras, STATUS: status} if replaces else {STATUS: status, **extras, **feats}
+        for name, values in arrays.items():
+            self._files.write(name, shard, values)
         return len(self.pools) * self.layout.shard_bytes
 
     def check_current(self) -> None:
@@ -121,11 +166,7 @@ class Store:
             raise InputError(f"{str(self.path)!r} was removed or replaced while this run was under way")
 
     def done_shards(self) -> set[int]:
-        """Return the shards whose files all exist, at their full size.
-
-        Raises:
-            InputError: The folder can't be read.
-        """
+        """Return the shards whose files all exist, at their full size."""
         keys = (shard_key(pool, shard) for pool in self.pools for shard in range(self.n_shards))
         with self._files.reading():
             return self.layout.done_shards(self._place.file_sizes(keys))
@@ -136,27 +177,28 @@ class Store:
         return [self.rows_of(shard) for shard in range(self.n_shards) if shard not in done]
 
     def status(self) -> NDArray[np.uint8]:
-        """Return the status of every row (N,); MISSING where its shard is not done.
-
-        Raises:
-            InputError: Some of them are damaged on disk.
-        """
-        return self._read_rows(STATUS)
+        """Return the status of every row (N,); MISSING where its shard is not done."""
+        return self.extra(STATUS)
 
     def extra(self, name: str) -> NDArray[Any]:
-        """Return a further value of every row (N,); 0 where its shard is not done.
+        """Return a further value of every row (N,); 0 where its shard is not done, whose file is not read.
 
         Raises:
             InputError: Some of them are damaged on disk.
         """
-        return self._read_rows(name)
+        values = np.zeros(self.n_stimuli, dtype=self._files.form(name, 0).dtype)
+        for shard, content in self._files.contents(name, sorted(self.done_shards())).items():
+            rows = self.rows_of(shard)
+            if content is None:
+                raise InputError(
+                    f"{name} of rows {rows.start} to {rows[-1]} of {str(self.path)!r} is damaged on disk; run the same "
+                    "predict command again to compute these rows again"
+                )
+            values[rows.start : rows.stop] = content
+        return values
 
     def inputs(self) -> NDArray[np.int64]:
-        """Return what was noted of each row's input when it was read (N, 4); 0 where it was not.
-
-        Raises:
-            InputError: Some of it is damaged on disk.
-        """
+        """Return what was noted of each row's input when it was read (N, 4); 0 where it was not."""
         columns = [self.extra(name) if name in self.extras else np.zeros(self.n_stimuli) for name in INPUT_COLUMNS]
         return np.stack(columns, axis=1).astype(np.int64)
 
@@ -169,25 +211,8 @@ class Store:
         """Return whether the content of inputs is noted: not of captions, nor by earlier versions."""
         return INPUT_COLUMNS[CONTENT] in self.extras
 
-    def _read_rows(self, name: str) -> NDArray[Any]:
-        """Return a value of every row whose shard is done; files of other shards are not read."""
-        values = np.zeros(self.n_stimuli, dtype=self._files.form(name, 0).dtype)
-        for shard, content in self._files.contents(name, sorted(self.done_shards())).items():
-            rows = self.rows_of(shard)
-            if content is None:
-                raise InputError(
-                    f"{name} of rows {rows.start} to {rows[-1]} of {str(self.path)!r} is damaged on disk; run the same "
-                    "predict command again to compute these rows again"
-                )
-            values[rows.start : rows.stop] = content
-        return values
-
     def drop_damaged(self) -> list[int]:
-        """Set aside the shards of which status or extras are damaged; return their numbers.
-
-        Raises:
-            InputError: The store may not be written, or a file is of another store.
-        """
+        """Set aside the shards of which status or extras are damaged; return their numbers."""
         done = sorted(self.done_shards())
         contents = [self._files.contents(name, done) for name in (STATUS, *self.extras)]
         damaged = [shard for shard in done if any(content[shard] is None for content in contents)]
@@ -196,11 +221,7 @@ class Store:
         return damaged
 
     def stimulus_ids(self) -> list[int] | list[str]:
-        """Return the id of each row, as it was when the store was made.
-
-        Raises:
-            InputError: They are damaged on disk.
-        """
+        """Return the id of each row, as it was when the store was made."""
         try:
             return read_ids(self.path, self.layout)
         except RemoteError:
@@ -212,10 +233,7 @@ class Store:
             ) from None
 
     def repair_stimulus_ids(self, stimulus_ids: Sequence[int] | Sequence[str]) -> None:
-        """Write the ids again if they are damaged.
-
-        Args:
-            stimulus_ids: The ids, which the provenance vouches for.
+        """Write the ids, for which the provenance vouches, again if they are damaged.
 
         Raises:
             InputError: The store was made with others, or they can't be written.
@@ -243,12 +261,7 @@ class Store:
             ) from None
 
     def read_shard(self, pool: str, shard: int, into: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Return the rows of a shard (rows, L, D).
-
-        Args:
-            pool: Which pooling.
-            shard: Number of the shard.
-            into: (R, L, D) to fill in; the first rows of it are returned.
+        """Return the rows of a shard (rows, L, D): the first rows of ``into`` (R, L, D) if that is given.
 
         Raises:
             CorruptShardError: A checksum differs; the shard no longer counts as done.
@@ -317,11 +330,7 @@ class Store:
         self._place.write_file(GROUP_KEY, [group_content(self.layout.attributes, self.layout.arrays)])
 
     def remove(self) -> None:
-        """Delete the store.
-
-        Raises:
-            InputError: It can't be deleted.
-        """
+        """Delete the store."""
         try:
             remove_store(self.path)
         except RemoteError:

@@ -30,12 +30,7 @@ _ALLOWED = {STATUS: (OK, NOT_FINITE), N_TOKENS: (0, MAX_TOKENS)}
 
 @dataclass(frozen=True)
 class StoreFiles:
-    """The files of a store's rows.
-
-    Args:
-        path: Folder of the store, local or remote.
-        layout: Its metadata.
-    """
+    """The files of a store's rows."""
 
     path: AnyPath
     layout: Layout
@@ -54,13 +49,7 @@ class StoreFiles:
         return Form(1, self.layout.shard_rows, 1, dtype, address)
 
     def write(self, name: str, shard: int, values: NDArray[Any]) -> None:
-        """Write the file of a shard of an array, in the place of what is there.
-
-        Args:
-            name: Of the array.
-            shard: Number of the shard.
-            values: (rows, L, D) of features, else (rows,).
-        """
+        """Write the file of a shard of an array, (rows, L, D) of features, else (rows,), in the place of another."""
         form, is_features = self.form(name, shard), name in self.layout.pools
         pieces = write_layers(form, values, fill=np.nan) if is_features else write_values(form, values)
         place_of(self.path).write_file(self.key(name, shard), pieces)
@@ -109,11 +98,7 @@ class StoreFiles:
             raise self._foreign(pool, shard) from None
 
     def set_aside(self, pool: str, shard: int) -> None:
-        """Have a damaged shard no longer count as done.
-
-        Raises:
-            InputError: It may not be renamed.
-        """
+        """Have a damaged shard no longer count as done."""
         try:
             place_of(self.path).set_aside(self.key(pool, shard))
         except OSError as error:
@@ -125,11 +110,7 @@ class StoreFiles:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn an error that says nothing about the file itself into one that is no damage.
-
-        Raises:
-            InputError: No permission, too many open files, and so on.
-        """
+        """Raise InputError for no permission, too many open files, and so on, which are no damage of the file."""
         try:
             yield
         except InputError:

@@ -133,16 +133,7 @@ _SHAPED: TypeAdapter[Any] = TypeAdapter(_Shaped)
 def array_metadata(
     version: int, pools: Iterable[str], extras: Mapping[str, str], shape: tuple[int, int, int], rows: int, ids: str
 ) -> dict[str, dict[str, Any]]:
-    """Return the content of the ``zarr.json`` of each array.
-
-    Args:
-        version: Format of the store.
-        pools: Names of the poolings.
-        extras: Names of further values of a row, with their data type.
-        shape: (N, L, D).
-        rows: R.
-        ids: Data type of the stimulus ids.
-    """
+    """Return the content of the ``zarr.json`` of each array; ``ids`` is the data type of the stimulus ids."""
     n, layers, dim = shape
     arrays: dict[str, dict[str, Any]] = {}
     for pool in pools:
@@ -228,9 +219,6 @@ def ids_sha256(ids: Sequence[int] | Sequence[str]) -> str:
 
 def read_layout(path: AnyPath) -> Layout:
     """Return the metadata of a store, checked.
-
-    Args:
-        path: Folder of the store, local or remote.
 
     Raises:
         ValueError: There is no store that this version reads, or its metadata are damaged.

@@ -39,10 +39,7 @@ class _ShardBuffer:
     def fill(self, there: Rows, left: Sequence[int], input_bytes: NDArray[np.int64]) -> None:
         """Take the rows that exist already, all but those that are left to compute.
 
-        Args:
-            there: The rows.
-            left: Which are left.
-            input_bytes: Size of each row's input (N,), where nothing else was noted; that it has not changed was seen.
+        Where nothing else was noted of an input, it has its size of today (N,): that it has not changed was seen.
         """
         rows = slice(self.rows.start, self.rows.stop)
         self.inputs[:, SIZE] = input_bytes[rows]
@@ -80,8 +77,7 @@ class _ShardBuffer:
     def write(self, store: Store) -> int:
         """Write the shard; return the bytes written."""
         inputs = {name: self.inputs[:, k] for k, name in enumerate(INPUT_COLUMNS) if name in store.extras}
-        write = store.replace_shard if self.replaces else store.write_shard
-        return write(self.shard, self.feats, self.status, {**self.extras, **inputs})
+        return store.write_shard(self.shard, self.feats, self.status, {**self.extras, **inputs}, self.replaces)
 
 
 class ActivationWriter(BasePredictionWriter):

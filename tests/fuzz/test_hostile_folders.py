@@ -17,8 +17,7 @@ from lit_extract.cli import main
 from lit_extract.commands import status
 from lit_extract.inspection.survey import survey
 from lit_extract.jobs.outputs import ids_in_folder
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import StoreSpec
+from lit_extract.storage.store import Store, StoreSpec
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from lit_extract import load_features
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import BAD_INPUT, MISSING, NOT_FINITE, OK
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import StoreSpec
+from lit_extract.storage.store import Store, StoreSpec
 from lit_extract.storage.store_metadata import array_metadata, checksum, read_layout
 
 pytestmark = pytest.mark.slow

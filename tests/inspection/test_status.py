@@ -17,8 +17,7 @@ from lit_extract.inspection.survey import Entry, Missing, find_missing, survey
 from lit_extract.modules.registry import read_models
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import NOT_FINITE, OK
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import StoreSpec
+from lit_extract.storage.store import Store, StoreSpec
 
 REPOSITORY = Path(__file__).parents[2]
 N, LAYERS, DIM, SHARD_ROWS = 10, 3, 4, 4

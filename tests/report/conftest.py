@@ -9,8 +9,7 @@ import torch
 from lit_extract.report.make import measure, report
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import BAD_INPUT, NOT_FINITE, OK
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import StoreSpec
+from lit_extract.storage.store import Store, StoreSpec
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import MISSING, OK
 from lit_extract.storage.places import RemoteError, lease, place_of, to_path
-from lit_extract.storage.store import CorruptShardError, Store
-from lit_extract.storage.store_folder import is_store, remove_store
+from lit_extract.storage.store import CorruptShardError, Store, is_store, remove_store
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +106,7 @@ def test_what_is_written_out_of_order_is_read_back(make_store, remote, protocol)
 
 def test_the_objects_are_the_files_of_a_local_store(make_store, remote, tmp_path, monkeypatch):
     """So docs/store-format.md is about both, and a store can be copied from one to the other."""
-    monkeypatch.setattr("lit_extract.storage.store_folder.uuid.uuid4", lambda: uuid.UUID(int=1))
+    monkeypatch.setattr("lit_extract.storage.store.uuid.uuid4", lambda: uuid.UUID(int=1))
     local, _ = make_store()
     store, _ = make_store(folder=remote)
     files = {str(file.relative_to(local.path)): file for file in local.path.rglob("*") if file.is_file()}

@@ -17,9 +17,8 @@ from lit_extract.datasets import decode
 from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.archive import read_content
 from lit_extract.storage.places.local import LocalPlace
-from lit_extract.storage.store import Store
+from lit_extract.storage.store import Store, StoreSpec
 from lit_extract.storage.store_files import StoreFiles
-from lit_extract.storage.store_folder import StoreSpec
 
 SKIP = {"data_on_bad_image": "skip", "data_shard_rows": 2}
 

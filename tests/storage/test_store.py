@@ -12,8 +12,7 @@ import zarr
 from lit_extract.common.errors import InputError
 from lit_extract.storage.layout import BAD_INPUT, MISSING, NOT_FINITE, OK
 from lit_extract.storage.provenance import differing
-from lit_extract.storage.store import CorruptShardError, Store
-from lit_extract.storage.store_folder import StoreSpec
+from lit_extract.storage.store import CorruptShardError, Store, StoreSpec
 
 
 def shard_file(store, shard, pool="cls"):

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from lit_extract.storage.layout import N_BYTES
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import StoreSpec
+from lit_extract.storage.store import Store, StoreSpec
 from lit_extract.storage.writer import ActivationWriter
 
 N, LAYERS, DIM, ROWS = 12, 3, 4, 4

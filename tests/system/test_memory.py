@@ -10,8 +10,7 @@ import torch
 from helpers import runs
 
 from lit_extract.storage.layout import OK
-from lit_extract.storage.store import Store
-from lit_extract.storage.store_folder import StoreSpec
+from lit_extract.storage.store import Store, StoreSpec
 
 pytestmark = pytest.mark.slow
 

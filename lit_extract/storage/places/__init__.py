@@ -1,7 +1,4 @@
-"""Where outputs lie: on a disk of this machine, or on a server such as S3, behind one interface.
-
-place_of(path).exists()
-"""
+"""Where outputs lie: on a disk of this machine, or on a server such as S3, behind one interface."""
 
 from pathlib import Path
 from typing import Any
@@ -43,15 +40,7 @@ def place_of(path: AnyPath) -> Place:
 
 
 def to_path(text: str | AnyPath, setting: str = "path") -> AnyPath:
-    """Return a local path, or a remote one when ``text`` has a protocol; the network is not accessed yet.
-
-    Args:
-        text: ``features/``, ``s3://bucket/prefix``, …
-        setting: Where it comes from, for the error.
-
-    Raises:
-        InputError: No such protocol, or a package for it is missing.
-    """
+    """Return a local path, or a remote one when ``text`` has a protocol; the network is not accessed yet."""
     if not isinstance(text, str):
         return text
     protocol, found, rest = text.partition("://")
@@ -90,11 +79,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def local_path(text: str, setting: str) -> Path:
-    """Return a path that must be local.
-
-    Raises:
-        InputError: It is remote.
-    """
+    """Return a path that must be local."""
     if "://" in text and not text.startswith("file://"):
         raise InputError(f"{setting}: {text!r} is remote; it must be a local path")
     return Path(text.removeprefix("file://"))

@@ -73,17 +73,14 @@ class Place(Protocol):
     def open_to_read(self, at_a_time: int | None = SMALL) -> AbstractContextManager[BinaryIO]:
         """Open a regular file for reading bytes.
 
-        Args:
-            at_a_time: Bytes that are fetched at a time of a remote file: SMALL, LARGE, 0 for exactly what is read, or
-                None for all of it at once, which must fit the memory.
+        Of a remote file ``at_a_time`` bytes are fetched at a time: SMALL, LARGE, 0 for exactly what is read, or None
+        for all of it at once, which must fit the memory.
         """
 
     def write_verified(self, write: Callable[[BinaryIO], None], verify: Callable[[AnyPath], None]) -> None:
-        """Write a file front to back, and read it back; nothing of it stays when either fails.
+        """Write a file front to back, and read it back: ``verify`` raises an OSError when it is not what was written.
 
-        Args:
-            write: Writes the content.
-            verify: Reads the file at a path; raises an OSError when that is not what was written.
+        Nothing of the file stays when either fails.
         """
 
     def remove_file(self) -> None:
@@ -98,9 +95,8 @@ class Place(Protocol):
     def list_files(self, folders_like: Endings, files_like: Endings = ()) -> Listing:
         """Return all files below a folder, and the files and folders that can't be read, with the reason.
 
-        Args:
-            folders_like: Folders whose names end so are returned too, as files of no bytes: they may be empty.
-            files_like: What is called so and is no file is returned as something that can't be read.
+        Folders whose names end as ``folders_like`` are files of no bytes here: they may be empty. What ends as
+        ``files_like`` and is no file is returned as something that can't be read.
 
         Raises:
             NotADirectoryError: There is no folder.
@@ -109,10 +105,8 @@ class Place(Protocol):
     def read_files(self, keys: Sequence[str], limit: int, without_damaged: bool = False) -> dict[str, bytes]:
         """Return the content of small files, without those that do not exist.
 
-        Args:
-            keys: Which files.
-            limit: Bytes that a local one may have at most.
-            without_damaged: Leave out those that the disk can't read, that are larger, and what is no regular file.
+        A local one may have ``limit`` bytes. ``without_damaged`` also leaves out those that the disk can't read, that
+        are larger, and what is no regular file.
         """
 
     def write_file(self, key: str, pieces: Iterable[bytes | memoryview]) -> None:

@@ -43,12 +43,7 @@ _HOLDER: TypeAdapter[_Holder] = TypeAdapter(_Holder)
 
 
 class Lease:
-    """The right to write a remote target.
-
-    Args:
-        path: The object that stands for it.
-        target: What may be written.
-    """
+    """The right to write a remote target, for which the object at ``path`` stands."""
 
     def __init__(self, path: "UPath", target: "UPath") -> None:
         self.path, self.target = path, target
@@ -56,11 +51,7 @@ class Lease:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Take the lease, and renew it until the block ends.
-
-        Raises:
-            InputError: Another process has it, the message names it; or it can't be written.
-        """
+        """Take the lease, and renew it until the block ends; see :meth:`Place.write_lock`."""
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         content = json.dumps({"holder": holder, "id": uuid.uuid4().hex}).encode()
         with remote_errors(self.path):
@@ -94,7 +85,6 @@ class Lease:
         return _name(content) if age <= EXPIRED_S else None
 
     def _take(self, content: bytes) -> None:
-        is_waiting = False
         while not self._create(content):
             if (found := self._read()) is None:
                 continue  # it has just been given back
@@ -105,9 +95,7 @@ class Lease:
                     f"{EXPIRED_S - age:.0f} s, or when you delete {str(self.path)!r}"
                 )
             if age <= EXPIRED_S:
-                if not is_waiting:
-                    logger.info("waiting for %s to expire: its run was last active %.0f s ago", self.path, age)
-                is_waiting = True
+                logger.info("waiting for %s to expire: its run was last active %.0f s ago", self.path, age)
                 time.sleep(min(RENEWED_S, EXPIRED_S - age + 1))  # by then it was renewed, or nobody does it
                 continue
             self._remove(self._key)

@@ -25,9 +25,6 @@ def record_lock(target: Path) -> Iterator[None]:
 
     A POSIX record lock, not the flock of the usual lock-file packages: that one is inherited by
     data-loading workers, which outlive a killed parent by seconds and would keep the next run out.
-
-    Raises:
-        InputError: Another process holds it; there are no locks, or there is no writing there.
     """
     path = _lock_file(target)
     descriptor = _lock(path, target)
