@@ -8,11 +8,7 @@ from lit_extract.storage.places import AnyPath, is_folder, is_there, place_of
 
 
 def refuse_plain_folder(path: AnyPath, setting: str) -> None:
-    """Refuse a folder that is no store, though there may be features in it.
-
-    Raises:
-        InputError: It is one; the message names the first of the features files or stores in it.
-    """
+    """Refuse a folder that is no store, and name the first of the features files or stores in it."""
     folder = place_of(path).local
     if folder is None or not is_folder(folder) or folder.suffix == STORE_SUFFIX or is_there(folder / GROUP_KEY):
         return

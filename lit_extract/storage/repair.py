@@ -101,7 +101,5 @@ def _earlier_files(store: Store) -> Mapping[str, Features]:
             return {}
         if files[pool].shape != store.layout.shape or files[pool].layers != store.layers:
             return {}
-    if files:
-        ids = store.stimulus_ids()
-        return files if all(file.stimulus_ids == ids for file in files.values()) else {}
-    return files
+    ids = store.stimulus_ids()
+    return files if all(file.stimulus_ids == ids for file in files.values()) else {}

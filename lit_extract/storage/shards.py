@@ -166,12 +166,7 @@ def write_values(form: Form, values: NDArray[Any]) -> Iterator[memoryview]:
 
 
 def read_values(content: bytes, form: Form, n_rows: int) -> NDArray[Any]:
-    """Return a value of the rows of a shard (n_rows,).
-
-    Raises:
-        ForeignShardError: Its file is sealed, and of another store.
-        ValueError: Its file is damaged.
-    """
+    """Return a value of the rows of a shard (n_rows,); errors as of :func:`read_layers`."""
     if form.address is not None:
         return read_layers(io.BytesIO(content), form, [0], n_rows)[:, 0, 0]
     values, checksum = content[:-4], content[-4:]

@@ -33,12 +33,12 @@ from lit_extract.storage.store_files import StoreFiles
 from lit_extract.storage.store_ids import encode_ids, ids_dtype, read_ids
 from lit_extract.storage.store_metadata import (
     MAX_METADATA_BYTES,
+    STATUS_NUMBERS,
     array_metadata,
     as_json,
     group_content,
     id_in,
     ids_sha256,
-    new_attributes,
     read_layout,
 )
 
@@ -98,24 +98,22 @@ class Store:
 
     @classmethod
     def create(cls, path: AnyPath, spec: StoreSpec) -> "Store":
-        """Make an empty store.
-
-        Raises:
-            OSError: There is one, or it can't be written.
-        """
+        """Make an empty store; an OSError if there is one."""
         shape = len(spec.stimulus_ids), len(spec.layers), spec.n_dim
         dtype = ids_dtype(spec.stimulus_ids)
         arrays = array_metadata(STORE_FORMAT, spec.pools, spec.extras, shape, spec.shard_rows, dtype)
-        attributes = new_attributes(
-            id=uuid.uuid4().hex,
-            pools=list(spec.pools),
-            extras=list(spec.extras),
-            layers=list(spec.layers),
-            shard_rows=spec.shard_rows,
-            provenance=dict(spec.provenance),
-            notes=dict(spec.notes),
-            stimulus_ids_sha256=ids_sha256(spec.stimulus_ids),
-        )
+        attributes = {
+            "format": STORE_FORMAT,
+            "status": STATUS_NUMBERS,
+            "id": uuid.uuid4().hex,
+            "pools": list(spec.pools),
+            "extras": list(spec.extras),
+            "layers": list(spec.layers),
+            "shard_rows": spec.shard_rows,
+            "provenance": dict(spec.provenance),
+            "notes": dict(spec.notes),
+            "stimulus_ids_sha256": ids_sha256(spec.stimulus_ids),
+        }
         files = {f"{name}/{GROUP_KEY}": as_json(metadata) for name, metadata in arrays.items()}
         files[IDS_KEY] = encode_ids(spec.stimulus_ids, STORE_FORMAT)
         place_of(path).create_folder(files, GROUP_KEY, group_content(attributes, arrays))
@@ -157,9 +155,6 @@ class Store:
 
         A run that can't renew its remote lock loses it. This keeps a run that was frozen, and taken for dead, from
         writing into the store that another run has made since.
-
-        Raises:
-            InputError: Someone has removed or replaced it.
         """
         content = self._place.read_files([GROUP_KEY], MAX_METADATA_BYTES).get(GROUP_KEY)
         if content is None or id_in(content) != self.layout.id:
@@ -279,11 +274,7 @@ class Store:
             ) from None
 
     def read_layer(self, pool: str, layer: int) -> NDArray[np.float32]:
-        """Return one layer of all rows (N, D), NaN where rows are missing; the other layers are not read.
-
-        Raises:
-            InputError: A checksum differs, or it does not fit the memory.
-        """
+        """Return one layer of all rows (N, D), NaN where rows are missing; the other layers are not read."""
         try:
             feats = np.full((self.n_stimuli, self.n_dim), np.nan, dtype=np.float32)
         except (MemoryError, ValueError):
@@ -304,11 +295,7 @@ class Store:
         return feats
 
     def check_provenance(self, provenance: Mapping[str, Any], root: str | None = None) -> None:
-        """Check that the store has this provenance.
-
-        Raises:
-            InputError: It has another; each setting that differs is named.
-        """
+        """Check that the store has this provenance; an error names each setting that differs."""
         if difference := differing(self.provenance, provenance, self.notes.get("root"), root):
             raise InputError(
                 f"{str(self.path)!r} was started with other settings: {difference}. Run with the same settings to "

@@ -1,7 +1,4 @@
-"""The stimulus ids of a store: one file, written and read.
-
-N stimuli.
-"""
+"""The stimulus ids of a store: one file, written and read."""
 
 import io
 import struct
@@ -38,12 +35,7 @@ def encode_ids(ids: Sequence[int] | Sequence[str], version: int) -> bytes:
 
 
 def read_ids(path: AnyPath, layout: Layout) -> list[int] | list[str]:
-    """Return the id of each row, as it was written.
-
-    Raises:
-        ValueError: They are lost or damaged.
-        OSError: They can't be read.
-    """
+    """Return the id of each row, as it was written; ValueError if they are lost or damaged."""
     n = layout.shape[0]
     limit = min(MAX_BYTES, n * (8 if layout.ids_dtype == INTEGERS else MAX_TEXT_BYTES) + _COUNT.size)
     files = place_of(path).read_files([IDS_KEY], limit + 1024)  # what does not compress grows a little

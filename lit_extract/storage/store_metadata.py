@@ -43,7 +43,7 @@ MAX_SHARD_BYTES = 2**40
 EXTRA_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 INTEGERS, TEXTS = "int64", "string"  # data types of stimulus ids
 
-_STATUS = {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE}
+STATUS_NUMBERS = {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE}
 
 
 def _features_name(name: str) -> str:
@@ -182,11 +182,6 @@ def _array(
     }
 
 
-def new_attributes(**what: Any) -> dict[str, Any]:
-    """Return the group's attributes of a new store, but for their checksum."""
-    return {"format": STORE_FORMAT, "status": _STATUS, **what}
-
-
 def group_content(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> bytes:
     """Return the bytes of the group's own ``zarr.json``, with a new checksum if its format has one."""
     if attributes["format"] > 1:
@@ -218,12 +213,7 @@ def ids_sha256(ids: Sequence[int] | Sequence[str]) -> str:
 
 
 def read_layout(path: AnyPath) -> Layout:
-    """Return the metadata of a store, checked.
-
-    Raises:
-        ValueError: There is no store that this version reads, or its metadata are damaged.
-        OSError: It can't be read.
-    """
+    """Return the metadata of a store, checked; ValueError if they are damaged, or of none that this version reads."""
     place = place_of(path)
     group = _metadata(place.read_files([GROUP_KEY], MAX_METADATA_BYTES), GROUP_KEY)
     attributes = group.get("attributes")

@@ -4,34 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.storage.places.base import (
-    LARGE,
-    LOCK_SUFFIX,
-    PART_SUFFIX,
-    AnyPath,
-    File,
-    Place,
-    RemoteError,
-    remote_errors,
-)
-from lit_extract.storage.places.local import DAMAGE, LocalPlace, is_folder, is_there
+from lit_extract.storage.places.base import LARGE as LARGE
+from lit_extract.storage.places.base import LOCK_SUFFIX as LOCK_SUFFIX
+from lit_extract.storage.places.base import PART_SUFFIX as PART_SUFFIX
+from lit_extract.storage.places.base import AnyPath as AnyPath
+from lit_extract.storage.places.base import File as File
+from lit_extract.storage.places.base import Place, remote_errors
+from lit_extract.storage.places.base import RemoteError as RemoteError
+from lit_extract.storage.places.local import DAMAGE as DAMAGE
+from lit_extract.storage.places.local import LocalPlace
+from lit_extract.storage.places.local import is_folder as is_folder
+from lit_extract.storage.places.local import is_there as is_there
 from lit_extract.storage.places.remote import RemotePlace
-
-__all__ = [
-    "DAMAGE",
-    "LARGE",
-    "LOCK_SUFFIX",
-    "PART_SUFFIX",
-    "AnyPath",
-    "File",
-    "Place",
-    "RemoteError",
-    "is_folder",
-    "is_there",
-    "local_path",
-    "place_of",
-    "to_path",
-]
 
 
 def place_of(path: AnyPath) -> Place:

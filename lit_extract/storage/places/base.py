@@ -96,10 +96,7 @@ class Place(Protocol):
         """Return all files below a folder, and the files and folders that can't be read, with the reason.
 
         Folders whose names end as ``folders_like`` are files of no bytes here: they may be empty. What ends as
-        ``files_like`` and is no file is returned as something that can't be read.
-
-        Raises:
-            NotADirectoryError: There is no folder.
+        ``files_like`` and is no file is returned as something that can't be read. No folder: NotADirectoryError.
         """
 
     def read_files(self, keys: Sequence[str], limit: int, without_damaged: bool = False) -> dict[str, bytes]:
@@ -133,8 +130,7 @@ class Place(Protocol):
     def write_lock(self) -> AbstractContextManager[None]:
         """Hold the right to write this path; it ends with the process, or soon after if it is remote.
 
-        Raises:
-            InputError: Another process holds it; the message names it. Or the file system has no locks.
+        An InputError names the process that holds it already. A file system without locks is one, too.
         """
 
     def lock_holder(self) -> str | None:
