@@ -29,17 +29,7 @@ def is_timm_name(name: str) -> bool:
 
 
 def create_skeleton(timm_name: str, model_name: str, options: dict[str, Any], models: str | None) -> Any:
-    """Return a model without memory for its weights.
-
-    Args:
-        timm_name: The model, as timm wants it; of a local folder, with ``local-dir:``.
-        model_name: The model, as errors call it.
-        options: Arguments of its constructor.
-        models: The models.yml whose names an unknown one is compared with.
-
-    Raises:
-        InputError: There is no such model, or it can't be built.
-    """
+    """Return a model without memory for its weights."""
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,11 +43,7 @@ def create_skeleton(timm_name: str, model_name: str, options: dict[str, Any], mo
 
 
 def check_config(file: Path) -> None:
-    """Check that the configuration of a local model is of a size that can be built.
-
-    Raises:
-        InputError: It can't be read, or is not.
-    """
+    """Check that the configuration of a local model is of a size that can be built."""
     what = f"model.name: {file}"
     try:
         settings = validate_json(_CONFIG, read_regular(file, MAX_RECORD_BYTES), what).get("model_args", {})

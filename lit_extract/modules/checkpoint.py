@@ -79,15 +79,8 @@ def read_weights(file: str) -> Any:
 def unwrap(content: Any, own: set[str]) -> tuple[dict[str, Tensor], list[str]]:
     """Take weights out of what training programs wrap them in.
 
-    Args:
-        content: What a checkpoint holds.
-        own: The model's names of its tensors.
-
     Returns:
         The weights, and the wrappers that were removed, the outermost first.
-
-    Raises:
-        InputError: There are no weights in it.
     """
     removed: list[str] = []
     while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
@@ -148,14 +141,7 @@ def tensors_behind(skeleton: nn.Module, layers: list[str], stop_after: str, inpu
 
 
 def check_loaded(loaded: Loaded, needed: set[str], source: str, model: str) -> None:
-    """Raise InputError unless all that the layers need came from the weights, and nothing of them was left over.
-
-    Args:
-        loaded: What happened.
-        needed: Names of the tensors on which the layers depend.
-        source: Where the weights are.
-        model: Name of the model.
-    """
+    """Raise InputError unless all that the layers need came from the weights, and nothing of them was left over."""
     if not loaded.happened:
         raise InputError(f"model.checkpoint: nothing was loaded from {source!r} for {model!r}")
     if missing := [name for name in loaded.missing if name in needed]:

@@ -15,12 +15,6 @@ def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> s
         repository: On the hub.
         revision: Branch, tag or commit; default: the main branch.
         files: Files of which one is in the cache, when the repository is.
-
-    Returns:
-        The commit.
-
-    Raises:
-        InputError: Neither knows.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

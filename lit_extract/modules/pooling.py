@@ -60,9 +60,6 @@ def check_pools(pool: str | Sequence[str], known: Collection[str], allowed: Sequ
         known: All that there are.
         allowed: Those that the model can give.
         reason: Why it can't give the others.
-
-    Raises:
-        InputError: An unknown pooling, one that the model can't give, the same twice, or none.
     """
     pools = [pool] if isinstance(pool, str) else list(pool)
     if not pools or len(set(pools)) < len(pools) or not set(pools) <= set(known):
@@ -84,9 +81,6 @@ def pool_image(hidden: Tensor, pooling: str, n_prefix: int) -> Tensor:
 
     Returns:
         (B, D), float32.
-
-    Raises:
-        KeyError: There is no such pooling of images.
     """
     return VISION_POOLINGS[pooling].pool(hidden, n_prefix)
 
@@ -102,9 +96,6 @@ def pool_text(hidden: Tensor, pooling: str, mask: Tensor, full: tuple[int, int] 
 
     Returns:
         (B, D), float32.
-
-    Raises:
-        KeyError: There is no such pooling of text.
     """
     return LANGUAGE_POOLINGS[pooling](hidden, mask, full)
 

@@ -29,10 +29,6 @@ def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[
     An option is the model's when its configuration has a field of that name or when it is about loading weights. All
     others are the tokenizer's, which refuses what it does not know.
 
-    Args:
-        options: All of them.
-        unused: Names that the configuration has no field for.
-
     Returns:
         Those of the configuration and the weights; those of the tokenizer, with those that locate files.
     """
@@ -59,11 +55,7 @@ def check_config(config: Any, name: str) -> None:
 
 
 def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
-    """Return the list of transformer blocks: the first module list that is as long as the configuration says.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return the list of transformer blocks: the first module list that is as long as the configuration says."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
             return module
@@ -71,11 +63,7 @@ def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
 
 
 def create_skeleton(config: Any, settings: Mapping[str, Any], name: str) -> Any:
-    """Return a model without memory for its weights.
-
-    Raises:
-        InputError: It can't be made.
-    """
+    """Return a model without memory for its weights."""
     try:
         with torch.device("meta"):
             return _from_config(config, settings)

@@ -34,9 +34,6 @@ def check_model(
         random: From :func:`~lit_extract.modules.pretrained.load_pretrained`.
         last_block: Index of the last block that is needed; None if the end of the backbone is.
         needs_head: Whether the head is needed.
-
-    Raises:
-        InputError: One of them is not so.
     """
     base = model.base_model
     blocks = find_blocks(base, model.config.num_hidden_layers)
@@ -84,9 +81,6 @@ def _check_causal(name: str, states_of: Callable[[Tensor], Sequence[Tensor]], te
         name: The model's.
         states_of: From a text (1, T) to the hidden states (1, T, D) of the blocks, in their order.
         texts: From :func:`_probe_tokens`.
-
-    Raises:
-        InputError: It is not causal.
     """
     n_same = texts[0].shape[1] // 2
     for block, (first, other) in enumerate(zip(*map(states_of, texts), strict=True)):
@@ -109,17 +103,6 @@ def _check_complete(
 
     They do not depend on the head (without a loss), on blocks after the last requested one, nor on a norm outside
     the blocks that a forward pass does not reach.
-
-    Args:
-        source: Where the model is from.
-        model: With its head.
-        random: From :func:`load_pretrained`.
-        last_block: Index of the last block that is needed.
-        run: A forward pass as the run will do it.
-        needs_head: Whether the loss is asked for.
-
-    Raises:
-        InputError: Some are missing; they are named.
     """
     if not random:
         return

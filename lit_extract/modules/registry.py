@@ -72,11 +72,7 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
 
 
 def own_name(name: str) -> str:
-    """Return a model's name without the place where a local folder lies; other names are returned as they are.
-
-    Raises:
-        InputError: The folder has no name of its own.
-    """
+    """Return a model's name without the place where a local folder lies; other names are returned as they are."""
     prefix, colon, path = name.partition(":")
     if not (prefix == "local-dir" and colon):
         path = name
@@ -94,11 +90,6 @@ def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEnt
 
 def matching_models(kind: str, models: str | Path | None = None, match: str | None = None) -> list[ModelEntry]:
     """Return the entries of one kind, in the order of the file.
-
-    Args:
-        kind: "vision" or "language".
-        models: The file; default :func:`default_models_file`.
-        match: Only names with this text in them, or that fit it as a shell pattern such as "*clip*".
 
     Raises:
         InputError: There is none; the message lists the names that there are.
