@@ -8,6 +8,7 @@ from pydoc import locate
 from typing import Self
 
 import torch
+import torch.distributed as dist
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -159,6 +160,8 @@ def main(args: list[str]) -> int:
         cli = PredictCLI.read(args)
     if cli.trainer.global_rank != 0:
         cli.run()
+        if dist.is_initialized():
+            dist.destroy_process_group()  # its threads, left running, can abort the process while it exits
         return exit_codes.DONE
     done = cli.run()
     lines, code = _summarize_captions(done) if isinstance(done, Captions) else _summarize_features(done)
