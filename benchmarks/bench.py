@@ -50,7 +50,6 @@ def main() -> int:
     # This repository's code, no hub, and nothing left in the user's cache.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["LIT_EXTRACT_RECEIPTS"] = "off"
     failed = False if args.write else measure(args.sections or list(SECTIONS), args.quick, output, args.scratch)
     write_results(output, [*SECTIONS.values(), captions])
     print(f"written: {output / 'RESULTS.md'}")

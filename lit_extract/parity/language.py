@@ -22,6 +22,12 @@ from lit_extract.modules.weights import check_shards, config_sha256, on_cpu_in_f
 from lit_extract.parity.provenance_form import UNTRAINED
 from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
 
+# By the name of a pooling: tokens (T, D) to (D,).
+POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "avg": lambda tokens: tokens.float().mean(0),
+    "last": lambda tokens: tokens[-1],
+}
+
 
 class LanguageReference(Reference):
     """Hugging Face's own hidden states, loss and tokens of one caption; attention written out ("eager")."""
@@ -93,13 +99,8 @@ class LanguageReference(Reference):
         if last in self.layers:
             tokens_of[last] = before_final_norm(self.model, ids, states[-1])
         first = 1 if self.provenance["exclude_bos"] else 0
-        pooled = [
-            tokens_of[layer][0, -1]
-            if self.provenance["pool"] == "last"
-            else tokens_of[layer][0, first:].float().mean(0)
-            for layer in self.layers
-        ]
-        outputs = {"feats": torch.stack(pooled)}
+        pool = POOLINGS[self.provenance["pool"]]
+        outputs = {"feats": torch.stack([pool(tokens_of[layer][0, first:]) for layer in self.layers])}
         if self.provenance["loss"]:
             loss = output.loss if has_loss else torch.tensor(torch.nan)
             total = loss.double() * (ids.shape[1] - 1)

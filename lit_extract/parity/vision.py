@@ -167,9 +167,14 @@ def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor]
 
 def _pool_tokens(prefix: Tensor, patches: Tensor, pool: str) -> Tensor:
     """(1, T, D) and (1, T, D) to (D,)."""
-    if pool == "cls":
-        if prefix.shape[1] == 0:
-            raise InputError("parity: the file has pooling cls, but the model has no class token")
-        return prefix[0, 0]
-    tokens = patches[0] if pool == "avg" else torch.cat([prefix[0], patches[0]])
-    return tokens.float().mean(0)
+    if pool == "cls" and prefix.shape[1] == 0:
+        raise InputError("parity: the file has pooling cls, but the model has no class token")
+    return POOLINGS[pool](prefix[0], patches[0])
+
+
+# By the name of a pooling: prefix tokens (T, D) and patch tokens (T, D) to (D,).
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cls": lambda prefix, patches: prefix[0],
+    "avg": lambda prefix, patches: patches.float().mean(0),
+    "avg_all": lambda prefix, patches: torch.cat([prefix, patches]).float().mean(0),
+}

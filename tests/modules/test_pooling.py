@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from lit_extract.common.errors import InputError
-from lit_extract.modules.pooling import VISION_POOLINGS, check_pools, full_columns, pool_image, pool_text
+from lit_extract.modules.pooling import (
+    LANGUAGE_POOLINGS,
+    VISION_POOLINGS,
+    check_pools,
+    full_columns,
+    pool_image,
+    pool_text,
+)
+from lit_extract.parity import language, vision
 
 
 def random_tokens(*shape, dtype=torch.float32):
@@ -123,3 +131,8 @@ def test_an_unknown_pooling_is_no_mean():
 def test_poolings_that_can_not_be_given_are_refused(pool, message):
     with pytest.raises(InputError, match=rf"^model.pool: .*{re.escape(message)}"):
         check_pools(pool, VISION_POOLINGS, ["avg", "avg_all"], "it has no class token")
+
+
+def test_each_pooling_has_an_independent_twin():
+    assert vision.POOLINGS.keys() == VISION_POOLINGS.keys()
+    assert language.POOLINGS.keys() == LANGUAGE_POOLINGS.keys()
