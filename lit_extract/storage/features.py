@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import shorten, validate
+from lit_extract.datasets.ids import id_key
 from lit_extract.storage.archive import TensorRecord, name_of_open
 from lit_extract.storage.disk import check_room
 from lit_extract.storage.features_form import METADATA, read_features_content
@@ -28,6 +29,7 @@ from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, AnyPath, is_folder, place_of, to_path
 
 if TYPE_CHECKING:
+    import pandas as pd
     import rsatoolbox
     import xarray
 
@@ -88,35 +90,82 @@ class Features:
             raise InputError(f"layer: {layer!r} is not one of the {len(self.layers)} layers {names}")
         return self._read(self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers))
 
-    def to_rsatoolbox(self, layer: str | int, rows: Sequence[int] | None = None) -> "rsatoolbox.data.Dataset":
+    def rows_of(self, stimulus_ids: Iterable[int | str]) -> list[int]:
+        """Return the row of each of some stimuli, in their order; the same one may be asked for several times.
+
+        Raises:
+            InputError: Some of the ids are not in these features.
+        """
+        places = {id_key(stimulus): row for row, stimulus in enumerate(self.stimulus_ids)}
+        wanted = list(stimulus_ids)
+        keys = [id_key(stimulus) for stimulus in wanted]
+        missing = dict.fromkeys(str(given) for given, key in zip(wanted, keys, strict=True) if key not in places)
+        if missing:
+            raise InputError(
+                f"stimulus_ids: {len(missing)} are not among the {len(places)} of {str(self.path)!r}: "
+                f"{name_some([shorten(stimulus) for stimulus in missing])}"
+            )
+        return [places[key] for key in keys]
+
+    def of(self, trials: "pd.DataFrame", layer: str | int) -> Tensor:
+        """Return one layer for each trial (trials, D), in the order of the trials, without reading the others.
+
+        Args:
+            trials: From :func:`lit_extract.load_trials`, or any table with a column ``stimulus_id``.
+            layer: Name or index.
+
+        Raises:
+            InputError: No such layer; trials of another dataset; stimuli that are not in these features.
+        """
+        return self.layer(layer)[self._rows_of_trials(trials)]
+
+    def _rows_of_trials(self, trials: "pd.DataFrame") -> list[int]:
+        if "stimulus_id" not in trials:
+            raise InputError(f"trials: no column stimulus_id; it has {name_some([*map(str, trials.columns)], 20)}")
+        theirs, own = trials.attrs.get("dataset"), self.provenance.get("dataset")
+        if theirs not in (None, own):
+            raise InputError(f"trials: they are of the dataset {theirs!r}, the features of {own!r}")
+        return self.rows_of(trials["stimulus_id"])
+
+    def to_rsatoolbox(
+        self, layer: str | int, rows: Sequence[int] | None = None, trials: "pd.DataFrame | None" = None
+    ) -> "rsatoolbox.data.Dataset":
         """Return one layer as a dataset of rsatoolbox, for RDMs and RSA.
 
         Args:
             layer: Name or index.
             rows: Rows to take; default: all N, which an RDM of N × N may be too much for.
+            trials: Take the row of each trial instead, see :meth:`of`.
 
         Returns:
-            ``measurements`` (rows, D), float32; ``stimulus_id`` is an observation descriptor, ``dim`` a channel
-            descriptor, and model, layer, pooling, dataset and subset describe the dataset.
+            ``measurements`` (rows or trials, D), float32; ``stimulus_id`` and the other columns of ``trials``, such as
+            subject, session and repetition, are observation descriptors, ``dim`` a channel descriptor, and model,
+            layer, pooling, dataset and subset describe the dataset.
 
         Raises:
-            InputError: No such layer, or rsatoolbox is not installed.
+            InputError: No such layer or stimulus, rows and trials at once, or rsatoolbox is not installed.
         """
         try:
             from rsatoolbox.data import Dataset
         except ImportError:
             raise InputError("to_rsatoolbox needs rsatoolbox: pip install 'lit-extract[report]'") from None
+        if rows is not None and trials is not None:
+            raise InputError("rows and trials: give one of the two")
         feats, ids = self.layer(layer), self.stimulus_ids
+        if trials is not None:
+            rows = self._rows_of_trials(trials)
         if rows is not None:
             feats, ids = feats[list(rows)], [ids[row] for row in rows]  # type: ignore[assignment]
         return Dataset(
             feats.numpy(),
-            descriptors={**self._names(), "layer": layer if isinstance(layer, str) else self.layers[layer]},
-            obs_descriptors={"stimulus_id": list(ids)},
+            descriptors={**self._names(), "layer": self._name_of(layer)},
+            obs_descriptors={"stimulus_id": list(ids), **_columns_of(trials)},
             channel_descriptors={"dim": list(range(feats.shape[1]))},
         )
 
-    def to_xarray(self, layer: str | int | None = None) -> "xarray.DataArray":
+    def to_xarray(
+        self, layer: str | int | None = None, trials: "pd.DataFrame | None" = None
+    ) -> "xarray.DataArray":
         """Return all layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
 
         Read from a ``.pt`` nothing is loaded before it is used: the numbers stay in the file. From a store all that
@@ -124,30 +173,45 @@ class Features:
 
         Args:
             layer: Name or index; default: all.
+            trials: Take the row of each trial, see :meth:`of`; all that is asked for is then read.
 
         Returns:
             ``(stimulus, layer, dim)``, or ``(stimulus, dim)`` of one layer; ``stimulus`` are the ids, ``layer`` the
-            names. ``attrs`` has model, pooling, dataset, subset, and the whole provenance as JSON.
+            names. With trials their dimension is ``trial``, along which stimulus and the columns of the trials, such
+            as subject, session and repetition, are coordinates. ``attrs`` has model, pooling, dataset, subset, and the
+            whole provenance as JSON.
 
         Raises:
-            InputError: No such layer, or xarray is not installed.
+            InputError: No such layer or stimulus, or xarray is not installed.
         """
         try:
             import xarray
         except ImportError:
             raise InputError("to_xarray needs xarray: pip install 'lit-extract[report]'") from None
-        coordinates: dict[str, Any] = {"stimulus": np.array(self.stimulus_ids)}
-        if layer is None:
-            feats, dimensions = self.feats, ["stimulus", "layer", "dim"]
-            coordinates["layer"] = self.layers
-        else:
-            feats, dimensions = self.layer(layer), ["stimulus", "dim"]
-            coordinates["layer"] = layer if isinstance(layer, str) else self.layers[layer]
+        feats, dimensions = (self.feats, ["layer", "dim"]) if layer is None else (self.layer(layer), ["dim"])
+        ids, rows = np.array(self.stimulus_ids), "stimulus"
+        coordinates: dict[str, Any] = {}
+        if trials is not None:
+            places = self._rows_of_trials(trials)
+            feats, ids, rows = feats[places], ids[places], "trial"
+            coordinates = {name: (rows, values) for name, values in _columns_of(trials).items()}
+        coordinates["stimulus"] = rows, ids
+        coordinates["layer"] = self.layers if layer is None else self._name_of(layer)
         attributes = {**self._names(), "provenance": json.dumps(self.provenance)}
-        return xarray.DataArray(feats.numpy(), coordinates, dimensions, name="features", attrs=attributes)
+        return xarray.DataArray(feats.numpy(), coordinates, [rows, *dimensions], name="features", attrs=attributes)
+
+    def _name_of(self, layer: str | int) -> str:
+        return layer if isinstance(layer, str) else self.layers[layer]
 
     def _names(self) -> dict[str, Any]:
         return {key: self.provenance.get(key) for key in ("model", "pool", "dataset", "subset")}
+
+
+def _columns_of(trials: "pd.DataFrame | None") -> dict[str, list[Any]]:
+    """Return what describes each trial; its row in the dataset's table is not its row here."""
+    if trials is None:
+        return {}
+    return {str(name): trials[name].tolist() for name in trials.columns if name not in ("stimulus_id", "row")}
 
 
 def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
