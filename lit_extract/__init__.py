@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load_dataset": "lit_extract.datasets",
+    "load_trials": "lit_extract.datasets",
     "load_features": "lit_extract.storage.features",
     "extract": "lit_extract.jobs.extraction",
     "predict_trainer": "lit_extract.jobs.trainer",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from lit_extract.data import ImageSourceDataModule as ImageSourceDataModule
     from lit_extract.datasets import load_captions as load_captions
     from lit_extract.datasets import load_dataset as load_dataset
+    from lit_extract.datasets import load_trials as load_trials
     from lit_extract.jobs.extraction import extract as extract
     from lit_extract.jobs.trainer import predict_trainer as predict_trainer
     from lit_extract.modules.language import LanguageExtractor as LanguageExtractor

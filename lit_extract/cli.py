@@ -27,6 +27,8 @@ COMMANDS = {
     "show": "Print what a features file or an unfinished store holds, and draw it.",
     "verify": "Check features files: checksums, completeness, NaN; with --parity, recompute stimuli independently.",
     "report": "Make a page to look at features before trusting them: layers, similarities, nearest neighbours.",
+    "index": "Write which images a dataset has as it was downloaded, under which ids, and what is missing.",
+    "trials": "Write which stimulus a subject saw in each trial, in the order of the dataset's beta files.",
     "check": "Flag captions that a person should look at; accept reviewed ones.",
     "review": "Look at captions next to their images on a page in the browser, and edit them.",
     "coco-captions": "Build nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.",

@@ -119,9 +119,8 @@ class StimulusDataModule(LightningDataModule):
     def stimuli(self) -> pd.DataFrame:
         """The stimulus table, one row a stimulus (N rows); read once."""
         stimuli = self.read_table()
-        if ignored := stimuli.attrs.get(table.IGNORED):
-            counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
-            logger.info(f"{stimuli.attrs[table.ROOT]}: files that are no images are ignored: {counts}")
+        for finding in stimuli.attrs.get(table.FINDINGS, []):
+            logger.info(f"{stimuli.attrs[table.ROOT]}: {finding}")
         return stimuli
 
     @cached_property

@@ -28,9 +28,14 @@ if TYPE_CHECKING:
 else:  # what --data.dataset may be
     DatasetName = Literal[tuple(DATASETS)]
 
-from lit_extract.datasets.captions import load_captions  # noqa: E402 (the id columns of captions come from DATASETS)
+__all__ = ["DATASETS", "Dataset", "DatasetName", "find_dataset", "load_captions", "load_dataset", "load_trials"]
 
-__all__ = ["DATASETS", "Dataset", "DatasetName", "load_captions", "load_dataset"]
+
+def find_dataset(name: str) -> Dataset:
+    """Return the dataset of this name."""
+    if name not in DATASETS:
+        raise InputError(f"dataset: {name!r} is not one of {', '.join(DATASETS)}")
+    return DATASETS[name]
 
 
 def load_dataset(name: str, root: str | Path | None = None, query: str | None = None) -> pd.DataFrame:
@@ -45,25 +50,28 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
     Returns:
         One row a stimulus, in dataset order: ``stimulus_id``, ``image`` (absolute path), then the
         dataset's own columns. ``image_row`` is the row in an HDF5 file, where there is one. What
-        an id means is in ``.attrs["stimulus_id_meaning"]``; how many files of a folder are no images, by suffix, in
-        ``.attrs["ignored"]``.
+        an id means is in ``.attrs["stimulus_id_meaning"]``; what is missing in the folder, or ignored, in
+        ``.attrs["findings"]``, a sentence each.
 
     Raises:
-        InputError: An unknown dataset; a missing root, index or column; a query that fails or
+        InputError: An unknown dataset; a missing root, image or column; a query that fails or
             leaves no row.
     """
-    if name not in DATASETS:
-        raise InputError(f"dataset: {name!r} is not one of {', '.join(DATASETS)}")
-    dataset = DATASETS[name]
+    dataset = find_dataset(name)
     folder = dataset.find_root(root)
     stimuli = dataset.load(folder)
-    ignored = stimuli.attrs.get(table.IGNORED, {})
+    findings = stimuli.attrs.get(table.FINDINGS, [])
     if query is not None:
         stimuli = table.select(stimuli, query)
     stimuli.attrs = {
         table.DATASET: name,
         table.ID_MEANING: dataset.id_meaning,
         table.ROOT: str(folder),
-        table.IGNORED: ignored,
+        table.FINDINGS: findings,
     }
     return stimuli
+
+
+# at the end: what these read is of DATASETS
+from lit_extract.datasets.captions import load_captions  # noqa: E402
+from lit_extract.datasets.trials import load_trials  # noqa: E402

@@ -18,7 +18,8 @@ from lit_extract.datasets.table import RESERVED
 class Dataset:
     """A dataset whose index is a table of images.
 
-    One that is laid out in another way overrides :meth:`load` or :meth:`read_index`.
+    One that can be read as its authors publish it, without an index, has a ``layout`` and overrides
+    :meth:`read_published`; one with trials has ``subjects`` and overrides :meth:`read_trials`.
     """
 
     name: str  # what --data.dataset and the output folder call it
@@ -30,6 +31,8 @@ class Dataset:
     ships_at: Path | None = None  # its folder, if it ships with this package
     index: Sequence[str] = ()  # files in its folder, of which the first that exists is the index
     columns: Sequence[str] = ()  # what the index must have
+    layout: str | None = None  # what is read without an index, for errors; None: an index is needed
+    subjects: Sequence[int] = ()  # who have trials
     image_column: str = "path"  # of image files, relative to the folder
     ids: Sequence[int] | None = None  # all of them in their order, if they are known without the index
 
@@ -53,9 +56,26 @@ class Dataset:
     def load(self, folder: Path) -> pd.DataFrame:
         """Return one row a stimulus, in the index's order: ``stimulus_id``, ``image``, then the index's columns."""
         path = next((folder / name for name in self.index if (folder / name).is_file()), None)
-        if path is None:
-            raise InputError(f"{self.name}: no index below {str(folder)!r}; looked for {' and '.join(self.index)}")
-        return self.read_index(path, folder)
+        return self.read_index(path, folder) if path else self.read_published(folder)
+
+    def read_published(self, folder: Path) -> pd.DataFrame:
+        """Return the rows of the folder as its authors publish it; what was found is in ``.attrs["findings"]``."""
+        raise self.nothing_found(folder)
+
+    def nothing_found(self, folder: Path, hint: str = "") -> InputError:
+        """Return the error of a folder that has neither an index nor what is published."""
+        wanted = [*self.index, *([self.layout] if self.layout else [])]
+        return InputError(f"{self.name}: nothing to read in {str(folder)!r}; looked for {', '.join(wanted)}{hint}")
+
+    def read_trials(self, folder: Path, subject: int, stimuli: pd.DataFrame) -> pd.DataFrame:
+        """Return ``session``, ``run`` (both from 1) and ``stimulus_id`` of each trial, in the order of the beta files.
+
+        Args:
+            folder: The dataset's.
+            subject: One of ``subjects``.
+            stimuli: The dataset's table.
+        """
+        raise NotImplementedError
 
     def read_index(self, path: Path, folder: Path) -> pd.DataFrame:
         """Return the rows of an index file, with its columns checked; its paths are relative to the folder."""

@@ -1,14 +1,22 @@
 """Natural Scenes Dataset (Allen et al., 2022, doi:10.1038/s41593-021-00962-x): 73,000 COCO crops."""
 
+import io
 import math
 import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.untrusted import read_regular, shorten
 from lit_extract.datasets.dataset import Dataset
+from lit_extract.datasets.reader import as_integers, check_columns, name_columns, read_table, with_numbers
+from lit_extract.datasets.table import FINDINGS
 
 HDF5 = "nsd_stimuli.hdf5"
 HDF5_DATASET = "imgBrick"
@@ -17,15 +25,75 @@ N_IMAGES = 73_000
 MAX_PIXELS = 50_000_000  # of any image: more than cameras make, and 400 MB while one is decoded
 
 
+PLACES = ("", "nsddata_stimuli/stimuli/nsd", "nsddata/experiments/nsd")  # of all files, as the bucket has them
+STIM_INFO = "nsd_stim_info_merged.csv"
+DESIGN = "nsd_expdesign.mat"
+MAX_DESIGN_BYTES = 100 * 2**20
+
+# Sessions that each subject finished. The table of stimuli lists 40 of everybody.
+SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
+TRIALS_A_RUN = (63, 62) * 6  # odd and even runs of a session
+TRIALS_A_SESSION = sum(TRIALS_A_RUN)  # 750
+N_TRIALS = 40 * TRIALS_A_SESSION
+
+# What the table of stimuli knows of an image, in its own words.
+_FLAGS = ("flagged", "BOLD5000", "shared1000", *(f"subject{subject}" for subject in SESSIONS))
+_KNOWN = ("cocoId", "cocoSplit", "cropBox", *_FLAGS)
+
+
 class _NSD(Dataset):
-    def read_index(self, path: Path, folder: Path) -> pd.DataFrame:
-        """Return the rows of ``nsd.csv``, or those of ``nsd_stimuli.hdf5``, whose images are read in place."""
-        if path.name != HDF5:
-            return super().read_index(path, folder)
+    def load(self, folder: Path) -> pd.DataFrame:
+        """Return the images with what the table of stimuli knows of them, if that is there."""
+        table = super().load(folder)
+        path = _find(folder, STIM_INFO)
+        return table if path is None else _with_info(table, path)
+
+    def read_published(self, folder: Path) -> pd.DataFrame:
+        """Return the rows of the HDF5 file, whose images are read in place."""
+        path = _find(folder, HDF5)
+        if path is None:
+            raise self.nothing_found(folder)
         rows = range(_count_images(path))
         names = [f"nsd_{row:05d}" for row in rows]
-        table = pd.DataFrame({"nsd_id": rows, "name": names, "path": HDF5, "image_row": rows})
-        return self.with_stimuli(table, [str(path)] * len(rows))
+        table = pd.DataFrame({"nsd_id": rows, "name": names, "path": path.relative_to(folder).as_posix()})
+        table = self._in_hdf5(self.with_stimuli(table, [str(path)] * len(rows)))
+        few = len(rows) != N_IMAGES
+        table.attrs[FINDINGS] = [f"{len(rows):,} images, of {N_IMAGES:,}"] if few else []
+        return table
+
+    def read_index(self, path: Path, folder: Path) -> pd.DataFrame:
+        """Return the rows of ``nsd.csv``, whose images are files, or rows of the HDF5 file."""
+        table = super().read_index(path, folder)
+        if not table["path"].str.endswith(HDF5).any():
+            return table
+        if table["path"].nunique() > 1:
+            raise InputError(f"nsd: {str(path)!r} names {HDF5} and other files; give one of the two")
+        n_images = _count_images(Path(table["image"].iloc[0]))
+        if wrong := [str(row) for row in table["nsd_id"] if row not in range(n_images)]:
+            raise InputError(f"nsd: {str(path)!r} has nsd_id that {HDF5} of {n_images:,} has not: {name_some(wrong)}")
+        return self._in_hdf5(table)
+
+    def _in_hdf5(self, table: pd.DataFrame) -> pd.DataFrame:
+        table.insert(2, "image_row", table["nsd_id"])
+        return table
+
+    def read_trials(self, folder: Path, subject: int, stimuli: pd.DataFrame) -> pd.DataFrame:
+        """Return the trials of the sessions that the subject finished."""
+        if path := _find(folder, STIM_INFO):
+            shown = _trials_of_info(path, subject)
+        elif path := _find(folder, DESIGN):
+            shown = _trials_of_design(path, subject)
+        else:
+            raise InputError(f"nsd: trials need {STIM_INFO} or {DESIGN} below {str(folder)!r}, at {_places()}")
+        shown = shown[: SESSIONS[subject] * TRIALS_A_SESSION]
+        runs = np.repeat(np.arange(1, 13), TRIALS_A_RUN)
+        trial = np.arange(len(shown))
+        columns = {
+            "session": trial // TRIALS_A_SESSION + 1,
+            "run": runs[trial % TRIALS_A_SESSION],
+            "stimulus_id": shown,
+        }
+        return pd.DataFrame(columns)
 
 
 DATASET = _NSD(
@@ -33,14 +101,115 @@ DATASET = _NSD(
     title="Natural Scenes Dataset",
     data_module="NSDDataModule",
     root_variable="NSD_DATASET",
-    index=("nsd.csv", HDF5),
+    index=("nsd.csv",),
+    layout=f"{HDF5} (also in {PLACES[1]})",
     columns=("nsd_id", "name", "path"),
     image_column="path",
     id_column="nsd_id",
     id_meaning="nsd_id, counted from 0: the row of imgBrick in nsd_stimuli.hdf5 (the 73k ids of NSD's design matrices "
     "count from 1)",
     ids=range(N_IMAGES),
+    subjects=tuple(SESSIONS),
 )
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for place in PLACES if (path := folder / place / name).is_file()), None)
+
+
+def _places() -> str:
+    return ", ".join(place or "the root" for place in PLACES)
+
+
+def _with_info(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Add what the table of stimuli knows of the images; columns of the same name in an index stay."""
+    info, ids = _read_info(path)
+    known = [name for name in _KNOWN if name in info and name not in table]
+    places = pd.Index(ids).get_indexer(pd.Index(table["nsd_id"]))
+    if (places < 0).any():
+        missing = table["nsd_id"][places < 0].astype(str).tolist()
+        raise InputError(f"nsd: {str(path)!r} has no row of nsdId {name_some(missing)}; copy the file again")
+    chosen = info[known].iloc[places].reset_index(drop=True)
+    for flag in set(_FLAGS) & set(known):
+        chosen[flag] = _as_flags(chosen[flag], path)
+    for name, values in with_numbers(chosen).items():
+        table[name] = values
+    return table
+
+
+def _as_flags(values: "pd.Series[Any]", path: Path) -> "pd.Series[bool]":
+    text = values.astype(str)
+    if wrong := [shorten(value) for value in text.unique() if value not in ("True", "False", "1", "0")]:
+        raise InputError(f"nsd: {str(path)!r}: {values.name} must be True or False, 1 or 0, not {name_some(wrong)}")
+    return text.isin(["True", "1"])
+
+
+def _read_info(path: Path) -> tuple[pd.DataFrame, list[int]]:
+    """Return the table of stimuli and its column nsdId, checked."""
+    info = read_table(path, "nsd: table of stimuli")
+    what = f"nsd: {str(path)!r}"
+    check_columns(info, ("nsdId",), what)
+    ids = as_integers(info["nsdId"], what)
+    counts = Counter(ids)
+    if wrong := [str(nsd_id) for nsd_id, count in counts.items() if count > 1 or nsd_id >= N_IMAGES]:
+        raise InputError(f"{what} has nsdId twice, or above {N_IMAGES - 1}: {name_some(wrong)}")
+    return info, ids
+
+
+def _trials_of_info(path: Path, subject: int) -> NDArray[np.int64]:
+    """Return the image of each trial, in their order: columns of repetitions have its number, from 1, or 0."""
+    info, ids = _read_info(path)
+    what = f"nsd: {str(path)!r}"
+    columns = [name for name in info.columns if re.fullmatch(rf"subject{subject}_rep[0-9]", str(name))]
+    if not columns:
+        raise InputError(f"{what} has no column subject{subject}_rep0; it has {name_columns(info.columns)}")
+    shown = np.full(N_TRIALS + 1, -1, dtype=np.int64)
+    for name in columns:
+        trials = np.array(as_integers(info[name], what))
+        chosen = trials > 0
+        if (trials > N_TRIALS).any():
+            raise InputError(f"{what}: {name} has trials above {N_TRIALS:,}: {trials.max():,}")
+        numbers, images = trials[chosen], np.array(ids)[chosen]
+        twice = numbers[(shown[numbers] >= 0) | pd.Series(numbers).duplicated().to_numpy()]
+        if len(twice):
+            raise InputError(f"{what}: two images have the trial {name_some([*map(str, twice)])} of subject {subject}")
+        shown[numbers] = images
+    return _without_gaps(shown[1:], what, subject)
+
+
+def _without_gaps(shown: NDArray[np.int64], what: str, subject: int) -> NDArray[np.int64]:
+    n_trials = SESSIONS[subject] * TRIALS_A_SESSION
+    if len(gaps := np.flatnonzero(shown[:n_trials] < 0)):
+        missing = name_some([str(trial + 1) for trial in gaps])
+        raise InputError(f"{what} has no image of trial {missing} of subject {subject}, who had {n_trials:,}")
+    return shown
+
+
+def _trials_of_design(path: Path, subject: int) -> NDArray[np.int64]:
+    """Return the image of each trial, in their order, from the design of the experiment; its 73k ids count from 1."""
+    try:
+        from scipy.io import loadmat, whosmat
+    except ImportError:
+        raise InputError(f"nsd: to read {DESIGN}, pip install scipy; or give {STIM_INFO}") from None
+    what = f"nsd: {str(path)!r}"
+    try:
+        content = io.BytesIO(read_regular(path, MAX_DESIGN_BYTES))
+        shapes = {name: shape for name, shape, _ in whosmat(content)}
+        order, images = shapes["masterordering"], shapes["subjectim"]
+        if len(order) != 2 or not N_TRIALS >= max(order) == math.prod(order) or images[:1] != (8,) or len(images) != 2:
+            raise ValueError(f"masterordering is {order} and subjectim {images}, not 1 × 30000 and 8 × 10000")
+        if images[1] > N_IMAGES:
+            raise ValueError(f"subjectim has {images[1]:,} images of a subject")
+        design = loadmat(content, variable_names=["masterordering", "subjectim"])
+        order = np.asarray(design["masterordering"]).ravel().astype(np.int64)
+        ids = np.asarray(design["subjectim"])[subject - 1].astype(np.int64)
+        shown: NDArray[np.int64] = ids[order - 1] - 1
+        if order.min() < 1 or not 0 <= shown.min() <= shown.max() < N_IMAGES:
+            raise ValueError("it has numbers of images below 1, or above those that there are")
+    except Exception as error:  # scipy raises almost anything on a damaged file
+        raise InputError(f"{what} is not NSD's design: {type(error).__name__}: {one_line(error)}") from None
+    shown = np.append(shown, np.full(N_TRIALS - len(shown), -1))
+    return _without_gaps(shown, what, subject)
 
 
 def _count_images(path: Path) -> int:

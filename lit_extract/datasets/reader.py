@@ -25,6 +25,7 @@ MAX_LINE = 2**20  # characters; csv itself takes 131,072 in a field
 # Text, also where all of it looks like numbers: a file may be called 001.
 TEXT_COLUMNS = frozenset({"name", "path", "image_name", "image_path", "category", "caption", "captions", "original"})
 
+_COUNT = re.compile(r"([0-9]{1,15})(?:\.0*)?")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
 _BYTE_ORDER_MARKS = {  # UTF-32 first, whose mark begins with that of UTF-16
@@ -81,6 +82,14 @@ def check_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> Non
     """Raise InputError unless the table has all these columns."""
     if missing := [column for column in columns if column not in table.columns]:
         raise InputError(f"{what} has no column {name_some(missing)}; it has {name_columns(table.columns)}")
+
+
+def as_integers(values: "pd.Series[Any]", what: str) -> list[int]:
+    """Return a column of a file as integers of 0 or more; 3.0 is one too."""
+    read = [_COUNT.fullmatch(_text(value)) for value in values]
+    if wrong := [f"row {row} ({shorten(repr(values.iloc[row]))})" for row, match in enumerate(read) if match is None]:
+        raise InputError(f"{what}: {values.name} must be an integer of 0 or more, and is not in {name_some(wrong)}")
+    return [int(match[1]) for match in read if match is not None]
 
 
 def name_columns(columns: Iterable[str]) -> str:

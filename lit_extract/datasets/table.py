@@ -14,7 +14,7 @@ from lit_extract.datasets.query import evaluate
 RESERVED = ("stimulus_id", "image", "image_row")
 
 # attrs of a table, which survive until the first merge; load_dataset sets them
-DATASET, ID_MEANING, ROOT, IGNORED = "dataset", "stimulus_id_meaning", "root", "ignored"
+DATASET, ID_MEANING, ROOT, FINDINGS = "dataset", "stimulus_id_meaning", "root", "findings"
 
 
 def image_stats(table: pd.DataFrame) -> list[os.stat_result]:

@@ -1,15 +1,199 @@
-"""THINGS (Hebart et al., 2019, doi:10.1371/journal.pone.0223792): 26,107 images of 1,854 objects."""
+"""THINGS (Hebart et al., 2019, doi:10.1371/journal.pone.0223792): 26,107 images of 1,854 objects.
 
-from lit_extract.datasets.dataset import Dataset
+Trials are those of THINGS-fMRI (Hebart et al., 2023, doi:10.7554/eLife.82580).
+"""
 
-DATASET = Dataset(
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.untrusted import read_regular, shorten
+from lit_extract.datasets.dataset import Dataset, images_below
+from lit_extract.datasets.listing import check_utf8, entries_of, files_below
+from lit_extract.datasets.reader import as_integers, check_columns, read_table
+from lit_extract.datasets.table import FINDINGS
+
+N_IMAGES, N_CATEGORIES = 26_107, 1854
+CATEGORIES = "Metadata/Concept-specific/unique_id.csv"  # a name a line, without a header
+MAX_CATEGORIES_BYTES = 2**20
+
+_IMAGES = ("stimuli/THINGS/Images", "Images", "object_images")
+_PART = re.compile("object_images(_[A-Z]-[A-Z])?")  # as the archives are called
+_THUMBNAILS = ("thumbs", "thumbnails", "@eadir")
+_THUMBNAIL = re.compile(r"(^|[ _.-])thumb(nail)?s?([ _.-]|$)", re.IGNORECASE)
+
+
+class _Things(Dataset):
+    def read_published(self, folder: Path) -> pd.DataFrame:
+        """Return the images sorted by file name, which gives their ids."""
+        tops = _image_folders(folder)
+        archives = _packed(folder, tops)
+        images, ignored = _sort_out(folder, tops)
+        if not images:
+            hint = f"; still packed: {name_some(archives)}" if archives else ""
+            raise self.nothing_found(folder, hint)
+        check_utf8(images)
+        _refuse_what_moves_ids(folder, images)
+        images.sort(key=lambda path: (PurePosixPath(path).name, path))
+        category = [PurePosixPath(path).parent.name for path in images]
+        places, findings = _category_ids(folder, tops, category)
+        if (len(images), len(set(category))) != (N_IMAGES, N_CATEGORIES):
+            findings.insert(
+                0,
+                f"{len(images):,} images in {len(set(category)):,} categories, of {N_IMAGES:,} in {N_CATEGORIES:,}: "
+                "things_id counts the images that are there, so that it is another one than in the full set",
+            )
+        findings += [f"{len(paths)} {what}, ignored: {name_some(sorted(paths))}" for what, paths in ignored.items()]
+        if archives:
+            findings.append(f"archives that are not unpacked: {name_some(archives)}")
+        seen: Counter[str] = Counter()
+        index_in_category = []
+        for name in category:
+            seen[name] += 1
+            index_in_category.append(seen[name])
+        index = pd.DataFrame(
+            {
+                "things_id": range(len(images)),
+                "image_name": [PurePosixPath(path).stem for path in images],
+                "category": category,
+                "category_id": [places[name] for name in category],
+                "image_category_index": index_in_category,
+                "image_path": images,
+            }
+        )
+        table = self.with_stimuli(index, images_below(folder, index["image_path"]))
+        table.attrs[FINDINGS] = findings
+        return table
+
+    def read_trials(self, folder: Path, subject: int, stimuli: pd.DataFrame) -> pd.DataFrame:
+        """Return the trials of a StimulusMetadata file, wherever it is in the folder."""
+        name = f"sub-{subject:02d}_StimulusMetadata.csv"
+        found = sorted(path for path in files_below(folder) if PurePosixPath(path).name == name)
+        if len(found) != 1:
+            several = f"there are several: {name_some(found)}" if found else "it is in THINGS-fMRI's betas_csv"
+            raise InputError(f"things: one {name} is needed below {str(folder)!r}; {several}")
+        what = f"things: {found[0]!r}"
+        trials = read_table(folder / found[0], "things: trials")
+        check_columns(trials, ("session", "run", "stimulus"), what)
+        ids = dict(zip(stimuli["image_name"], stimuli["stimulus_id"], strict=True))
+        names = [PurePosixPath(str(stimulus)).stem for stimulus in trials["stimulus"]]
+        if unknown := list(dict.fromkeys(shorten(name) for name in names if name not in ids)):
+            raise InputError(f"{what} has stimuli that are not among the images: {name_some(unknown)}")
+        return pd.DataFrame(
+            {
+                "session": as_integers(trials["session"], what),
+                "run": as_integers(trials["run"], what),
+                "stimulus_id": [ids[name] for name in names],
+            }
+        )
+
+
+DATASET = _Things(
     name="things",
     title="THINGS",
     data_module="THINGSDataModule",
     root_variable="THINGS_DATASET",
     index=("preprocessed/images.csv",),
+    layout="*.jpg in a folder for each category, below stimuli/THINGS/Images, Images, object_images or the root",
     columns=("things_id", "image_name", "category", "category_id", "image_category_index", "image_path"),
     image_column="image_path",
     id_column="things_id",
-    id_meaning="things_id of preprocessed/images.csv",
+    id_meaning="things_id: counts from 0 over all images sorted by file name, unless preprocessed/images.csv has "
+    "others",
+    subjects=(1, 2, 3),
 )
+
+
+def _image_folders(folder: Path) -> list[Path]:
+    """Return the folders in which the categories are: all of those that are there, else the root."""
+    known = [folder / name for name in _IMAGES]
+    parts = [path for path in entries_of(folder) if _PART.fullmatch(path.name) and path not in known]
+    return [path for path in [*known, *parts] if path.is_dir()] or [folder]
+
+
+def _packed(folder: Path, tops: Sequence[Path]) -> list[str]:
+    """Return archives next to the images of which no folder has the name."""
+    places = {folder, *(top.parent for top in tops), *tops}
+    archives = [path for place in places for path in entries_of(place) if path.suffix == ".zip"]
+    waiting = [path for path in archives if not path.name.startswith(".") and not path.with_suffix("").is_dir()]
+    return sorted(path.relative_to(folder).as_posix() for path in waiting)
+
+
+def _sort_out(folder: Path, tops: Sequence[Path]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the images, relative to the folder, and what else is among them, by what it is."""
+    images: list[str] = []
+    ignored: dict[str, list[str]] = defaultdict(list)
+    for top in tops:
+        for below in files_below(top):
+            path = PurePosixPath(below)
+            if path.suffix == ".zip" or (top == folder and _is_beside(path)):
+                continue
+            kind = _kind(path)
+            (ignored[kind] if kind else images).append((top.relative_to(folder) / path).as_posix())
+    return images, ignored
+
+
+def _is_beside(path: PurePosixPath) -> bool:
+    """Return whether a file of the root is none of what the categories are in."""
+    return path.parts[0] == "Metadata" or (len(path.parts) == 1 and path.suffix != ".jpg")
+
+
+def _kind(path: PurePosixPath) -> str | None:
+    """Return what a file below the images is; None for an image of a category."""
+    folders, category = path.parts[:-1], path.parent.name
+    if path.name.startswith(".") or "__MACOSX" in folders:
+        return "hidden files, or files of macOS"
+    # of a category that is called thumb, all images begin so
+    if any(part.lower() in _THUMBNAILS for part in folders) or _THUMBNAIL.search(path.stem.removeprefix(category)):
+        return "thumbnails"
+    if path.suffix != ".jpg":
+        return "files that are no .jpg"
+    return None if folders and not _PART.fullmatch(category) else "images in the folder of no category"
+
+
+def _refuse_what_moves_ids(folder: Path, images: Sequence[str]) -> None:
+    """Refuse images that are there twice or have no content: the ids of all later ones would be others."""
+    if empty := sorted(path for path in images if (folder / path).stat().st_size == 0):
+        raise InputError(
+            f"things: {len(empty)} images are empty, as when an archive was not unpacked to its end: "
+            f"{name_some(empty)}; unpack it again"
+        )
+    names = Counter(PurePosixPath(path).name for path in images)
+    if twice := sorted(path for path in images if names[PurePosixPath(path).name] > 1):
+        raise InputError(
+            f"things: {len(twice)} images have the name of another one, as when an archive was unpacked twice: "
+            f"{name_some(twice)}; delete one of each"
+        )
+
+
+def _category_ids(folder: Path, tops: Sequence[Path], category: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
+    """Return the number of each category, counted from 0, and what is to be said of that."""
+    places = dict.fromkeys([folder, *(top.parent for top in tops)])
+    path = next((place / CATEGORIES for place in places if (place / CATEGORIES).is_file()), None)
+    there = sorted(set(category))
+    if path is None:
+        return {name: rank for rank, name in enumerate(there)}, [
+            f"no {CATEGORIES}: category_id is the rank of the category among the {len(there):,} that are there"
+        ]
+    what = f"things: {str(path)!r}"
+    try:
+        text = read_regular(path, MAX_CATEGORIES_BYTES).decode("utf-8-sig")
+        listed = [row[0].strip() for row in csv.reader(text.splitlines(), strict=True) if row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{what} can't be read: {one_line(error)}") from None
+    if listed and listed[0].lower().replace("_", "") == "uniqueid":
+        listed = listed[1:]
+    ids = {name: row for row, name in enumerate(listed)}
+    if len(ids) != len(listed):
+        twice = [name for name, count in Counter(listed).items() if count > 1]
+        raise InputError(f"{what} has a category twice: {name_some([shorten(name) for name in twice])}")
+    if unknown := [name for name in there if name not in ids]:
+        raise InputError(f"{what} has not the categories of {len(unknown)} folders: {name_some(unknown)}")
+    if missing := [shorten(name) for name in listed if name not in set(there)]:
+        return ids, [f"{len(missing)} of {len(listed):,} categories have no image: {name_some(missing)}"]
+    return ids, []

@@ -163,9 +163,7 @@ class Features:
             channel_descriptors={"dim": list(range(feats.shape[1]))},
         )
 
-    def to_xarray(
-        self, layer: str | int | None = None, trials: "pd.DataFrame | None" = None
-    ) -> "xarray.DataArray":
+    def to_xarray(self, layer: str | int | None = None, trials: "pd.DataFrame | None" = None) -> "xarray.DataArray":
         """Return all layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
 
         Read from a ``.pt`` nothing is loaded before it is used: the numbers stay in the file. From a store all that

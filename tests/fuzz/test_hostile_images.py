@@ -274,7 +274,7 @@ def test_the_dataset_of_nsd_is_a_plain_one(tmp_path, make, said):
 
 def test_a_pipe_in_the_place_of_the_hdf5(tmp_path):
     os.mkfifo(tmp_path / "nsd_stimuli.hdf5")
-    with pytest.raises(InputError, match="no index below"):
+    with pytest.raises(InputError, match="nothing to read in"):
         load_dataset("nsd", tmp_path)
     with pytest.raises(OSError, match="no regular file"):
         nsd.open_images(str(tmp_path / "nsd_stimuli.hdf5"))

@@ -1,0 +1,39 @@
+"""``lit-extract index``: which images a dataset has as it was downloaded, and under which ids."""
+
+from pathlib import Path
+
+from lit_extract.commands.arguments import command
+from lit_extract.common import exit_codes
+from lit_extract.common.errors import InputError
+
+
+def index(dataset: str, root: str | None = None, output: str | None = None, overwrite: bool = False) -> int:
+    """Write the index of a dataset as it was downloaded, to look at its ids; print what was found and what is missing.
+
+    All commands work without it. Where it is in the dataset's folder, they read it instead of the folder. Exit code: 0
+    nothing is missing or unusual, 2 something to fix, 3 something to look at.
+
+    Args:
+        dataset: nsd, bold5000 or things.
+        root: Its folder; default: its environment variable, such as NSD_DATASET.
+        output: The CSV to write; default: where the dataset has its index.
+        overwrite: Replace an existing file.
+    """
+    from lit_extract.commands.tables import write_table
+    from lit_extract.datasets import DATASETS, find_dataset, table
+
+    known = find_dataset(dataset)
+    if known.layout is None:
+        choices = ", ".join(name for name, other in DATASETS.items() if other.layout)
+        raise InputError(f"dataset: {dataset!r} has no layout of its own; an index can be made of {choices}")
+    folder = known.find_root(root)
+    found = known.read_published(folder)
+    name = next(name for name in known.index if name.endswith(".csv"))
+    path = Path(output) if output else folder / name
+    findings = found.attrs[table.FINDINGS]
+    write_table(found.drop(columns=[*table.RESERVED], errors="ignore"), path, overwrite)
+    print("\n".join([str(path), f"  {len(found):,} images", *(f"  {finding}" for finding in findings)]))
+    return exit_codes.LOOK if findings else exit_codes.DONE
+
+
+main = command(index)

@@ -1,0 +1,34 @@
+"""``lit-extract trials``: which stimulus a subject saw when."""
+
+from pathlib import Path
+
+from lit_extract.commands.arguments import command
+from lit_extract.common import exit_codes
+
+
+def trials(
+    dataset: str, subject: int, root: str | None = None, output: str | None = None, overwrite: bool = False
+) -> int:
+    """Write the trials of a subject as a CSV, in the order of the dataset's beta files.
+
+    Args:
+        dataset: nsd, bold5000 or things.
+        subject: Number of the subject, from 1.
+        root: Folder of the dataset; default: its environment variable, such as NSD_DATASET.
+        output: The CSV to write; default: trials-<dataset>-<subject>.csv.
+        overwrite: Replace an existing file.
+    """
+    from lit_extract.commands.tables import write_table
+    from lit_extract.datasets import load_trials
+
+    table = load_trials(dataset, subject, root)
+    path = Path(output or f"trials-{dataset}-{subject}.csv")
+    write_table(table, path, overwrite)
+    shown, missing = table["stimulus_id"].nunique(), int(table["row"].isna().sum())
+    print(f"{path}\n  {len(table):,} trials of {table['session'].nunique()} sessions, {shown:,} stimuli")
+    if missing:
+        print(f"  {missing} trials are of stimuli whose images are missing")
+    return exit_codes.LOOK if missing else exit_codes.DONE
+
+
+main = command(trials)

@@ -1,0 +1,55 @@
+"""What is in a folder."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lit_extract.common.errors import InputError, name_some
+
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what Python makes of other bytes in a name; no file takes it as text
+
+
+def files_below(base: Path) -> list[str]:
+    """Return every file below a folder, by its path relative to that, in no order.
+
+    Links are followed; one to a folder that it is in leads nowhere new. A hidden folder is named itself, instead of
+    its files.
+    """
+    return [os.path.relpath(path, base) for path in _walk(str(base))]
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted by name."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def check_utf8(paths: Iterable[str]) -> None:
+    """Raise InputError unless all names are UTF-8."""
+    if wrong := [repr(os.fsencode(path)) for path in paths if _NOT_UTF8.search(path)]:
+        raise InputError(f"data.root: names that are not UTF-8: {name_some(sorted(wrong))}; rename the files")
+
+
+def _walk(base: str) -> Iterator[str]:
+    left: list[tuple[str, tuple[str, ...]]] = [(base, ())]
+    while left:
+        folder, above = left.pop()
+        real = os.path.realpath(folder)
+        if real in above:
+            continue
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir() and not entry.name.startswith("."):
+                        left.append((entry.path, (*above, real)))
+                    else:
+                        yield entry.path
+        except OSError as error:
+            raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder: str | Path, error: OSError) -> InputError:
+    return InputError(f"data.root: can't read the folder {str(folder)!r}: {error.strerror}")
