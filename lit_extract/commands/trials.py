@@ -4,10 +4,15 @@ from pathlib import Path
 
 from lit_extract.commands.arguments import command
 from lit_extract.common import exit_codes
+from lit_extract.common.errors import InputError
 
 
 def trials(
-    dataset: str, subject: int, root: str | None = None, output: str | None = None, overwrite: bool = False
+    dataset: str,
+    subject: int | None = None,
+    root: str | None = None,
+    output: str | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Write the trials of a subject as a CSV, in the order of the dataset's beta files.
 
@@ -21,6 +26,8 @@ def trials(
     from lit_extract.commands.tables import write_table
     from lit_extract.datasets import load_trials
 
+    if subject is None:
+        raise InputError("subject: whose trials? Give --subject N")
     table = load_trials(dataset, subject, root)
     path = Path(output or f"trials-{dataset}-{subject}.csv")
     write_table(table, path, overwrite)

@@ -10,7 +10,7 @@ import pandas as pd
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import is_path_like, read_regular, shorten
 from lit_extract.datasets.dataset import Dataset, images_below
-from lit_extract.datasets.listing import entries_of
+from lit_extract.datasets.listing import entries_of, finding
 from lit_extract.datasets.table import FINDINGS
 
 N_IMAGES = 4916
@@ -53,7 +53,7 @@ class _Bold5000(Dataset):
         if len(rows) != N_IMAGES:
             findings.insert(0, f"{len(rows):,} images, of {N_IMAGES:,}")
         if missing:
-            findings.append(f"{len(missing)} presented images are missing: {name_some(missing)}")
+            findings.append(finding("presented images that are missing", missing))
         table = pd.DataFrame(rows, columns=list(self.columns))
         table = self.with_stimuli(table, images_below(folder, table["image_path"]))
         table.attrs[FINDINGS] = findings + disk.findings(by_file)
@@ -129,7 +129,7 @@ def _read_lists(home: Path) -> tuple[list[_Trial], list[str]]:
             for run, file in runs.items():
                 trials += [_Trial(subject, session, run, name) for name in _read_list(file)]
     if ignored:
-        findings.append(f"{len(ignored)} files are no presentation lists, ignored: {name_some(sorted(ignored))}")
+        findings.append(finding("files that are no presentation lists, ignored", sorted(ignored)))
     return trials, findings
 
 
@@ -223,9 +223,9 @@ class _Disk:
         """Return what is unusual about the images, those of the table being ``used``."""
         unused = [path.name for paths in self.by_name.values() for path in paths.values() if path not in used]
         texts = (
-            (self.differing, "names differ in case or suffix between the lists and the disk"),
-            (self.ignored, "files are empty, hidden, or no files, ignored"),
-            (unused, "files were never presented, ignored"),
+            (self.differing, "names with another case or suffix in the lists than on the disk"),
+            (self.ignored, "images that are empty, hidden, or no files, ignored"),
+            (unused, "images that were never presented, ignored"),
         )
         return [
             f"{len(names)} {text}: {name_some([shorten(name) for name in names])}" for names, text in texts if names

@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.untrusted import shorten
 
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what Python makes of other bytes in a name; no file takes it as text
 
@@ -25,6 +26,11 @@ def entries_of(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError as error:
         raise _unreadable(folder, error) from None
+
+
+def finding(what: str, names: Sequence[str]) -> str:
+    """Return what was found in a folder: how many, and the first few."""
+    return f"{what}: {len(names):,} ({name_some([shorten(name) for name in names])})"
 
 
 def check_utf8(paths: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import read_regular, shorten
 from lit_extract.datasets.dataset import Dataset, images_below
-from lit_extract.datasets.listing import check_utf8, entries_of, files_below
+from lit_extract.datasets.listing import check_utf8, entries_of, files_below, finding
 from lit_extract.datasets.reader import as_integers, check_columns, read_table
 from lit_extract.datasets.table import FINDINGS
 
@@ -48,9 +48,9 @@ class _Things(Dataset):
                 f"{len(images):,} images in {len(set(category)):,} categories, of {N_IMAGES:,} in {N_CATEGORIES:,}: "
                 "things_id counts the images that are there, so that it is another one than in the full set",
             )
-        findings += [f"{len(paths)} {what}, ignored: {name_some(sorted(paths))}" for what, paths in ignored.items()]
+        findings += [finding(f"{what}, ignored", sorted(paths)) for what, paths in sorted(ignored.items())]
         if archives:
-            findings.append(f"archives that are not unpacked: {name_some(archives)}")
+            findings.append(finding("archives that are not unpacked", archives))
         seen: Counter[str] = Counter()
         index_in_category = []
         for name in category:
@@ -147,7 +147,7 @@ def _kind(path: PurePosixPath) -> str | None:
     """Return what a file below the images is; None for an image of a category."""
     folders, category = path.parts[:-1], path.parent.name
     if path.name.startswith(".") or "__MACOSX" in folders:
-        return "hidden files, or files of macOS"
+        return "files that are hidden, or of macOS"
     # of a category that is called thumb, all images begin so
     if any(part.lower() in _THUMBNAILS for part in folders) or _THUMBNAIL.search(path.stem.removeprefix(category)):
         return "thumbnails"
@@ -194,6 +194,5 @@ def _category_ids(folder: Path, tops: Sequence[Path], category: Sequence[str]) -
         raise InputError(f"{what} has a category twice: {name_some([shorten(name) for name in twice])}")
     if unknown := [name for name in there if name not in ids]:
         raise InputError(f"{what} has not the categories of {len(unknown)} folders: {name_some(unknown)}")
-    if missing := [shorten(name) for name in listed if name not in set(there)]:
-        return ids, [f"{len(missing)} of {len(listed):,} categories have no image: {name_some(missing)}"]
-    return ids, []
+    missing = [name for name in listed if name not in set(there)]
+    return ids, [finding(f"categories without an image, of {len(listed):,}", missing)] if missing else []
