@@ -227,6 +227,4 @@ class _Disk:
             (self.ignored, "images that are empty, hidden, or no files, ignored"),
             (unused, "images that were never presented, ignored"),
         )
-        return [
-            f"{len(names)} {text}: {name_some([shorten(name) for name in names])}" for names, text in texts if names
-        ]
+        return [finding(text, names) for names, text in texts if names]
