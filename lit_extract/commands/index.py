@@ -27,9 +27,12 @@ def index(dataset: str, root: str | None = None, output: str | None = None, over
         choices = ", ".join(name for name, other in DATASETS.items() if other.layout)
         raise InputError(f"dataset: {dataset!r} has no layout of its own; an index can be made of {choices}")
     folder = known.find_root(root)
-    found = known.read_published(folder)
     name = next(name for name in known.index if name.endswith(".csv"))
     path = Path(output) if output else folder / name
+    first = next((folder / other for other in known.index if (folder / other).exists()), path)
+    if output is None and first != path:
+        raise InputError(f"output: {str(first)!r} would be read before {str(path)!r}; delete it, or give --output FILE")
+    found = known.read_published(folder)
     findings = found.attrs[table.FINDINGS]
     write_table(found.drop(columns=[*table.RESERVED], errors="ignore"), path, overwrite)
     print("\n".join([str(path), f"  {len(found):,} images", *(f"  {finding}" for finding in findings)]))

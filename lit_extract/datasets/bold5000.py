@@ -10,7 +10,7 @@ import pandas as pd
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import is_path_like, read_regular, shorten
 from lit_extract.datasets.dataset import Dataset, images_below
-from lit_extract.datasets.listing import entries_of, finding
+from lit_extract.datasets.listing import entries_of, finding, packed_in
 from lit_extract.datasets.table import FINDINGS
 
 N_IMAGES = 4916
@@ -56,6 +56,8 @@ class _Bold5000(Dataset):
             findings.append(finding("presented images that are missing", missing))
         table = pd.DataFrame(rows, columns=list(self.columns))
         table = self.with_stimuli(table, images_below(folder, table["image_path"]))
+        if archives := packed_in(folder, {folder, home, home / "Scene_Stimuli", home / IMAGES}):
+            findings.append(finding("archives that are not unpacked", archives))
         table.attrs[FINDINGS] = findings + disk.findings(by_file)
         return table
 
@@ -196,7 +198,8 @@ class _Disk:
         self.by_name: dict[str, dict[str, Path]] = {source: {} for source in FOLDERS}
         self.by_key: dict[str, dict[str, list[Path]]] = {source: defaultdict(list) for source in FOLDERS}
         self.differing: list[str] = []
-        self.ignored: list[str] = []
+        there = entries_of(images) if images.is_dir() else []
+        self.ignored = [path.name for path in there if path.name not in FOLDERS.values() and path.suffix != ".zip"]
         for source, name in FOLDERS.items():
             for path in entries_of(images / name) if (images / name).is_dir() else []:
                 if path.name.startswith(".") or not path.is_file() or path.stat().st_size == 0:
@@ -224,7 +227,7 @@ class _Disk:
         unused = [path.name for paths in self.by_name.values() for path in paths.values() if path not in used]
         texts = (
             (self.differing, "names with another case or suffix in the lists than on the disk"),
-            (self.ignored, "images that are empty, hidden, or no files, ignored"),
+            (self.ignored, "what is empty, hidden, or no file among the images, ignored"),
             (unused, "images that were never presented, ignored"),
         )
         return [finding(text, names) for names, text in texts if names]

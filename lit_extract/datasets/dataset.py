@@ -91,7 +91,8 @@ class Dataset:
     def with_stimuli(self, table: pd.DataFrame, images: Sequence[str]) -> pd.DataFrame:
         """Put ``stimulus_id`` and ``image`` (absolute paths) before the columns of a table."""
         ids = parse_ids(table[self.id_column], self.id_column, f"{self.name}: the index")
-        table = with_numbers(table)
+        text = [column for column, dtype in table.dtypes.items() if isinstance(dtype, pd.StringDtype)]
+        table = with_numbers(table.astype(dict.fromkeys(text, object)))  # as a file's columns are
         table[self.id_column] = ids
         table.insert(0, "stimulus_id", ids)
         table.insert(1, "image", list(images))

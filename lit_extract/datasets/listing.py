@@ -28,6 +28,14 @@ def entries_of(folder: Path) -> list[Path]:
         raise _unreadable(folder, error) from None
 
 
+def packed_in(base: Path, places: Iterable[Path]) -> list[str]:
+    """Return the archives in some folders of which no folder has the name, by their paths relative to ``base``."""
+    there = [place for place in places if place.is_dir()]
+    archives = [path for place in there for path in entries_of(place) if path.suffix == ".zip"]
+    waiting = [path for path in archives if not path.name.startswith(".") and not path.with_suffix("").is_dir()]
+    return sorted(path.relative_to(base).as_posix() for path in waiting)
+
+
 def finding(what: str, names: Sequence[str]) -> str:
     """Return what was found in a folder: how many, and the first few."""
     return f"{what}: {len(names):,} ({name_some([shorten(name) for name in names])})"

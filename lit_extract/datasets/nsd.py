@@ -3,7 +3,6 @@
 import io
 import math
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import read_regular, shorten
 from lit_extract.datasets.dataset import Dataset
-from lit_extract.datasets.reader import as_integers, check_columns, name_columns, read_table, with_numbers
+from lit_extract.datasets.reader import as_integers, check_columns, read_table, with_numbers
 from lit_extract.datasets.table import FINDINGS
 
 HDF5 = "nsd_stimuli.hdf5"
@@ -160,9 +159,8 @@ def _trials_of_info(path: Path, subject: int) -> NDArray[np.int64]:
     """Return the image of each trial, in their order: columns of repetitions have its number, from 1, or 0."""
     info, ids = _read_info(path)
     what = f"nsd: {str(path)!r}"
-    columns = [name for name in info.columns if re.fullmatch(rf"subject{subject}_rep[0-9]", str(name))]
-    if not columns:
-        raise InputError(f"{what} has no column subject{subject}_rep0; it has {name_columns(info.columns)}")
+    columns = [f"subject{subject}_rep{repetition}" for repetition in range(3)]
+    check_columns(info, columns, what)
     shown = np.full(N_TRIALS + 1, -1, dtype=np.int64)
     for name in columns:
         trials = np.array(as_integers(info[name], what))

@@ -84,12 +84,14 @@ def check_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> Non
         raise InputError(f"{what} has no column {name_some(missing)}; it has {name_columns(table.columns)}")
 
 
-def as_integers(values: "pd.Series[Any]", what: str) -> list[int]:
-    """Return a column of a file as integers of 0 or more; 3.0 is one too."""
+def as_integers(values: "pd.Series[Any]", what: str, least: int = 0) -> list[int]:
+    """Return a column of a file as integers, of ``least`` or more; 3.0 is one too."""
     read = [_COUNT.fullmatch(_text(value)) for value in values]
-    if wrong := [f"row {row} ({shorten(repr(values.iloc[row]))})" for row, match in enumerate(read) if match is None]:
-        raise InputError(f"{what}: {values.name} must be an integer of 0 or more, and is not in {name_some(wrong)}")
-    return [int(match[1]) for match in read if match is not None]
+    integers = [-1 if match is None else int(match[1]) for match in read]
+    if wrong := [row for row, integer in enumerate(integers) if integer < least]:
+        named = name_some([f"row {row} ({shorten(repr(values.iloc[row]))})" for row in wrong])
+        raise InputError(f"{what}: {values.name} must be an integer of {least} or more, and is not in {named}")
+    return integers
 
 
 def name_columns(columns: Iterable[str]) -> str:

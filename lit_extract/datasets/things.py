@@ -14,7 +14,7 @@ import pandas as pd
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import read_regular, shorten
 from lit_extract.datasets.dataset import Dataset, images_below
-from lit_extract.datasets.listing import check_utf8, entries_of, files_below, finding
+from lit_extract.datasets.listing import check_utf8, entries_of, files_below, finding, packed_in
 from lit_extract.datasets.reader import as_integers, check_columns, read_table
 from lit_extract.datasets.table import FINDINGS
 
@@ -32,7 +32,7 @@ class _Things(Dataset):
     def read_published(self, folder: Path) -> pd.DataFrame:
         """Return the images sorted by file name, which gives their ids."""
         tops = _image_folders(folder)
-        archives = _packed(folder, tops)
+        archives = packed_in(folder, {folder, *(top.parent for top in tops), *tops})
         images, ignored = _sort_out(folder, tops)
         if not images:
             hint = f"; still packed: {name_some(archives)}" if archives else ""
@@ -79,15 +79,21 @@ class _Things(Dataset):
             raise InputError(f"things: one {name} is needed below {str(folder)!r}; {several}")
         what = f"things: {found[0]!r}"
         trials = read_table(folder / found[0], "things: trials")
-        check_columns(trials, ("session", "run", "stimulus"), what)
+        check_columns(trials, ("session", "run", "trial_id", "stimulus"), what)
+        if trials.empty:
+            raise InputError(f"{what} has no trials")
+        is_twice = trials.duplicated(["session", "run", "trial_id"])
+        if is_twice.any():
+            twice = trials["trial_id"][is_twice]
+            raise InputError(f"{what} has trials twice: trial_id {name_some([*map(shorten, twice)])}")
         ids = dict(zip(stimuli["image_name"], stimuli["stimulus_id"], strict=True))
         names = [PurePosixPath(str(stimulus)).stem for stimulus in trials["stimulus"]]
         if unknown := list(dict.fromkeys(shorten(name) for name in names if name not in ids)):
             raise InputError(f"{what} has stimuli that are not among the images: {name_some(unknown)}")
         return pd.DataFrame(
             {
-                "session": as_integers(trials["session"], what),
-                "run": as_integers(trials["run"], what),
+                "session": as_integers(trials["session"], what, least=1),
+                "run": as_integers(trials["run"], what, least=1),
                 "stimulus_id": [ids[name] for name in names],
             }
         )
@@ -114,14 +120,6 @@ def _image_folders(folder: Path) -> list[Path]:
     known = [folder / name for name in _IMAGES]
     parts = [path for path in entries_of(folder) if _PART.fullmatch(path.name) and path not in known]
     return [path for path in [*known, *parts] if path.is_dir()] or [folder]
-
-
-def _packed(folder: Path, tops: Sequence[Path]) -> list[str]:
-    """Return archives next to the images of which no folder has the name."""
-    places = {folder, *(top.parent for top in tops), *tops}
-    archives = [path for place in places for path in entries_of(place) if path.suffix == ".zip"]
-    waiting = [path for path in archives if not path.name.startswith(".") and not path.with_suffix("").is_dir()]
-    return sorted(path.relative_to(folder).as_posix() for path in waiting)
 
 
 def _sort_out(folder: Path, tops: Sequence[Path]) -> tuple[list[str], dict[str, list[str]]]:

@@ -175,9 +175,9 @@ class Features:
 
         Returns:
             ``(stimulus, layer, dim)``, or ``(stimulus, dim)`` of one layer; ``stimulus`` are the ids, ``layer`` the
-            names. With trials their dimension is ``trial``, along which stimulus and the columns of the trials, such
-            as subject, session and repetition, are coordinates. ``attrs`` has model, pooling, dataset, subset, and the
-            whole provenance as JSON.
+            names. With trials the first dimension is ``trial``, along which ``stimulus_id`` and the other columns of the
+            trials, such as subject, session and repetition, are coordinates. ``attrs`` has model, pooling, dataset,
+            subset, and the whole provenance as JSON.
 
         Raises:
             InputError: No such layer or stimulus, or xarray is not installed.
@@ -187,13 +187,13 @@ class Features:
         except ImportError:
             raise InputError("to_xarray needs xarray: pip install 'lit-extract[report]'") from None
         feats, dimensions = (self.feats, ["layer", "dim"]) if layer is None else (self.layer(layer), ["dim"])
-        ids, rows = np.array(self.stimulus_ids), "stimulus"
-        coordinates: dict[str, Any] = {}
+        rows, ids = "stimulus", np.array(self.stimulus_ids)
+        coordinates: dict[str, Any] = {"stimulus": ids}
         if trials is not None:
             places = self._rows_of_trials(trials)
-            feats, ids, rows = feats[places], ids[places], "trial"
-            coordinates = {name: (rows, values) for name, values in _columns_of(trials).items()}
-        coordinates["stimulus"] = rows, ids
+            rows, feats = "trial", feats[places]
+            described = {"stimulus_id": ids[places], **_columns_of(trials)}
+            coordinates = {name: (rows, values) for name, values in described.items()}
         coordinates["layer"] = self.layers if layer is None else self._name_of(layer)
         attributes = {**self._names(), "provenance": json.dumps(self.provenance)}
         return xarray.DataArray(feats.numpy(), coordinates, [rows, *dimensions], name="features", attrs=attributes)
