@@ -175,8 +175,8 @@ class Features:
 
         Returns:
             ``(stimulus, layer, dim)``, or ``(stimulus, dim)`` of one layer; ``stimulus`` are the ids, ``layer`` the
-            names. With trials the first dimension is ``trial``, along which ``stimulus_id`` and the other columns of the
-            trials, such as subject, session and repetition, are coordinates. ``attrs`` has model, pooling, dataset,
+            names. With trials the first dimension is ``trial``, along which ``stimulus_id`` and the other columns of
+            the trials, such as subject, session and repetition, are coordinates. ``attrs`` has model, pooling, dataset,
             subset, and the whole provenance as JSON.
 
         Raises:
