@@ -161,11 +161,13 @@ def _refuse_what_moves_ids(folder: Path, images: Sequence[str]) -> None:
             f"things: {len(empty)} images are empty, as when an archive was not unpacked to its end: "
             f"{name_some(empty)}; unpack it again"
         )
-    names = Counter(PurePosixPath(path).name for path in images)
-    if twice := sorted(path for path in images if names[PurePosixPath(path).name] > 1):
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(images):
+        places[PurePosixPath(path).name].append(str(PurePosixPath(path).parent))
+    if twice := [f"{name} (in {' and '.join(there)})" for name, there in places.items() if len(there) > 1]:
         raise InputError(
-            f"things: {len(twice)} images have the name of another one, as when an archive was unpacked twice: "
-            f"{name_some(twice)}; delete one of each"
+            f"things: {len(twice)} images are there twice, as when an archive was unpacked twice: {name_some(twice)}; "
+            "delete one of each"
         )
 
 
