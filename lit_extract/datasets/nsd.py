@@ -35,6 +35,8 @@ TRIALS_A_RUN = (63, 62) * 6  # odd and even runs of a session
 TRIALS_A_SESSION = sum(TRIALS_A_RUN)  # 750
 N_TRIALS = 40 * TRIALS_A_SESSION
 
+_MATLAB_NUMBERS = ("double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+
 # What the table of stimuli knows of an image, in its own words.
 _FLAGS = ("flagged", "BOLD5000", "shared1000", *(f"subject{subject}" for subject in SESSIONS))
 _KNOWN = ("cocoId", "cocoSplit", "cropBox", *_FLAGS)
@@ -183,6 +185,16 @@ def _without_gaps(shown: NDArray[np.int64], what: str, subject: int) -> NDArray[
     return shown
 
 
+def _check_shapes(order: tuple[int, ...], images: tuple[int, ...]) -> None:
+    """Check the sizes of the design before any number is read."""
+    is_order = len(order) == 2 and math.prod(order) == max(order) <= N_TRIALS
+    is_images = len(images) == 2 and images[0] == len(SESSIONS) and images[1] <= N_IMAGES
+    if not (is_order and is_images):
+        raise ValueError(
+            f"masterordering is {order} and subjectim {images}; expected numbers, (1, 30000) and (8, 10000)"
+        )
+
+
 def _trials_of_design(path: Path, subject: int) -> NDArray[np.int64]:
     """Return the image of each trial, in their order, from the design of the experiment; its 73k ids count from 1."""
     try:
@@ -192,12 +204,8 @@ def _trials_of_design(path: Path, subject: int) -> NDArray[np.int64]:
     what = f"nsd: {str(path)!r}"
     try:
         content = io.BytesIO(read_regular(path, MAX_DESIGN_BYTES))
-        shapes = {name: shape for name, shape, _ in whosmat(content)}
-        order, images = shapes["masterordering"], shapes["subjectim"]
-        if len(order) != 2 or not N_TRIALS >= max(order) == math.prod(order) or images[:1] != (8,) or len(images) != 2:
-            raise ValueError(f"masterordering is {order} and subjectim {images}, not 1 × 30000 and 8 × 10000")
-        if images[1] > N_IMAGES:
-            raise ValueError(f"subjectim has {images[1]:,} images of a subject")
+        shapes = {name: shape for name, shape, kind in whosmat(content) if kind in _MATLAB_NUMBERS}
+        _check_shapes(shapes.get("masterordering", ()), shapes.get("subjectim", ()))
         design = loadmat(content, variable_names=["masterordering", "subjectim"])
         order = np.asarray(design["masterordering"]).ravel().astype(np.int64)
         ids = np.asarray(design["subjectim"])[subject - 1].astype(np.int64)

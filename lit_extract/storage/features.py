@@ -102,7 +102,7 @@ class Features:
         missing = dict.fromkeys(str(given) for given, key in zip(wanted, keys, strict=True) if key not in places)
         if missing:
             raise InputError(
-                f"stimulus_ids: {len(missing)} are not among the {len(places)} of {str(self.path)!r}: "
+                f"stimulus_ids: {str(self.path)!r} has no row for {len(missing)} of them: "
                 f"{name_some([shorten(stimulus) for stimulus in missing])}"
             )
         return [places[key] for key in keys]
