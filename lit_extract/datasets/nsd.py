@@ -191,7 +191,7 @@ def _check_shapes(order: tuple[int, ...], images: tuple[int, ...]) -> None:
     is_images = len(images) == 2 and images[0] == len(SESSIONS) and images[1] <= N_IMAGES
     if not (is_order and is_images):
         raise ValueError(
-            f"masterordering is {order} and subjectim {images}; expected numbers, (1, 30000) and (8, 10000)"
+            f"masterordering is {order} and subjectim {images}; expected (1, 30000) and (8, 10000)"
         )
 
 
