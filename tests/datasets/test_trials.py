@@ -349,6 +349,20 @@ def test_damaged_trials_of_things_are_refused(things, damage, named):
     assert all(text in message for text in named), message
 
 
+def test_trials_of_things_in_another_order_are_sorted_or_refused(things):
+    """Its trial_id is the column of the responses."""
+    write_metadata(things, things_metadata(1).sort_values("stimulus"))
+    try:
+        trials = load_trials("things", 1, things)
+    except InputError as error:
+        message = str(error)
+    else:
+        message = "trial_id"
+        images = things_rows(things_paths(), CONCEPTS)
+        check_trials(trials, things_trials(1, images), load_dataset("things", things))
+    assert "trial_id" in message
+
+
 def test_stimuli_that_are_no_images_of_things_are_counted(things):
     table = things_metadata(1)
     table["stimulus"] = [f"catch_{row:02d}.jpg" for row in range(len(table))]

@@ -300,7 +300,8 @@ def nsd_trials(subject: int, masterordering: np.ndarray, subjectim: np.ndarray) 
     return pd.DataFrame(dict(zip(TRIAL_COLUMNS, columns, strict=True)))
 
 
-def write_nsd_mat(path: Path, masterordering: np.ndarray, subjectim: np.ndarray, **others) -> None:
+def write_nsd_mat(path: Path, masterordering: np.ndarray, subjectim: np.ndarray, /, **others) -> None:
+    """Write ``nsd_expdesign.mat``; ``others`` replace its arrays, None leaves one out."""
     from scipy.io import savemat
 
     path.parent.mkdir(parents=True, exist_ok=True)

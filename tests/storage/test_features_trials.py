@@ -218,6 +218,7 @@ def test_only_the_layer_is_asked_for(published, trials, tmp_path, monkeypatch):
     assert layers == [4]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")  # its own, of whole numbers
 def test_rsatoolbox_has_trials_as_observations(features, of_things, trials, expected):
     from rsatoolbox.rdm import calc_rdm
 
