@@ -190,9 +190,7 @@ def _check_shapes(order: tuple[int, ...], images: tuple[int, ...]) -> None:
     is_order = len(order) == 2 and math.prod(order) == max(order) <= N_TRIALS
     is_images = len(images) == 2 and images[0] == len(SESSIONS) and images[1] <= N_IMAGES
     if not (is_order and is_images):
-        raise ValueError(
-            f"masterordering is {order} and subjectim {images}; expected (1, 30000) and (8, 10000)"
-        )
+        raise ValueError(f"masterordering is {order} and subjectim {images}; expected (1, 30000) and (8, 10000)")
 
 
 def _trials_of_design(path: Path, subject: int) -> NDArray[np.int64]:

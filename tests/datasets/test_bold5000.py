@@ -1,5 +1,7 @@
 """BOLD5000 as it is downloaded: ids are positions in the lists of all presentations, and rows are images on disk."""
 
+import tracemalloc
+
 import pytest
 from helpers.published import (
     BOLD_COLUMNS,
@@ -162,6 +164,22 @@ def test_lists_of_macos_and_other_files_are_no_presentations(tmp_path):
     (tmp_path / "__MACOSX" / list_path(1, 1, 1)).parent.mkdir(parents=True)
     (tmp_path / "__MACOSX" / list_path(1, 1, 1)).write_bytes(b"\0\5\x16\7")
     check_rows(tmp_path, bold_rows())
+
+
+def test_a_number_that_is_no_run_costs_no_memory(tmp_path):
+    """All numbers up to it are missing runs."""
+    write_bold(tmp_path)
+    write_text((tmp_path / list_path(1, 1, 1)).with_name("CSI1_sess01_run1000003.txt"), ["airport1.jpg"])
+    tracemalloc.start()
+    try:
+        findings = load_dataset("bold5000", tmp_path).attrs["findings"]
+        peak = tracemalloc.get_traced_memory()[1]
+    except InputError as error:
+        findings, peak = [str(error)], tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
+    assert sentences_with(findings, "1000003") or sentences_with(findings, "run 3")
 
 
 def test_an_archive_that_was_not_unpacked_is_named(tmp_path):

@@ -204,11 +204,11 @@ def test_a_trial_number_twice_in_the_table_of_nsd_is_refused(tmp_path, info_text
     """Both are of trials that were run; then there is another one that no image has."""
     write_brick(tmp_path / "nsd_stimuli.hdf5", 5)
     shown = nsd_trials(1, *design)
-    other = int(shown[(shown["stimulus_id"] != 0) & (shown["trial"] > 5)]["trial"].iloc[0]) + 1
+    other = int(shown[(shown["stimulus_id"] != 0) & (shown["trial"] > 25_000)]["trial"].iloc[0]) + 1
     (tmp_path / NSD_INFO).write_text(broken_info(info_text, 0, {"subject1_rep2": other}))
     message = refusal("nsd", 1, tmp_path)
     assert NSD_INFO in message
-    assert str(other) in message
+    assert str(other) in message.replace(",", "")
 
 
 @pytest.mark.parametrize("column", ["nsdId", "subject1_rep0", "subject1_rep2"])
