@@ -34,17 +34,19 @@ class _Bold5000(Dataset):
         """Return the images that were presented, in the order of their first presentation, which gives their ids."""
         home = _home(folder)
         if home is None:
-            raise self.nothing_found(folder)
+            archives = packed_in(folder, [folder])
+            raise self.nothing_found(folder, f"; still packed: {name_some(archives)}" if archives else "")
         trials, findings = _read_lists(home)
         first = _first_presentations(trials)
         disk = _Disk(home / IMAGES)
-        rows, missing = [], []
+        rows: list[tuple[int, str, str, str]] = []
+        missing: dict[str, str] = {}
         by_file: dict[Path, int] = {}  # two spellings of a list may be one image
         for name, position in first.items():
             source = _source(name)
             path = disk.find(source, name)
             if path is None:
-                missing.append(name)
+                missing.setdefault(_key(name), name)
             elif path not in by_file:
                 by_file[path] = position
                 rows.append((position, path.name, source, path.relative_to(folder).as_posix()))
@@ -53,7 +55,7 @@ class _Bold5000(Dataset):
         if len(rows) != N_IMAGES:
             findings.insert(0, f"{len(rows):,} images, of {N_IMAGES:,}")
         if missing:
-            findings.append(finding("presented images that are missing", missing))
+            findings.append(finding("presented images that are missing", list(missing.values())))
         table = pd.DataFrame(rows, columns=list(self.columns))
         table = self.with_stimuli(table, images_below(folder, table["image_path"]))
         if archives := packed_in(folder, {folder, home, home / "Scene_Stimuli", home / IMAGES}):
@@ -71,9 +73,10 @@ class _Bold5000(Dataset):
         by_key = {_key(name): stimulus for name, stimulus in by_name.items()}
         taken = set(by_name.values())
         ids: dict[str, int] = {}
+        missing: dict[str, int] = {}
         for name, position in _first_presentations(trials).items():
             known = by_name.get(name, by_key.get(_key(name)))
-            ids[name] = position if known is None else known
+            ids[name] = missing.setdefault(_key(name), position) if known is None else known
             if known is None and position in taken:
                 raise InputError(
                     f"bold5000: {shorten(name)} was the image of presentation {position}, which is the bold_id of "
@@ -123,10 +126,10 @@ def _read_lists(home: Path) -> tuple[list[_Trial], list[str]]:
     ignored: list[str] = []
     for subject in SUBJECTS:
         place = home / LISTS / f"CSI{subject}"
-        sessions = _numbered(place, re.compile(rf"CSI0?{subject}_sess_?([0-9]+)", re.IGNORECASE), ignored)
+        sessions = _numbered(place, re.compile(rf"CSI0?{subject}_sess_?([0-9]{{1,4}})", re.IGNORECASE), ignored)
         findings += _gaps(sessions, f"CSI{subject}", "session")
         for session, lists in sessions.items():
-            runs = _numbered(lists, re.compile(r".*?([0-9]+)\.txt", re.IGNORECASE), ignored)
+            runs = _numbered(lists, re.compile(r".*run_?([0-9]{1,4})\.txt", re.IGNORECASE), ignored)
             findings += _gaps(runs, f"CSI{subject} session {session}", "run")
             for run, file in runs.items():
                 trials += [_Trial(subject, session, run, name) for name in _read_list(file)]

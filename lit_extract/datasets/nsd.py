@@ -185,6 +185,12 @@ def _without_gaps(shown: NDArray[np.int64], what: str, subject: int) -> NDArray[
     return shown
 
 
+def _whole(numbers: Any) -> NDArray[np.int64]:
+    if (numbers % 1 != 0).any():  # NaN too
+        raise ValueError("it has numbers that are no integers")
+    return np.asarray(numbers).astype(np.int64)
+
+
 def _check_shapes(order: tuple[int, ...], images: tuple[int, ...]) -> None:
     """Check the sizes of the design before any number is read."""
     is_order = len(order) == 2 and math.prod(order) == max(order) <= N_TRIALS
@@ -205,9 +211,8 @@ def _trials_of_design(path: Path, subject: int) -> NDArray[np.int64]:
         shapes = {name: shape for name, shape, kind in whosmat(content) if kind in _MATLAB_NUMBERS}
         _check_shapes(shapes.get("masterordering", ()), shapes.get("subjectim", ()))
         design = loadmat(content, variable_names=["masterordering", "subjectim"])
-        order = np.asarray(design["masterordering"]).ravel().astype(np.int64)
-        ids = np.asarray(design["subjectim"])[subject - 1].astype(np.int64)
-        shown: NDArray[np.int64] = ids[order - 1] - 1
+        order, ids = (_whole(design[name]) for name in ("masterordering", "subjectim"))
+        shown: NDArray[np.int64] = ids[subject - 1, order.ravel() - 1] - 1
         if order.min() < 1 or not 0 <= shown.min() <= shown.max() < N_IMAGES:
             raise ValueError("it has numbers of images below 1, or above those that there are")
     except Exception as error:  # scipy raises almost anything on a damaged file

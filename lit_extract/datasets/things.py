@@ -38,7 +38,7 @@ class _Things(Dataset):
             hint = f"; still packed: {name_some(archives)}" if archives else ""
             raise self.nothing_found(folder, hint)
         check_utf8(images)
-        _refuse_what_moves_ids(folder, images)
+        _refuse_twice(images)
         images.sort(key=lambda path: (PurePosixPath(path).name, path))
         category = [PurePosixPath(path).parent.name for path in images]
         places, findings = _category_ids(folder, tops, category)
@@ -51,21 +51,23 @@ class _Things(Dataset):
         findings += [finding(f"{what}, ignored", sorted(paths)) for what, paths in sorted(ignored.items())]
         if archives:
             findings.append(finding("archives that are not unpacked", archives))
-        seen: Counter[str] = Counter()
-        index_in_category = []
-        for name in category:
-            seen[name] += 1
-            index_in_category.append(seen[name])
         index = pd.DataFrame(
             {
                 "things_id": range(len(images)),
                 "image_name": [PurePosixPath(path).stem for path in images],
                 "category": category,
                 "category_id": [places[name] for name in category],
-                "image_category_index": index_in_category,
+                "image_category_index": pd.Series(category).groupby(category).cumcount() + 1,
                 "image_path": images,
             }
         )
+        # these have a place among the ids, but are no rows
+        has_content = [_has_content(folder / path) for path in images]
+        if lost := [path for path, is_there in zip(images, has_content, strict=True) if not is_there]:
+            findings.append(finding("images that are empty, or links to nothing", lost))
+        index = index[has_content].reset_index(drop=True)
+        if index.empty:
+            raise self.nothing_found(folder, f"; {findings[-1]}")
         table = self.with_stimuli(index, images_below(folder, index["image_path"]))
         table.attrs[FINDINGS] = findings
         return table
@@ -79,24 +81,24 @@ class _Things(Dataset):
             raise InputError(f"things: one {name} is needed below {str(folder)!r}; {several}")
         what = f"things: {found[0]!r}"
         trials = read_table(folder / found[0], "things: trials")
-        check_columns(trials, ("session", "run", "trial_id", "stimulus"), what)
+        check_columns(trials, ("subject_id", "session", "run", "trial_id", "stimulus"), what)
         if trials.empty:
             raise InputError(f"{what} has no trials")
-        is_twice = trials.duplicated(["session", "run", "trial_id"])
-        if is_twice.any():
-            twice = trials["trial_id"][is_twice]
-            raise InputError(f"{what} has trials twice: trial_id {name_some([*map(shorten, twice)])}")
+        read = {
+            name: as_integers(trials[name], what, least)
+            for name, least in (("subject_id", 1), ("session", 1), ("run", 1), ("trial_id", 0))
+        }
+        known = pd.DataFrame(read)
+        if (known["subject_id"] != subject).any():
+            raise InputError(f"{what} is of subject_id {name_some(sorted({*map(str, read['subject_id'])}))}")
+        steps = known.groupby(["session", "run"])["trial_id"].diff()
+        if (steps <= 0).any():
+            raise InputError(f"{what} is not in the order of the betas: trial_id must rise within a run")
         ids = dict(zip(stimuli["image_name"], stimuli["stimulus_id"], strict=True))
         names = [PurePosixPath(str(stimulus)).stem for stimulus in trials["stimulus"]]
         if unknown := list(dict.fromkeys(shorten(name) for name in names if name not in ids)):
             raise InputError(f"{what} has stimuli that are not among the images: {name_some(unknown)}")
-        return pd.DataFrame(
-            {
-                "session": as_integers(trials["session"], what, least=1),
-                "run": as_integers(trials["run"], what, least=1),
-                "stimulus_id": [ids[name] for name in names],
-            }
-        )
+        return known[["session", "run"]].assign(stimulus_id=[ids[name] for name in names])
 
 
 DATASET = _Things(
@@ -129,7 +131,7 @@ def _sort_out(folder: Path, tops: Sequence[Path]) -> tuple[list[str], dict[str, 
     for top in tops:
         for below in files_below(top):
             path = PurePosixPath(below)
-            if path.suffix == ".zip" or (top == folder and _is_beside(path)):
+            if (len(path.parts) == 1 and path.suffix == ".zip") or (top == folder and _is_beside(path)):
                 continue
             kind = _kind(path)
             (ignored[kind] if kind else images).append((top.relative_to(folder) / path).as_posix())
@@ -138,7 +140,7 @@ def _sort_out(folder: Path, tops: Sequence[Path]) -> tuple[list[str], dict[str, 
 
 def _is_beside(path: PurePosixPath) -> bool:
     """Return whether a file of the root is none of what the categories are in."""
-    return path.parts[0] == "Metadata" or (len(path.parts) == 1 and path.suffix != ".jpg")
+    return path.parts[0] in ("Metadata", "preprocessed") or (len(path.parts) == 1 and path.suffix != ".jpg")
 
 
 def _kind(path: PurePosixPath) -> str | None:
@@ -154,13 +156,15 @@ def _kind(path: PurePosixPath) -> str | None:
     return None if folders and not _PART.fullmatch(category) else "images in the folder of no category"
 
 
-def _refuse_what_moves_ids(folder: Path, images: Sequence[str]) -> None:
-    """Refuse images that are there twice or have no content: the ids of all later ones would be others."""
-    if empty := sorted(path for path in images if (folder / path).stat().st_size == 0):
-        raise InputError(
-            f"things: {len(empty)} images are empty, as when an archive was not unpacked to its end: "
-            f"{name_some(empty)}; unpack it again"
-        )
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:  # a link to what was not fetched
+        return False
+
+
+def _refuse_twice(images: Sequence[str]) -> None:
+    """Refuse images that are there twice: the ids of all later ones would be others."""
     places: dict[str, list[str]] = defaultdict(list)
     for path in sorted(images):
         places[PurePosixPath(path).name].append(str(PurePosixPath(path).parent))

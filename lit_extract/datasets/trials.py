@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lit_extract.common.errors import InputError
@@ -33,14 +34,14 @@ def load_trials(dataset: str, subject: int, root: str | Path | None = None) -> p
     if not known.subjects:
         with_trials = ", ".join(name for name, other in DATASETS.items() if other.subjects)
         raise InputError(f"dataset: {dataset!r} has no trials; {with_trials} have")
-    if subject not in known.subjects:
+    if not isinstance(subject, int | np.integer) or isinstance(subject, bool) or subject not in known.subjects:
         raise InputError(
             f"subject: {shorten(subject)} is not one of {', '.join(map(str, known.subjects))}, as {dataset} has"
         )
     stimuli = load_dataset(dataset, root)
-    trials = known.read_trials(Path(stimuli.attrs[table.ROOT]), subject, stimuli).reset_index(drop=True)
+    trials = known.read_trials(Path(stimuli.attrs[table.ROOT]), int(subject), stimuli).reset_index(drop=True)
     places = pd.Series(pd.Index(stimuli["stimulus_id"]).get_indexer(trials["stimulus_id"]), dtype="Int64")
-    trials.insert(0, "subject", subject)
+    trials.insert(0, "subject", int(subject))
     trials.insert(3, "trial", range(len(trials)))
     trials.insert(4, "repetition", trials.groupby("stimulus_id").cumcount())
     trials["row"] = places.mask(places < 0)
