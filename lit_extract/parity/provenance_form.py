@@ -133,6 +133,8 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
         raise InputError(f"provenance.source: {shorten(source)!r} does not go with weights {shorten(weights)!r}")
     if kind == "vision" and known["dataset"] not in DATASETS:
         raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
+    if kind == "vision":
+        given_preprocessing(known)
     if settings.trust_remote_code and "revision" in known:
         raise InputError(
             f"trust_remote_code: the file decides of which commit code would run, {known['revision']}; look at that "
