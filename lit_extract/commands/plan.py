@@ -16,7 +16,7 @@ from lit_extract.commands.arguments import FLAG
 from lit_extract.commands.predict import PredictCLI
 from lit_extract.common import exit_codes
 from lit_extract.common.console import as_size, as_table
-from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.host import host_memory
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
@@ -212,6 +212,8 @@ def _cells(plan: Needs, machine: Machine) -> dict[str, str]:
 
 def _explanations(planned: Sequence[Needs], data: StimulusDataModule, machine: Machine) -> list[str]:
     lines = ["disk: the most at once, .pt files and the store they are made of; device, host: memory, the most at once"]
+    for seen in dict.fromkeys(plan.seen for plan in planned if plan.seen):
+        lines += [f"seen by {name_some([plan.model for plan in planned if plan.seen == seen], 2)}:", f"  {seen}"]
     if any(plan.fits == "split" for plan in planned):
         lines.append("split: the batch does not fit, a smaller one does; the run splits it by itself")
     if machine.host_memory is not None and any(plan.fits == "host" for plan in planned):

@@ -29,7 +29,7 @@ from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import usable_cores
 from lit_extract.common.untrusted import absolute_path
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
-from lit_extract.data.pixels import DECODERS, GEOMETRY, Noted, PixelCache, folder_name, image_state
+from lit_extract.data.pixels import DECODERS, Noted, PixelCache, folder_name, geometry, image_state
 from lit_extract.data.plan import Plan, default_shard_rows
 from lit_extract.datasets import DATASETS, load_dataset, table
 from lit_extract.datasets.dataset import Dataset as StimulusDataset
@@ -60,8 +60,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
         self.size = tuple(preprocessing["input_size"])
         self.root: str = stimuli.attrs[table.ROOT]
         self.cache, self.places = cache, np.arange(len(stimuli)) if places is None else places
-        shape_settings = {key: preprocessing[key] for key in GEOMETRY}
-        self.transform = create_transform(**shape_settings, is_training=False, use_prefetcher=True)
+        self.transform = create_transform(**geometry(preprocessing), is_training=False, use_prefetcher=True)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -53,9 +53,15 @@ def image_state(path: str, image_row: int | None, root: str, stat: os.stat_resul
     return hashlib.blake2b(known.encode(), digest_size=16).digest()
 
 
+def geometry(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings on which the pixels depend: a border has the colour of the mean."""
+    keys = (*GEOMETRY, "mean") if preprocessing["crop_mode"] == "border" else GEOMETRY
+    return {key: preprocessing[key] for key in keys}
+
+
 def folder_name(dataset: str, stimuli_sha256: str, preprocessing: Mapping[str, Any]) -> str:
     """Return the name of the folder for the pixels of a whole dataset in one geometry, as today's decoders see it."""
-    known = {**{key: preprocessing[key] for key in GEOMETRY}, **{package: version(package) for package in DECODERS}}
+    known = {**geometry(preprocessing), **{package: version(package) for package in DECODERS}}
     digest = hashlib.sha256(json.dumps([stimuli_sha256, known, FORMAT], sort_keys=True).encode()).hexdigest()
     _, height, width = preprocessing["input_size"]
     return f"{dataset}-{height}x{width}-{digest[:12]}"

@@ -4,18 +4,19 @@ B batch, T tokens, D hidden size, H height, W width.
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 
 from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.common.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate_json
+from lit_extract.common.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate, validate_json
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.registry import read_models, unknown_model
 
@@ -71,6 +72,40 @@ def preprocessing_of(skeleton: nn.Module, options: dict[str, Any]) -> dict[str, 
     if config["input_size"][0] != 3:
         raise InputError(f"model.name: the model takes images of {config['input_size'][0]} channels; here they are RGB")
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def _of_rgb(size: list[int]) -> list[int]:
+    if size[0] != 3:
+        raise ValueError(f"must be [3, H, W], as images here are RGB, not {size}")
+    return size
+
+
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels; more than any model has been trained with
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Three = Field(min_length=3, max_length=3)
+
+
+class _Preprocessing(TypedDict, total=False):
+    """Settings of timm's evaluation transform that can be given instead of the model's own."""
+
+    crop_pct: Annotated[float, Field(ge=0.1, le=1)]  # at 0.01, each image would be enlarged to 10,000 times its area
+    crop_mode: Literal["center", "squash", "border"]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+    mean: Annotated[list[_Finite], _Three]
+    std: Annotated[list[_Positive], _Three]
+    input_size: Annotated[list[Side], _Three, AfterValidator(_of_rgb)]
+
+
+_PREPROCESSING: TypeAdapter[Any] = TypeAdapter(_Preprocessing)
+
+
+def check_preprocessing(given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return settings of preprocessing that timm's evaluation transform takes; else InputError names ``what``."""
+    if unknown := [shorten(key) for key in given if key not in _Preprocessing.__annotations__]:
+        raise InputError(f"{what}: {name_some(unknown)}: must be of {', '.join(_Preprocessing.__annotations__)}")
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    return {**validate(_PREPROCESSING, plain, what)}
 
 
 def block_shape(name: str, skeleton: nn.Module, input_size: list[int]) -> tuple[int, int]:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import stopwatch
-from lit_extract.modules.architecture import block_shape, check_config, create_skeleton, prefix_tokens, preprocessing_of
+from lit_extract.modules.architecture import (
+    block_shape,
+    check_config,
+    check_preprocessing,
+    create_skeleton,
+    prefix_tokens,
+    preprocessing_of,
+)
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
 from lit_extract.modules.hooks import capture
@@ -47,6 +54,8 @@ class VisionExtractor(Extractor):
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
             the one shipped.
         channels_last: Images and convolutions in channels-last memory format; last bits differ.
+        preprocessing: Settings of timm's evaluation transform instead of the model's own, such as {crop_pct: 1.0,
+            crop_mode: squash}; also interpolation, mean, std, and input_size (3, H, W) where the model can.
     """
 
     kind = "vision"
@@ -65,6 +74,7 @@ class VisionExtractor(Extractor):
         layers: VisionLayers | list[int] = "blocks",
         models: str | None = None,
         channels_last: bool = False,
+        preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(name, untrained, seed, checkpoint, revision, options, models)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -86,11 +96,16 @@ class VisionExtractor(Extractor):
         self._models = models
         if self.options.get("in_chans", 3) != 3:
             raise InputError(f"model.options: in_chans is {self.options['in_chans']}, but images here are RGB: 3")
+        given = check_preprocessing(preprocessing or {}, "model.preprocessing")
         skeleton = self._skeleton()
-        self.preprocessing = preprocessing_of(skeleton, self.options)
-        self.n_tokens, self.n_dim = block_shape(name, skeleton, self.preprocessing["input_size"])
+        own = preprocessing_of(skeleton, self.options)
+        self.n_tokens, self.n_dim = block_shape(name, skeleton, own["input_size"])
         self.block_width = widest_output(skeleton.blocks[0])
         self.n_prefix, has_class_token = prefix_tokens(skeleton, self.n_tokens)
+        self.preprocessing = {**own, **given}
+        self._preprocessing_given = [key for key, value in own.items() if self.preprocessing[key] != value]
+        if "input_size" in self._preprocessing_given:
+            self.n_tokens = self._tokens_at(self.preprocessing["input_size"], skeleton)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
         notes = skeleton.pretrained_cfg.get("notes") or ()
         self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
@@ -109,7 +124,8 @@ class VisionExtractor(Extractor):
         architecture = {}
         if self._folder and (self.untrained or self.checkpoint):
             architecture["config_sha256"] = path_sha256(Path(self._folder, "config.json"))
-        return {**super().provenance(), **architecture, **channels_last}
+        given = {"preprocessing_given": self._preprocessing_given} if self._preprocessing_given else {}
+        return {**super().provenance(), **architecture, **channels_last, **given}
 
     def configure_model(self) -> None:
         """Build the backbone and load its weights, once, in float32; Lightning moves and casts it."""
@@ -166,6 +182,21 @@ class VisionExtractor(Extractor):
         """Return timm's repository on the hub."""
         names = ("model", "open_clip_model", "pytorch_model", "open_clip_pytorch_model")
         return self.hub_id, [f"{name}{suffix}" for name in names for suffix in (".safetensors", ".bin")]
+
+    def _tokens_at(self, size: list[int], skeleton: Any) -> int:
+        """Return the tokens of images of another size than the model's own, which not every model takes."""
+        if img_size := self.options.get("img_size"):
+            raise InputError(
+                f"model.preprocessing: input_size is {size}, but that of model.options is {img_size}; give one of them"
+            )
+        try:
+            return block_shape(self.model_name, skeleton, size)[0]
+        except InputError as error:
+            sides = size[1] if size[1] == size[2] else size[1:]
+            raise InputError(
+                f"model.preprocessing: input_size {size}: {error}; to build the model for images of that size, give "
+                f"--model.options '{{img_size: {sides}}}'"
+            ) from None
 
     def _skeleton(self) -> Any:
         return create_skeleton(self._timm_name, self.model_name, self.options, self._models)

@@ -52,12 +52,14 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
         raise InputError(f"parity: the file has {found} layers and dimensions, but the model gives {expected}")
     if missing := [f"row_{name}" for name in again.losses if f"row_{name}" not in features.extras]:
         raise InputError(f"parity: the file has no {', '.join(missing)}, but its provenance has loss")
+    judged = _judge(features, rows, others, bad, again)
     recorded = {name: features.provenance.get(name) for name in reference.packages}
     return {
         "format": CERTIFICATE_FORMAT,
         "file": file.name,
         "records_crc32": identity,
-        **_judge(features, rows, others, bad, again),
+        **judged,
+        "remarks": [*reference.remarks, *judged["remarks"]],
         "reference": reference.way,
         "seed": seed,
         "device": torch.cuda.get_device_name() if reference.device == "cuda" else "cpu",

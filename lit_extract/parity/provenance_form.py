@@ -15,7 +15,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import OneName, ShortText, shorten, validate
 from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
-from lit_extract.modules.architecture import is_timm_name
+from lit_extract.modules.architecture import Side, check_preprocessing, is_timm_name
 from lit_extract.modules.hub import COMMIT
 from lit_extract.modules.pooling import LanguagePooling, VisionPooling
 from lit_extract.modules.registry import ModelEntry, read_models
@@ -25,7 +25,6 @@ from lit_extract.storage.provenance import kind_of
 UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
 
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-_Side = Annotated[int, Field(ge=1, le=4096)]
 _BLOCK = "blocks[.](0|[1-9][0-9]{0,3})"
 
 
@@ -45,6 +44,7 @@ class _Vision(_Provenance):
     pool: VisionPooling
     stimuli_sha256: _Sha256
     preprocessing: dict[str, Any]
+    preprocessing_given: NotRequired[list[ShortText]]  # keys of it that are not the model's own
 
 
 class _Language(_Provenance):
@@ -63,8 +63,8 @@ class _VisionOptions(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
-    img_size: _Side | list[_Side] | tuple[_Side, _Side]
-    patch_size: _Side | list[_Side] | tuple[_Side, _Side]
+    img_size: Side | list[Side] | tuple[Side, Side]
+    patch_size: Side | list[Side] | tuple[Side, Side]
     depth: Annotated[int, Field(ge=1, le=200)]
     embed_dim: Annotated[int, Field(ge=1, le=16_384)]
     num_heads: Annotated[int, Field(ge=1, le=512)]
@@ -133,6 +133,8 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
         raise InputError(f"provenance.source: {shorten(source)!r} does not go with weights {shorten(weights)!r}")
     if kind == "vision" and known["dataset"] not in DATASETS:
         raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
+    if kind == "vision":
+        given_preprocessing(known)
     if settings.trust_remote_code and "revision" in known:
         raise InputError(
             f"trust_remote_code: the file decides of which commit code would run, {known['revision']}; look at that "
@@ -141,6 +143,12 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
     entries = read_models()[kind]
     _check_options(kind, known, entries)
     _check_model(kind, known, entries, settings)
+
+
+def given_preprocessing(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of preprocessing that a run had instead of the model's own, checked like a user's."""
+    given = {key: known["preprocessing"].get(key) for key in known.get("preprocessing_given", ())}
+    return check_preprocessing(given, "provenance.preprocessing")
 
 
 def _check_model(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEntry], settings: RebuildSettings) -> None:

@@ -9,6 +9,7 @@ K stimuli, L layers, T tokens, D hidden size.
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class Reference(ABC):
 
     way: str  # which interface the layers come from
     packages: tuple[str, ...]
+    remarks: Sequence[str] = ()  # on what may be so but should be known
 
     def __init__(self, features: Features, settings: RebuildSettings) -> None:
         check_provenance(features.provenance, features.layers, settings)

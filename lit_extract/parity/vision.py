@@ -22,7 +22,7 @@ from lit_extract.datasets.ids import id_key
 from lit_extract.datasets.nsd import open_images
 from lit_extract.modules.checkpoint import loading_noted, read_weights, unwrap
 from lit_extract.modules.weights import on_cpu_in_float32
-from lit_extract.parity.provenance_form import CHECKPOINT, HUB, UNTRAINED
+from lit_extract.parity.provenance_form import CHECKPOINT, HUB, UNTRAINED, given_preprocessing
 from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
 
 
@@ -50,11 +50,12 @@ class VisionReference(Reference):
         self.image_rows: list[int] | None = stimuli["image_row"].tolist() if "image_row" in stimuli else None
 
     def build(self) -> nn.Module:
-        """Call timm.create_model as the run did; its own transform must be the one of the provenance."""
+        """Call timm.create_model as the run did; preprocessing that was not given must be timm's own."""
         import timm
         from timm.data import create_transform, resolve_data_config
 
         known = self.provenance
+        given = given_preprocessing(known)
         name, options, weights = known["model"], known["options"], known["weights"]
         if weights == CHECKPOINT and Path(self.checkpoint()).is_dir():
             name = f"local-dir:{self.settings.checkpoint}"
@@ -79,7 +80,11 @@ class VisionReference(Reference):
             raise no_weights(name, weights, error) from error
         side = options.get("img_size")
         sides = (side, side) if isinstance(side, int) else side
-        config = resolve_data_config({"input_size": (3, *sides)} if sides else {}, model=model)
+        size = {"input_size": (3, *sides)} if sides else {}
+        own, config = (resolve_data_config(settings, model=model) for settings in (size, size | given))
+        if given:
+            changes = ", ".join(f"{key} {config[key]} instead of {own[key]}" for key in given)
+            self.remarks = [f"preprocessing is not the model's own: {changes}"]
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
         check_same("preprocessing", known["preprocessing"], plain)
         self.transform = create_transform(**config, is_training=False)

@@ -9,13 +9,14 @@ from typing import Any, Literal
 from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
-from lit_extract.data.pixels import GEOMETRY
+from lit_extract.data.pixels import geometry
 from lit_extract.data.plan import default_shard_rows
 from lit_extract.jobs.outputs import output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.planning.memory import device_bytes, estimate_forward, host_bytes
 from lit_extract.storage.disk import bytes_there, features_bytes, store_bytes
 from lit_extract.storage.places import AnyPath, place_of
+from lit_extract.storage.seen import part_seen
 
 # A caption's tokens when there are none to look at; few captions of images have more.
 TOKENS_A_CAPTION = 128
@@ -57,6 +58,7 @@ class Needs:
     fits: Literal["yes", "split", "host", "no"] = "no"
     geometry: str = ""  # how the model sees images; models with the same share a cache of pixels
     pixels: int = 0  # that cache
+    seen: str = ""  # which part of a picture, in words
 
 
 def estimate_needs(
@@ -96,8 +98,9 @@ def estimate_needs(
         disk_peak=peak,
         disk_left=0 if is_done else max(0, peak - existing),
         disk_kept=max(0, kept - existing),
-        geometry=str([model.preprocessing.get(key) for key in GEOMETRY]),
+        geometry=str([*geometry(model.preprocessing).values()]) if isinstance(data, ImageDataModule) else "",
         pixels=rows * math.prod(model.preprocessing.get("input_size", [0])) if keeps_pixels else 0,
+        seen=part_seen(model.preprocessing),
         **_estimate_memory(model, data, rows, shard_rows, machine),
     )
 

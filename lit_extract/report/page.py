@@ -16,6 +16,7 @@ from lit_extract.report import comparison, plots, statistics
 from lit_extract.report.comparison import MUTUAL, Pair
 from lit_extract.report.model import ModelReport, picked_layers
 from lit_extract.report.stimuli import Stimuli
+from lit_extract.storage.seen import part_seen
 
 FIGURES = "figures"
 
@@ -59,6 +60,7 @@ def write(
             thumbnail=cache(stimuli.thumbnail),
             caption_of=stimuli.caption,
             outlier_factor=statistics.OUTLIER_FACTOR,
+            part_seen=part_seen,
         )
     (out / "index.html").write_text(page, encoding="utf-8")
 

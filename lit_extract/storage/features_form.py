@@ -25,6 +25,7 @@ from lit_extract.storage.layout import (
 )
 from lit_extract.storage.provenance import kind_of
 from lit_extract.storage.rounding import NOTE
+from lit_extract.storage.seen import Geometry
 
 MEANS = ("loss", "bpb")  # of captions, over stimuli; the rows are row_<name>
 
@@ -40,10 +41,6 @@ _Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]  # whoev
 _StimulusId = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[str, StringConstraints(min_length=1)]
 
 
-class _Preprocessing(TypedDict, total=False):
-    input_size: tuple[Count, Count, Count] | Annotated[list[Count], Field(min_length=3, max_length=3)]
-
-
 class Provenance(TypedDict, total=False):
     """What determines the numbers."""
 
@@ -57,7 +54,7 @@ class Provenance(TypedDict, total=False):
     query: str | None  # of any length, on several lines
     n_stimuli: Count
     precision: ShortText
-    preprocessing: _Preprocessing | None
+    preprocessing: Geometry | None
     prompt_name: _Name | None
     tokens_sha256: ShortText
     exclude_bos: bool | Text

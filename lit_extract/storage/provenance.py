@@ -34,6 +34,9 @@ def differing(
 def _difference(key: str, old: Any, new: Any) -> str:
     if key == STIMULI and None not in (old, new):
         return "the stimuli are others, or in another order (--data.subset NAME keeps both)"
+    nested = isinstance(old, dict) and isinstance(new, dict)
+    if nested and (names := [name for name in {**old, **new} if old.get(name) != new.get(name)]):
+        return name_some([_difference(f"{key}.{name}", old.get(name), new.get(name)) for name in names], limit=8)
     if isinstance(old, list) and isinstance(new, list) and max(len(repr(old)), len(repr(new))) > _LONGEST:
         first = next((k for k, both in enumerate(zip(old, new, strict=False)) if both[0] != both[1]), None)
         at = f" (at {first}: {_cut(old[first])}, now {_cut(new[first])})" if first is not None else ""

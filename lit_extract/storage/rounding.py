@@ -5,17 +5,18 @@ from typing import Any
 
 from lit_extract.common.errors import name_some
 from lit_extract.common.untrusted import shorten
+from lit_extract.storage.seen import part_seen
 
 NOTE = "precision_check"  # in the notes of a store and of a features file, whose form is in features_form.py
 FLOAT32 = 1e-5  # relative errors below it are those of another order of summation
 
 
 def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str:
-    """Return the precision of a features file, the size of its images, and what the check has found."""
+    """Return the precision of a features file, the part of a picture that was seen, and what the check has found."""
     provenance = metadata["provenance"]
     text = str(provenance.get("precision", "unknown precision"))
-    if size := (provenance.get("preprocessing") or {}).get("input_size"):
-        text += f", images of {size[-2]} × {size[-1]}"
+    if seen := part_seen(provenance.get("preprocessing")):
+        text += f", sees {seen}"
     check = metadata["notes"].get(NOTE, {})
     if "failed" in check:
         return f"{text}; not checked against float32: {shorten(check['failed'], 400)}"

@@ -32,6 +32,7 @@ from lit_extract.storage.layout import (
     count_shards,
 )
 from lit_extract.storage.places import AnyPath, place_of
+from lit_extract.storage.seen import Geometry
 
 # Limits, checked before anything is allocated or looped over; far above what a real store has.
 MAX_METADATA_BYTES = 8 * 2**20  # of a zarr.json
@@ -63,10 +64,6 @@ _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 _Names = Annotated[list[OneName], AfterValidator(_distinct)]
 
 
-class _Preprocessing(TypedDict):
-    input_size: NotRequired[Annotated[list[Count], Field(min_length=3, max_length=3)]]
-
-
 class _Provenance(TypedDict):
     """Settings that others rely on; all others are plain values, which are only compared and shown."""
 
@@ -78,7 +75,7 @@ class _Provenance(TypedDict):
     query: NotRequired[str | None]
     prompt_name: NotRequired[str | None]
     precision: NotRequired[Text]
-    preprocessing: NotRequired[_Preprocessing | None]
+    preprocessing: NotRequired[Geometry | None]
     n_stimuli: NotRequired[Count]
     shard_rows: NotRequired[Count]
     token_budget: NotRequired[Annotated[int, Field(ge=1, lt=2**31)] | None]

@@ -27,6 +27,7 @@ CONFIGS = {
     "the tiny model's": timm.get_pretrained_cfg("test_vit.r160_in1k").to_dict(),
     "ImageNet": {"input_size": (3, 96, 96), "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"},
     "squashed": {"input_size": (3, 96, 64), "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
+    "with a border": {"input_size": (3, 96, 64), "interpolation": "lanczos", "crop_pct": 0.9, "crop_mode": "border"},
 }
 CONFIGS = {
     name: {
@@ -125,6 +126,39 @@ def test_model_sees_what_timm_shows_it(tmp_path, normalize, name, config):
     actual = normalize(batch["image"], config)[0]
     assert actual.shape == config["input_size"]
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+
+
+def by_pillow(image, crop_mode, side, mean=(0, 0, 0)):
+    """A picture for a model of ``side`` × ``side`` that sees it at ``crop_pct`` 1.0, (H, W, 3), by Pillow alone."""
+    width, height = image.size
+    if crop_mode == "squash":
+        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    if crop_mode == "border":
+        of_longer = max(height, width) / side
+        image = image.resize((round(width / of_longer), round(height / of_longer)), Image.Resampling.BICUBIC)
+        framed = Image.new("RGB", (side, side), tuple(round(255 * value) for value in mean))
+        framed.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return np.asarray(framed)
+    shorter = min(height, width)
+    image = image.resize((side * width // shorter, side * height // shorter), Image.Resampling.BICUBIC)
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return np.asarray(image.crop((left, top, left + side, top + side)))
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_what_is_given_instead_of_the_model_s_own_makes_the_pixels(tmp_path, crop_mode):
+    pictures = {"square.png": noise(300, 300), "high.png": noise(331, 170), "wide.png": smooth(90, 120)}
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+    given = {"crop_pct": 1.0, "crop_mode": crop_mode, "mean": (0.1, 0.5, 0.9), "std": (0.2, 0.25, 0.3)}
+    extractor = VisionExtractor("test_vit.r160_in1k", untrained=True, preprocessing=given)
+    (batch,) = batches_of(tmp_path, extractor.preprocessing)
+    expected = [by_pillow(pictures[name], crop_mode, 160, given["mean"]) for name in sorted(pictures)]
+    np.testing.assert_array_equal(batch["image"].numpy().transpose(0, 2, 3, 1), expected)
+    extractor.configure_model()
+    normalized = (np.array(expected) / 255 - given["mean"]) / given["std"]
+    actual = extractor.normalize(batch["image"]).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(actual, normalized, rtol=0, atol=1e-5)
 
 
 def _truncated(path):

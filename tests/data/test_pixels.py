@@ -93,6 +93,7 @@ def test_a_subset_and_the_whole_share_it(image_folder, tmp_path, decoded, count_
         ("interpolation", "bicubic", False),
         ("crop_pct", 1.0, False),
         ("crop_mode", "squash", False),
+        ("crop_mode", "border", False),
         ("mean", (0.1, 0.2, 0.3), True),
     ],
 )
@@ -102,6 +103,19 @@ def test_models_that_see_images_alike_share_it_others_do_not(image_folder, tmp_p
     found, _ = see(image_folder, tmp_path / "cache", {**SMALL, key: value})
     assert (count_decoded == []) == shared
     assert torch.equal(found, see(image_folder, "off", {**SMALL, key: value})[0])
+
+
+def test_the_colour_of_a_border_is_not_that_of_another_model(image_folder, tmp_path, count_decoded):
+    with_border = {**SMALL, "crop_mode": "border"}
+    see(image_folder, tmp_path / "cache", with_border)
+    count_decoded.clear()
+    red = {**with_border, "mean": (1, 0, 0)}
+    found, _ = see(image_folder, tmp_path / "cache", red)
+    assert sorted(count_decoded) == list(range(7))
+    assert torch.equal(found, see(image_folder, "off", red)[0])
+    count_decoded.clear()
+    see(image_folder, tmp_path / "cache", {**with_border, "std": (1, 1, 1)})
+    assert count_decoded == [], "it is normalized later"
 
 
 def test_another_version_of_a_decoder_has_a_cache_of_its_own(monkeypatch):

@@ -46,7 +46,7 @@ def features(kind="images"):
         "query": None,
         "n_stimuli": N,
         "precision": "bf16-mixed",
-        "preprocessing": {"input_size": [3, 32, 32], "mean": [0.5, 0.25, 0.1]},
+        "preprocessing": {"input_size": [3, 32, 32], "crop_pct": 0.9, "crop_mode": "center", "mean": [0.5, 0.25, 0.1]},
         **(of_captions if kind == "captions" else {}),
     }
     check = {"rows": [0, 1], "pools": {"cls": {"relative_error": [0.001, 0.01], "of_differences": [0.1, None]}}}

@@ -28,7 +28,8 @@ VISION = {
     "pool": "cls",
     "dataset": "demo",
     "stimuli_sha256": SHA,
-    "preprocessing": {"input_size": [3, 160, 160], "mean": [0.5, 0.5, 0.5]},
+    "preprocessing": {"input_size": [3, 160, 160], "mean": [0.5, 0.5, 0.5], "crop_pct": 1.0, "crop_mode": "squash"},
+    "preprocessing_given": ["input_size", "crop_pct", "crop_mode"],
 }
 UNTRAINED = {**VISION, "weights": "untrained", "seed": 0}
 LANGUAGE = {
@@ -86,6 +87,11 @@ def is_right(known, layers):
         name = known["model"]
         is_listed = name in timm.list_models() + timm.list_pretrained() + [entry.name for entry in models[kind]]
         assert is_listed or known["weights"] == "checkpoint"
+        given = {key: known["preprocessing"][key] for key in known.get("preprocessing_given", [])}
+        assert set(given) <= {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
+        assert all(1 <= side <= 4096 for side in given.get("input_size", []))
+        assert 0.1 <= given.get("crop_pct", 1) <= 1
+        assert given.get("crop_mode", "center") in ("center", "squash", "border")
     if known["weights"].startswith("hub:"):
         assert re.fullmatch("[0-9a-f]{40}", known["revision"])
     paths = {

@@ -175,6 +175,26 @@ def test_a_query_goes_to_its_own_folder(run_job, tmp_path):
     assert load_features(some.files[0]).stimulus_ids == ["1.png", "5.png"]
 
 
+def test_another_preprocessing_is_named_with_both_values(image_folder, tmp_path):
+    def run(preprocessing, finalize):
+        model = VisionExtractor(TINY, untrained=True, preprocessing=preprocessing)
+        data = ImageFolderDataModule(str(image_folder), num_workers=0)
+        return extract(model, data, _trainer(), str(tmp_path / "out"), finalize=finalize)
+
+    squash = {"crop_pct": 1.0, "crop_mode": "squash"}
+    for finalize in (False, True):  # a store to resume, then a finished file
+        run(squash, finalize)
+        assert run(squash, finalize).was_done == finalize
+        for other in (None, {**squash, "crop_pct": 0.75}, {**squash, "mean": [0.1, 0.2, 0.3]}):
+            with pytest.raises(InputError) as caught:
+                run(other, finalize)
+            changed = {**squash, "mean": [0.5, 0.5, 0.5]} if other else squash
+            now = other or {"crop_pct": 0.95, "crop_mode": "center"}
+            for key, value in now.items():
+                if value != changed[key]:
+                    assert f"preprocessing.{key} was {changed[key]!r}, now {value!r}" in str(caught.value)
+
+
 def test_a_data_module_of_another_model_is_not_used_silently(tmp_path, image_folder):
     data = ImageFolderDataModule(str(image_folder), num_workers=0)
     model = VisionExtractor(TINY, untrained=True)

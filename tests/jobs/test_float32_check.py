@@ -42,7 +42,7 @@ def test_bf16_that_erases_what_differs_is_a_warning_everywhere(predict, cli, tmp
     assert code == 3
     assert "warning: what bf16-true rounded away is as large as the differences between stimuli" in said
     assert "--trainer.precision 32-true" in said
-    assert "bf16-true, images of 160 × 160" in said
+    assert "bf16-true, sees the middle 95 % × 95 % of a square picture (91 % of its area), resized to 160 × 160" in said
     file = tmp_path / f"{FILE}.pt"
     assert max(load_features(str(file)).metadata["notes"]["precision_check"]["pools"]["cls"]["of_differences"]) >= 1
     code, said, _ = predict(*UNTRAINED, "--trainer.precision", "bf16-true")
@@ -66,7 +66,7 @@ def test_a_program_learns_of_it_too(image_folder, tmp_path):
 def test_an_untrained_model_runs_in_float32_unless_asked_otherwise(predict, tmp_path):
     code, said, _ = predict(*UNTRAINED)
     assert code == 0, said
-    assert "32-true, images of 160 × 160; no rounding beyond float32" in said
+    assert "(91 % of its area), resized to 160 × 160; no rounding beyond float32" in said
     features = load_features(str(tmp_path / f"{FILE}.pt"))
     assert features.provenance["precision"] == "32-true"
     check = features.metadata["notes"]["precision_check"]

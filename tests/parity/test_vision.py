@@ -67,6 +67,88 @@ def test_images_that_were_resized_in_another_way(tmp_path, certify, monkeypatch)
     assert all(layer["cosine"] > 0.999 for layer in certificate["layers"])
 
 
+GIVEN = {"crop_pct": 1.0, "crop_mode": "squash", "std": [0.25, 0.25, 0.25]}
+
+
+@pytest.fixture(scope="module")
+def squashed(tmp_path_factory):
+    """Features of pictures that are not square, seen whole."""
+    extractor = VisionExtractor(TINY, untrained=True, seed=3, preprocessing=GIVEN)
+    data = DemoDataModule(query="demo_id < 8", subset="few")
+    return run(extractor, data, tmp_path_factory.mktemp("squashed"))[0]
+
+
+def test_preprocessing_that_was_given_is_used_and_reported(squashed, tmp_path, certify):
+    file = shutil.copy(squashed, tmp_path / "x.pt")
+    code, out, certificate = certify(file)
+    assert code == 0, out
+    (remark,) = certificate["remarks"]
+    for told in ("crop_pct 1.0 instead of 0.95", "crop_mode squash instead of center", "std (0.25, 0.25, 0.25)"):
+        assert told in remark
+    assert remark in out
+
+
+def test_without_any_that_was_given_nothing_is_reported(file, certify):
+    assert certify(file)[2]["remarks"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"crop_mode": "border"}, "layers that differ by more than"),
+        ({"crop_pct": 0.9}, "layers that differ by more than"),
+        ({"std": [0.2, 0.25, 0.25]}, "layers that differ by more than"),
+        ({"interpolation": "bilinear"}, "NOT CERTIFIED: preprocessing: the file was made with"),
+        ({"crop_mode": "random"}, "NOT CERTIFIED: provenance.preprocessing: crop_mode"),
+        ({"crop_pct": 1e-9}, "crop_pct"),
+        ({"std": [0.25, 0.25]}, "NOT CERTIFIED: provenance.preprocessing: std"),
+        ({"std": None}, "NOT CERTIFIED: provenance.preprocessing: std"),
+    ],
+    ids=str,
+)
+def test_preprocessing_that_was_altered(squashed, tmp_path, certify, change, said):
+    file = shutil.copy(squashed, tmp_path / "x.pt")
+    rewrite(file, lambda content: content["metadata"]["provenance"]["preprocessing"].update(change))
+    code, out, _ = certify(file)
+    assert code == 2
+    assert said in out
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (["crop_pct", "crop_mode"], "preprocessing: the file was made with"),
+        ([], "preprocessing: the file was made with"),
+        (["crop_pct", "crop_mode", "std", "is_training"], "provenance.preprocessing: is_training: must be of crop_pct"),
+        ("std", "provenance: preprocessing_given"),
+    ],
+    ids=str,
+)
+def test_which_preprocessing_was_given_is_not_believed(squashed, tmp_path, certify, named, said):
+    file = shutil.copy(squashed, tmp_path / "x.pt")
+    rewrite(file, lambda content: content["metadata"]["provenance"].update(preprocessing_given=named))
+    code, out, certificate = certify(file)
+    assert (code, certificate) == (2, None)
+    assert said in out
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({"crop_mode": "border", "crop_pct": 1.0, "mean": [0.2, 0.4, 0.6]}, {}),
+        ({"input_size": [3, 96, 128], "interpolation": "lanczos"}, {"dynamic_img_size": True}),
+    ],
+    ids=["border", "size"],
+)
+def test_other_preprocessing_that_was_given(tmp_path, certify, image_folder, given, options):
+    extractor = VisionExtractor(TINY, untrained=True, preprocessing=given, options=options, pool=["cls", "avg"])
+    data = ImageFolderDataModule(root=str(image_folder), num_workers=0)
+    for file in run(extractor, data, tmp_path):
+        code, out, certificate = certify(file, "--root", image_folder)
+        assert code == 0, out
+        assert all(f"{key} " in certificate["remarks"][0] for key in given)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("fault", ["raw pixels", "blue first", "half the crop", "patches for class token"])
 def test_a_run_that_went_wrong(tmp_path, certify, monkeypatch, fault, precision):

@@ -159,6 +159,21 @@ def test_all_models_of_a_file_with_the_reason_for_those_that_can_not_be(plan, pl
     assert [model["model"] for model in planned(*settings, "--match", "vit2")["models"]] == ["test_vit2.r160_in1k"]
 
 
+def test_which_part_of_a_picture_is_seen(plan, planned, tmp_path):
+    own = "the middle 95 % × 95 % of a square picture (91 % of its area), resized to 160 × 160"
+    whole = "the whole picture, squashed to 160 × 160"
+    given = ("--model.preprocessing", "{crop_pct: 1.0, crop_mode: squash}")
+    (before,), (after,) = (planned(*TINY, *settings)["models"] for settings in ((), given))
+    assert (before["seen"], after["seen"]) == (own, whole)
+    assert before["geometry"] != after["geometry"], "no cache of pixels is shared"
+    assert f"seen by test_vit.r160_in1k:\n  {whole}\n" in plan(*TINY, *given)[1]
+    models = tmp_path / "some.yml"
+    models.write_text("vision: [test_vit.r160_in1k, test_vit2.r160_in1k, vit_tiny_patch16_224.augreg_in21k]\n")
+    out = plan(*DEMO, "--models", models, "--untrained", "--model.pool", "avg")[1]
+    assert f"seen by test_vit.r160_in1k, test_vit2.r160_in1k:\n  {own}\nseen by vit_tiny_patch16_224" in out
+    assert "resized to 224 × 224\n" in out
+
+
 def test_models_of_the_file_have_its_settings(planned, tmp_path):
     models = tmp_path / "some.yml"
     models.write_text("vision: [{name: test_vit.r160_in1k, options: {img_size: 320}}]\n")

@@ -71,3 +71,14 @@ def test_a_new_report_leaves_nothing_of_the_old_one(save, random_features, page,
     other.unlink()
     page()
     assert not [path for path in (tmp_path / "report" / "figures").iterdir() if "deit" in path.name]
+
+
+def test_it_says_which_part_of_a_picture_a_model_saw(save, random_features, page):
+    saw = {"input_size": [3, 224, 224], "crop_pct": 0.875, "crop_mode": "center"}
+    save("vit", random_features(seed=1), preprocessing=saw)
+    save("whole", random_features(seed=2), preprocessing={**saw, "crop_pct": 1.0, "crop_mode": "squash"})
+    save("llm", random_features(seed=3), kind="language")
+    html = page()
+    assert "Sees the middle 88 % × 88 % of a square picture (77 % of its area), resized to 224 × 224." in html
+    assert "Sees the whole picture, squashed to 224 × 224." in html
+    assert html.count("Sees ") == 2

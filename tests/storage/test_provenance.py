@@ -27,3 +27,12 @@ def test_stimuli_are_not_told_by_their_hashes():
     where = "the stimuli were the images below '/a', now those below '/b', which are others"
     assert said == f"{where} (--data.subset NAME keeps both)"
     assert differing(old, old, "/a", "/b") == "", "data that were moved are the same"
+
+
+def test_settings_within_a_setting_are_told_one_by_one():
+    old = {"preprocessing": {"crop_pct": 0.9, "crop_mode": "center", "mean": [0.5] * 3, "std": [0.5] * 3}}
+    new = {"preprocessing": {**old["preprocessing"], "crop_pct": 1.0, "mean": [0.1] * 3}}
+    told = "preprocessing.crop_pct was 0.9, now 1.0, preprocessing.mean was [0.5, 0.5, 0.5], now [0.1, 0.1, 0.1]"
+    assert differing(old, new) == told
+    assert differing({"options": {}}, {"options": {"depth": None}}), "another setting, though nothing differs in value"
+    assert differing({"options": None}, {"options": {"depth": 3}}) == "options was None, now {'depth': 3}"
