@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -225,6 +226,84 @@ def test_xarray_of_a_file_leaves_the_numbers_in_it(make_store):
     store, _ = make_store()
     features = load_features(finalize(store.path)[0])
     assert np.shares_memory(features.to_xarray().values, features.feats.numpy())
+
+
+SHOWN = [4, 9, 4, 0]  # in scanner order, with a repetition
+
+
+@pytest.fixture
+def trials():
+    """Four trials, whose index is not their position and whose row is that of another table."""
+    columns = {"subject": 2, "session": [1, 1, 1, 2], "repetition": [0, 0, 1, 0], "row": [70, 71, 72, 73]}
+    shown = [f"image_{k}.jpg" for k in SHOWN]
+    return pd.DataFrame({**columns, "stimulus_id": shown}, index=[30, 10, 20, 0])
+
+
+def test_one_layer_for_each_trial(saved, trials):
+    path, feats = saved
+    features = load_features(path)
+    assert features.rows_of(trials["stimulus_id"]) == SHOWN
+    for layer, index in (("blocks.2", 2), (-3, 0)):
+        np.testing.assert_array_equal(features.of(trials, layer).numpy(), feats[SHOWN, index], strict=True)
+    assert features.of(trials[:0], 0).shape == (0, feats.shape[2])
+
+
+def test_ids_are_the_same_whichever_type_they_have(make_store):
+    store, feats = make_store(ids=list(range(100, 110)))
+    features = load_features(store.path)
+    assert features.rows_of([103, "101", 109.0, np.int32(100), 103]) == [3, 1, 9, 0, 3]
+    shown = pd.DataFrame({"stimulus_id": ["107", "100"]})
+    np.testing.assert_array_equal(features.of(shown, 1).numpy(), feats["cls"][[7, 0], 1])
+
+
+def test_stimuli_without_features_are_counted_and_named(saved, trials):
+    features = load_features(saved[0])
+    with pytest.raises(InputError, match=r"^stimulus_ids: .* 2 .*: other\.jpg, 7$"):
+        features.rows_of(["image_1.jpg", "other.jpg", 7, "other.jpg"])
+    for convert in (features.of, features.to_rsatoolbox):
+        with pytest.raises(InputError, match="other"):
+            convert(trials=trials.replace("image_0.jpg", "other.jpg"), layer=0)
+
+
+def test_trials_of_another_dataset_or_without_stimuli_are_refused(saved, trials):
+    features = load_features(saved[0])
+    trials.attrs["dataset"] = "demo"
+    features.of(trials, 0)
+    trials.attrs["dataset"] = "nsd"
+    with pytest.raises(InputError, match=r"^trials: .*'nsd'.*'demo'"):
+        features.of(trials, 0)
+    with pytest.raises(InputError, match=r"^trials: no column stimulus_id; .*session"):
+        features.to_xarray(trials=trials.drop(columns="stimulus_id"))
+
+
+def test_rsatoolbox_has_what_describes_each_trial(saved, trials):
+    path, feats = saved
+    dataset = load_features(path).to_rsatoolbox(1, trials=trials)
+    np.testing.assert_array_equal(dataset.measurements, feats[SHOWN, 1], strict=True)
+    assert {name: list(values) for name, values in dataset.obs_descriptors.items()} == {
+        "stimulus_id": [f"image_{k}.jpg" for k in SHOWN],
+        "subject": [2, 2, 2, 2],
+        "session": [1, 1, 1, 2],
+        "repetition": [0, 0, 1, 0],
+    }
+    (first, second) = dataset.split_obs("session")
+    assert (first.measurements.shape[0], second.measurements.shape[0]) == (3, 1)
+    with pytest.raises(InputError, match=r"^rows and trials: "):
+        load_features(path).to_rsatoolbox(1, rows=[0], trials=trials)
+
+
+def test_xarray_has_what_describes_each_trial(saved, trials):
+    path, feats = saved
+    features = load_features(path)
+    array = features.to_xarray(trials=trials)
+    assert array.dims == ("trial", "layer", "dim")
+    np.testing.assert_array_equal(array.values, feats[SHOWN], strict=True)
+    assert array.coords["stimulus_id"].values.tolist() == [f"image_{k}.jpg" for k in SHOWN]
+    assert set(array.coords) == {"subject", "session", "repetition", "stimulus_id", "layer"}
+    repeated = array.sel(layer="blocks.2").groupby("stimulus_id").mean("trial")
+    np.testing.assert_array_equal(repeated.sel(stimulus_id="image_9.jpg"), feats[9, 2])
+    one = features.to_xarray("blocks.0", trials)
+    np.testing.assert_array_equal(one[one.session == 2], feats[[0], 0])
 
 
 @pytest.mark.parametrize(("package", "convert"), [("rsatoolbox", "to_rsatoolbox"), ("xarray", "to_xarray")])
