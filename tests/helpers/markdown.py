@@ -26,10 +26,10 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def run_page(page: Path) -> dict[str, Any]:
-    """Run the blocks marked ``python`` in the current folder; return what they defined. Tracebacks name the page's lines."""
+    """Run the blocks marked ``python`` in the current folder; return what they defined."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks_of(page):
         if block.marks == "python":
-            code = "\n" * (block.line - 1) + block.code
+            code = "\n" * (block.line - 1) + block.code  # tracebacks have the lines of the page
             exec(compile(code, str(page), "exec"), namespace)
     return namespace
