@@ -115,7 +115,7 @@ def test_the_design_is_the_published_one(design):
     assert sorted(trials["repetition"].value_counts().items()) == [(0, 10_000), (1, 10_000), (2, 10_000)]
 
 
-@pytest.mark.parametrize("subject", ALL)
+@pytest.mark.parametrize("subject", [3, *(pytest.param(other, marks=pytest.mark.slow) for other in ALL if other != 3)])
 def test_both_sources_of_nsd_are_the_trials_that_were_run(with_info, with_mat, design, images, subject):
     expected = nsd_trials(subject, *design)
     first, second = load_trials("nsd", subject, with_info), load_trials("nsd", subject, with_mat)
