@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import MAX_PATH_BYTES, shorten
@@ -58,7 +57,13 @@ def _report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -
     if found.problems:
         return False, [f"{path}: WRONG: {'; '.join(found.problems)}"]
     try:
-        certificate = read_certificate(file) if parity is None else _certify(file, parity, seed, where)
+        if parity is None:
+            certificate = read_certificate(file)
+        else:
+            from lit_extract.parity.certify import certify  # it imports torch
+
+            certificate = certify(file, parity, seed, where)
+            write_certificate(file, certificate)
     except InputError as error:
         return False, [f"{path}: {'WRONG' if parity is None else 'NOT CERTIFIED'}: {error}"]
     table = describe(certificate) if certificate is not None and parity is not None else []
@@ -71,11 +76,3 @@ def _report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -
         facts.append(f"parity of {len(certificate['stimuli'])} stimuli ({precision} against float32)")
         facts += [f"warning: {remark}" for remark in remarks]
     return True, [f"{path}: sound: {'; '.join(facts)}", *table]
-
-
-def _certify(file: Path, parity: int, seed: int, where: RebuildSettings) -> dict[str, Any]:
-    from lit_extract.parity.certify import certify  # it imports torch
-
-    certificate = certify(file, parity, seed, where)
-    write_certificate(file, certificate)
-    return certificate

@@ -21,6 +21,7 @@ from lit_extract.modules.precision import ieee_float32
 from lit_extract.storage.disk import bytes_there
 from lit_extract.storage.features import load_features
 from lit_extract.storage.finalize import finalize_locked
+from lit_extract.storage.layout import ROTATED
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.rounding import NOTE, warning
 from lit_extract.storage.store import Store, is_store
@@ -29,25 +30,15 @@ from lit_extract.storage.writer import ActivationWriter
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a job left.
+    """What a job left."""
 
-    Args:
-        files: The features files, one a pooling; empty when it was not finalized.
-        store: The store, if it still exists.
-        bad_input_rows: Rows whose image could not be decoded: NaN.
-        not_finite_rows: Rows for which the model gave NaN or infinity.
-        n_rotated: Images with an EXIF rotation, which is not applied.
-        warnings: Where the precision has rounded away what differs between stimuli, a sentence each.
-        was_done: The files existed already, with the same provenance.
-    """
-
-    files: list[AnyPath]
-    store: AnyPath | None
-    bad_input_rows: list[int]
-    not_finite_rows: list[int]
-    was_done: bool = False
-    n_rotated: int = 0
-    warnings: list[str] = field(default_factory=list)
+    files: list[AnyPath]  # the features files, one a pooling; empty when it was not finalized
+    store: AnyPath | None  # the store, if it still exists
+    bad_input_rows: list[int]  # rows whose image could not be decoded: NaN
+    not_finite_rows: list[int]  # rows for which the model gave NaN or infinity
+    was_done: bool = False  # the files existed already, with the same provenance
+    n_rotated: int = 0  # images with an EXIF rotation, which is not applied
+    warnings: list[str] = field(default_factory=list)  # where the precision has erased what differs between stimuli
 
 
 def extract(
@@ -166,7 +157,7 @@ def _report(job: FeaturesJob, was_done: bool) -> Extraction:
         n_rotated = found[0].metadata["notes"].get("exif_rotations", 0)
     elif store is not None:
         found = [load_features(store.path, pool) for pool in job.model.pools]
-        n_rotated = store.n_rotated()
+        n_rotated = int((store.inputs()[:, ROTATED] != 0).sum())
     else:
         return Extraction([], None, [], [], was_done)
     metadata = found[0].metadata

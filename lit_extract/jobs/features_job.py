@@ -217,4 +217,4 @@ class FeaturesJob(Job):
             elif not store.is_kept and not place_of(self.store_path).appears_verified and not store.missing_rows():
                 finalize_locked(store, keep_store=False)  # the file may not have been read back yet
             elif not store.is_kept:
-                store.remove()
+                remove_store(self.store_path)

@@ -35,16 +35,7 @@ class Extractor(Predictor):
     """A backbone, hooks on its layers, and pooling.
 
     Constructors read configurations only and refuse wrong settings; weights are loaded in
-    ``configure_model``, when a run starts. The arguments are those of every extractor.
-
-    Args:
-        name: The model; names the features file.
-        untrained: Random weights instead of trained ones.
-        seed: Seed of the random weights.
-        checkpoint: Where the weights are, when not on the hub under the name.
-        revision: Branch, tag or commit on the hub.
-        options: Further arguments for the backbone's constructor.
-        models: The models.yml in which settings of a name are looked up.
+    ``configure_model``, when a run starts.
     """
 
     kind: ClassVar[str]

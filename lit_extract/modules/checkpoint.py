@@ -21,17 +21,11 @@ _NO_LAYER_NEEDS = ("head", "head_dist", "fc", "fc_norm", "norm", "mask_token", "
 
 @dataclass
 class Loaded:
-    """What a library did with the weights that it was given.
-
-    Args:
-        happened: Whether weights were loaded at all.
-        missing: Parameters and buffers of the model that the weights do not have.
-        unexpected: Weights that the model has no place for.
-    """
+    """What a library did with the weights that it was given."""
 
     happened: bool = False
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # parameters and buffers of the model that the weights do not have
+    unexpected: list[str] = field(default_factory=list)  # weights that the model has no place for
 
 
 @contextmanager
@@ -121,11 +115,7 @@ def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
 def tensors_behind(skeleton: nn.Module, layers: list[str], stop_after: str, input_size: list[int]) -> set[str]:
     """Return the names of the parameters and buffers on which layers depend: those that a gradient reaches.
 
-    Args:
-        skeleton: The model, on the meta device.
-        layers: The layers.
-        stop_after: The last of them.
-        input_size: (3, H, W).
+    The skeleton is on the meta device, ``stop_after`` the last of the layers, and ``input_size`` (3, H, W).
     """
     tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
     floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}

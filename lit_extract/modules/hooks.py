@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,24 +37,17 @@ def capture(
     """
     pooled: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            pooled[name] = pool(hidden)
-            if name == last:
-                raise _LastLayerReached
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        pooled[name] = pool(output[0] if isinstance(output, tuple) else output)
+        if name == last:
+            raise _LastLayerReached
 
-        return hook
+    def keep_input(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        pooled[name] = pool(args[0] if args else kwargs["hidden_states"])
 
-    def keep_input(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            pooled[name] = pool(args[0] if args else kwargs["hidden_states"])
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+    handles = [module.register_forward_hook(partial(keep, name)) for name, module in layers.items()]
     for name, module in (entrances or {}).items():
-        handles.append(module.register_forward_pre_hook(keep_input(name), with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(partial(keep_input, name), with_kwargs=True))
     try:
         yield pooled
     except _LastLayerReached:

@@ -11,10 +11,8 @@ COMMIT = "[0-9a-f]{40}"
 def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> str:
     """Return the commit that a revision stands for, from the hub, else from the local cache.
 
-    Args:
-        repository: On the hub.
-        revision: Branch, tag or commit; default: the main branch.
-        files: Files of which one is in the cache, when the repository is.
+    The revision is a branch, tag or commit, by default the main branch. If the cache has the repository, it has one of
+    the ``files``.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

@@ -16,8 +16,9 @@ from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.timing import stopwatch
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns, pool_text
+from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns
 from lit_extract.modules.pretrained import (
+    bos_id,
     check_config,
     create_random,
     create_skeleton,
@@ -35,31 +36,28 @@ LOGITS_BYTES = 256 * 2**20
 class LanguageExtractor(Extractor):
     """Pooled activations of a causal language model's blocks.
 
-    The constructor reads the model's configuration only; weights are loaded in
-    :meth:`configure_model`, straight to the device and in the run's precision.
+    The constructor reads the model's configuration only; weights are loaded in :meth:`configure_model`,
+    straight to the device and in the run's precision.
 
     Args:
-        name: The model on the Hugging Face hub, such as "bigscience/bloomz-560m", or a local folder of
-            the same format.
+        name: The model on the Hugging Face hub, such as "bigscience/bloomz-560m", or a local folder of the same format.
         untrained: Random weights (the architecture's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called
-            name; for an untrained model, its configuration and tokenizer.
+        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called name; for
+            an untrained model, its configuration and tokenizer.
         revision: Branch, tag or commit on the hub.
-        options: Further arguments for from_pretrained of the configuration, the weights and the
-            tokenizer, such as {gguf_file: model.gguf}. What neither the configuration nor loading weights
-            knows is the tokenizer's, such as {add_bos_token: true}.
+        options: Further arguments for from_pretrained of the configuration, the weights and the tokenizer, such as
+            {gguf_file: model.gguf}. What neither the configuration nor loading weights knows is the tokenizer's, such
+            as {add_bos_token: true}.
         pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file.
-        layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings,
-            then blocks, of which the last is after the final norm), or the indices of some blocks;
-            negative ones count from the end.
+        layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks, of
+            which the last is after the final norm), or the indices of some blocks; negative ones count from the end.
         exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models; "first":
             leave out the first token whatever it is, for tokenizers without BOS, such as Qwen's and GPT-2's.
         loss: Also compute each caption's loss and bits per byte, which needs the head.
         tokenizer: "huggingface", or "sentencepiece" to read tokenizer.model with sentencepiece itself.
         trust_remote_code: Run code that comes with the model.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
-            the one shipped.
+        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
     """
 
     kind = "language"
@@ -95,12 +93,9 @@ class LanguageExtractor(Extractor):
         self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
         self.config = self._load_config()
-        if (
-            getattr(self.config, "attn_logit_softcapping", None) is not None
-            and "attn_implementation" not in self.options
-        ):
+        if getattr(self.config, "attn_logit_softcapping", None) is not None:
             # transformers' default attention silently leaves out Gemma-2's soft cap
-            self.options["attn_implementation"] = "eager"
+            self.options.setdefault("attn_implementation", "eager")
         skeleton = create_skeleton(self.config, self._settings, name)
         if skeleton.get_output_embeddings() is None or not hasattr(skeleton.get_input_embeddings(), "weight"):
             raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings or no head of tokens")
@@ -123,7 +118,7 @@ class LanguageExtractor(Extractor):
             "options": self._tokenizer_options,
             "context": getattr(self.config, "max_position_embeddings", None),
             "exclude_bos": exclude_bos,
-            "bos_id": _bos_id(self.config),
+            "bos_id": bos_id(self.config),
         }
         self._model: list[Any] = []
 
@@ -197,9 +192,10 @@ class LanguageExtractor(Extractor):
         pooled_tokens = mask.clone()
         pooled_tokens[:, 0] &= not self.exclude_bos
         full = full_columns(pooled_tokens)
+        poolings = [LANGUAGE_POOLINGS[name] for name in self.pools]
 
         def pool(hidden: Tensor) -> Tensor:
-            return torch.stack([pool_text(hidden, pooling, pooled_tokens, full) for pooling in self.pools], dim=1)
+            return torch.stack([pooling(hidden, pooled_tokens, full) for pooling in poolings], dim=1)
 
         output = None
         with capture(
@@ -302,9 +298,3 @@ class LanguageExtractor(Extractor):
             what = "of a gated model, accept the conditions on its page and log in with hf auth login"
         reason = f"{type(error).__name__}: {one_line(error)}"
         return InputError(f"model.name: {self.model_name!r} can't be loaded from {self.source!r}: {what} ({reason})")
-
-
-def _bos_id(config: Any) -> int | None:
-    """Return the BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
-    bos, eos = getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)
-    return bos if isinstance(bos, int) and bos not in (eos if isinstance(eos, list) else [eos]) else None

@@ -30,19 +30,19 @@ def _last_of_mask(hidden: Tensor, mask: Tensor, full: tuple[int, int]) -> Tensor
 
 
 class _OfImage(NamedTuple):
-    pool: Callable[[Tensor, int], Tensor]
+    pool: Callable[[Tensor, int], Tensor]  # tokens (B, T, D) and how many are before the patches: (B, D) float32
     needs_class_token: bool = False
 
 
+# The class token; the mean of the patch tokens; the mean of all tokens.
 VISION_POOLINGS = {
     "cls": _OfImage(lambda hidden, n_prefix: hidden[:, 0].float(), needs_class_token=True),
     "avg": _OfImage(lambda hidden, n_prefix: hidden[:, n_prefix:].mean(dim=1, dtype=torch.float32)),
     "avg_all": _OfImage(lambda hidden, n_prefix: hidden.mean(dim=1, dtype=torch.float32)),
 }
-LANGUAGE_POOLINGS = {
-    "avg": _mean_of_mask,
-    "last": _last_of_mask,
-}
+# The mean, or the last, of the tokens of a mask. From tokens (B, T, D), a mask (B, T) bool with at least one of them in
+# each row, and its full_columns(), or (0, 0), to (B, D) float32.
+LANGUAGE_POOLINGS = {"avg": _mean_of_mask, "last": _last_of_mask}
 
 if TYPE_CHECKING:
     VisionPooling: TypeAlias = str
@@ -53,13 +53,9 @@ else:  # what --model.pool may be
 
 
 def check_pools(pool: str | Sequence[str], known: Collection[str], allowed: Sequence[str], reason: str) -> list[str]:
-    """Return the wanted poolings as a list.
+    """Return the wanted poolings, one or several of ``known``, as a list.
 
-    Args:
-        pool: One, or several.
-        known: All that there are.
-        allowed: Those that the model can give.
-        reason: Why it can't give the others.
+    The model can give only those that are ``allowed``, for a reason that the error has.
     """
     pools = [pool] if isinstance(pool, str) else list(pool)
     if not pools or len(set(pools)) < len(pools) or not set(pools) <= set(known):
@@ -70,38 +66,8 @@ def check_pools(pool: str | Sequence[str], known: Collection[str], allowed: Sequ
     return pools
 
 
-def pool_image(hidden: Tensor, pooling: str, n_prefix: int) -> Tensor:
-    """Pool a vision layer, whose first tokens are class and register tokens and the others image patches.
-
-    Args:
-        hidden: (B, T, D).
-        pooling: ``cls`` the class token, ``avg`` the mean of the patch tokens, ``avg_all`` the mean
-            of all tokens.
-        n_prefix: Tokens before the patches.
-
-    Returns:
-        (B, D), float32.
-    """
-    return VISION_POOLINGS[pooling].pool(hidden, n_prefix)
-
-
-def pool_text(hidden: Tensor, pooling: str, mask: Tensor, full: tuple[int, int] = (0, 0)) -> Tensor:
-    """Pool a language layer, whose rows are padded on the right.
-
-    Args:
-        hidden: (B, T, D).
-        pooling: ``avg`` the mean of the tokens of the mask, ``last`` the last of them.
-        mask: (B, T) bool, the tokens to pool; at least one in each row.
-        full: First column that the mask has in all rows, and the one after the last such: these need no copy.
-
-    Returns:
-        (B, D), float32.
-    """
-    return LANGUAGE_POOLINGS[pooling](hidden, mask, full)
-
-
 def full_columns(mask: Tensor) -> tuple[int, int]:
-    """Return the first run of columns that the mask (B, T) has in all rows, for :func:`pool_text`.
+    """Return the first run of columns that the mask (B, T) has in all rows, which need no copy.
 
     Of a GPU none: it would have to be waited for, and copies in no time.
     """

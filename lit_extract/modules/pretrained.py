@@ -62,6 +62,12 @@ def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
     raise InputError(f"model.name: {type(model).__name__} has no list of {n_blocks} blocks")
 
 
+def bos_id(config: Any) -> int | None:
+    """Return the BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
+    bos, eos = getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)
+    return bos if isinstance(bos, int) and bos not in (eos if isinstance(eos, list) else [eos]) else None
+
+
 def create_skeleton(config: Any, settings: Mapping[str, Any], name: str) -> Any:
     """Return a model without memory for its weights."""
     try:
@@ -93,13 +99,7 @@ def _from_config(config: Any, settings: Mapping[str, Any]) -> Any:
 def load_pretrained(
     source: str, settings: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> tuple[Any, dict[str, str]]:
-    """Load a model with its head.
-
-    Args:
-        source: Repository on the hub, or local folder.
-        settings: Further arguments for from_pretrained.
-        dtype: Of the parameters.
-        device: Where they go.
+    """Load a model with its head, from a repository on the hub or a local folder.
 
     Returns:
         The model, and the parameters and buffers that did not come from the checkpoint (they are random), with the

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.modules.hooks import capture
@@ -31,33 +32,36 @@ def check_model(
         name: The model's.
         source: Where its weights are from.
         model: With its head.
-        random: From :func:`~lit_extract.modules.pretrained.load_pretrained`.
+        random: Its parameters and buffers that are random, by name, and why.
         last_block: Index of the last block that is needed; None if the end of the backbone is.
         needs_head: Whether the head is needed.
     """
     base = model.base_model
     blocks = find_blocks(base, model.config.num_hidden_layers)
-    last = len(blocks) - 1 if last_block is None else last_block
-    names = all_blocks(last + 1)
+    n_needed = len(blocks) if last_block is None else last_block + 1
+    layers = dict(zip(all_blocks(n_needed), blocks, strict=False))
+    last = None if last_block is None else [*layers][-1]
     context = getattr(model.config, "max_position_embeddings", None)
     texts = _probe_tokens(len(model.get_input_embeddings().weight), context)
 
     def states_of(ids: Tensor) -> list[Tensor]:
-        wanted = dict(zip(names, blocks, strict=False))
-        with capture(wanted, Tensor.clone, last=None if last_block is None else names[-1]) as states:
+        with capture(layers, Tensor.clone, last) as states:
             base(input_ids=ids.to(model.device), use_cache=False)
-        return [states[name] for name in names]
+        return [states[layer] for layer in layers]
 
+    reached = set(blocks.modules())
     with torch.no_grad(), default_float32():
         try:
-            states_of(texts[0])
+            with register_module_forward_pre_hook(lambda module, _: reached.add(module)):
+                states_of(texts[0])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of the model's own code
             raise InputError(
                 f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
             ) from error
-        _check_complete(source, model, random, last, lambda: states_of(texts[0]), needs_head)
+        unneeded = [*blocks[n_needed:], *([] if needs_head else [model.get_output_embeddings()])]
+        _check_complete(source, model, random, unneeded, reached)
         with ieee_float32(), in_float32(base):
             _check_causal(name, states_of, texts)
 
@@ -76,11 +80,7 @@ def _check_causal(name: str, states_of: Callable[[Tensor], Sequence[Tensor]], te
     """Refuse a model in which an early token depends on a later one, as it would on padding.
 
     This needs no list of architectures. It is done in float32, where nothing but looking ahead makes a difference.
-
-    Args:
-        name: The model's.
-        states_of: From a text (1, T) to the hidden states (1, T, D) of the blocks, in their order.
-        texts: From :func:`_probe_tokens`.
+    ``states_of`` goes from a text (1, T) to the hidden states (1, T, D) of the blocks, in their order.
     """
     n_same = texts[0].shape[1] // 2
     for block, (first, other) in enumerate(zip(*map(states_of, texts), strict=True)):
@@ -97,26 +97,17 @@ def _check_causal(name: str, states_of: Callable[[Tensor], Sequence[Tensor]], te
 
 
 def _check_complete(
-    source: str, model: Any, random: dict[str, str], last_block: int, run: Callable[[], object], needs_head: bool
+    source: str, model: Any, random: dict[str, str], unneeded: list[nn.Module], reached: set[nn.Module]
 ) -> None:
     """Refuse a model if the requested layers depend on weights that did not come from the checkpoint.
 
-    They do not depend on the head (without a loss), on blocks after the last requested one, nor on a norm outside
-    the blocks that a forward pass does not reach.
+    They do not depend on the head (without a loss) and on blocks after the last requested one, which are ``unneeded``,
+    nor on a norm outside the blocks that a forward pass has not ``reached``.
     """
-    if not random:
-        return
-    base = model.base_model
-    blocks = find_blocks(base, model.config.num_hidden_layers)
-    unneeded = [block for k, block in enumerate(blocks) if k > last_block]
-    if not needs_head and (head := model.get_output_embeddings()) is not None:
-        unneeded.append(head)
-    reached = _modules_of(run, base)
-    inside = set(blocks.modules())
     unneeded += [
         module
-        for module in base.modules()
-        if "norm" in type(module).__name__.lower() and module not in inside and module not in reached
+        for module in model.base_model.modules()
+        if "norm" in type(module).__name__.lower() and module not in reached
     ]
     skipped = {module for outer in unneeded for module in outer.modules()}
     missing = [
@@ -129,15 +120,3 @@ def _check_complete(
             f"model.checkpoint: {source!r} has no weights {name_some(missing)}, which would be random; give a "
             "checkpoint that has them"
         )
-
-
-def _modules_of(run: Callable[[], object], base: nn.Module) -> set[nn.Module]:
-    """Return the modules that a forward pass runs."""
-    reached: set[nn.Module] = set()
-    handles = [m.register_forward_pre_hook(lambda module, _: reached.add(module)) for m in base.modules()]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return reached

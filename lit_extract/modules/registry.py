@@ -1,43 +1,38 @@
 """Read ``models.yml``."""
 
 import difflib
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    NotRequired,  # pydantic wants it until Python 3.12
-)
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, StringConstraints, TypeAdapter
-from typing_extensions import TypedDict
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate
+from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate_json
 
 KINDS = {"vision": "VisionExtractor", "language": "LanguageExtractor"}  # of models, and who extracts their features
 
 _PACKAGE = Path(__file__).parents[1]
+_Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_PATH_BYTES)]
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model of models.yml.
+    """One model of models.yml."""
 
-    Args:
-        name: What timm or the Hugging Face hub calls it; names the features file.
-        checkpoint: Local weights to load instead of the hub's.
-        revision: Branch, tag or commit on the hub.
-        options: Further arguments for the backbone's constructor.
-    """
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
-    name: str
-    checkpoint: str | None = None
-    revision: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    name: _Name  # what timm or the Hugging Face hub calls it; names the features file
+    checkpoint: _Name | None = None  # local weights to load instead of the hub's
+    revision: _Name | None = None  # branch, tag or commit on the hub
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments for the backbone's constructor
+
+
+_ENTRY = TypeAdapter(ModelEntry)
 
 
 def default_models_file() -> Path:
@@ -47,17 +42,10 @@ def default_models_file() -> Path:
 
 
 def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
-    """Read a models file.
-
-    Args:
-        path: The file; default :func:`default_models_file`.
-
-    Returns:
-        The entries of each kind, in the order of the file.
+    """Return the entries of each kind in a models file, in its order.
 
     Raises:
-        InputError: The file is missing, is not YAML, or an entry is neither a name nor a mapping
-            with ``name``.
+        InputError: The file is missing, is not YAML, or an entry is neither a name nor a mapping with ``name``.
     """
     path = Path(path) if path is not None else default_models_file()
     what = f"models file {path}"
@@ -115,24 +103,9 @@ def unknown_model(name: str, known: Iterable[str]) -> InputError:
 def _entry(what: str, kind: str, raw: Any) -> ModelEntry:
     settings = {"name": raw} if isinstance(raw, str) else raw
     try:
-        return ModelEntry(**validate(_ENTRY, settings, what))
+        return validate_json(_ENTRY, json.dumps(settings), what)  # of JSON, pydantic makes an object
     except InputError as error:
         raise InputError(
             f"{what}: {kind} entry {shorten(repr(raw))} must be a name or a mapping with name and any of checkpoint, "
             f"revision (both text) and options (a mapping): {str(error).removeprefix(f'{what}: ')}"
         ) from None
-
-
-_Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_PATH_BYTES)]
-
-
-class _Entry(TypedDict):
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-
-    name: _Name
-    checkpoint: NotRequired[_Name]
-    revision: NotRequired[_Name]
-    options: NotRequired[dict[str, Any]]
-
-
-_ENTRY: TypeAdapter[Any] = TypeAdapter(_Entry)

@@ -28,7 +28,7 @@ from lit_extract.modules.architecture import (
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, check_pools, pool_image
+from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, check_pools
 from lit_extract.modules.selection import VISION_LAYERS, VisionLayers, blocks_among, select_layers
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256, widest_output
 
@@ -146,7 +146,7 @@ class VisionExtractor(Extractor):
 
     def pool_layer(self, hidden: Tensor) -> Tensor:
         """Pool a layer's tokens (B, T, D) in all wanted ways: (B, P, D)."""
-        return torch.stack([pool_image(hidden, pooling, self.n_prefix) for pooling in self.pools], dim=1)
+        return torch.stack([VISION_POOLINGS[pooling].pool(hidden, self.n_prefix) for pooling in self.pools], dim=1)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 pixels into the backbone's input: float32 arithmetic first, then its dtype."""

@@ -22,23 +22,14 @@ LAYERS_SHOWN = 12
 
 @dataclass(frozen=True)
 class RebuildSettings:
-    """Where to find the model and the stimuli of a features file on this machine; the file does not have it.
+    """Where to find the model and the stimuli of a features file on this machine; the file does not have it."""
 
-    Args:
-        device: "cpu" or "cuda"; default: a GPU if there is one.
-        checkpoint: Local weights.
-        root: Folder of the dataset.
-        captions: The caption file.
-        trust_remote_code: Run code that comes with the model.
-        model: Name of the model of the file, to trust it although models.yml does not list it.
-    """
-
-    device: str | None = None
-    checkpoint: str | None = None
-    root: str | None = None
-    captions: str | None = None
-    trust_remote_code: bool = False
-    model: str | None = None
+    device: str | None = None  # "cpu" or "cuda"; default: a GPU if there is one
+    checkpoint: str | None = None  # local weights
+    root: str | None = None  # folder of the dataset
+    captions: str | None = None  # the caption file
+    trust_remote_code: bool = False  # run code that comes with the model
+    model: str | None = None  # the model of the file, to trust it although models.yml does not list it
 
 
 class Certificate(TypedDict):

@@ -18,21 +18,13 @@ HIDDEN = 0.5  # an error of so much of a distance hides what differs
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a run may be from the reference; docs/store-format.md has what was measured.
+    """How far a run may be from the reference, at most; docs/store-format.md has what was measured."""
 
-    Args:
-        cosine: Cosine similarity of each stimulus and layer, at least.
-        relative_error: Norm of the difference by norm, at most.
-        of_spread: In the layer that tells stimuli apart best, error by median distance to other stimuli, at most.
-        times_rounding: Error by that of the reference when it is rounded as the run was, at most; None: not asked.
-        loss: Relative error of loss and bpb, at most.
-    """
-
-    cosine: float
-    relative_error: float
-    of_spread: float
-    times_rounding: float | None
-    loss: float
+    cosine: float  # cosine similarity of each stimulus and layer, at least
+    relative_error: float  # norm of the difference by norm
+    of_spread: float  # in the layer that tells stimuli apart best, error by median distance to other stimuli
+    times_rounding: float | None  # error by that of the reference when it is rounded as the run was; None: not asked
+    loss: float  # relative error of loss and bpb
 
 
 # Kernels for other batch sizes and devices differ by 1e-6; cuDNN's convolutions in TF32, which 32-true allows, by 3e-4.
@@ -100,7 +92,7 @@ def beyond(deviations: list[LayerDeviation], limits: Limits, precision: str) -> 
 
 def misplaced(layers: list[str], found: Tensor, again: Tensor) -> list[str]:
     """Name the layers of the file, (K, L, D), that are another layer of the reference."""
-    distance = _layer_distances(found, again)
+    distance = _rms(_distances(found, again))  # (L, L), over all stimuli
     return [
         f"{layers[k]} of the file is {layers[other]}"
         for k, other in enumerate(distance.argmin(dim=1).tolist())
@@ -111,11 +103,6 @@ def misplaced(layers: list[str], found: Tensor, again: Tensor) -> list[str]:
 def _distances(of: Tensor, to: Tensor) -> Tensor:
     """Euclidean distances between rows, not by way of a matrix product, which loses digits."""
     return torch.cdist(of, to, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _layer_distances(of: Tensor, to: Tensor) -> Tensor:
-    """Distances between the layers of two (K, L, D): (L, L), over all stimuli."""
-    return _rms(_distances(of, to))
 
 
 def median_distances(again: Tensor, rows: list[int], feats: Tensor, others: list[int]) -> Tensor:
@@ -167,7 +154,7 @@ def place_rows(
 
 def hidden(deviations: list[LayerDeviation], again: Tensor, precision: str) -> list[str]:
     """Name the layers in which the error of a run's precision hides what differs: between stimuli, between layers."""
-    apart = _layer_distances(again, again).fill_diagonal_(torch.inf).amin(dim=1) / _rms(again.norm(dim=-1))
+    apart = _rms(_distances(again, again)).fill_diagonal_(torch.inf).amin(dim=1) / _rms(again.norm(dim=-1))
     layers = list(zip(deviations, apart.tolist(), strict=True))
     between = {
         "stimuli": [layer.layer for layer, _ in layers if layer.of_spread > HIDDEN],

@@ -150,15 +150,8 @@ def before_final_norm(model: Any, ids: Tensor, normed: Tensor) -> Tensor:
     """Return the last block's output (1, T, D), which transformers returns only after the final norm.
 
     The norm is replaced by nothing for a second forward pass. That it was the norm is proven each time: applied to
-    what is then returned, it must give what was returned before.
-
-    Args:
-        model: A causal language model of transformers.
-        ids: Tokens of one caption (1, T).
-        normed: The last hidden state that the model returns for them, (1, T, D).
-
-    Raises:
-        InputError: There is no such norm.
+    what is then returned, it must give what was returned before, ``normed`` (1, T, D) of the tokens ``ids`` (1, T).
+    InputError if there is no such norm.
     """
     base = model.base_model
     inside = {part for blocks in base.modules() if isinstance(blocks, nn.ModuleList) for part in blocks.modules()}

@@ -101,8 +101,9 @@ _Chance = dict[tuple[ModelReport, ModelReport, Measure], list[list[float]]]
 def _shuffled(models: Sequence[ModelReport], permutations: int, seed: int) -> _Chance:
     """For each shuffle of the second model: the best value, that of the last layers, then of twins each layer's."""
     found: _Chance = defaultdict(list)
-    orders = similarity.orders(len(models[0].sampled), permutations, seed)
-    for order in tqdm(orders, total=permutations, desc="shuffling", disable=None):
+    generator = np.random.default_rng(seed)
+    for _ in tqdm(range(permutations), desc="shuffling", disable=None):
+        order = generator.permutation(len(models[0].sampled))
         for place, second in enumerate(models[1:], 1):
             geometry = second.geometry.shuffled(order)
             for first, measure in product(models[:place], SHUFFLED_MEASURES):

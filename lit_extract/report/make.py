@@ -30,19 +30,9 @@ def report(
     root: str | None = None,
     captions: str | None = None,
 ) -> list[str]:
-    """Make the page ``<out>/index.html``, ``report.json`` and the figures as PNGs.
+    """Make the page ``<out>/index.html``, ``report.json`` and the figures; return what a person should look into.
 
-    Args:
-        folder: Features of one dataset and subset; those of ``<folder>-untrained`` are included.
-        out: Folder of the report; an older report in it is replaced.
-        rows: Stimuli to sample.
-        seed: Of the sample and the shuffles.
-        permutations: Shuffles of the baseline.
-        root: Folder of the dataset, for pictures; default: its environment variable.
-        captions: CSV or Parquet, for captions.
-
-    Returns:
-        What a person should look into.
+    The arguments are those of the command, ``commands/report.py``.
 
     Raises:
         InputError: A wrong setting, a missing package, no features, or too few stimuli.
@@ -61,11 +51,9 @@ def report(
 def measure(
     folder: str, rows: int, seed: int, permutations: int, root: str | None = None, captions: str | None = None
 ) -> tuple[dict[str, Any], list[ModelReport], list[Pair], Stimuli]:
-    """Compute all numbers of a report, with the arguments of :func:`report`; nothing is drawn or written.
+    """Compute all numbers of a report, as report.json has them; nothing is drawn or written.
 
-    Returns:
-        The numbers as report.json has them; the models, each two that are compared, and pictures and captions, as the
-        page needs them.
+    What the page needs besides is returned too: models, pairs of those that are compared, pictures and captions.
     """
     if rows < FEWEST_STIMULI:
         raise InputError(f"rows: {rows}; must be {FEWEST_STIMULI} or more")

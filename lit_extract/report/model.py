@@ -59,17 +59,11 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The layers of a model as comparisons need them.
+    """The layers of a model as comparisons need them."""
 
-    Args:
-        vectors: (L, P) float32; inner products are CKA; NaN for a layer that is constant or not finite.
-        nearest: (L, n, k) neighbours, -1 for such a layer.
-        rdms: Dissimilarities (L, P) of at most 200 of the stimuli, NaN for such a layer.
-    """
-
-    vectors: NDArray[np.floating]
-    nearest: NDArray[np.integer]
-    rdms: NDArray[np.floating]
+    vectors: NDArray[np.floating]  # (L, P) float32; inner products are CKA; NaN for a layer constant or not finite
+    nearest: NDArray[np.integer]  # (L, n, k) neighbours, -1 for such a layer
+    rdms: NDArray[np.floating]  # dissimilarities (L, P) of at most 200 of the stimuli, NaN for such a layer
 
     def shuffled(self, order: NDArray[np.integer]) -> "Geometry":
         """Return vectors and neighbours as they are when the stimuli (n,) are in another order; RDMs stay."""
@@ -147,27 +141,27 @@ def examine_rows(source: Source, stimuli: Stimuli) -> tuple[RowsReport, list[Has
     features, ids = source.features, source.features.stimulus_ids
     layer = features.layer(-1)
     chunks = (layer[first : first + ROWS_AT_ONCE].numpy() for first in range(0, len(layer), ROWS_AT_ONCE))
-    rows = statistics.look_at_rows(chunks)
+    finite, identical = statistics.look_at_rows(chunks)
     bad_input, not_finite = features.metadata["bad_input_rows"], features.metadata["not_finite_rows"]
     listed, missing = bad_input + not_finite, len(ids) - features.n_done
     found = [
         ("unknown" if place >= GROUPS_CHECKED else stimuli.alike([ids[row] for row in group], source.kind), group)
-        for place, group in enumerate(rows.identical)
+        for place, group in enumerate(identical)
     ]
     found.sort(key=lambda item: item[0])  # different, same, unknown
     report = RowsReport(
         missing=missing,
         bad_input=len(bad_input),
         not_finite=len(not_finite),
-        unlisted=int((~rows.finite).sum()) - missing - int((~rows.finite[listed]).sum()),
+        unlisted=int((~finite).sum()) - missing - int((~finite[listed]).sum()),
         identical=sum(len(group) for _, group in found),
         identical_though_different=sum(len(group) for verdict, group in found if verdict == "different"),
         identical_unknown=sum(len(group) for verdict, group in found if verdict == "unknown"),
         examples=[[ids[row] for row in group[:5]] for _, group in found[:5]],
     )
-    sound = rows.finite.copy()
+    sound = finite.copy()
     sound[listed] = False
-    enough = [usable for usable in (sound, rows.finite) if usable.sum() >= FEWEST_STIMULI]
+    enough = [usable for usable in (sound, finite) if usable.sum() >= FEWEST_STIMULI]
     usable = enough[0] if enough else np.ones(len(ids), bool)
     return report, [ids[row] for row in np.flatnonzero(usable)]
 

@@ -90,10 +90,11 @@ def layers(model: ModelReport) -> Figure:
 
 def _plot_norms(axis: Axes, layers: Sequence[LayerReport]) -> None:
     norms = [layer.norms or Norms(np.nan, np.nan, np.nan) for layer in layers]
-    _plot_range(axis, [norm.p5 for norm in norms], [norm.p95 for norm in norms], color=BLUE, alpha=0.25)
+    p5, p95 = [norm.p5 for norm in norms], [norm.p95 for norm in norms]
+    axis.fill_between(range(len(norms)), p5, p95, color=BLUE, alpha=0.25, linewidth=0)
     axis.plot([norm.median for norm in norms], "o-", c=BLUE)
     axis.set(title="size", ylabel="Euclidean norm (activation units)\nmedian, 5th to 95th percentile")
-    finite = np.array([value for norm in norms for value in (norm.p5, norm.p95) if np.isfinite(value)])
+    finite = np.array([value for value in (*p5, *p95) if np.isfinite(value)])
     if finite.size and finite.max() > 30 * finite.min() > 0:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
@@ -237,7 +238,8 @@ def twins(pairs: Sequence[Pair]) -> Figure:
         for axis, measure in zip(row, (CKA, MUTUAL), strict=True):
             agreement = pair.agreements[measure]
             chance = [c or Shuffled(np.nan, np.nan) for c in agreement.same_layer_shuffled or []]
-            _plot_range(axis, [c.mean for c in chance], [c.p95 for c in chance], color=GREY, alpha=0.5, label=SHUFFLED)
+            mean, p95 = [c.mean for c in chance], [c.p95 for c in chance]
+            axis.fill_between(range(len(chance)), mean, p95, color=GREY, alpha=0.5, linewidth=0, label=SHUFFLED)
             axis.plot(agreement.layers.diagonal(), "o-", c=BLUE, label="measured")
             axis.set_ylabel(measure.unit.replace("nearest ", "nearest\n"))
             axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
@@ -245,10 +247,6 @@ def twins(pairs: Sequence[Pair]) -> Figure:
         row[0].set_title(_short(trained.source.label), loc="left")
     axes[0, 0].legend(fontsize=7)
     return figure
-
-
-def _plot_range(axis: Axes, low: Sequence[float], high: Sequence[float], **style: Any) -> None:
-    axis.fill_between(range(len(low)), low, high, linewidth=0, **style)
 
 
 def _show(axis: Axes, values: NDArray[np.float64], label: str, **style: Any) -> None:

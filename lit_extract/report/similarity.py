@@ -3,8 +3,6 @@
 n stimuli, D hidden size, L layers, k neighbours, P = n(n - 1) / 2 pairs of stimuli.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -120,15 +118,8 @@ def rsa(rdms: Floats, others: Floats) -> NDArray[np.float64]:
     return values
 
 
-def orders(n: int, permutations: int, seed: int) -> Iterator[Ints]:
-    """Yield seeded random orders of n stimuli: the stimulus that comes to each place (n,)."""
-    generator = np.random.default_rng(seed)
-    for _ in range(permutations):
-        yield generator.permutation(n)
-
-
 def shuffled_vectors(vectors: Floats, order: Ints) -> Floats:
-    """Return CKA vectors (L, P) as they are when the stimuli (n,) are in another order."""
+    """Return CKA vectors (L, P) as they are in another order: the stimulus that comes to each place (n,)."""
     n = len(order)
     pairs = np.zeros((n, n), dtype=np.int32)
     upper = np.triu_indices(n, 1)

@@ -102,16 +102,11 @@ def effective_rank(gram: Floats) -> float | None:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Which rows (N,) are finite, and groups of finite rows that are identical bit by bit."""
+def look_at_rows(chunks: Iterable[Floats]) -> tuple[NDArray[np.bool_], list[list[int]]]:
+    """Return which rows of one layer (N,) are finite, and groups of finite rows that are identical bit by bit.
 
-    finite: NDArray[np.bool_]
-    identical: list[list[int]]
-
-
-def look_at_rows(chunks: Iterable[Floats]) -> Rows:
-    """Look at the rows of one layer, which come in order, some at a time."""
+    The rows come in order, some at a time.
+    """
     finite: list[NDArray[np.bool_]] = []
     rows_of: dict[bytes, list[int]] = defaultdict(list)
     row = 0
@@ -121,4 +116,4 @@ def look_at_rows(chunks: Iterable[Floats]) -> Rows:
             if is_finite:
                 rows_of[hashlib.blake2b(numbers.data, digest_size=16).digest()].append(row)
             row += 1
-    return Rows(np.concatenate(finite), [rows for rows in rows_of.values() if len(rows) > 1])
+    return np.concatenate(finite), [rows for rows in rows_of.values() if len(rows) > 1]

@@ -7,7 +7,6 @@ and, if it says where it comes from, this page as its origin; what writes must s
 
 import re
 import secrets
-from collections.abc import Mapping
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -38,16 +37,14 @@ class Keys:
         # Cookies know no ports: each server needs its own, or it would shut the others' pages.
         self.cookie = f"review_{secrets.token_hex(4)}"
 
-    def opens(self, given: str) -> bool:
-        """Return whether a token of an address is right."""
-        if _same(given, self.once):
+    def opens(self, request: Request, token: str | None) -> bool:
+        """Return whether the token of a request's address is right; without one, that in its cookies."""
+        if token is None:
+            return _same(request.cookies.get(self.cookie, ""), self.token)
+        if _same(token, self.once):
             self.once = secrets.token_urlsafe(24)
             return True
-        return _same(given, self.token)
-
-    def opens_by_cookie(self, cookies: Mapping[str, str]) -> bool:
-        """Return whether a request's cookies have the token."""
-        return _same(cookies.get(self.cookie, ""), self.token)
+        return _same(token, self.token)
 
 
 class Guard:
@@ -86,9 +83,8 @@ class Guard:
             return "Wrong host."
         if origin != f"http://{host}" and not (origin is None and request.method in ("GET", "HEAD")):
             return "Wrong origin."
-        if self.keys.opens(token) if token is not None else self.keys.opens_by_cookie(request.cookies):
-            return None
-        return "This page needs the address with its token, as lit-extract review has printed it."
+        is_known = self.keys.opens(request, token)
+        return None if is_known else "This page needs the address with its token, as lit-extract review has printed it."
 
 
 def _same(given: str, right: str) -> bool:

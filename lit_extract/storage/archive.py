@@ -33,12 +33,8 @@ def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out:
     """Write a ``.pt`` from its skeleton, with numbers in the holes.
 
     A record's checksum, which the skeleton leaves 0, is filled in too, so that ``python -m zipfile -t FILE`` finds
-    damage years later. All is written front to back, as servers want it.
-
-    Args:
-        skeleton: A file of torch.save with a hole for each tensor.
-        tensors: The numbers of each tensor in chunks, in the order of the holes.
-        out: Where it goes.
+    damage years later. All is written front to back, as servers want it. The skeleton is a file of torch.save with a
+    hole for each tensor, whose numbers come in chunks, in the order of the holes.
     """
     with skeleton.open("rb") as file:
         records = read_records(file)

@@ -21,7 +21,7 @@ from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import differing, features_provenance
 from lit_extract.storage.repair import Rows
-from lit_extract.storage.store import Store, is_store
+from lit_extract.storage.store import Store, is_store, remove_store
 
 
 def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
@@ -83,7 +83,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
     if keep_store and not store.missing_rows():  # what a repair fills of one is no store to keep
         store.keep()
     else:
-        store.remove()
+        remove_store(store.path)
     for path in (store.path, *files.values()):
         place_of(path).drop_uploads()
     return list(files.values())

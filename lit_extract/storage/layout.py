@@ -19,6 +19,7 @@ FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "met
 
 # status of a row
 MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
+STATUS_NUMBERS = {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE}
 
 STATUS, STIMULUS_ID = "status", "stimulus_id"
 N_TOKENS = "n_tokens"  # the extra that says how long each caption is

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
 from lit_extract.storage.features import Features, load_features
-from lit_extract.storage.layout import BAD_INPUT, INPUTS, NOT_FINITE, OK
+from lit_extract.storage.layout import BAD_INPUT, CONTENT, INPUT_COLUMNS, INPUTS, NOT_FINITE, OK
 from lit_extract.storage.places import AnyPath, RemoteError, place_of
 from lit_extract.storage.provenance import differing, features_provenance
 from lit_extract.storage.store import Store
@@ -60,9 +60,9 @@ class Rows:
         return self._merge(self._store_status, status_of(self.files[pool]) if pool in self.files else None)
 
     def inputs(self, pool: str) -> NDArray[np.int64] | None:
-        """Return what was noted of each row's input (N, 4), if that is known of all."""
+        """Return what was noted of each row's input (N, 4); None of captions, and if an earlier version did not."""
         earlier = inputs_of(self.files[pool]) if pool in self.files else None
-        if not self.store.knows_content or (self.files and earlier is None):
+        if INPUT_COLUMNS[CONTENT] not in self.store.extras or (self.files and earlier is None):
             return None
         return self._merge(self.store.inputs(), earlier)
 

@@ -8,6 +8,7 @@ its place in this store.
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,34 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.storage.layout import (
-    CONTENT,
-    GROUP_KEY,
-    IDS_KEY,
-    INPUT_COLUMNS,
-    ROTATED,
-    STATUS,
-    STORE_FORMAT,
-    shard_key,
-)
+from lit_extract.storage.layout import GROUP_KEY, IDS_KEY, INPUT_COLUMNS, STATUS, STATUS_NUMBERS, STORE_FORMAT
 from lit_extract.storage.places import AnyPath, RemoteError, place_of
 from lit_extract.storage.provenance import differing
 from lit_extract.storage.store_files import StoreFiles
-from lit_extract.storage.store_ids import encode_ids, ids_dtype, read_ids
-from lit_extract.storage.store_metadata import (
-    MAX_METADATA_BYTES,
-    STATUS_NUMBERS,
-    array_metadata,
-    as_json,
-    group_content,
-    id_in,
-    ids_sha256,
-    read_layout,
-)
-
-
-class CorruptShardError(InputError):
-    """A shard fails its checksum; it was set aside, so that the next run computes it again."""
+from lit_extract.storage.store_ids import encode_ids, ids_dtype, ids_sha256, read_ids
+from lit_extract.storage.store_metadata import MAX_METADATA_BYTES, array_metadata, group_content, id_in, read_layout
 
 
 @dataclass(frozen=True)
@@ -68,7 +47,12 @@ def is_store(path: AnyPath) -> bool:
 
 def remove_store(path: AnyPath) -> None:
     """Delete a store, or what is left of it, so that no half of it is ever taken for a store."""
-    place_of(path).remove_folder(GROUP_KEY)
+    try:
+        place_of(path).remove_folder(GROUP_KEY)
+    except RemoteError:
+        raise
+    except OSError as error:
+        raise InputError(f"can't delete the store {str(path)!r}: {error}") from None
 
 
 class Store:
@@ -114,7 +98,7 @@ class Store:
             "notes": dict(spec.notes),
             "stimulus_ids_sha256": ids_sha256(spec.stimulus_ids),
         }
-        files = {f"{name}/{GROUP_KEY}": as_json(metadata) for name, metadata in arrays.items()}
+        files = {f"{name}/{GROUP_KEY}": json.dumps(metadata, indent=2).encode() for name, metadata in arrays.items()}
         files[IDS_KEY] = encode_ids(spec.stimulus_ids, STORE_FORMAT)
         place_of(path).create_folder(files, GROUP_KEY, group_content(attributes, arrays))
         return cls(path)
@@ -136,12 +120,7 @@ class Store:
         A shard that is done is replaced file by file, the status last: a run that is killed before that leaves the
         rows that were bad as bad, whatever is in their features, and the next run computes them again.
 
-        Args:
-            shard: Number of the shard.
-            feats: Per pooling (rows, L, D).
-            status: (rows,).
-            extras: (rows,) each.
-            replaces: It is done already.
+        ``feats`` has (rows, L, D) of each pooling; status and extras are (rows,). ``replaces``: it is done already.
         """
         self.check_current()
         extras = extras or {}
@@ -162,7 +141,7 @@ class Store:
 
     def done_shards(self) -> set[int]:
         """Return the shards whose files all exist, at their full size."""
-        keys = (shard_key(pool, shard) for pool in self.pools for shard in range(self.n_shards))
+        keys = (self._files.key(pool, shard) for pool in self.pools for shard in range(self.n_shards))
         with self._files.reading():
             return self.layout.done_shards(self._place.file_sizes(keys))
 
@@ -196,15 +175,6 @@ class Store:
         """Return what was noted of each row's input when it was read (N, 4); 0 where it was not."""
         columns = [self.extra(name) if name in self.extras else np.zeros(self.n_stimuli) for name in INPUT_COLUMNS]
         return np.stack(columns, axis=1).astype(np.int64)
-
-    def n_rotated(self) -> int:
-        """Return how many of the images that are done have an EXIF rotation."""
-        return int((self.inputs()[:, ROTATED] != 0).sum())
-
-    @property
-    def knows_content(self) -> bool:
-        """Return whether the content of inputs is noted: not of captions, nor by earlier versions."""
-        return INPUT_COLUMNS[CONTENT] in self.extras
 
     def drop_damaged(self) -> list[int]:
         """Set aside the shards of which status or extras are damaged; return their numbers."""
@@ -259,7 +229,7 @@ class Store:
         """Return the rows of a shard (rows, L, D): the first rows of ``into`` (R, L, D) if that is given.
 
         Raises:
-            CorruptShardError: A checksum differs; the shard no longer counts as done.
+            InputError: A checksum differs: the shard was set aside, so that the next run computes it again.
         """
         rows = self.rows_of(shard)
         try:
@@ -268,7 +238,7 @@ class Store:
             raise
         except (ValueError, OSError) as error:
             self._files.set_aside(pool, shard)
-            raise CorruptShardError(
+            raise InputError(
                 f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); "
                 "they were set aside: run the same predict command again to compute them again"
             ) from None
@@ -315,12 +285,3 @@ class Store:
         self.check_current()
         self.layout.attributes.update(attributes)
         self._place.write_file(GROUP_KEY, [group_content(self.layout.attributes, self.layout.arrays)])
-
-    def remove(self) -> None:
-        """Delete the store."""
-        try:
-            remove_store(self.path)
-        except RemoteError:
-            raise
-        except OSError as error:
-            raise InputError(f"can't delete the store {str(self.path)!r}: {error}") from None

@@ -1,5 +1,6 @@
 """The stimulus ids of a store: one file, written and read."""
 
+import hashlib
 import io
 import struct
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import numpy as np
 
 from lit_extract.storage.layout import IDS_KEY, Layout
 from lit_extract.storage.places import AnyPath, place_of
-from lit_extract.storage.store_metadata import INTEGERS, TEXTS, ids_sha256
+from lit_extract.storage.store_metadata import INTEGERS, TEXTS, canonical
 
 MAX_TEXT_BYTES = 4096 + 4  # of an id: a path, and its length
 MAX_BYTES = 400 * 10**6  # of all; of 20 million integers it is 160
@@ -18,6 +19,11 @@ MAX_BYTES = 400 * 10**6  # of all; of 20 million integers it is 160
 def ids_dtype(ids: Sequence[int] | Sequence[str]) -> str:
     """Return the data type of ids: integers, or texts."""
     return INTEGERS if all(isinstance(one, int) for one in ids) else TEXTS
+
+
+def ids_sha256(ids: Sequence[int] | Sequence[str]) -> str:
+    """Return the hash of stimulus ids, in which 7 is another than "7"."""
+    return hashlib.sha256(canonical(list(ids)).encode()).hexdigest()
 
 
 def encode_ids(ids: Sequence[int] | Sequence[str], version: int) -> bytes:

@@ -16,14 +16,11 @@ from typing_extensions import TypedDict
 
 from lit_extract.common.untrusted import Count, OneName, ShortText, Text, plain_values, shorten, validate
 from lit_extract.storage.layout import (
-    BAD_INPUT,
     FEATURES_SUFFIX,
     GROUP_KEY,
     MAX_DIM,
     MAX_LAYERS,
     MISSING,
-    NOT_FINITE,
-    OK,
     STATUS,
     STIMULUS_ID,
     STORE_FORMAT,
@@ -43,8 +40,6 @@ MAX_SHARD_BYTES = 2**40
 
 EXTRA_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 INTEGERS, TEXTS = "int64", "string"  # data types of stimulus ids
-
-STATUS_NUMBERS = {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE}
 
 
 def _features_name(name: str) -> str:
@@ -101,15 +96,11 @@ class _Attributes(TypedDict):
     kept: NotRequired[bool]
 
 
-class _Unsealed(_Attributes):
-    """Of format 1."""
-
+class _Unsealed(_Attributes):  # of format 1
     id: NotRequired[_Id]
 
 
-class _Sealed(_Attributes):
-    """Of format 2."""
-
+class _Sealed(_Attributes):  # of format 2
     id: _Id
     stimulus_ids_sha256: _Sha256
     checksum: _Sha256
@@ -183,27 +174,18 @@ def group_content(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> b
     """Return the bytes of the group's own ``zarr.json``, with a new checksum if its format has one."""
     if attributes["format"] > 1:
         attributes = {**attributes, "checksum": checksum(attributes, arrays)}
-    return as_json({"attributes": attributes, "zarr_format": 3, "node_type": "group"})
-
-
-def as_json(metadata: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a ``zarr.json``."""
-    return json.dumps(metadata, indent=2).encode()
+    return json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2).encode()
 
 
 def checksum(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
     """Return the hash of all metadata: the attributes but for ``checksum`` itself, and the arrays' metadata."""
     known = {name: value for name, value in attributes.items() if name != "checksum"}
-    return hashlib.sha256(_canonical([known, arrays]).encode()).hexdigest()
+    return hashlib.sha256(canonical([known, arrays]).encode()).hexdigest()
 
 
-def _canonical(value: Any) -> str:
+def canonical(value: Any) -> str:
+    """Return the one text of a value that is hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def ids_sha256(ids: Sequence[int] | Sequence[str]) -> str:
-    """Return the hash of stimulus ids, in which 7 is another than "7"."""
-    return hashlib.sha256(_canonical(list(ids)).encode()).hexdigest()
 
 
 # how they are read
@@ -308,5 +290,5 @@ def _compare(key: str, found: Mapping[str, Any], expected: Mapping[str, Any]) ->
     for name, value in expected.items():
         if name in ("attributes", "dimension_names"):
             continue
-        if _canonical(found.get(name, [] if name == "storage_transformers" else None)) != _canonical(value):
+        if canonical(found.get(name, [] if name == "storage_transformers" else None)) != canonical(value):
             raise ValueError(f"its {key} has {name} {shorten(found.get(name))}, not {shorten(value, 400)}")

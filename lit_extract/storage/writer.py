@@ -10,8 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
@@ -80,7 +79,7 @@ class _ShardBuffer:
         return store.write_shard(self.shard, self.feats, self.status, {**self.extras, **inputs}, self.replaces)
 
 
-class ActivationWriter(BasePredictionWriter):
+class ActivationWriter(Callback):
     """Streams predictions into a store.
 
     A thread writes, behind a queue of one shard: at most three shards are in memory (filling, waiting,
@@ -88,7 +87,6 @@ class ActivationWriter(BasePredictionWriter):
     """
 
     def __init__(self) -> None:
-        super().__init__(write_interval="batch")
         self.bytes_written = 0
         self._on_its_way: Any = None  # a prediction that is still being copied from the GPU
         self._buffers: dict[int, _ShardBuffer] = {}
@@ -99,31 +97,22 @@ class ActivationWriter(BasePredictionWriter):
     def open(self, store: Store, left: Mapping[int, Sequence[int]], input_bytes: NDArray[np.int64]) -> None:
         """Start to write.
 
-        Args:
-            store: Where to.
-            left: By number of a shard of which only some rows are computed, these rows; the others are kept.
-            input_bytes: Size of each row's input (N,), for rows of which a batch does not note it.
+        ``left`` has the rows that are computed of each shard of which the others are kept, ``input_bytes`` (N,) the
+        size of each row's input, for rows of which a batch does not note it.
         """
         self.store, self.left, self.input_bytes = store, left, input_bytes
         self._thread = threading.Thread(target=self._write, name="lit-extract writer", daemon=True)
         self._thread.start()
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch."""
         inputs = (batch or {}).get(INPUTS)  # of images; of captions only the size is known
-        before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
+        before, self._on_its_way = self._on_its_way, {**outputs, INPUTS: inputs}
         if before is not None:
             self._place(before)
-        if prediction["arrived"] is None:
+        if outputs["arrived"] is None:
             self._place_last()
         self._raise_failure()
 

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from lit_extract.common.errors import InputError
-from lit_extract.modules.pooling import (
-    LANGUAGE_POOLINGS,
-    VISION_POOLINGS,
-    check_pools,
-    full_columns,
-    pool_image,
-    pool_text,
-)
+from lit_extract.modules.pooling import LANGUAGE_POOLINGS, VISION_POOLINGS, check_pools, full_columns
 from lit_extract.parity import language, vision
+
+
+def pool_image(hidden, pooling, n_prefix):
+    return VISION_POOLINGS[pooling].pool(hidden, n_prefix)
+
+
+def pool_text(hidden, pooling, mask, full=(0, 0)):
+    return LANGUAGE_POOLINGS[pooling](hidden, mask, full)
 
 
 def random_tokens(*shape, dtype=torch.float32):

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lit_extract import DemoDataModule, ImageFolderDataModule, NSDDataModule, VisionExtractor
+from lit_extract.modules.pooling import VISION_POOLINGS
 
 
 def test_nothing_of_what_made_the_file_is_used(file, certify, monkeypatch):
@@ -24,16 +25,16 @@ def test_nothing_of_what_made_the_file_is_used(file, certify, monkeypatch):
     for name in (
         "lit_extract.modules.hooks.capture",
         "lit_extract.modules.vision.capture",
-        "lit_extract.modules.vision.pool_image",
         "lit_extract.modules.vision.VisionExtractor.normalize",
         "lit_extract.modules.vision.VisionExtractor.activations",
-        "lit_extract.modules.pooling.pool_image",
         "lit_extract.datasets.decode.open_image",
         "lit_extract.datasets.decode.to_rgb",
         "lit_extract.data.images.read_stimulus",
         "lit_extract.data.images.ImageBatches.__getitem__",
     ):
         monkeypatch.setattr(name, not_independent)
+    for name, pooling in VISION_POOLINGS.items():
+        monkeypatch.setitem(VISION_POOLINGS, name, pooling._replace(pool=not_independent))
     assert certify(file)[0] == 0
 
 
@@ -159,7 +160,8 @@ def test_a_run_that_went_wrong(tmp_path, certify, monkeypatch, fault, precision)
     if fault == "blue first":
         monkeypatch.setattr(VisionExtractor, "normalize", lambda self, x: normalize(self, x.flip(1)))
     if fault == "patches for class token":
-        monkeypatch.setattr("lit_extract.modules.vision.pool_image", lambda hidden, *_: hidden[:, 1].float())
+        wrong = VISION_POOLINGS["cls"]._replace(pool=lambda hidden, _: hidden[:, 1].float())
+        monkeypatch.setitem(VISION_POOLINGS, "cls", wrong)
     if fault == "half the crop":
         monkeypatch.setattr(VisionExtractor, "normalize", lambda self, x: normalize(self, x.roll(8, dims=3)))
     data = DemoDataModule(query="demo_id < 8", subset="few")

@@ -79,27 +79,26 @@ def test_a_row_of_zeros_is_no_error():
     assert similarity.nearest(feats, 2).shape == (9, 2)
 
 
+def orders(n, count, seed):
+    generator = np.random.default_rng(seed)
+    return [generator.permutation(n) for _ in range(count)]
+
+
 def test_shuffling_is_computing_again_from_shuffled_rows():
     feats = features(12, 5)
     vectors = similarity.cka_vector(similarity.centred_gram(feats))[None]
     near = similarity.nearest(feats, 3)[None]
-    for order in similarity.orders(12, 5, seed=0):
+    for order in orders(12, 5, seed=0):
         rows = feats[order]
         expected = similarity.cka_vector(similarity.centred_gram(rows))[None]
         np.testing.assert_allclose(similarity.shuffled_vectors(vectors, order), expected, atol=1e-6)
         np.testing.assert_array_equal(similarity.shuffled_nearest(near, order)[0], similarity.nearest(rows, 3))
 
 
-def test_orders_are_seeded_and_differ():
-    first, second = ([order.tolist() for order in similarity.orders(12, 4, seed=7)] for _ in range(2))
-    assert first == second
-    assert len({tuple(order) for order in first}) == 4
-
-
 def test_shuffled_neighbours_are_in_common_by_chance():
     n, k = 60, 6
     near = similarity.nearest(features(n, 5), k)[None]
-    shuffled = [similarity.shuffled_nearest(near, order) for order in similarity.orders(n, 200, seed=1)]
+    shuffled = [similarity.shuffled_nearest(near, order) for order in orders(n, 200, seed=1)]
     found = [similarity.mutual_neighbours(near, other)[0, 0] for other in shuffled]
     assert np.mean(found) == pytest.approx(k / (n - 1), rel=0.05)
 

@@ -51,9 +51,9 @@ def test_rows_that_are_not_finite_or_identical_are_found_across_chunks():
     rows[4] = rows[1]
     rows[10] = rows[8]
     rows[2, 1], rows[6, 0], rows[7] = np.inf, np.nan, np.nan
-    found = statistics.look_at_rows(rows[first : first + 4] for first in range(0, 11, 4))
-    assert np.flatnonzero(~found.finite).tolist() == [2, 6, 7]
-    assert found.identical == [[1, 4, 9], [8, 10]]
+    finite, identical = statistics.look_at_rows(rows[first : first + 4] for first in range(0, 11, 4))
+    assert np.flatnonzero(~finite).tolist() == [2, 6, 7]
+    assert identical == [[1, 4, 9], [8, 10]]
 
 
 def mean_features(massive, lengths, dim=64, seed=0):

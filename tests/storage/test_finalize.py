@@ -18,7 +18,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.storage.archive import write_filled
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import BAD_INPUT, NOT_FINITE, OK
-from lit_extract.storage.store import CorruptShardError, Store
+from lit_extract.storage.store import Store
 
 
 def names(folder):
@@ -205,7 +205,7 @@ def test_a_damaged_shard_is_set_aside_for_the_next_run(make_store, tmp_path):
     content = bytearray(shard.read_bytes())
     content[10] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(CorruptShardError, match="rows 4 to 7"):
+    with pytest.raises(InputError, match="rows 4 to 7"):
         finalize(store.path)
     assert names(tmp_path) == ["m_pool-cls.zarr"]
     assert Store(store.path).missing_rows() == [range(4, 8)]

@@ -17,7 +17,7 @@ from lit_extract.datasets import decode
 from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.archive import read_content
 from lit_extract.storage.places.local import LocalPlace
-from lit_extract.storage.store import Store, StoreSpec
+from lit_extract.storage.store import Store, StoreSpec, remove_store
 from lit_extract.storage.store_files import StoreFiles
 
 SKIP = {"data_on_bad_image": "skip", "data_shard_rows": 2}
@@ -231,7 +231,7 @@ def test_killed_between_any_two_writes_of_a_repair_nothing_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(StoreFiles, "write", count(StoreFiles.write))
         patch.setattr(LocalPlace, "write_verified", count(LocalPlace.write_verified))
-        patch.setattr("lit_extract.storage.finalize.Store.remove", count(Store.remove))
+        patch.setattr("lit_extract.storage.finalize.remove_store", count(remove_store))
         try:
             run_job(**pools)
             was_killed = False
@@ -398,7 +398,7 @@ def test_a_store_that_says_it_is_of_another_shape_is_not_written_to(run_job, par
         layers = store.layers if part == "n_dim" else ["a", "b", "c", "d", "e"]
         n_dim = store.n_dim + 1 if part == "n_dim" else store.n_dim
         about = store.shard_rows, store.stimulus_ids(), store.provenance, store.notes, store.layout.extras
-        store.remove()
+        remove_store(store.path)
         Store.create(path, StoreSpec(store.pools, layers, n_dim, *about)).keep()
         shard = Store(path)
         zeros = np.zeros((7, len(layers), n_dim), dtype=np.float32)
