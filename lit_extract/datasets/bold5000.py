@@ -129,7 +129,8 @@ def _read_lists(home: Path) -> tuple[list[_Trial], list[str]]:
         sessions = _numbered(place, re.compile(rf"CSI0?{subject}_sess_?([0-9]{{1,4}})", re.IGNORECASE), ignored)
         findings += _gaps(sessions, f"CSI{subject}", "session")
         for session, lists in sessions.items():
-            runs = _numbered(lists, re.compile(r".*run_?([0-9]{1,4})\.txt", re.IGNORECASE), ignored)
+            # as CSI01_sess01_run01.txt; a date is no run
+            runs = _numbered(lists, re.compile(r".*(?<![0-9])([0-9]{1,4})\.txt", re.IGNORECASE), ignored)
             findings += _gaps(runs, f"CSI{subject} session {session}", "run")
             for run, file in runs.items():
                 trials += [_Trial(subject, session, run, name) for name in _read_list(file)]

@@ -81,18 +81,15 @@ class _Things(Dataset):
             raise InputError(f"things: one {name} is needed below {str(folder)!r}; {several}")
         what = f"things: {found[0]!r}"
         trials = read_table(folder / found[0], "things: trials")
-        check_columns(trials, ("subject_id", "session", "run", "trial_id", "stimulus"), what)
+        check_columns(trials, ("session", "run", "stimulus"), what)
         if trials.empty:
             raise InputError(f"{what} has no trials")
-        read = {
-            name: as_integers(trials[name], what, least)
-            for name, least in (("subject_id", 1), ("session", 1), ("run", 1), ("trial_id", 0))
-        }
+        least = {"session": 1, "run": 1, "subject_id": 1, "trial_id": 0}
+        read = {name: as_integers(trials[name], what, least[name]) for name in least if name in trials}
         known = pd.DataFrame(read)
-        if (known["subject_id"] != subject).any():
-            raise InputError(f"{what} is of subject_id {name_some(sorted({*map(str, read['subject_id'])}))}")
-        steps = known.groupby(["session", "run"])["trial_id"].diff()
-        if (steps <= 0).any():
+        if others := {*read.get("subject_id", [])} - {subject}:
+            raise InputError(f"{what} is of subject_id {name_some(sorted(map(str, others)))}")
+        if "trial_id" in known and (known.groupby(["session", "run"])["trial_id"].diff() <= 0).any():
             raise InputError(f"{what} is not in the order of the betas: trial_id must rise within a run")
         ids = dict(zip(stimuli["image_name"], stimuli["stimulus_id"], strict=True))
         names = [PurePosixPath(str(stimulus)).stem for stimulus in trials["stimulus"]]
