@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lit_extract.captioning.engines import Reply
 from lit_extract.captioning.output import CUT_OFF, FAILED, OK
@@ -12,19 +13,27 @@ from lit_extract.data.sources import ImageSource
 from lit_extract.storage.layout import CONTENT, INPUTS, MTIME, ROTATED, SIZE
 
 
-class CaptionWriter(Callback):
+class CaptionWriter(BasePredictionWriter):
     """Writes each shard of replies, of ``shard_rows`` rows, when it arrives."""
 
     def __init__(self, parts: Parts, shard_rows: int) -> None:
+        super().__init__(write_interval="batch")
         self.parts, self.shard_rows = parts, shard_rows
         self.bytes_written = 0
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
         """Put the replies about a shard on disk."""
-        rows = outputs["index"].tolist()
-        of_each = zip(rows, batch["sources"], outputs["replies"], batch[INPUTS].tolist(), strict=True)
+        rows = prediction["index"].tolist()
+        of_each = zip(rows, batch["sources"], prediction["replies"], batch[INPUTS].tolist(), strict=True)
         records = [_record(*of_one) for of_one in of_each]
         shard = rows[0] // self.shard_rows
         assert all(row // self.shard_rows == shard for row in rows), "a batch crosses shards"

@@ -21,8 +21,10 @@ SECONDS_TO_END = 30.0  # of the other ranks: a batch, and writing a shard
 SECONDS_TO_FAIL_ALIKE = 10.0
 SAFE = "Finished shards are safe: run the same command again to resume"
 
-# Workers are chosen by us, a rank may have nothing left to do, and a single process needs no srun.
+# Rows travel with their index, workers are chosen by us, a rank may have nothing left to do, and a single process needs
+# no srun.
 _EXPECTED = (
+    "Couldn't infer the batch indices",
     ".*does not have many workers",
     ".*zero length",
     ".*zero across",

@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
@@ -79,7 +80,7 @@ class _ShardBuffer:
         return store.write_shard(self.shard, self.feats, self.status, {**self.extras, **inputs}, self.replaces)
 
 
-class ActivationWriter(Callback):
+class ActivationWriter(BasePredictionWriter):
     """Streams predictions into a store.
 
     A thread writes, behind a queue of one shard: at most three shards are in memory (filling, waiting,
@@ -87,6 +88,7 @@ class ActivationWriter(Callback):
     """
 
     def __init__(self) -> None:
+        super().__init__(write_interval="batch")
         self.bytes_written = 0
         self._on_its_way: Any = None  # a prediction that is still being copied from the GPU
         self._buffers: dict[int, _ShardBuffer] = {}
@@ -104,15 +106,22 @@ class ActivationWriter(Callback):
         self._thread = threading.Thread(target=self._write, name="lit-extract writer", daemon=True)
         self._thread.start()
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
         """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch."""
         inputs = (batch or {}).get(INPUTS)  # of images; of captions only the size is known
-        before, self._on_its_way = self._on_its_way, {**outputs, INPUTS: inputs}
+        before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
         if before is not None:
             self._place(before)
-        if outputs["arrived"] is None:
+        if prediction["arrived"] is None:
             self._place_last()
         self._raise_failure()
 

@@ -33,7 +33,7 @@ def write(store, true, from_gpu, ends_with):
             "bad": torch.zeros(2, dtype=torch.bool),
             "arrived": OnItsWay(true[first : first + 2], host) if from_gpu else None,
         }
-        writer.on_predict_batch_end(None, None, prediction, None, 0)
+        writer.write_on_batch_end(None, None, prediction, None, None, 0, 0)
     ends_with(writer)
     return Store(store.path)
 
