@@ -154,14 +154,20 @@ def answer_if_done(args: list[str]) -> Outcome | None:
 
 def main(args: list[str]) -> int:
     """Run ``lit-extract predict`` with the given arguments; return the exit code."""
+    try:
+        return _run(args)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # its threads, left running, can abort the process while it exits
+
+
+def _run(args: list[str]) -> int:
     stopwatch.seconds["imports"] = seconds_since_start()
     disable_progress_bar()  # of loading weights; the run has its own
     with stopwatch("settings"):
         cli = PredictCLI.read(args)
     if cli.trainer.global_rank != 0:
         cli.run()
-        if dist.is_initialized():
-            dist.destroy_process_group()  # its threads, left running, can abort the process while it exits
         return exit_codes.DONE
     done = cli.run()
     lines, code = _summarize_captions(done) if isinstance(done, Captions) else _summarize_features(done)
