@@ -10,7 +10,7 @@ from timm.data import infer_imagenet_subset
 from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, one_line
 from lit_extract.modules.hooks import capture, find_layers
 from lit_extract.modules.pooling import HEAD
 from lit_extract.modules.selection import NORM
@@ -28,7 +28,7 @@ def check_norm(name: str, skeleton: nn.Module, input_size: list[int], block: tup
                 "norms after pooling (fc_norm), so its tokens have no final norm; for the normed vector use pool: head"
             )
         raise InputError(f"model.layers: {name!r} {why}")
-    if (shape := _output_shape(skeleton, NORM, input_size)) != (1, *block):
+    if (shape := _output_shape(name, skeleton, NORM, input_size)) != (1, *block):
         raise InputError(
             f"model.layers: the final norm of {name!r} puts out {shape[1:]}, its last block {block} (T, D), which is "
             "not supported; for the normed vector use pool: head"
@@ -37,10 +37,10 @@ def check_norm(name: str, skeleton: nn.Module, input_size: list[int], block: tup
 
 def output_width(name: str, skeleton: nn.Module, input_size: list[int]) -> int:
     """Return the dimensions of what a model itself outputs for an image; InputError unless that is one vector."""
-    shape = _output_shape(skeleton, HEAD, input_size)
+    shape = _output_shape(name, skeleton, HEAD, input_size)
     if len(shape) != 2:
         raise InputError(
-            f"model.pool: {name!r} outputs {shape[1:]} for an image, not one vector, so it can't give head"
+            f"model.pool: {name!r} outputs {shape[1:]} for an image, not one vector, so it can't give head; use another"
         )
     return shape[1]
 
@@ -63,7 +63,7 @@ def _is_missing(skeleton: nn.Module, part: str) -> bool:
     return isinstance(getattr(skeleton, part, nn.Identity()), nn.Identity)
 
 
-def _output_shape(skeleton: nn.Module, layer: str, input_size: list[int]) -> tuple[int, ...]:
+def _output_shape(name: str, skeleton: nn.Module, layer: str, input_size: list[int]) -> tuple[int, ...]:
     """Return the shape of a layer's output for one image; () if it is no tensor."""
     shapes: list[tuple[int, ...]] = []
 
@@ -71,6 +71,12 @@ def _output_shape(skeleton: nn.Module, layer: str, input_size: list[int]) -> tup
         shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
         return output
 
-    with capture(find_layers(skeleton, [layer]), note, last=layer), torch.no_grad():
-        skeleton(torch.empty(1, *input_size, device="meta"))
+    try:
+        with capture(find_layers(skeleton, [layer]), note, last=layer), torch.no_grad():
+            skeleton(torch.empty(1, *input_size, device="meta"))
+    except Exception as error:  # of any model of timm's
+        raise InputError(
+            f"model.name: {name!r} can't compute its {layer} of an image of {input_size}: {type(error).__name__}: "
+            f"{one_line(error)}"
+        ) from error
     return shapes[0] if shapes else ()

@@ -287,3 +287,13 @@ def test_weights_of_jax_must_have_the_head(tmp_path):
     head = {"head/kernel": torch.randn(d, 21843).numpy(), "head/bias": torch.randn(21843).numpy()}
     np.savez(settings["checkpoint"], **arrays, **head)
     assert features(extractor_of(name, **settings, pool="head"))["head"].shape == (2, 1, 21843)
+
+
+def test_a_model_that_fails_after_its_blocks_is_refused(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("of its own\nkind")
+
+    monkeypatch.setattr("timm.models.vision_transformer.VisionTransformer.forward_head", fail)
+    VisionExtractor(TINY, untrained=True, layers="norm")
+    with pytest.raises(InputError, match=r"can't compute its head .*of its own kind"):
+        VisionExtractor(TINY, untrained=True, pool="head")
