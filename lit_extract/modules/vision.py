@@ -18,10 +18,11 @@ from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import stopwatch
 from lit_extract.modules.architecture import (
-    block_shape,
+    block_tokens,
     check_config,
     check_preprocessing,
     create_skeleton,
+    find_trunk,
     prefix_tokens,
     preprocessing_of,
 )
@@ -99,9 +100,12 @@ class VisionExtractor(Extractor):
         given = check_preprocessing(preprocessing or {}, "model.preprocessing")
         skeleton = self._skeleton()
         own = preprocessing_of(skeleton, self.options)
-        self.n_tokens, self.n_dim = block_shape(name, skeleton, own["input_size"])
-        self.block_width = widest_output(skeleton.blocks[0])
-        self.n_prefix, has_class_token = prefix_tokens(skeleton, self.n_tokens)
+        self.trunk = find_trunk(name, skeleton)  # in the model, layers have this before their names
+        trunk = skeleton.get_submodule(self.trunk.rstrip("."))
+        tokens, self.n_dim = block_tokens(name, skeleton, self.trunk, own["input_size"])
+        prefix, has_class_token = prefix_tokens(name, trunk, tokens)
+        self.n_tokens, self.n_prefix = tokens[-1], prefix[-1]
+        self.block_width = widest_output(trunk.blocks[0])
         self.preprocessing = {**own, **given}
         self._preprocessing_given = [key for key, value in own.items() if self.preprocessing[key] != value]
         if "input_size" in self._preprocessing_given:
@@ -110,11 +114,14 @@ class VisionExtractor(Extractor):
         notes = skeleton.pretrained_cfg.get("notes") or ()
         self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
         self.hub_id = str(skeleton.pretrained_cfg.get("hf_hub_id"))
-        self.layers = select_layers(layers, len(skeleton.blocks), VISION_LAYERS)
+        self.layers = select_layers(layers, len(trunk.blocks), VISION_LAYERS)
         blocks = blocks_among(self.layers)
         self.stop_after = max(blocks, key=blocks.__getitem__)
+        reason = f"{name!r} has no class token"
+        if has_class_token and not all(prefix[k] for k in blocks.values()):
+            reason, has_class_token = f"{reason} before blocks.{prefix.count(0)}", False
         allowed = [name for name, known in VISION_POOLINGS.items() if has_class_token or not known.needs_class_token]
-        self.pools = check_pools(pool, VISION_POOLINGS, allowed, f"{name!r} has no class token")
+        self.pools = check_pools(pool, VISION_POOLINGS, allowed, reason)
         self.backbone: nn.Module | None = None
         self._scale: tuple[Tensor, Tensor] | None = None
 
@@ -139,14 +146,15 @@ class VisionExtractor(Extractor):
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn images (B, 3, H, W) uint8 into pooled activations (B, P, L, D) float32, on the device."""
         assert self.backbone is not None, "configure_model() loads the backbone"
-        modules = {layer: self.backbone.get_submodule(layer) for layer in self.layers}
+        modules = {layer: self.backbone.get_submodule(f"{self.trunk}{layer}") for layer in self.layers}
         with capture(modules, self.pool_layer, last=self.stop_after) as pooled:
             self.backbone(self.normalize(inputs["image"]))
         return {"feats": torch.stack([pooled[layer] for layer in self.layers], dim=2)}
 
     def pool_layer(self, hidden: Tensor) -> Tensor:
         """Pool a layer's tokens (B, T, D) in all wanted ways: (B, P, D)."""
-        return torch.stack([VISION_POOLINGS[pooling].pool(hidden, self.n_prefix) for pooling in self.pools], dim=1)
+        n_prefix = hidden.shape[1] - (self.n_tokens - self.n_prefix)  # patches are as many in each layer
+        return torch.stack([VISION_POOLINGS[pooling].pool(hidden, n_prefix) for pooling in self.pools], dim=1)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 pixels into the backbone's input: float32 arithmetic first, then its dtype."""
@@ -190,7 +198,7 @@ class VisionExtractor(Extractor):
                 f"model.preprocessing: input_size is {size}, but that of model.options is {img_size}; give one of them"
             )
         try:
-            return block_shape(self.model_name, skeleton, size)[0]
+            return block_tokens(self.model_name, skeleton, self.trunk, size)[0][-1]
         except InputError as error:
             sides = size[1] if size[1] == size[2] else size[1:]
             raise InputError(
@@ -252,7 +260,8 @@ class VisionExtractor(Extractor):
         needed: set[str] = set()
         if loaded.missing:
             size = self.preprocessing["input_size"]
-            needed = tensors_behind(self._skeleton(), self.layers, self.stop_after, size)
+            paths = [f"{self.trunk}{layer}" for layer in self.layers]
+            needed = tensors_behind(self._skeleton(), paths, f"{self.trunk}{self.stop_after}", size)
         check_loaded(loaded, needed, source, self.model_name)
 
     def _warn_of_activation(self) -> None:
