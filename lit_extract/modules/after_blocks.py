@@ -16,10 +16,14 @@ from lit_extract.modules.pooling import HEAD
 from lit_extract.modules.selection import NORM
 
 
-def check_norm(name: str, skeleton: nn.Module, input_size: list[int], block: tuple[int, int]) -> None:
-    """Raise InputError unless the model has a final norm over the tokens (T, D) of its last block."""
-    if _is_missing(skeleton, NORM):
-        if _is_missing(skeleton, "fc_norm"):
+def check_norm(name: str, skeleton: nn.Module, trunk: str, input_size: list[int], block: tuple[int, int]) -> None:
+    """Raise InputError unless the model has a final norm over the tokens (T, D) of its last block.
+
+    ``trunk`` comes before the names of layers in the model.
+    """
+    part = skeleton.get_submodule(trunk.rstrip("."))
+    if _is_missing(part, NORM):
+        if _is_missing(part, "fc_norm"):
             why = (
                 "has no final norm over its tokens; for its last block use layers: [-1], for its own output pool: head"
             )
@@ -28,7 +32,7 @@ def check_norm(name: str, skeleton: nn.Module, input_size: list[int], block: tup
                 "norms after pooling (fc_norm), so its tokens have no final norm; for the normed vector use pool: head"
             )
         raise InputError(f"model.layers: {name!r} {why}")
-    if (shape := _output_shape(name, skeleton, NORM, input_size)) != (1, *block):
+    if (shape := _output_shape(name, skeleton, NORM, input_size, trunk)) != (1, *block):
         raise InputError(
             f"model.layers: the final norm of {name!r} puts out {shape[1:]}, its last block {block} (T, D), which is "
             "not supported; for the normed vector use pool: head"
@@ -63,7 +67,9 @@ def _is_missing(skeleton: nn.Module, part: str) -> bool:
     return isinstance(getattr(skeleton, part, nn.Identity()), nn.Identity)
 
 
-def _output_shape(name: str, skeleton: nn.Module, layer: str, input_size: list[int]) -> tuple[int, ...]:
+def _output_shape(
+    name: str, skeleton: nn.Module, layer: str, input_size: list[int], trunk: str = ""
+) -> tuple[int, ...]:
     """Return the shape of a layer's output for one image; () if it is no tensor."""
     shapes: list[tuple[int, ...]] = []
 
@@ -72,7 +78,7 @@ def _output_shape(name: str, skeleton: nn.Module, layer: str, input_size: list[i
         return output
 
     try:
-        with capture(find_layers(skeleton, [layer]), note, last=layer), torch.no_grad():
+        with capture(find_layers(skeleton, [layer], trunk), note, last=layer), torch.no_grad():
             skeleton(torch.empty(1, *input_size, device="meta"))
     except Exception as error:  # of any model of timm's
         raise InputError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.modules.hooks import capture, find_layers
+from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import HEAD
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -116,10 +116,13 @@ def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
     return best
 
 
-def tensors_behind(skeleton: nn.Module, layers: list[str], stop_after: str, input_size: list[int]) -> set[str]:
+def tensors_behind(
+    skeleton: nn.Module, layers: Mapping[str, nn.Module], stop_after: str, input_size: list[int]
+) -> set[str]:
     """Return the names of the parameters and buffers on which layers depend: those that a gradient reaches.
 
-    The skeleton is on the meta device, ``stop_after`` the last of the layers, and ``input_size`` (3, H, W).
+    The skeleton is on the meta device, the layers are modules of it by their names, ``stop_after`` is the last of them,
+    and ``input_size`` is (3, H, W).
     """
     tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
     statistics = [name for name in tensors if name.endswith(_STATISTICS)]
@@ -128,7 +131,7 @@ def tensors_behind(skeleton: nn.Module, layers: list[str], stop_after: str, inpu
     for tensor in floating.values():
         tensor.requires_grad_(True)
     with torch.enable_grad():
-        with capture(find_layers(skeleton, layers), torch.sum, last=stop_after) as sums:
+        with capture(layers, torch.sum, last=stop_after) as sums:
             skeleton(torch.empty(1, *input_size, device="meta"))
         total = torch.stack(list(sums.values())).sum()
         gradients = torch.autograd.grad(total, list(floating.values()), allow_unused=True)

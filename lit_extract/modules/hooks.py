@@ -14,9 +14,12 @@ class _LastLayerReached(Exception):  # noqa: N818  (control flow, not an error)
     """Ends the forward pass; only ever seen by :func:`capture`."""
 
 
-def find_layers(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
-    """Return the module of each layer, by its name; the head's is the model, as it is what the model outputs."""
-    return {layer: model if layer == HEAD else model.get_submodule(layer) for layer in layers}
+def find_layers(model: nn.Module, layers: Iterable[str], trunk: str = "") -> dict[str, nn.Module]:
+    """Return the module of each layer, by its name; the head's is the model, as it is what the model outputs.
+
+    ``trunk`` comes before their names in the model: "", or as "encoder.".
+    """
+    return {layer: model if layer == HEAD else model.get_submodule(f"{trunk}{layer}") for layer in layers}
 
 
 @contextmanager

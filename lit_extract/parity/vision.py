@@ -167,7 +167,9 @@ def _tokens_of(model: Any, name: str, pool: str, has_norm: bool) -> tuple[str, _
 
 def _blocks_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
     """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each block."""
-    if not isinstance(getattr(model, "blocks", None), nn.Sequential | nn.ModuleList):
+    ends = [path for path, _ in model.named_modules() if path == "blocks" or path.endswith(".blocks")]
+    path = min(ends, key=len, default="")  # "blocks", or as "encoder.blocks"; of a hybrid's stem it is longer
+    if not path:
         raise InputError(f"parity: {name!r} has no sequence of blocks, so it is not the model of the file")
     offered = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters
     has_prefix = getattr(model, "num_prefix_tokens", 0) > 0
@@ -183,7 +185,7 @@ def _blocks_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor]
         return "timm forward_intermediates", intermediates
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    names = [f"blocks.{k}" for k in range(len(model.blocks))]
+    names = [f"{path}.{k}" for k in range(len(model.get_submodule(path)))]
     try:
         extractor = create_feature_extractor(model, {block: block for block in names})
     except Exception as error:  # tracing raises whatever the model raises
@@ -194,8 +196,8 @@ def _blocks_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor]
 
     def traced(image: Tensor) -> list[tuple[Tensor, Tensor]]:
         outputs = extractor(image)
-        n_prefix = outputs[names[0]].shape[1] - model.patch_embed.num_patches
-        return [(outputs[block][:, :n_prefix], outputs[block][:, n_prefix:]) for block in names]
+        n_patches = model.patch_embed.num_patches
+        return [(outputs[block][:, :-n_patches], outputs[block][:, -n_patches:]) for block in names]
 
     return "torchvision create_feature_extractor", traced
 

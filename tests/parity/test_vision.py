@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from lit_extract import DemoDataModule, ImageFolderDataModule, NSDDataModule, VisionExtractor
 from lit_extract.modules.pooling import VISION_POOLINGS
 
+NARROW = {"depth": 2, "embed_dim": 96, "num_heads": 2}
+
 
 @pytest.fixture(scope="module")
 def after_blocks(tmp_path_factory):
@@ -193,6 +195,14 @@ def test_a_run_that_went_wrong(tmp_path, certify, monkeypatch, fault, precision)
         ("vit_relpos_small_patch16_224.sw_in1k", {"img_size": 64, "depth": 3}, ["avg", "avg_all"], "timm"),
         ("eva02_tiny_patch14_224.mim_in22k", {"img_size": 56, "depth": 3}, ["cls"], "timm"),
         ("cait_xxs24_224.fb_dist_in1k", {"img_size": 64, "depth": 3}, ["avg_all"], "torchvision"),
+        ("xcit_nano_12_p16_224", {"img_size": 64, "depth": 2}, ["avg_all"], "torchvision"),
+        ("convit_tiny", {"img_size": 64}, ["avg"], "timm"),
+        ("qwen3_vit_88m", {"img_size": 64, **NARROW}, ["avg", "avg_all"], "timm"),
+        ("gemma4_vit_167m", {"img_size": 96, **NARROW}, ["avg", "avg_all"], "timm"),
+        ("deepseek_vit_412m", {"img_size": 56, **NARROW}, ["avg", "avg_all"], "timm"),
+        ("vit_small_patch16_dinov3", {"img_size": 64, "depth": 2, "init_values": 1.0}, ["cls", "avg"], "timm"),
+        ("vit_pe_core_tiny_patch16_384", {"img_size": 64, "depth": 2}, ["cls", "avg"], "timm"),
+        ("naflexvit_base_patch16_radio_v3", {"img_size": 64, **NARROW}, ["cls", "avg", "avg_all"], "timm"),
     ],
 )
 def test_models_with_other_tokens(tmp_path, certify, image_folder, name, options, pools, way):
@@ -235,7 +245,7 @@ def test_what_comes_after_the_blocks_but_went_wrong(tmp_path, certify, monkeypat
     if is_norm:
         place = "blocks.5" if fault == "the last block for the norm" else "blocks.4.norm2"
         monkeypatch.setattr(
-            "lit_extract.modules.vision.find_layers", lambda model, layers: {"norm": model.get_submodule(place)}
+            "lit_extract.modules.vision.find_layers", lambda model, *_: {"norm": model.get_submodule(place)}
         )
     else:
         wrong = VISION_POOLINGS["head"]._replace(pool=lambda output, _: output.float().softmax(-1))
@@ -277,6 +287,16 @@ def test_a_head_of_other_classes_is_that_of_the_local_weights(tmp_path, certify)
     (file,) = run(extractor, DemoDataModule(), tmp_path)
     code, out, _ = certify(file, "--checkpoint", weights)
     assert code == 0, out
+
+
+def test_a_class_token_that_joins_between_the_blocks_is_averaged_without_a_reference(tmp_path, certify, image_folder):
+    """ConViT: timm's own intermediates are patches alone, and it can't be traced."""
+    settings = {"pool": "avg_all", "options": {"img_size": 64}}
+    data = ImageFolderDataModule(root=str(image_folder), num_workers=0)
+    (file,) = run(VisionExtractor("convit_tiny", untrained=True, **settings), data, tmp_path)
+    code, out, certificate = certify(file, "--root", image_folder)
+    assert (code, certificate) == (2, None)
+    assert "there is no independent way to its layers" in out
 
 
 def test_a_model_without_an_independent_way_is_a_clear_error(tmp_path, certify, image_folder, monkeypatch):
