@@ -167,9 +167,10 @@ def _tokens_of(model: Any, name: str, pool: str, has_norm: bool) -> tuple[str, _
 
 def _blocks_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
     """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each block."""
-    ends = [path for path, _ in model.named_modules() if path == "blocks" or path.endswith(".blocks")]
-    path = min(ends, key=len, default="")  # "blocks", or as "encoder.blocks"; of a hybrid's stem it is longer
-    if not path:
+    sequences = [path for path, part in model.named_modules() if isinstance(part, nn.Sequential | nn.ModuleList)]
+    named = [path for path in sequences if path.rpartition(".")[2] == "blocks"]
+    path = min(named, key=len, default="")  # "blocks", or as "encoder.blocks"; that of a stage has a number in it
+    if not path or any(letter.isdigit() for letter in path):
         raise InputError(f"parity: {name!r} has no sequence of blocks, so it is not the model of the file")
     offered = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters
     has_prefix = getattr(model, "num_prefix_tokens", 0) > 0
