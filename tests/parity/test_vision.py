@@ -235,7 +235,7 @@ def test_what_comes_after_the_blocks_but_went_wrong(tmp_path, certify, monkeypat
     if is_norm:
         place = "blocks.5" if fault == "the last block for the norm" else "blocks.4.norm2"
         monkeypatch.setattr(
-            "lit_extract.modules.vision.find_layers", lambda model, layers: {"norm": model.get_submodule(place)}
+            "lit_extract.modules.vision.find_layers", lambda model, *_: {"norm": model.get_submodule(place)}
         )
     else:
         wrong = VISION_POOLINGS["head"]._replace(pool=lambda output, _: output.float().softmax(-1))
