@@ -157,7 +157,7 @@ def _tokens_of(model: Any, name: str, pool: str, has_norm: bool) -> tuple[str, _
         layers = blocks(image)
         found = {f"blocks.{k}": layer for k, layer in enumerate(layers)}
         if has_norm:
-            normed = model.forward_features(image)
+            normed = model.forward_features(image).flatten(1, -2)  # of some a map (1, H, W, D)
             n_prefix = normed.shape[1] - layers[-1][1].shape[1]
             found["norm"] = normed[:, :n_prefix], normed[:, n_prefix:]
         return found
