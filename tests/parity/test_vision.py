@@ -224,6 +224,7 @@ def test_models_with_other_tokens(tmp_path, certify, image_folder, name, options
         ("vit_base_patch16_clip_224.laion2b", {"img_size": 64, "depth": 2}, ["cls"], True),
         ("eva02_tiny_patch14_224.mim_in22k", {"img_size": 56, "depth": 2}, ["cls"], False),
         ("deit_tiny_distilled_patch16_224.fb_in1k", {"img_size": 64, "depth": 2}, ["cls"], True),
+        ("deepseek_vit_412m", {"img_size": 84, "depth": 1, "embed_dim": 128, "num_heads": 2}, ["avg"], True),
     ],
 )
 def test_what_comes_after_the_blocks_is_certified(tmp_path, certify, image_folder, name, options, pools, with_norm):
