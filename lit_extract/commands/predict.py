@@ -210,7 +210,7 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
         n, layers, dim = features.shape
         lines.append(f"{'already done: ' if extraction.was_done else ''}{file}")
         lines.append(f"  {n} stimuli × {layers} layers × {dim} dimensions, float32")
-        lines.append(f"  layers {features.layers[0]} … {features.layers[-1]}")
+        lines.append(f"  layers {' … '.join(dict.fromkeys([features.layers[0], features.layers[-1]]))}")
         lines.append(f"  {rounding.describe(features.metadata, features.layers, features.provenance['pool'])}")
     if not extraction.files and (store := extraction.store) is not None:
         lines.append(f"all rows are in {store}; lit-extract finalize {store} makes the features files")

@@ -128,6 +128,7 @@ class FeaturesJob(Job):
         model = self.model
         notes = {
             **self.notes(),
+            **model.notes,
             "files": self._file_names,
             "num_params": model.num_params,
             "root": self.root,

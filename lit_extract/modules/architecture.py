@@ -5,6 +5,7 @@ B batch, T tokens, D hidden size, H height, W width.
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,6 @@ from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate, validate_json
-from lit_extract.modules.hooks import capture
 from lit_extract.modules.registry import read_models, unknown_model
 
 MAX_DEPTH, MAX_SIZE = 1000, 2**20  # far more than models have; blocks are made one by one to know their shapes
@@ -108,66 +108,98 @@ def check_preprocessing(given: Mapping[str, Any], what: str) -> dict[str, Any]:
     return {**validate(_PREPROCESSING, plain, what)}
 
 
-def block_shape(name: str, skeleton: nn.Module, input_size: list[int]) -> tuple[int, int]:
-    """Return tokens and width of the blocks' outputs, from a forward pass without data.
+def find_trunk(name: str, skeleton: nn.Module) -> str:
+    """Return what comes before ``blocks`` in the path of the sequence of blocks: "", or as "encoder.".
 
     Raises:
-        InputError: The model has no ``blocks``, or they are not (B, T, D) of one shape.
+        InputError: There is no such sequence, or only those of stages (``stages.0.blocks``), or several.
     """
-    blocks = getattr(skeleton, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) == 0:
-        raise InputError(
-            f"model.name: {name!r} has no sequence of blocks; vision transformers have (ViT, DeiT, BEiT, EVA, …)"
-        )
-    shapes: list[tuple[int, ...]] = []
+    trunks = [
+        f"{path}." if path else ""
+        for path, module in skeleton.named_modules()
+        if isinstance(getattr(module, "blocks", None), nn.Sequential | nn.ModuleList)
+        and len(module.blocks)
+        and not any(part.isdigit() for part in path.split("."))
+    ]
+    if not trunks:
+        raise _unsupported(name, _differ_in_width(skeleton) or "it has no sequence of blocks")
+    if "" not in trunks and len(trunks) > 1:
+        raise _unsupported(name, f"it has several sequences of blocks (of {name_some(trunks)})")
+    return "" if "" in trunks else trunks[0]
 
-    def note(output: Any) -> Any:
-        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
-        return output
 
+def block_tokens(name: str, skeleton: nn.Module, trunk: str, input_size: list[int]) -> tuple[list[int], int]:
+    """Return the tokens of each block's output, and their width, from a forward pass without data.
+
+    Raises:
+        InputError: The outputs of the blocks are not one sequence of tokens (B, T, D) each, of one width.
+    """
+    blocks = skeleton.get_submodule(f"{trunk}blocks")
+    assert isinstance(blocks, nn.Sequential | nn.ModuleList)
+    calls: list[tuple[int, tuple[int, ...]]] = []
+
+    def note(k: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        calls.append((k, tuple(output.shape) if isinstance(output, Tensor) else ()))
+
+    handles = [block.register_forward_hook(partial(note, k)) for k, block in enumerate(blocks)]
     try:
-        with (
-            capture({str(k): block for k, block in enumerate(blocks)}, note, last=str(len(blocks) - 1)),
-            torch.no_grad(),
-        ):
+        with torch.no_grad():
             skeleton(torch.empty(1, *input_size, device="meta"))
     except Exception as error:  # of any model of timm's
-        raise InputError(
-            f"model.name: {name!r} can't compute an image of {input_size}: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        if len(calls) < len(blocks):  # else it is of what comes after them, which extraction does not reach
+            raise InputError(
+                f"model.name: {name!r} can't compute an image of {input_size}: {type(error).__name__}: "
+                f"{one_line(error)}"
+            ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    shapes = [shape for _, shape in calls]
     if any(len(shape) == 0 or shape[0] != 1 for shape in shapes):  # CrossViT: two sequences; TNT: pixels of each patch
-        raise InputError(f"model.name: the blocks of {name!r} do not put out one sequence of tokens for an image")
-    if len(shapes) != len(blocks):  # Twins: groups of blocks, of which no group is called
-        raise InputError(f"model.name: the blocks of {name!r} are not called one after the other, each once")
-    kinds = list(dict.fromkeys(shape[1:] for shape in shapes))
-    shown = name_some([str(kind) for kind in kinds])
-    if any(len(kind) != 2 for kind in kinds):
-        raise InputError(f"model.name: the blocks of {name!r} put out maps, not tokens (T, D): {shown}")
-    if len({kind[1] for kind in kinds}) > 1:
-        raise InputError(
-            f"model.name: the blocks of {name!r} are not of one width: {shown}; features need the same in every layer"
-        )
-    if len(kinds) > 1:  # ConViT
-        raise InputError(
-            f"model.name: the number of tokens changes between the blocks of {name!r} (T, D): {shown}; a class token "
-            "that joins later can't be told apart in each layer, which is not supported"
-        )
-    return shapes[0][1], shapes[0][2]
+        raise _unsupported(name, "its blocks do not put out one sequence of tokens for an image")
+    if [k for k, _ in calls] != [*range(len(blocks))]:  # Twins: groups of blocks, of which no group is called
+        reason = "its blocks are not called one after the other, each once"
+        raise _unsupported(name, (not calls and _differ_in_width(skeleton)) or reason)
+    shown = name_some([" × ".join(map(str, shape[1:])) for shape in dict.fromkeys(shapes)], limit=4)
+    if any(len(shape) != 3 for shape in shapes):
+        raise _unsupported(name, f"its blocks put out maps, not tokens ({shown})")
+    if len({shape[2] for shape in shapes}) > 1:
+        raise _unsupported(name, f"its blocks differ in width ({shown})")
+    return [shape[1] for shape in shapes], shapes[0][2]
 
 
-def prefix_tokens(skeleton: nn.Module, n_tokens: int) -> tuple[int, bool]:
-    """Return how many tokens come before the patches inside the blocks, and whether the first is a class token.
+def _differ_in_width(skeleton: nn.Module) -> str:
+    """Return that the stages do, if they do: timm lists their channels."""
+    stages = getattr(skeleton, "feature_info", None)
+    widths = [str(stage["num_chs"]) for stage in stages] if isinstance(stages, list) else []
+    return f"its stages differ in width ({name_some(widths)})" if len(set(widths)) > 1 else ""
 
-    Some models (CaiT, XCiT) have a class token that joins only after the blocks: counted, not assumed.
+
+def _unsupported(name: str, reason: str) -> InputError:
+    return InputError(
+        f"model.name: {name!r} does not fit: {reason}; use a model whose blocks all put out tokens of one width, a "
+        "vision transformer (ViT, DeiT, BEiT, EVA, DINOv2, …)"
+    )
+
+
+def prefix_tokens(name: str, trunk: nn.Module, tokens: list[int]) -> tuple[list[int], bool]:
+    """Return how many tokens come before the patches in each block, and whether the first of them is a class token.
+
+    Some models have a class token that joins only after the blocks (CaiT, XCiT) or between them (ConViT): counted, not
+    assumed.
     """
-    declared: int = getattr(skeleton, "num_prefix_tokens", 0)
-    stem = getattr(skeleton, "patch_embed", None) or getattr(skeleton, "stem", None)
+    declared = getattr(trunk, "num_prefix_tokens", None)
+    stem = getattr(trunk, "patch_embed", None) or getattr(trunk, "stem", None)
     n_patches = getattr(stem, "num_patches", None)
-    n_prefix = declared if n_patches is None else n_tokens - n_patches
-    if n_prefix not in (0, declared):
+    if n_patches is None and declared is not None:  # NaFlexViT: any number of patches
+        n_patches = tokens[0] - declared
+    n_prefix = [] if n_patches is None else [n_tokens - n_patches for n_tokens in tokens]
+    if n_prefix != sorted(n_prefix) or not {0, declared or 0}.issuperset(n_prefix) or not n_prefix:
+        counts = name_some([str(n_tokens) for n_tokens in dict.fromkeys(tokens)])
         raise InputError(
-            f"model.name: timm says that the model has {n_patches} patches and {declared} tokens before them, but its "
-            f"blocks have {n_tokens} tokens: patches can't be told apart"
+            f"model.name: {name!r} does not fit: timm says that it has {n_patches} patches and {declared} tokens "
+            f"before them, but its blocks have {counts} tokens, so that patches can't be told apart; if it is built "
+            "for images of another size, give that size, as in --model.options '{img_size: 224}'"
         )
-    embeddings = getattr(skeleton, "embeds", skeleton)  # where NaFlexViT has it
-    return n_prefix, n_prefix > 0 and getattr(embeddings, "cls_token", None) is not None
+    embeddings = getattr(trunk, "embeds", trunk)  # where NaFlexViT has it
+    return n_prefix, n_prefix[-1] > 0 and getattr(embeddings, "cls_token", None) is not None

@@ -44,6 +44,8 @@ class Extractor(Predictor):
     constant_bytes: int = 0  # that a pass holds however few its rows are
     extras: Mapping[str, str] = MappingProxyType({})  # per-row outputs besides the features, with their dtype
 
+    notes: Mapping[str, str] = MappingProxyType({})  # further ones for the metadata of the features
+
     # set by the constructors of the subclasses
     layers: list[str]
     pools: Sequence[str]

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.modules.hooks import capture
+from lit_extract.modules.pooling import HEAD
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
-# Parts that come after the blocks or serve pretraining only: a model without a place for them loses nothing.
-_NO_LAYER_NEEDS = ("head", "head_dist", "fc", "fc_norm", "norm", "mask_token", "attn_pool")
+# Parts that serve pretraining only, or come after the blocks: a model without a place for them loses nothing, unless
+# it is asked for what they are for.
+_OF_PRETRAINING = {"mask_token"}
+_AFTER_BLOCKS = {"head", "head_dist", "fc", "fc_norm", "norm", "attn_pool"}
+_STATISTICS = ("running_mean", "running_var")  # of batch norm, which has no gradients for them
 
 
 @dataclass
@@ -112,25 +116,30 @@ def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
     return best
 
 
-def tensors_behind(skeleton: nn.Module, layers: list[str], stop_after: str, input_size: list[int]) -> set[str]:
+def tensors_behind(
+    skeleton: nn.Module, layers: Mapping[str, nn.Module], stop_after: str, input_size: list[int]
+) -> set[str]:
     """Return the names of the parameters and buffers on which layers depend: those that a gradient reaches.
 
-    The skeleton is on the meta device, ``stop_after`` the last of the layers, and ``input_size`` (3, H, W).
+    The skeleton is on the meta device, the layers are modules of it by their names, ``stop_after`` is the last of them,
+    and ``input_size`` is (3, H, W).
     """
     tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
+    statistics = [name for name in tensors if name.endswith(_STATISTICS)]
     floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    floating = {name: tensor for name, tensor in floating.items() if name not in statistics}
     for tensor in floating.values():
         tensor.requires_grad_(True)
     with torch.enable_grad():
-        modules = {layer: skeleton.get_submodule(layer) for layer in layers}
-        with capture(modules, torch.sum, last=stop_after) as sums:
+        with capture(layers, torch.sum, last=stop_after) as sums:
             skeleton(torch.empty(1, *input_size, device="meta"))
         total = torch.stack(list(sums.values())).sum()
         gradients = torch.autograd.grad(total, list(floating.values()), allow_unused=True)
-    return {name for name, gradient in zip(floating, gradients, strict=True) if gradient is not None}
+    needed = {name for name, gradient in zip(floating, gradients, strict=True) if gradient is not None}
+    return needed | {name for name in statistics if f"{name.rpartition('.')[0]}.weight" in needed}
 
 
-def check_loaded(loaded: Loaded, needed: set[str], source: str, model: str) -> None:
+def check_loaded(loaded: Loaded, needed: set[str], layers: list[str], source: str, model: str) -> None:
     """Raise InputError unless all that the layers need came from the weights, and nothing of them was left over."""
     if not loaded.happened:
         raise InputError(f"model.checkpoint: nothing was loaded from {source!r} for {model!r}")
@@ -140,7 +149,8 @@ def check_loaded(loaded: Loaded, needed: set[str], source: str, model: str) -> N
             f"model.checkpoint: {source!r} does not fit {model!r}: it has no {name_some(missing)}, which the layers "
             f"need{instead}; check model.name and model.options"
         )
-    kept_out = {name.partition(".")[0] for name in loaded.missing} | set(_NO_LAYER_NEEDS)
+    unused = set() if HEAD in layers else _AFTER_BLOCKS - {*layers}  # of these, norm is a layer
+    kept_out = {name.partition(".")[0] for name in loaded.missing} | _OF_PRETRAINING | unused
     unknown = [
         name
         for name in loaded.unexpected

@@ -34,11 +34,14 @@ class _OfImage(NamedTuple):
     needs_class_token: bool = False
 
 
-# The class token; the mean of the patch tokens; the mean of all tokens.
+HEAD = "head"  # a pooling, and the name of its one layer
+
+# The class token; the mean of the patch tokens; the mean of all tokens; what the model itself outputs, (B, D) already.
 VISION_POOLINGS = {
     "cls": _OfImage(lambda hidden, n_prefix: hidden[:, 0].float(), needs_class_token=True),
     "avg": _OfImage(lambda hidden, n_prefix: hidden[:, n_prefix:].mean(dim=1, dtype=torch.float32)),
     "avg_all": _OfImage(lambda hidden, n_prefix: hidden.mean(dim=1, dtype=torch.float32)),
+    HEAD: _OfImage(lambda output, n_prefix: output.float()),
 }
 # The mean, or the last, of the tokens of a mask. From tokens (B, T, D), a mask (B, T) bool with at least one of them in
 # each row, and its full_columns(), or (0, 0), to (B, D) float32.
@@ -63,6 +66,8 @@ def check_pools(pool: str | Sequence[str], known: Collection[str], allowed: Sequ
     if refused := [p for p in pools if p not in allowed]:
         what = name_some([repr(p) for p in refused])
         raise InputError(f"model.pool: {reason}, so it can't give {what}; allowed: {', '.join(allowed)}")
+    if HEAD in pools and len(pools) > 1:
+        raise InputError(f"model.pool: {pools}: {HEAD} has other layers than the rest, so it is a job of its own")
     return pools
 
 

@@ -1,7 +1,7 @@
 """Which layers: pure functions of what was asked for and of how many blocks the model has.
 
-``blocks.0``, ``blocks.1``, … are the outputs of the blocks. Language models also have ``embeddings``, what the first
-block gets, and ``norm``, what the backbone returns: the output of the last block after the final norm.
+``blocks.0``, ``blocks.1``, … are the outputs of the blocks, and ``norm`` is the output of the last block after the
+final norm. Language models also have ``embeddings``, what the first block gets.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ def _hidden_states(n_blocks: int) -> list[str]:
 
 
 # What --model.layers may be besides indices of blocks, and the layers that it means.
-VISION_LAYERS = {"blocks": all_blocks}
+VISION_LAYERS = {"blocks": all_blocks, NORM: lambda n_blocks: [NORM]}
 LANGUAGE_LAYERS = {"blocks": all_blocks, "hidden_states": _hidden_states}
 
 if TYPE_CHECKING:
@@ -35,31 +35,34 @@ else:
 
 
 def select_layers(
-    layers: str | Sequence[int], n_blocks: int, known: Mapping[str, Callable[[int], list[str]]]
+    layers: str | Sequence[str | int], n_blocks: int, known: Mapping[str, Callable[[int], list[str]]]
 ) -> list[str]:
     """Return the names of the wanted layers, in the order asked for.
 
     Args:
-        layers: One of ``known``, or indices of blocks; -1 is the last block.
+        layers: One of ``known``, or a list of these and of indices of blocks; -1 is the last block.
         n_blocks: How many the model has.
         known: ``VISION_LAYERS`` or ``LANGUAGE_LAYERS``.
 
     Raises:
-        InputError: Unknown layers, an index out of range, the same block twice, or none.
+        InputError: Unknown layers, an index out of range, the same layer twice, or none.
     """
-    if isinstance(layers, str):
-        if layers not in known:
-            raise InputError(f"model.layers: {layers!r} must be {' or '.join(known)}, or a list of indices of blocks")
-        return known[layers](n_blocks)
-    if outside := [k for k in layers if not -n_blocks <= k < n_blocks]:
+    wanted = [layers] if isinstance(layers, str) else list(layers)
+    if unknown := [repr(name) for name in wanted if isinstance(name, str) and name not in known]:
+        raise InputError(
+            f"model.layers: {name_some(unknown)} must be {' or '.join(known)}, or a list of these and of indices of "
+            "blocks"
+        )
+    if outside := [k for k in wanted if isinstance(k, int) and not -n_blocks <= k < n_blocks]:
         raise InputError(
             f"model.layers: {name_some([str(k) for k in outside])} out of range; the model has {n_blocks} blocks, "
             f"{-n_blocks} to {n_blocks - 1}"
         )
-    chosen = [k % n_blocks for k in layers]
+    parts = [known[k](n_blocks) if isinstance(k, str) else [f"{_BLOCK}{k % n_blocks}"] for k in wanted]
+    chosen = [layer for part in parts for layer in part]
     if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError(f"model.layers: {list(layers)} must name at least one block, and none twice")
-    return [f"{_BLOCK}{k}" for k in chosen]
+        raise InputError(f"model.layers: {layers} must name at least one layer, and none twice")
+    return chosen
 
 
 def blocks_among(layers: Sequence[str]) -> dict[str, int]:

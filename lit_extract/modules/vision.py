@@ -17,19 +17,21 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import stopwatch
+from lit_extract.modules.after_blocks import check_norm, output_meaning, output_width
 from lit_extract.modules.architecture import (
-    block_shape,
+    block_tokens,
     check_config,
     check_preprocessing,
     create_skeleton,
+    find_trunk,
     prefix_tokens,
     preprocessing_of,
 )
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
-from lit_extract.modules.hooks import capture
-from lit_extract.modules.pooling import VISION_POOLINGS, VisionPooling, check_pools
-from lit_extract.modules.selection import VISION_LAYERS, VisionLayers, blocks_among, select_layers
+from lit_extract.modules.hooks import capture, find_layers
+from lit_extract.modules.pooling import HEAD, VISION_POOLINGS, VisionPooling, check_pools
+from lit_extract.modules.selection import NORM, VISION_LAYERS, VisionLayers, blocks_among, select_layers
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256, widest_output
 
 logger = logging.getLogger(__name__)
@@ -49,8 +51,10 @@ class VisionExtractor(Extractor):
         revision: Branch, tag or commit of the weights on the hub.
         options: Further arguments for timm.create_model, such as {img_size: 224}.
         pool: "cls" (class token), "avg" (mean of the patch tokens), "avg_all" (mean of all tokens), or
-            a list of these, each its own file.
-        layers: "blocks" (all), or the indices of some; negative ones count from the end.
+            a list of these, each its own file; or "head" (what the model itself outputs: embedding or logits), whose
+            one layer is called so too.
+        layers: "blocks" (all), "norm" (the tokens after the final norm), or a list of these and of indices of blocks;
+            negative ones count from the end.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
             the one shipped.
         channels_last: Images and convolutions in channels-last memory format; last bits differ.
@@ -71,7 +75,7 @@ class VisionExtractor(Extractor):
         revision: str | None = None,
         options: dict[str, Any] | None = None,
         pool: VisionPooling | list[VisionPooling] = "cls",
-        layers: VisionLayers | list[int] = "blocks",
+        layers: VisionLayers | list[VisionLayers | int] = "blocks",
         models: str | None = None,
         channels_last: bool = False,
         preprocessing: dict[str, Any] | None = None,
@@ -99,9 +103,12 @@ class VisionExtractor(Extractor):
         given = check_preprocessing(preprocessing or {}, "model.preprocessing")
         skeleton = self._skeleton()
         own = preprocessing_of(skeleton, self.options)
-        self.n_tokens, self.n_dim = block_shape(name, skeleton, own["input_size"])
-        self.block_width = widest_output(skeleton.blocks[0])
-        self.n_prefix, has_class_token = prefix_tokens(skeleton, self.n_tokens)
+        self.trunk = find_trunk(name, skeleton)  # in the model, layers have this before their names
+        trunk = skeleton.get_submodule(self.trunk.rstrip("."))
+        tokens, self.n_dim = block_tokens(name, skeleton, self.trunk, own["input_size"])
+        prefix, has_class_token = prefix_tokens(name, trunk, tokens)
+        self.n_tokens, self.n_prefix = tokens[-1], prefix[-1]
+        self.block_width = widest_output(trunk.blocks[0])
         self.preprocessing = {**own, **given}
         self._preprocessing_given = [key for key, value in own.items() if self.preprocessing[key] != value]
         if "input_size" in self._preprocessing_given:
@@ -110,11 +117,25 @@ class VisionExtractor(Extractor):
         notes = skeleton.pretrained_cfg.get("notes") or ()
         self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
         self.hub_id = str(skeleton.pretrained_cfg.get("hf_hub_id"))
-        self.layers = select_layers(layers, len(skeleton.blocks), VISION_LAYERS)
+        self.layers = select_layers(layers, len(trunk.blocks), VISION_LAYERS)
         blocks = blocks_among(self.layers)
-        self.stop_after = max(blocks, key=blocks.__getitem__)
+        self.stop_after = NORM if NORM in self.layers else max(blocks, key=blocks.__getitem__)
+        reason = f"{name!r} has no class token"
+        if has_class_token and not all(prefix[k] for k in blocks.values()):
+            reason, has_class_token = f"{reason} before blocks.{prefix.count(0)}", False
+        elif getattr(trunk, "attn_pool", None) is not None:
+            reason += " (its own pooling is by attention: head)"
         allowed = [name for name, known in VISION_POOLINGS.items() if has_class_token or not known.needs_class_token]
-        self.pools = check_pools(pool, VISION_POOLINGS, allowed, f"{name!r} has no class token")
+        self.pools = check_pools(pool, VISION_POOLINGS, allowed, reason)
+        input_size, self.block_dim = self.preprocessing["input_size"], self.n_dim
+        if HEAD in self.pools:
+            if layers != "blocks":
+                raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
+            self.layers, self.stop_after = [HEAD], HEAD
+            self.n_dim = output_width(name, skeleton, input_size)
+            self.notes = {"head_meaning": output_meaning(skeleton)}
+        elif NORM in self.layers:
+            check_norm(name, skeleton, self.trunk, input_size, (self.n_tokens, self.n_dim))
         self.backbone: nn.Module | None = None
         self._scale: tuple[Tensor, Tensor] | None = None
 
@@ -139,14 +160,15 @@ class VisionExtractor(Extractor):
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn images (B, 3, H, W) uint8 into pooled activations (B, P, L, D) float32, on the device."""
         assert self.backbone is not None, "configure_model() loads the backbone"
-        modules = {layer: self.backbone.get_submodule(layer) for layer in self.layers}
+        modules = find_layers(self.backbone, self.layers, self.trunk)
         with capture(modules, self.pool_layer, last=self.stop_after) as pooled:
             self.backbone(self.normalize(inputs["image"]))
         return {"feats": torch.stack([pooled[layer] for layer in self.layers], dim=2)}
 
     def pool_layer(self, hidden: Tensor) -> Tensor:
-        """Pool a layer's tokens (B, T, D) in all wanted ways: (B, P, D)."""
-        return torch.stack([VISION_POOLINGS[pooling].pool(hidden, self.n_prefix) for pooling in self.pools], dim=1)
+        """Pool a layer's tokens (B, T, D), or the model's output (B, D), in all wanted ways: (B, P, D)."""
+        n_prefix = hidden.shape[1] - (self.n_tokens - self.n_prefix)  # patches are as many in each layer
+        return torch.stack([VISION_POOLINGS[pooling].pool(hidden, n_prefix) for pooling in self.pools], dim=1)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 pixels into the backbone's input: float32 arithmetic first, then its dtype."""
@@ -163,7 +185,7 @@ class VisionExtractor(Extractor):
 
     def numbers_a_row(self, n_tokens: int) -> int:
         """Estimate them: the image, and in a block's MLP what comes before and after its activation."""
-        return self.input_bytes(0) + self.n_tokens * (4 * self.n_dim + 2 * self.block_width)
+        return self.input_bytes(0) + self.n_tokens * (4 * self.block_dim + 2 * self.block_width)
 
     def input_bytes(self, n_tokens: int) -> int:
         """Return those of its pixels."""
@@ -190,7 +212,7 @@ class VisionExtractor(Extractor):
                 f"model.preprocessing: input_size is {size}, but that of model.options is {img_size}; give one of them"
             )
         try:
-            return block_shape(self.model_name, skeleton, size)[0]
+            return block_tokens(self.model_name, skeleton, self.trunk, size)[0][-1]
         except InputError as error:
             sides = size[1] if size[1] == size[2] else size[1:]
             raise InputError(
@@ -212,6 +234,8 @@ class VisionExtractor(Extractor):
             own = set(self._skeleton().state_dict())
             weights, removed = unwrap(read_weights(self.checkpoint), own)
             overlay = {"state_dict": weights, "source": "", "custom_load": False}
+            if HEAD in self.layers and self.options.get("num_classes"):
+                overlay["num_classes"] = self.options["num_classes"]  # else timm leaves out a head of another number
         elif not self._folder:  # the commit that was recorded, not what the branch has become since
             overlay = {"hf_hub_id": f"{self.hub_id}@{self.commit}"}
         try:
@@ -252,8 +276,10 @@ class VisionExtractor(Extractor):
         needed: set[str] = set()
         if loaded.missing:
             size = self.preprocessing["input_size"]
-            needed = tensors_behind(self._skeleton(), self.layers, self.stop_after, size)
-        check_loaded(loaded, needed, source, self.model_name)
+            skeleton = self._skeleton()
+            modules = find_layers(skeleton, self.layers, self.trunk)
+            needed = tensors_behind(skeleton, modules, self.stop_after, size)
+        check_loaded(loaded, needed, self.layers, source, self.model_name)
 
     def _warn_of_activation(self) -> None:
         """Warn of CLIP weights whose activation function is another than the model's."""

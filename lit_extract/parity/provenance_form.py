@@ -103,7 +103,7 @@ _FORMS = {
     "vision": _Forms(
         TypeAdapter(_Vision),
         TypeAdapter(_VisionOptions),
-        TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^{_BLOCK}$")]]),
+        TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(norm|head|{_BLOCK})$")]]),
     ),
     "language": _Forms(
         TypeAdapter(_Language),

@@ -25,6 +25,9 @@ from lit_extract.modules.weights import on_cpu_in_float32
 from lit_extract.parity.provenance_form import CHECKPOINT, HUB, UNTRAINED, given_preprocessing
 from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
 
+# From an image (1, 3, H, W) to prefix and patch tokens, (1, T, D) each, of the model's layers by their names.
+_Tokens = Callable[[Tensor], dict[str, tuple[Tensor, Tensor]]]
+
 
 class VisionReference(Reference):
     """Timm's own intermediates of one image, opened by Pillow and prepared by timm's own transform."""
@@ -88,7 +91,7 @@ class VisionReference(Reference):
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
         check_same("preprocessing", known["preprocessing"], plain)
         self.transform = create_transform(**config, is_training=False)
-        self.way, self.tokens = _tokens_of(model, name, known["pool"])
+        self.way, self.tokens = _tokens_of(model, name, known["pool"], has_norm="norm" in self.layers)
         built: nn.Module = model
         return built
 
@@ -103,18 +106,19 @@ class VisionReference(Reference):
             return {}
         if file.endswith(".npz"):
             return {"file": file, "custom_load": True}
-        # out of its wrappers, as it was when the file was made; a head that was left out is not looked at
+        # out of its wrappers, as it was when the file was made; only of pool head is a head looked at
         weights, _ = unwrap(read_weights(file), set(skeleton.state_dict()))
-        return {"state_dict": weights, "source": "", "custom_load": False}
+        n_classes = self.provenance["options"].get("num_classes")
+        its_own = {"num_classes": n_classes} if n_classes and self.provenance["pool"] == "head" else {}
+        return {"state_dict": weights, "source": "", "custom_load": False, **its_own}
 
     def compute(self, row: int) -> dict[str, Tensor]:
         """Send one image through the model."""
         dtype = next(self.model.parameters()).dtype
-        blocks = self.tokens(self.transform(self._open(row))[None].to(self.device, dtype))
-        places = {f"blocks.{k}": k for k in range(len(blocks))}
-        if missing := [layer for layer in self.layers if layer not in places]:
-            raise InputError(f"layers: the file has {name_some(missing)}, but the model has {len(blocks)} blocks")
-        chosen = [blocks[places[layer]] for layer in self.layers]
+        found = self.tokens(self.transform(self._open(row))[None].to(self.device, dtype))
+        if missing := [layer for layer in self.layers if layer not in found]:
+            raise InputError(f"layers: the file has {name_some(missing)}, but the model has {name_some([*found])}")
+        chosen = [found[layer] for layer in self.layers]
         return {"feats": torch.stack([_pool_tokens(*tokens, self.provenance["pool"]) for tokens in chosen])}
 
     def cast(self) -> None:
@@ -135,9 +139,38 @@ class VisionReference(Reference):
             return Image.fromarray(images[self.image_rows[row]])
 
 
-def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
+def _tokens_of(model: Any, name: str, pool: str, has_norm: bool) -> tuple[str, _Tokens]:
+    """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each layer.
+
+    Of pooling head it is what the model outputs, in the place of patch tokens.
+    """
+    if pool == "head":
+
+        def output(image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+            vector = model(image)
+            return {"head": (vector[:, :0], vector)}
+
+        return "timm model(image)", output
+    way, blocks = _blocks_of(model, name, pool)
+
+    def tokens(image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        layers = blocks(image)
+        found = {f"blocks.{k}": layer for k, layer in enumerate(layers)}
+        if has_norm:
+            normed = model.forward_features(image).flatten(1, -2)  # of some a map (1, H, W, D)
+            n_prefix = normed.shape[1] - layers[-1][1].shape[1]
+            found["norm"] = normed[:, :n_prefix], normed[:, n_prefix:]
+        return found
+
+    return f"{way}, forward_features" if has_norm else way, tokens
+
+
+def _blocks_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
     """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each block."""
-    if not isinstance(getattr(model, "blocks", None), nn.Sequential | nn.ModuleList):
+    sequences = [path for path, part in model.named_modules() if isinstance(part, nn.Sequential | nn.ModuleList)]
+    named = [path for path in sequences if path.rpartition(".")[2] == "blocks"]
+    path = min(named, key=len, default="")  # "blocks", or as "encoder.blocks"; that of a stage has a number in it
+    if not path or any(letter.isdigit() for letter in path):
         raise InputError(f"parity: {name!r} has no sequence of blocks, so it is not the model of the file")
     offered = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters
     has_prefix = getattr(model, "num_prefix_tokens", 0) > 0
@@ -153,7 +186,7 @@ def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor]
         return "timm forward_intermediates", intermediates
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    names = [f"blocks.{k}" for k in range(len(model.blocks))]
+    names = [f"{path}.{k}" for k in range(len(model.get_submodule(path)))]
     try:
         extractor = create_feature_extractor(model, {block: block for block in names})
     except Exception as error:  # tracing raises whatever the model raises
@@ -164,8 +197,8 @@ def _tokens_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor]
 
     def traced(image: Tensor) -> list[tuple[Tensor, Tensor]]:
         outputs = extractor(image)
-        n_prefix = outputs[names[0]].shape[1] - model.patch_embed.num_patches
-        return [(outputs[block][:, :n_prefix], outputs[block][:, n_prefix:]) for block in names]
+        n_patches = model.patch_embed.num_patches
+        return [(outputs[block][:, :-n_patches], outputs[block][:, -n_patches:]) for block in names]
 
     return "torchvision create_feature_extractor", traced
 
@@ -177,9 +210,10 @@ def _pool_tokens(prefix: Tensor, patches: Tensor, pool: str) -> Tensor:
     return POOLINGS[pool](prefix[0], patches[0])
 
 
-# By the name of a pooling: prefix tokens (T, D) and patch tokens (T, D) to (D,).
+# By the name of a pooling: prefix tokens (T, D) and patch tokens (T, D), or an output (D,), to (D,).
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cls": lambda prefix, patches: prefix[0],
     "avg": lambda prefix, patches: patches.float().mean(0),
     "avg_all": lambda prefix, patches: torch.cat([prefix, patches]).float().mean(0),
+    "head": lambda none, output: output.float(),
 }

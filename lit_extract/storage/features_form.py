@@ -79,6 +79,7 @@ class Notes(TypedDict, total=False):
     root: str | None
     exif_rotations: Count
     repaired_rows: list[Count]
+    head_meaning: ShortText  # of pooling head: what the model outputs
     precision_check: _PrecisionCheck
 
 

@@ -123,15 +123,16 @@ def test_an_unknown_pooling_is_no_mean():
 @pytest.mark.parametrize(
     ("pool", "message"),
     [
-        ("max", "'max' must be one or more of avg, avg_all, none twice"),
+        ("max", "'max' must be one or more of avg, head, none twice"),
         (["avg", "avg"], "none twice"),
         ([], "one or more of"),
-        (["avg", "cls"], "no class token, so it can't give 'cls'; allowed: avg, avg_all"),
+        (["avg", "cls"], "no class token, so it can't give 'cls'; allowed: avg, head"),
+        (["avg", "head"], "a job of its own"),
     ],
 )
 def test_poolings_that_can_not_be_given_are_refused(pool, message):
     with pytest.raises(InputError, match=rf"^model.pool: .*{re.escape(message)}"):
-        check_pools(pool, VISION_POOLINGS, ["avg", "avg_all"], "it has no class token")
+        check_pools(pool, VISION_POOLINGS, ["avg", "head"], "it has no class token")
 
 
 def test_each_pooling_has_an_independent_twin():

@@ -15,6 +15,16 @@ def test_blocks_are_named_in_the_order_asked_for(layers, expected):
     assert select_layers(layers, 4, LANGUAGE_LAYERS) == [f"blocks.{k}" for k in expected]
 
 
+def test_a_list_mixes_names_and_indices_of_blocks():
+    blocks = [f"blocks.{k}" for k in range(4)]
+    for layers, expected in {
+        "norm": ["norm"],
+        ("blocks", "norm"): [*blocks, "norm"],
+        ("norm", -1, 0): ["norm", "blocks.3", "blocks.0"],
+    }.items():
+        assert select_layers(layers, 4, VISION_LAYERS) == expected
+
+
 def test_hidden_states_begin_with_the_embeddings_and_end_with_the_norm():
     assert select_layers("hidden_states", 3, LANGUAGE_LAYERS) == ["embeddings", "blocks.0", "blocks.1", "norm"]
 
@@ -26,8 +36,11 @@ def test_hidden_states_begin_with_the_embeddings_and_end_with_the_norm():
         ([-5, 9], r"-5, 9 out of range"),
         ([1, -3], "none twice"),
         ([], "at least one"),
-        ("hidden_states", "'hidden_states' must be blocks, or a list"),
-        ("block", "'block' must be blocks, or a list"),
+        (["blocks", 2], "none twice"),
+        (["norm", "norm"], "none twice"),
+        ("hidden_states", "'hidden_states' must be blocks or norm, or a list"),
+        ("block", "'block' must be blocks or norm, or a list"),
+        ([0, "head", "block"], "'head', 'block' must be blocks or norm, or a list"),
     ],
 )
 def test_other_layers_are_refused(layers, message):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from lit_extract.common.errors import InputError
+from lit_extract.modules.architecture import block_tokens, prefix_tokens
 from lit_extract.modules.vision import VisionExtractor
 
 TINY = "test_vit.r160_in1k"
@@ -111,6 +112,144 @@ def test_naflexvit_keeps_its_class_token_with_its_embeddings():
         assert torch.allclose(feats[:, 1, k], patches.mean(dim=1), atol=1e-6)
 
 
+SMALL = {"depth": 2, "embed_dim": 96, "num_heads": 2}
+# Models whose blocks are elsewhere, or of which a class token joins after or between the blocks, or which have other
+# tokens before the patches; then where their blocks are, and their patches.
+OTHER_SHAPES = [
+    ("deepseek_vit_412m", {**SMALL, "img_size": 56}, "encoder.blocks", 16),
+    ("deepseek_vit_412m_align", {**SMALL, "img_size": 56}, "encoder.blocks", 16),
+    ("gemma4_vit_167m", {**SMALL, "img_size": 96}, "encoder.blocks", 36),
+    ("qwen3_vit_88m", {**SMALL, "img_size": 64}, "encoder.blocks", 16),
+    ("qwen3_vit_88m_merge", {**SMALL, "img_size": 64}, "encoder.blocks", 16),
+    ("qwen3_vit_88m_enc", {**SMALL, "img_size": 64}, "blocks", 16),
+    ("convit_tiny", {"img_size": 64}, "blocks", 16),
+    ("cait_xxs24_224", {"img_size": 64, "depth": 2}, "blocks", 16),
+    ("xcit_nano_12_p16_224", {"img_size": 64, "depth": 2}, "blocks", 16),
+    ("deit3_small_patch16_224", {"img_size": 64, "depth": 2}, "blocks", 16),
+    ("vit_small_patch16_dinov3", {"img_size": 64, "depth": 2}, "blocks", 16),
+    ("vit_small_patch16_rope_mixed_ape_224", {"img_size": 64, "depth": 2}, "blocks", 16),
+    ("vit_pe_core_tiny_patch16_384", {"img_size": 64, "depth": 2}, "blocks", 16),
+    ("naflexvit_base_patch16_siglip", {**SMALL, "img_size": 64}, "blocks", 16),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "path", "n_patches"), OTHER_SHAPES)
+@torch.no_grad()
+def test_blocks_that_are_elsewhere_or_have_other_tokens(name, options, path, n_patches):
+    """Against whole outputs of the blocks, of which the patches are the last tokens."""
+    extractor = extractor_of(name, pool=["avg", "avg_all"], options=options)
+    images = images_for(extractor)
+    model, layers = reference_model(name, **options), []
+    for block in model.get_submodule(path):
+        block.register_forward_hook(lambda block, inputs, output: layers.append(output))
+    mean, std = (torch.tensor(extractor.preprocessing[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    model((images / 255 - mean) / std)
+    assert extractor.layers == [f"blocks.{k}" for k in range(len(layers))]
+    expected = {
+        "avg": torch.stack([layer[:, -n_patches:].mean(1) for layer in layers], dim=1),
+        "avg_all": torch.stack([layer.mean(1) for layer in layers], dim=1),
+    }
+    torch.testing.assert_close(features(extractor, images), expected, rtol=1e-5, atol=1e-5)
+    if path != "blocks":  # timm's own way to them
+        kinds = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}
+        given = model.forward_intermediates((images / 255 - mean) / std, **kinds)
+        torch.testing.assert_close(torch.stack(given, 1).mean(2), expected["avg"], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_class_token_that_joins_between_the_blocks():
+    """ConViT has it from block 10 on: 196 tokens, then 197."""
+    assert [k for k, n in enumerate(n_tokens_of("convit_tiny")) if n == 197] == [10, 11]
+    with pytest.raises(InputError, match=r"model\.pool: 'convit_tiny' has no class token before blocks\.10, so"):
+        VisionExtractor("convit_tiny", untrained=True, pool="cls", layers=[11, 9])
+    extractor = extractor_of("convit_tiny", pool=["cls", "avg"], layers=[-1, 10])
+    images = images_for(extractor)
+    model, layers = reference_model("convit_tiny"), []
+    for k in (10, 11):
+        model.blocks[k].register_forward_hook(lambda block, inputs, output: layers.insert(0, output))
+    model(reference_input("convit_tiny", images))
+    expected = {
+        "cls": torch.stack([layer[:, 0] for layer in layers], dim=1),
+        "avg": torch.stack([layer[:, 1:].mean(1) for layer in layers], dim=1),
+    }
+    torch.testing.assert_close(features(extractor, images), expected, rtol=1e-5, atol=1e-5)
+
+
+def n_tokens_of(name):
+    model, counts = reference_model(name), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, inputs, output: counts.append(output.shape[1]))
+    model(torch.zeros(1, 3, 224, 224))
+    return counts
+
+
+class Blocks(torch.nn.Module):
+    """A model of two blocks, run in an order."""
+
+    num_prefix_tokens = 0
+
+    def __init__(self, order):
+        super().__init__()
+        self.encoder = torch.nn.Module()
+        self.encoder.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4, device="meta") for _ in range(2)])
+        self.order = order
+
+    def forward(self, images):
+        tokens = images.flatten(2).mT[:, :, :1].expand(-1, -1, 4)
+        for k in self.order:
+            output = self.encoder.blocks[k](tokens)
+            tokens = output[0] if isinstance(output, tuple) else output
+        return tokens
+
+
+@pytest.mark.parametrize("order", [[1, 0], [0, 0, 1, 1], [0, 0], [0, 1, 0, 1], [0]])
+def test_blocks_in_another_order_or_called_twice_are_refused(order):
+    assert block_tokens("x", Blocks([0, 1]), "encoder.", [3, 2, 2]) == ([4, 4], 4)
+    with pytest.raises(InputError, match="not called one after the other, each once"):
+        block_tokens("x", Blocks(order), "encoder.", [3, 2, 2])
+
+
+def test_blocks_that_put_out_more_than_one_tensor_are_refused():
+    model = Blocks([0, 1])
+    for block in model.encoder.blocks:
+        block.register_forward_hook(lambda block, inputs, output: (output, output))
+    with pytest.raises(InputError, match="do not put out one sequence"):
+        block_tokens("x", model, "encoder.", [3, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("trunk", "tokens"),
+    [
+        ({"num_prefix_tokens": 1, "n_patches": 16}, [17, 15]),  # tokens that are merged
+        ({"num_prefix_tokens": 1, "n_patches": 16}, [17, 16]),  # a class token that leaves
+        ({"num_prefix_tokens": 5, "n_patches": 16}, [17, 17]),  # registers that are not there
+        ({"num_prefix_tokens": 0, "n_patches": 16}, [17, 17]),
+        ({"num_prefix_tokens": 1}, [17, 13]),
+        ({}, [17, 17]),  # nobody knows how many are patches
+    ],
+)
+def test_tokens_that_can_t_be_told_from_patches_are_refused(trunk, tokens):
+    patches = {"patch_embed": SimpleNamespace(num_patches=trunk.pop("n_patches"))} if "n_patches" in trunk else {}
+    with pytest.raises(InputError, match=r"'x' does not fit: .* can't be told apart"):
+        prefix_tokens("x", SimpleNamespace(**trunk, **patches), tokens)
+
+
+def test_weights_of_nested_blocks_are_checked_as_others(tmp_path):
+    name, options = "qwen3_vit_88m", {**SMALL, "img_size": 64}
+    state = reference_model(name, seed=11, **options).state_dict()
+    file = tmp_path / "weights.safetensors"
+    save_file({key: value for key, value in state.items() if not key.startswith("head.")}, file)
+    settings = {"options": options, "pool": "avg"}
+    extractor = extractor_of(name, untrained=False, checkpoint=str(file), **settings)
+    images = images_for(extractor)
+    expected = features(extractor_of(name, seed=11, **settings), images)["avg"]
+    torch.testing.assert_close(features(extractor, images)["avg"], expected, rtol=0, atol=0)
+    del state["encoder.blocks.1.mlp.fc1.weight"]
+    save_file(state, file)
+    with pytest.raises(InputError, match=r"does not fit .*encoder\.blocks\.1\.mlp\.fc1\.weight"):
+        VisionExtractor(name, checkpoint=str(file), **settings).configure_model()
+
+
 def test_last_block_is_not_normed():
     extractor = extractor_of(TINY)
     images = images_for(extractor)
@@ -159,9 +298,10 @@ def test_models_without_a_class_token_in_their_blocks_refuse_cls(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("swin_tiny_patch4_window7_224", "no sequence of blocks"),
-        ("resnet18", "no sequence of blocks"),
-        ("hiera_tiny_224", "not of one width"),
+        ("swin_tiny_patch4_window7_224", r"stages differ in width \(96, 192, 384, 768\)"),
+        ("resnet18", "stages differ in width"),
+        ("twins_svt_small", "stages differ in width"),
+        ("hiera_tiny_224", "blocks differ in width"),
         ("tnt_s_patch16_224", "do not put out one sequence of tokens"),
         ("vit_tiny_patch16_224.augreg_in21", "did you mean vit_tiny_patch16_224.augreg_in21k"),
     ],
@@ -395,9 +535,8 @@ def test_images_need_not_be_square():
     ("name", "options", "message"),
     [
         ("crossvit_9_240", {}, "do not put out one sequence of tokens"),
-        ("convit_tiny", {}, "number of tokens changes"),
-        ("samvit_base_patch16_224", {}, "put out maps"),
-        ("vitamin_xlarge_336", {}, "patches can't be told apart"),
+        ("samvit_base_patch16_224", {}, r"put out maps, not tokens \(14 × 14 × 768\)"),
+        ("vitamin_xlarge_336", {}, r"441 patches and 0 tokens before them, but its blocks have 256 tokens.*img_size"),
         (TINY, {"in_chans": 1}, "in_chans is 1, but images here are RGB"),
         (TINY, {"global_pool": "nope"}, "timm can't build"),
     ],

@@ -27,7 +27,10 @@ from helpers.parity import TINY, captions_run, given, rewrite
         ({"precision": "16"}, "provenance: precision"),
         ({"model": "resnet18.a1_in1k"}, "preprocessing: the file was made with"),
         ({"model": "test_vit.other_tag"}, "which timm does not have"),
-        ({"options": {"depth": 3}}, "layers: the file has blocks.3, blocks.4, blocks.5, but the model has 3 blocks"),
+        (
+            {"options": {"depth": 3}},
+            "layers: the file has blocks.3, blocks.4, blocks.5, but the model has blocks.0, blocks.1",
+        ),
         ({"options": {"embed_dim": 128}}, "the file has 6×64 layers and dimensions, but the model gives 6×128"),
         ({"options": {"embed_dim": 16384, "num_heads": 2, "depth": 200}}, "of memory"),
     ],

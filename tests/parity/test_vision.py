@@ -15,9 +15,22 @@ from safetensors.torch import save_file
 from lit_extract import DemoDataModule, ImageFolderDataModule, NSDDataModule, VisionExtractor
 from lit_extract.modules.pooling import VISION_POOLINGS
 
+NARROW = {"depth": 2, "embed_dim": 96, "num_heads": 2}
 
-def test_nothing_of_what_made_the_file_is_used(file, certify, monkeypatch):
+
+@pytest.fixture(scope="module")
+def after_blocks(tmp_path_factory):
+    """Features of what comes after the blocks: of the final norm, and of the model itself."""
+    data = DemoDataModule(query="demo_id < 8", subset="few")
+    folder = tmp_path_factory.mktemp("after_blocks")
+    settings = {"norm": {"layers": ["norm", "blocks"]}, "head": {"pool": "head"}}
+    return {of: run(VisionExtractor(TINY, untrained=True, **settings[of]), data, folder)[0] for of in settings}
+
+
+@pytest.mark.parametrize("of", ["blocks", "norm", "head"])
+def test_nothing_of_what_made_the_file_is_used(file, after_blocks, of, tmp_path, certify, monkeypatch):
     """Were any of it wrong, the certificate would not repeat the fault."""
+    file = file if of == "blocks" else shutil.copy(after_blocks[of], tmp_path / "after.pt")
 
     def not_independent(*_, **__):
         raise AssertionError("the reference must not use this")
@@ -25,6 +38,7 @@ def test_nothing_of_what_made_the_file_is_used(file, certify, monkeypatch):
     for name in (
         "lit_extract.modules.hooks.capture",
         "lit_extract.modules.vision.capture",
+        "lit_extract.modules.vision.find_layers",
         "lit_extract.modules.vision.VisionExtractor.normalize",
         "lit_extract.modules.vision.VisionExtractor.activations",
         "lit_extract.datasets.decode.open_image",
@@ -181,6 +195,14 @@ def test_a_run_that_went_wrong(tmp_path, certify, monkeypatch, fault, precision)
         ("vit_relpos_small_patch16_224.sw_in1k", {"img_size": 64, "depth": 3}, ["avg", "avg_all"], "timm"),
         ("eva02_tiny_patch14_224.mim_in22k", {"img_size": 56, "depth": 3}, ["cls"], "timm"),
         ("cait_xxs24_224.fb_dist_in1k", {"img_size": 64, "depth": 3}, ["avg_all"], "torchvision"),
+        ("xcit_nano_12_p16_224", {"img_size": 64, "depth": 2}, ["avg_all"], "torchvision"),
+        ("convit_tiny", {"img_size": 64}, ["avg"], "timm"),
+        ("qwen3_vit_88m", {"img_size": 64, **NARROW}, ["avg", "avg_all"], "timm"),
+        ("gemma4_vit_167m", {"img_size": 96, **NARROW}, ["avg", "avg_all"], "timm"),
+        ("deepseek_vit_412m", {"img_size": 56, **NARROW}, ["avg", "avg_all"], "timm"),
+        ("vit_small_patch16_dinov3", {"img_size": 64, "depth": 2}, ["avg", "avg_all"], "timm"),
+        ("vit_pe_core_tiny_patch16_384", {"img_size": 64, "depth": 2}, ["cls", "avg"], "timm"),
+        ("naflexvit_base_patch16_radio_v3", {"img_size": 64, **NARROW}, ["cls", "avg", "avg_all"], "timm"),
     ],
 )
 def test_models_with_other_tokens(tmp_path, certify, image_folder, name, options, pools, way):
@@ -191,6 +213,91 @@ def test_models_with_other_tokens(tmp_path, certify, image_folder, name, options
             code, out, certificate = certify(file, "--root", image_folder, parity=3)
             assert code == 0, out
             assert certificate["reference"].startswith(way)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pools", "with_norm"),
+    [
+        (TINY, {}, ["cls", "avg"], True),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", {"img_size": 56, "depth": 3}, ["cls", "avg", "avg_all"], True),
+        ("vit_base_patch16_siglip_224.webli", {"img_size": 64, "depth": 2}, ["avg"], True),
+        ("vit_base_patch16_clip_224.laion2b", {"img_size": 64, "depth": 2}, ["cls"], True),
+        ("eva02_tiny_patch14_224.mim_in22k", {"img_size": 56, "depth": 2}, ["cls"], False),
+        ("deit_tiny_distilled_patch16_224.fb_in1k", {"img_size": 64, "depth": 2}, ["cls"], True),
+        ("deepseek_vit_412m", {"img_size": 84, "depth": 1, "embed_dim": 128, "num_heads": 2}, ["avg"], True),
+    ],
+)
+def test_what_comes_after_the_blocks_is_certified(tmp_path, certify, image_folder, name, options, pools, with_norm):
+    data = ImageFolderDataModule(root=str(image_folder), num_workers=0)
+    kinds = [{"pool": "head"}] + [{"pool": pools, "layers": ["norm", -1]}] * with_norm
+    for precision in PRECISIONS:
+        for kind in kinds:
+            extractor = VisionExtractor(name, untrained=True, options=options, **kind)
+            for file in run(extractor, data, tmp_path / precision, precision):
+                code, out, certificate = certify(file, "--root", image_folder, parity=3)
+                assert code == 0, out
+                assert ("model(image)" if kind["pool"] == "head" else "forward_features") in certificate["reference"]
+                assert [layer["layer"] for layer in certificate["layers"]] == extractor.layers
+
+
+@pytest.mark.parametrize("fault", ["the last block for the norm", "the block before", "probabilities for logits"])
+def test_what_comes_after_the_blocks_but_went_wrong(tmp_path, certify, monkeypatch, fault):
+    is_norm = fault != "probabilities for logits"
+    if is_norm:
+        place = "blocks.5" if fault == "the last block for the norm" else "blocks.4.norm2"
+        monkeypatch.setattr(
+            "lit_extract.modules.vision.find_layers", lambda model, *_: {"norm": model.get_submodule(place)}
+        )
+    else:
+        wrong = VISION_POOLINGS["head"]._replace(pool=lambda output, _: output.float().softmax(-1))
+        monkeypatch.setitem(VISION_POOLINGS, "head", wrong)
+    extractor = VisionExtractor(TINY, untrained=True, **({"layers": "norm"} if is_norm else {"pool": "head"}))
+    (file,) = run(extractor, DemoDataModule(query="demo_id < 8", subset="few"), tmp_path)
+    code, out, certificate = certify(file)
+    assert code == 2, out
+    assert exceeds(certificate) > 5
+
+
+@pytest.mark.parametrize(
+    ("of", "pool", "layers", "said"),
+    [
+        ("head", "cls", ["head"], "layers: the file has head, but the model has blocks.0"),
+        ("head", "head", ["norm"], "layers: the file has norm, but the model has head"),
+        ("head", "head", ["embeddings"], "layers"),
+        ("norm", "head", None, "layers: the file has norm, blocks.0"),
+    ],
+)
+def test_layers_and_pooling_that_do_not_go_together(after_blocks, tmp_path, certify, of, pool, layers, said):
+    file = shutil.copy(after_blocks[of], tmp_path / "x.pt")
+
+    def change(content):
+        provenance = content["metadata"]["provenance"]
+        content["layers"] = provenance["layers"] = layers or content["layers"]
+        provenance["pool"] = pool
+
+    rewrite(file, change)
+    code, out, certificate = certify(file)
+    assert (code, certificate) == (2, None)
+    assert f"NOT CERTIFIED: {said}" in out
+
+
+def test_a_head_of_other_classes_is_that_of_the_local_weights(tmp_path, certify):
+    weights, options = tmp_path / "weights.safetensors", {"num_classes": 7}
+    save_file(timm.create_model(TINY, **options).state_dict(), weights)
+    extractor = VisionExtractor(TINY, checkpoint=str(weights), options=options, pool="head")
+    (file,) = run(extractor, DemoDataModule(), tmp_path)
+    code, out, _ = certify(file, "--checkpoint", weights)
+    assert code == 0, out
+
+
+def test_a_class_token_that_joins_between_the_blocks_is_averaged_without_a_reference(tmp_path, certify, image_folder):
+    """ConViT: timm's own intermediates are patches alone, and it can't be traced."""
+    settings = {"pool": "avg_all", "options": {"img_size": 64}}
+    data = ImageFolderDataModule(root=str(image_folder), num_workers=0)
+    (file,) = run(VisionExtractor("convit_tiny", untrained=True, **settings), data, tmp_path)
+    code, out, certificate = certify(file, "--root", image_folder)
+    assert (code, certificate) == (2, None)
+    assert "there is no independent way to its layers" in out
 
 
 def test_a_model_without_an_independent_way_is_a_clear_error(tmp_path, certify, image_folder, monkeypatch):

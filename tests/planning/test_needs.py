@@ -149,7 +149,7 @@ def test_all_models_of_a_file_with_the_reason_for_those_that_can_not_be(plan, pl
     content = planned(*settings, code=3)
     assert [bool(model["problem"]) for model in content["models"]] == [False, True, True, False]
     assert "no model is called 'no_such_model'" in content["models"][1]["problem"]
-    assert "has no sequence of blocks" in content["models"][2]["problem"]
+    assert "stages differ in width" in content["models"][2]["problem"]
     assert content["total"]["features"] == sum(model["features"] for model in content["models"])
     code, out, _ = plan(*settings)
     assert code == 3
