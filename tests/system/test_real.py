@@ -39,6 +39,7 @@ def english(tmp_path_factory):
     return losses(tmp_path_factory.mktemp("english"), CAPTIONS, "handwritten")
 
 
+@pytest.mark.slow
 def test_english_is_less_surprising_than_shuffled_words(tmp_path, english):
     rows = list(csv.DictReader(CAPTIONS.read_text(encoding="utf-8").splitlines()))
     generator = random.Random(0)
