@@ -59,7 +59,7 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
     """
     dataset = find_dataset(name)
     folder = dataset.find_root(root)
-    stimuli = dataset.load(folder)
+    stimuli = dataset.describe(dataset.load(folder), folder)
     findings = stimuli.attrs.get(table.FINDINGS, [])
     if query is not None:
         stimuli = table.select(stimuli, query)

@@ -198,7 +198,6 @@ class _Disk:
     """The images on the disk, by source; names may differ from those of the lists in case and suffix."""
 
     def __init__(self, images: Path) -> None:
-        self.images = images
         self.by_name: dict[str, dict[str, Path]] = {source: {} for source in FOLDERS}
         self.by_key: dict[str, dict[str, list[Path]]] = {source: defaultdict(list) for source in FOLDERS}
         self.differing: list[str] = []

@@ -77,6 +77,10 @@ class Dataset:
         """
         raise NotImplementedError
 
+    def describe(self, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+        """Add columns with what other files of the folder know of the stimuli."""
+        return table
+
     def read_index(self, path: Path, folder: Path) -> pd.DataFrame:
         """Return the rows of an index file, with its columns checked; its paths are relative to the folder."""
         table = read_table(path, f"{self.name}: index")

@@ -23,7 +23,6 @@ HDF5_DATASET = "imgBrick"
 N_IMAGES = 73_000
 MAX_PIXELS = 50_000_000  # of any image: more than cameras make, and 400 MB while one is decoded
 
-
 PLACES = ("", "nsddata_stimuli/stimuli/nsd", "nsddata/experiments/nsd")  # of all files, as the bucket has them
 STIM_INFO = "nsd_stim_info_merged.csv"
 DESIGN = "nsd_expdesign.mat"
@@ -43,9 +42,8 @@ _KNOWN = ("cocoId", "cocoSplit", "cropBox", *_FLAGS)
 
 
 class _NSD(Dataset):
-    def load(self, folder: Path) -> pd.DataFrame:
-        """Return the images with what the table of stimuli knows of them, if that is there."""
-        table = super().load(folder)
+    def describe(self, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+        """Add what the table of stimuli knows of the images, if that is there."""
         path = _find(folder, STIM_INFO)
         return table if path is None else _with_info(table, path)
 
@@ -87,7 +85,7 @@ class _NSD(Dataset):
         else:
             raise InputError(f"nsd: trials need {STIM_INFO} or {DESIGN} below {str(folder)!r}, at {_places()}")
         shown = shown[: SESSIONS[subject] * TRIALS_A_SESSION]
-        runs = np.repeat(np.arange(1, 13), TRIALS_A_RUN)
+        runs = np.repeat(np.arange(len(TRIALS_A_RUN)) + 1, TRIALS_A_RUN)
         trial = np.arange(len(shown))
         columns = {
             "session": trial // TRIALS_A_SESSION + 1,

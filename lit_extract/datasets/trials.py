@@ -7,7 +7,7 @@ import pandas as pd
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
-from lit_extract.datasets import DATASETS, find_dataset, load_dataset, table
+from lit_extract.datasets import DATASETS, find_dataset, table
 
 
 def load_trials(dataset: str, subject: int, root: str | Path | None = None) -> pd.DataFrame:
@@ -38,12 +38,13 @@ def load_trials(dataset: str, subject: int, root: str | Path | None = None) -> p
         raise InputError(
             f"subject: {shorten(subject)} is not one of {', '.join(map(str, known.subjects))}, as {dataset} has"
         )
-    stimuli = load_dataset(dataset, root)
-    trials = known.read_trials(Path(stimuli.attrs[table.ROOT]), int(subject), stimuli).reset_index(drop=True)
+    folder = known.find_root(root)
+    stimuli = known.load(folder)
+    trials = known.read_trials(folder, int(subject), stimuli)
     places = pd.Series(pd.Index(stimuli["stimulus_id"]).get_indexer(trials["stimulus_id"]), dtype="Int64")
     trials.insert(0, "subject", int(subject))
     trials.insert(3, "trial", range(len(trials)))
     trials.insert(4, "repetition", trials.groupby("stimulus_id").cumcount())
     trials["row"] = places.mask(places < 0)
-    trials.attrs = {table.DATASET: dataset, table.ID_MEANING: known.id_meaning, table.ROOT: stimuli.attrs[table.ROOT]}
+    trials.attrs = {table.DATASET: dataset, table.ID_MEANING: known.id_meaning, table.ROOT: str(folder)}
     return trials

@@ -11,6 +11,7 @@ from helpers.published import (
     bold_path,
     bold_rows,
     bold_shown,
+    check_table,
     list_path,
     sentences_with,
     write_bold,
@@ -32,16 +33,7 @@ OTHER_NAMES = {
 
 def check_rows(root, expected):
     """The table has these images; returns what was found."""
-    table = load_dataset("bold5000", root)
-    assert table.columns.tolist()[:2] == ["stimulus_id", "image"]
-    for column in BOLD_COLUMNS:
-        assert table[column].tolist() == expected[column].tolist(), column
-    assert table["stimulus_id"].tolist() == expected["bold_id"].tolist()
-    assert table["image"].tolist() == [str(root / path) for path in expected["image_path"]]
-    assert table.index.tolist() == list(range(len(expected)))
-    findings = table.attrs["findings"]
-    assert all(isinstance(text, str) and text.strip() for text in findings)
-    return findings
+    return check_table(load_dataset("bold5000", root), root, expected, BOLD_COLUMNS)
 
 
 def refusal(root):

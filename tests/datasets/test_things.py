@@ -10,6 +10,7 @@ from helpers.published import (
     THINGS_COLUMNS,
     THINGS_FULL,
     ShuffledFolders,
+    check_table,
     sentences_with,
     things_paths,
     things_rows,
@@ -37,15 +38,8 @@ def check_rows(root, paths, concepts=None):
     """The table has these images; returns what was found."""
     table, expected = load_dataset("things", root), things_rows(paths, concepts)
     assert table.columns.tolist() == ["stimulus_id", "image", *THINGS_COLUMNS]
-    for column in THINGS_COLUMNS:
-        assert table[column].tolist() == expected[column].tolist(), column
     assert table["stimulus_id"].tolist() == list(range(len(paths)))
-    assert table["image"].tolist() == [str(root / path) for path in expected["image_path"]]
-    assert table.index.tolist() == list(range(len(paths)))
-    findings = table.attrs["findings"]
-    assert isinstance(findings, list)
-    assert all(isinstance(text, str) and text.strip() for text in findings)
-    return findings
+    return check_table(table, root, expected, THINGS_COLUMNS)
 
 
 def refusal(root):

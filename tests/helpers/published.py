@@ -316,3 +316,17 @@ def write_brick(path: Path, n: int = 5, side: int = 2) -> None:
     with h5py.File(path, "w") as file:
         pixels = np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
         file.create_dataset("imgBrick", data=pixels)
+
+
+def check_table(table: pd.DataFrame, root: Path, expected: pd.DataFrame, columns: list[str]) -> list[str]:
+    """See that a dataset's table has these rows, whose ids are in the first of the columns; return what was found."""
+    assert table.columns.tolist()[:2] == ["stimulus_id", "image"]
+    for column in columns:
+        assert table[column].tolist() == expected[column].tolist(), column
+    assert table["stimulus_id"].tolist() == expected[columns[0]].tolist()
+    assert table["image"].tolist() == [str(root / path) for path in expected["image_path"]]
+    assert table.index.tolist() == list(range(len(expected)))
+    findings = table.attrs["findings"]
+    assert isinstance(findings, list)
+    assert all(isinstance(text, str) and text.strip() for text in findings)
+    return findings
