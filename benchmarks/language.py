@@ -186,7 +186,7 @@ def bare_forward(model: Path, captions: Path, n: int, dtype: str) -> dict[str, f
     from lit_extract.data.base import Connection
 
     extractor, data = _job(model, captions, n)
-    row_bytes = len(extractor.layers) * extractor.n_dim * 4
+    row_bytes = extractor.n_numbers * 4
     data.connect(Connection(extractor.preprocessing, row_bytes, on_gpu=device() == "cuda"))
     network = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype)).eval().to(device())
     batches = [(len(rows), round(sum(data.lengths[row] for row in rows) / len(rows))) for rows in data.plan.batches()]

@@ -272,7 +272,7 @@ def write(model: str, folder: Path, n_bytes: int) -> dict[str, float]:
     from lit_extract import VisionExtractor
 
     extractor = VisionExtractor(model, untrained=True)
-    row_bytes = len(extractor.layers) * extractor.n_dim * 4
+    row_bytes = extractor.n_numbers * 4
     part = os.urandom(2**22)
     start = time.perf_counter()
     with tempfile.TemporaryFile(dir=folder) as file:

@@ -61,7 +61,7 @@ def ask(name: str) -> Answer:
             if not reason.startswith("model.pool: "):
                 break
         else:
-            return Answer(name, model.n_tokens, model.n_dim, model.n_prefix, len(model.layers), tuple(pools))
+            return Answer(name, model.n_tokens, model.block_dim, model.n_prefix, len(model.layers), tuple(pools))
     return Answer(name, reason=reason)
 
 

@@ -54,7 +54,7 @@ class FeaturesJob(Job):
             data.connect(
                 Connection(
                     model.preprocessing,
-                    row_bytes=len(model.layers) * model.n_dim * 4,
+                    row_bytes=4 * model.n_numbers,
                     on_gpu=on_gpu,
                     recorded=recorded,
                     ids_in_folder=ids_in_folder(self.store_path.parent),
@@ -65,7 +65,7 @@ class FeaturesJob(Job):
         known = {"precision": precision, "torch": str(torch.__version__)}
         with stopwatch("weights"):  # a checkpoint is hashed
             super().__init__(data, {**model.provenance(), **data.provenance(), **known})
-        self.shape = len(self.stimulus_ids), len(model.layers), model.n_dim  # (N, L, D)
+        self.shape = len(self.stimulus_ids), len(model.layers), *model.layer_shapes[0]  # (N, L, D)
         self.root: str | None = data.stimuli.attrs.get(ROOT)
         self._file_names = {pool: file.name for pool, file in self.files.items()}
         self.plan = data.plan
@@ -135,7 +135,7 @@ class FeaturesJob(Job):
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
             "threads": torch.get_num_threads(),
         }
-        shape = model.pools, model.layers, model.n_dim, self.plan.shard_rows
+        shape = model.pools, model.layers, model.layer_shapes[0][0], self.plan.shard_rows
         extras = {**model.extras, **dict.fromkeys(self.data.input_columns, "int64")}
         spec = StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras)
         self._check_room(0)

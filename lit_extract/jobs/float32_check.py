@@ -84,7 +84,7 @@ def compute_again(
                     feats.append(model.activations(inputs)["feats"][0].cpu())  # (P, L, D)
         finally:
             backbone.to(was_on)
-    return torch.stack(feats).numpy()
+    return torch.stack(feats).unflatten(2, (len(model.layers), -1)).numpy()
 
 
 def compare(found: NDArray[np.float32], again: NDArray[np.float32]) -> dict[str, list[float | None]]:

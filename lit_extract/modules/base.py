@@ -1,8 +1,9 @@
 """What all extractors share: settings from models.yml, weights, and a batch that may not fit.
 
-B batch, L layers, D hidden size, P poolings.
+B batch, P poolings, W numbers of a row: those of all its layers, one layer after the other.
 """
 
+import math
 import re
 import warnings
 from abc import abstractmethod
@@ -48,8 +49,8 @@ class Extractor(Predictor):
 
     # set by the constructors of the subclasses
     layers: list[str]
+    layer_shapes: list[tuple[int, ...]]  # of one row in each layer, whichever the pooling: as (768,)
     pools: Sequence[str]
-    n_dim: int
     num_params: int
 
     def __init__(
@@ -77,7 +78,12 @@ class Extractor(Predictor):
 
     @abstractmethod
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn inputs of B rows into ``feats`` (B, P, L, D) float32 and the extras (B,), on the device."""
+        """Turn inputs of B rows into ``feats`` (B, P, W) float32 and the extras (B,), on the device."""
+
+    @property
+    def n_numbers(self) -> int:
+        """Return how many numbers a row has in all layers."""
+        return sum(map(math.prod, self.layer_shapes))
 
     @abstractmethod
     def numbers_a_row(self, n_tokens: int) -> int:
@@ -146,7 +152,7 @@ class Extractor(Predictor):
             batch_idx: Not used; the index travels in the batch.
 
         Returns:
-            On the host: ``index`` (B,), ``feats`` with a float32 (B, L, D) for each pooling, ``bad`` (B,), the extras
+            On the host: ``index`` (B,), ``feats`` with a float32 (B, W) for each pooling, ``bad`` (B,), the extras
             (B,), and ``arrived``: from a GPU, an event to wait for before any of the others is read; else None.
         """
         # backbones make tensors of the default type, which bf16-true sets to bf16

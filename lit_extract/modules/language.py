@@ -104,6 +104,7 @@ class LanguageExtractor(Extractor):
         self.n_dim = int(self.config.hidden_size)
         self.block_width = widest_output(blocks[0])
         self.layers = select_layers(layers, len(blocks), LANGUAGE_LAYERS)
+        self.layer_shapes = [(self.n_dim,)] * len(self.layers)
         self._needs_end = loss or NORM in self.layers
         self._hooked = blocks_among(self.layers)
         width = int(skeleton.get_output_embeddings().in_features)  # what the head takes
@@ -185,7 +186,7 @@ class LanguageExtractor(Extractor):
         return self._model[0]
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L, D) float32 and extras (B,)."""
+        """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
         mask = inputs["attention_mask"].bool()
         base = self.model.base_model
         blocks = find_blocks(base, self.config.num_hidden_layers)
@@ -211,7 +212,7 @@ class LanguageExtractor(Extractor):
             assert output is not None
             pooled[NORM] = pool(output)
         outputs = {
-            "feats": torch.stack([pooled[layer] for layer in self.layers], dim=2),
+            "feats": torch.cat([pooled[layer] for layer in self.layers], dim=2),
             "n_tokens": mask.sum(dim=1),
         }
         if self.loss:

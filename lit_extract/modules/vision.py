@@ -105,7 +105,7 @@ class VisionExtractor(Extractor):
         own = preprocessing_of(skeleton, self.options)
         self.trunk = find_trunk(name, skeleton)  # in the model, layers have this before their names
         trunk = skeleton.get_submodule(self.trunk.rstrip("."))
-        tokens, self.n_dim = block_tokens(name, skeleton, self.trunk, own["input_size"])
+        tokens, self.block_dim = block_tokens(name, skeleton, self.trunk, own["input_size"])
         prefix, has_class_token = prefix_tokens(name, trunk, tokens)
         self.n_tokens, self.n_prefix = tokens[-1], prefix[-1]
         self.block_width = widest_output(trunk.blocks[0])
@@ -127,15 +127,16 @@ class VisionExtractor(Extractor):
             reason += " (its own pooling is by attention: head)"
         allowed = [name for name, known in VISION_POOLINGS.items() if has_class_token or not known.needs_class_token]
         self.pools = check_pools(pool, VISION_POOLINGS, allowed, reason)
-        input_size, self.block_dim = self.preprocessing["input_size"], self.n_dim
+        input_size, width = self.preprocessing["input_size"], self.block_dim
         if HEAD in self.pools:
             if layers != "blocks":
                 raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
             self.layers, self.stop_after = [HEAD], HEAD
-            self.n_dim = output_width(name, skeleton, input_size)
+            width = output_width(name, skeleton, input_size)
             self.notes = {"head_meaning": output_meaning(skeleton)}
         elif NORM in self.layers:
-            check_norm(name, skeleton, self.trunk, input_size, (self.n_tokens, self.n_dim))
+            check_norm(name, skeleton, self.trunk, input_size, (self.n_tokens, self.block_dim))
+        self.layer_shapes = [(width,)] * len(self.layers)
         self.backbone: nn.Module | None = None
         self._scale: tuple[Tensor, Tensor] | None = None
 
@@ -158,12 +159,12 @@ class VisionExtractor(Extractor):
         self.backbone = backbone.eval().requires_grad_(False).to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn images (B, 3, H, W) uint8 into pooled activations (B, P, L, D) float32, on the device."""
+        """Turn images (B, 3, H, W) uint8 into pooled activations (B, P, numbers of a row) float32, on the device."""
         assert self.backbone is not None, "configure_model() loads the backbone"
         modules = find_layers(self.backbone, self.layers, self.trunk)
         with capture(modules, self.pool_layer, last=self.stop_after) as pooled:
             self.backbone(self.normalize(inputs["image"]))
-        return {"feats": torch.stack([pooled[layer] for layer in self.layers], dim=2)}
+        return {"feats": torch.cat([pooled[layer] for layer in self.layers], dim=2)}
 
     def pool_layer(self, hidden: Tensor) -> Tensor:
         """Pool a layer's tokens (B, T, D), or the model's output (B, D), in all wanted ways: (B, P, D)."""

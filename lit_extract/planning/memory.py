@@ -26,7 +26,7 @@ def estimate_forward(model: Extractor, n_rows: int, n_tokens: int, precision: st
     """
     weights = model.num_params * (2 if precision == "bf16-true" else 4)
     rows = n_rows if on_gpu else min(n_rows, model.rows_a_pass_on_cpu or n_rows)
-    pooled = 2 * 4 * n_rows * len(model.pools) * len(model.layers) * model.n_dim  # and stacked
+    pooled = 2 * 4 * n_rows * len(model.pools) * model.n_numbers  # and stacked
     activations = rows * model.numbers_a_row(n_tokens) * (4 if precision == "32-true" else 2)
     inputs = n_rows * model.input_bytes(n_tokens)
     return weights + inputs + activations + pooled + model.constant_bytes

@@ -72,8 +72,8 @@ def estimate_needs(
     overwrite: bool,
 ) -> Needs:
     """Estimate what one model on one dataset needs; the data module is set up when it has captions to look at."""
-    shape = rows, len(model.layers), model.n_dim
-    row_bytes = 4 * len(model.layers) * model.n_dim
+    shape = rows, len(model.layers), *model.layer_shapes[0]
+    row_bytes = 4 * model.n_numbers
     images = data.batch_size if isinstance(data, ImageDataModule) else 1
     shard_rows = data.shard_rows or default_shard_rows(rows, images, row_bytes)
     store, features = store_bytes(*shape, shard_rows, len(model.pools)), len(model.pools) * features_bytes(*shape)
@@ -91,7 +91,7 @@ def estimate_needs(
         model=model.model_name,
         rows=rows,
         layers=len(model.layers),
-        width=model.n_dim,
+        width=model.layer_shapes[0][0],
         parameters=model.num_params,
         pools=list(model.pools),
         features=features,
@@ -116,7 +116,7 @@ def _estimate_memory(
     }
     batch, forward = max(forwards.items(), key=itemgetter(1))
     workers = data.num_workers if data.num_workers is not None else data.workers(on_gpu, 1)
-    shard_size = 4 * len(model.pools) * shard_rows * len(model.layers) * model.n_dim
+    shard_size = 4 * len(model.pools) * shard_rows * model.n_numbers
     host = host_bytes(model, forward, on_gpu, shard_size, batch[0] * model.input_bytes(batch[1]), workers)
     needed, fits = device_bytes(forward) if on_gpu else host, "yes"
     if needed > machine.memory:

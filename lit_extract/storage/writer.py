@@ -58,7 +58,7 @@ class _ShardBuffer:
         places: NDArray[np.int64] = prediction["index"].numpy() - self.rows.start
         assert (self.status[places] == MISSING).all(), "a row came twice"
         for pool, feats in prediction["feats"].items():
-            self.feats[pool][places] = feats.numpy()
+            self.feats[pool][places] = feats.numpy().reshape(len(places), *self.feats[pool].shape[1:])
         for name in self.names:
             values = prediction[name].numpy()
             self.extras.setdefault(name, np.zeros(len(self.rows), dtype=values.dtype))[places] = values

@@ -74,7 +74,8 @@ def roughened(model):
 def features(extractor):
     images = images_for(extractor)
     batch = {"index": torch.arange(len(images)), "image": images, "bad": torch.zeros(len(images), dtype=torch.bool)}
-    return extractor.predict_step(batch)["feats"]
+    feats = extractor.predict_step(batch)["feats"]
+    return {pool: rows.unflatten(1, (len(extractor.layers), -1)) for pool, rows in feats.items()}
 
 
 def reference(extractor, name, options, seed=0):
@@ -96,7 +97,7 @@ def test_head_is_what_the_model_outputs(name, options, meaning):
     actual = features(extractor)["head"]
     assert (extractor.layers, actual.dtype) == (["head"], torch.float32)
     torch.testing.assert_close(actual, expected[:, None], rtol=1e-5, atol=1e-5)
-    assert extractor.n_dim == expected.shape[1]
+    assert extractor.layer_shapes == [(expected.shape[1],)]
     assert extractor.notes["head_meaning"].startswith(meaning)
     assert extractor.num_params == sum(parameter.numel() for parameter in model.parameters())
 

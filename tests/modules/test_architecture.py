@@ -98,7 +98,7 @@ def test_images_of_another_size_where_the_model_takes_them(size):
     assert (extractor.n_tokens, extractor.n_prefix) == (size[1] * size[2] // 256 + 1, 1)
     extractor.configure_model()
     images = torch.randint(0, 256, (2, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    feats = extractor.activations({"image": images})["feats"]
+    feats = extractor.activations({"image": images})["feats"].unflatten(2, (len(extractor.layers), -1))
     torch.manual_seed(0)
     layers = (
         timm.create_model(TINY, **DYNAMIC)

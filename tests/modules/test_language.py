@@ -56,7 +56,13 @@ def features(extractor, captions, **settings):
         prediction = extractor.predict_step(batch)
         for place, row in enumerate(prediction["index"].tolist()):
             values = {name: prediction[name][place] for name in extractor.extras}
-            rows[row] = {**{pool: feats[place] for pool, feats in prediction["feats"].items()}, **values}
+            rows[row] = {
+                **{
+                    pool: feats[place].unflatten(0, (len(extractor.layers), -1))
+                    for pool, feats in prediction["feats"].items()
+                },
+                **values,
+            }
     return {name: torch.stack([rows[row][name] for row in range(len(rows))]) for name in rows[0]}
 
 

@@ -202,7 +202,7 @@ def test_the_first_token_is_left_out_whatever_it_is(tmp_path):
     data = set_up(extractor, tmp_path / "captions.csv", (6,))
     (batch,) = data.predict_dataloader()
     with torch.no_grad():
-        actual = extractor.predict_step(batch)["feats"]["avg"][0]
+        actual = extractor.predict_step(batch)["feats"]["avg"][0].unflatten(0, (len(extractor.layers), -1))
         states = extractor.model(batch["input_ids"], output_hidden_states=True).hidden_states
     expected = torch.stack([state[0, 1:].mean(0) for state in states])
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

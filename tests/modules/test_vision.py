@@ -49,7 +49,8 @@ def extractor_of(name, **settings):
 @torch.no_grad()
 def features(extractor, images):
     batch = {"index": torch.arange(len(images)), "image": images, "bad": torch.zeros(len(images), dtype=torch.bool)}
-    return extractor.predict_step(batch)["feats"]
+    feats = extractor.predict_step(batch)["feats"]
+    return {pool: rows.unflatten(1, (len(extractor.layers), -1)) for pool, rows in feats.items()}
 
 
 def reference_model(name, seed=0, **options):
@@ -102,7 +103,7 @@ def test_naflexvit_keeps_its_class_token_with_its_embeddings():
     model.configure_model()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        feats = model.activations({"image": images})["feats"]
+        feats = model.activations({"image": images})["feats"].unflatten(2, (len(model.layers), -1))
         layers = model.backbone.forward_intermediates(
             model.normalize(images), norm=False, intermediates_only=True, output_fmt="NLC", return_prefix_tokens=True
         )
@@ -370,7 +371,7 @@ def test_bad_rows_are_nan_and_the_others_are_not_touched():
     good = features(extractor, images)["cls"]
     batch = {"index": torch.arange(3), "image": images, "bad": torch.tensor([False, True, False])}
     with torch.no_grad():
-        feats = extractor.predict_step(batch)["feats"]["cls"]
+        feats = extractor.predict_step(batch)["feats"]["cls"].unflatten(1, (len(extractor.layers), -1))
     assert feats[1].isnan().all()
     torch.testing.assert_close(feats[[0, 2]], good[[0, 2]], rtol=0, atol=0)
 
