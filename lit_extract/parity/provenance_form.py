@@ -81,6 +81,7 @@ class _VisionOptions(TypedDict, total=False):
     pool_include_prefix: bool
     final_norm: bool
     fc_norm: bool | None
+    zero_init_last: bool
 
 
 class _LanguageOptions(TypedDict, total=False):
