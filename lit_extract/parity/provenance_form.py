@@ -26,6 +26,7 @@ UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
 
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 _BLOCK = "blocks[.](0|[1-9][0-9]{0,3})"
+_MODULE = r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*\z"  # a path in a model
 
 
 class _Provenance(TypedDict):
@@ -80,6 +81,7 @@ class _VisionOptions(TypedDict, total=False):
     pool_include_prefix: bool
     final_norm: bool
     fc_norm: bool | None
+    zero_init_last: bool
 
 
 class _LanguageOptions(TypedDict, total=False):
@@ -107,7 +109,7 @@ _FORMS = {
     "vision": _Forms(
         TypeAdapter(_Vision),
         TypeAdapter(_VisionOptions),
-        TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(norm|head|{_BLOCK})$")]]),
+        TypeAdapter(list[Annotated[str, StringConstraints(pattern=_MODULE, max_length=100)]]),
     ),
     "language": _Forms(
         TypeAdapter(_Language),
