@@ -329,3 +329,13 @@ def test_a_host_that_is_too_small_for_a_gpu_s_model_does_not_fit(planned, plan):
     assert (short["fits"], short["host"]) == ("host", enough["host"])
     assert enough["host"] > 4 * enough["parameters"]
     assert "the memory of the host does not suffice, 2.0 GB" in plan(*given, "--host_memory", 2)[1]
+
+
+def test_tokens_are_planned_as_a_store(cli, planned, tmp_path):
+    settings = (*TINY, "--model.pool", "tokens", "--model.dtype", "float16", "--output_dir", tmp_path / "out")
+    (model,) = planned(*settings, "--trainer.accelerator", "cpu")["models"]
+    assert (model["features"], model["layer_shapes"]) == (0, [[101, 64]] * 6)
+    assert cli("predict", *settings, "--trainer.accelerator", "cpu")[0] == 0
+    (store,) = tmp_path.glob("out/demo/*/*.zarr")
+    size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    assert size <= model["disk_peak"] == model["disk_kept"] <= size + 80 * KB * model["rows"]
