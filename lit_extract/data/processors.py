@@ -7,6 +7,7 @@ processor is made from what is recorded, so it does what the record says.
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic's, elsewhere
@@ -21,7 +22,7 @@ class ProcessorSettings(TypedDict):
     Fast and slow image processors of the same name resize differently: their class and backend say which it is.
     """
 
-    image_processor: str  # name of the class, as CLIPImageProcessorPil
+    image_processor: str  # name of the class, as CLIPImageProcessorPil; of a VideoProcessor an image is one frame
     backend: str  # "torchvision" or "pil"
     settings: dict[str, Any]  # what its to_dict() has, as JSON
     source: NotRequired[str]  # folder, or repository on the hub, of processor and tokenizer
@@ -45,10 +46,12 @@ def image_processing(preprocessing: ProcessorSettings) -> Callable[[Image.Image]
         )
         whole.image_processor = processor
         processor = whole
+    is_of_videos = preprocessing["image_processor"].endswith("VideoProcessor")
     call = preprocessing.get("call", {})
 
     def process(image: Image.Image) -> dict[str, Tensor]:
-        made = processor(images=[image], return_tensors="pt", **call)
+        inputs = {"videos": [np.asarray(image)[None]]} if is_of_videos else {"images": [image]}  # (1 frame, H, W, 3)
+        made = processor(**inputs, return_tensors="pt", **call)
         return {name: values for name, values in made.items() if isinstance(values, Tensor)}
 
     return process

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPImageProcessorPil, Qwen2VLImageProcessor
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoProcessor,
+    CLIPImageProcessor,
+    CLIPImageProcessorPil,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    VJEPA2VideoProcessor,
+)
 
 from lit_extract.common.errors import InputError
 from lit_extract.data.images import ImageFolderDataModule
@@ -32,6 +41,19 @@ def settings(processor):
 def batches_of(folder, processor, **given):
     data = ImageFolderDataModule(str(folder), preprocessing=settings(processor), **{"num_workers": 0, **given})
     return list(data.predict_dataloader())
+
+
+def test_for_a_processor_of_videos_an_image_is_one_frame(image_folder):
+    processor = VJEPA2VideoProcessor(crop_size=32)
+    preprocessing = {"image_processor": "VJEPA2VideoProcessor", "backend": "torchvision"}
+    data = ImageFolderDataModule(
+        str(image_folder), num_workers=0, preprocessing={**preprocessing, "settings": processor.to_dict()}
+    )
+    (batch,) = data.predict_dataloader()
+    with Image.open(image_folder / "4.png") as image:
+        expected = processor([image], return_tensors="pt")["pixel_values_videos"]
+    assert batch["pixel_values_videos"][4].shape == (1, 1, 3, 32, 32)
+    torch.testing.assert_close(batch["pixel_values_videos"][4], expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -113,3 +135,32 @@ def test_batches_travel_to_workers_before_their_processor_is_made(image_folder):
     batches = data.batches_of([[0, 1]])
     again = pickle.loads(pickle.dumps(batches))
     torch.testing.assert_close(again[0]["pixel_values"], batches[0]["pixel_values"], rtol=0, atol=0)
+
+
+@pytest.fixture
+def llava(tmp_path):
+    """The folder of a whole processor, which repeats <image> in the text as often as the image has patches."""
+    words = {word: number for number, word in enumerate(["<unk>", "<pad>", "<image>", "what", "is", "this"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", additional_special_tokens=["<image>"]
+    )
+    known = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    whole = LlavaProcessor(PROCESSORS["torchvision"], tokenizer, image_token="<image>", **known)
+    whole.save_pretrained(tmp_path / "llava")
+    return str(tmp_path / "llava")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_whole_processor_has_a_text_too(image_folder, llava, workers):
+    text = ["<image> what is this"]
+    given = {**settings(PROCESSORS["pil"]), "source": llava, "call": {"text": text}}  # not the backend of the folder
+    data = ImageFolderDataModule(str(image_folder), num_workers=workers, preprocessing=given)
+    (batch,) = data.predict_dataloader()
+    with Image.open(image_folder / "4.png") as image:
+        expected = AutoProcessor.from_pretrained(llava)(images=[image], text=text, return_tensors="pt")
+        pixels = PROCESSORS["pil"](image, return_tensors="pt")["pixel_values"]
+    assert batch["input_ids"][4].tolist() == expected["input_ids"].tolist() == [[2] * 16 + [3, 4, 5]]
+    torch.testing.assert_close(batch["pixel_values"][4], pixels, rtol=0, atol=0)
+    assert (pixels - expected["pixel_values"]).abs().max() > 1e-3, "else the backends can't be told apart"
