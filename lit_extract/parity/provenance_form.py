@@ -17,14 +17,16 @@ from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
 from lit_extract.modules.architecture import Side, check_preprocessing, is_timm_name
 from lit_extract.modules.hub import COMMIT
-from lit_extract.modules.pooling import LanguagePooling, VisionPooling
+from lit_extract.modules.pooling import LanguagePooling, VisionLanguagePooling, VisionPooling
 from lit_extract.modules.registry import ModelEntry, read_models
 from lit_extract.parity.certificate import RebuildSettings
 from lit_extract.storage.provenance import kind_of
 
 UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
+MAX_PROMPT = 100_000  # characters
 
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+_Pixels = Annotated[int, Field(ge=1, le=2**26)]
 _BLOCK = "blocks[.](0|[1-9][0-9]{0,3})"
 
 
@@ -56,6 +58,17 @@ class _Language(_Provenance):
     exclude_bos: bool | Literal["first"]
     loss: bool
     tokenizer: Literal["huggingface", "sentencepiece"]
+
+
+class _VisionLanguage(_Provenance):
+    pool: VisionLanguagePooling
+    source: NotRequired[ShortText]  # missing when the weights are local
+    stimuli_sha256: _Sha256
+    preprocessing: dict[str, Any]
+    prompt_name: ShortText
+    prompt_text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT)]
+    chat_tokens_sha256: _Sha256
+    image_token: ShortText
 
 
 class _VisionOptions(TypedDict, total=False):
@@ -93,12 +106,29 @@ class _LanguageOptions(TypedDict, total=False):
     use_fast: bool
 
 
+class _VisionLanguageOptions(TypedDict, total=False):
+    """How a processor resizes and cuts images; which attention a run had, which the reference does not use."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+    size: dict[Literal["height", "width", "shortest_edge", "longest_edge"], _Pixels]
+    min_pixels: _Pixels
+    max_pixels: _Pixels
+    do_image_splitting: bool
+    do_pan_and_scan: bool
+    crop_to_patches: bool
+    min_patches: Annotated[int, Field(ge=1, le=100)]
+    max_patches: Annotated[int, Field(ge=1, le=100)]
+
+
 class _Forms(NamedTuple):
     provenance: TypeAdapter[Any]
     options: TypeAdapter[Any]
     layers: TypeAdapter[list[str]]
 
 
+_TEXT_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|{_BLOCK})$")]])
 _FORMS = {
     "vision": _Forms(
         TypeAdapter(_Vision),
@@ -108,8 +138,9 @@ _FORMS = {
     "language": _Forms(
         TypeAdapter(_Language),
         TypeAdapter(_LanguageOptions),
-        TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|{_BLOCK})$")]]),
+        _TEXT_LAYERS,
     ),
+    "vision_language": _Forms(TypeAdapter(_VisionLanguage), TypeAdapter(_VisionLanguageOptions), _TEXT_LAYERS),
 }
 
 
@@ -129,9 +160,9 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
             f"checkpoint_sha256, or {HUB}… with revision"
         )
     is_local = weights == CHECKPOINT and source is None
-    if kind == "language" and not is_local and weights not in (UNTRAINED, f"{HUB}{source}"):
+    if kind != "vision" and not is_local and weights not in (UNTRAINED, f"{HUB}{source}"):
         raise InputError(f"provenance.source: {shorten(source)!r} does not go with weights {shorten(weights)!r}")
-    if kind == "vision" and known["dataset"] not in DATASETS:
+    if kind != "language" and known["dataset"] not in DATASETS:
         raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
     if kind == "vision":
         given_preprocessing(known)
@@ -156,7 +187,7 @@ def _check_model(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEnt
         if settings.model != (loaded := known.get("source", known["model"])):
             raise InputError(f"model: the file is of {shorten(loaded)!r}, not of {settings.model!r}")
         return
-    if kind == "language":
+    if kind != "vision":
         name, whose = known.get("source"), "models.yml does not list"
         is_known = name is None or name in {entry.checkpoint or entry.name for entry in entries}
     else:
