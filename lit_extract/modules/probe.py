@@ -1,9 +1,9 @@
-"""Try a language model with two short texts, before a run: what it computes can be relied on, or it is refused.
+"""Try a model with two short texts or two pictures, before a run: what it computes can be relied on, or it is refused.
 
 T tokens, D hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.precision import ieee_float32, in_float32
 from lit_extract.modules.pretrained import find_blocks
-from lit_extract.modules.selection import all_blocks
+from lit_extract.modules.selection import EMBEDDINGS, all_blocks
 from lit_extract.modules.weights import default_float32
 
 N_TOKENS = 8
@@ -64,6 +64,61 @@ def check_model(
         _check_complete(source, model, random, unneeded, reached)
         with ieee_float32(), in_float32(base):
             _check_causal(name, states_of, texts)
+
+
+def check_looks(
+    name: str,
+    source: str,
+    model: Any,
+    random: dict[str, str],
+    blocks: nn.ModuleList,
+    n_needed: int,
+    examples: Sequence[Mapping[str, Tensor]],
+    image_token_id: int,
+) -> None:
+    """Check that a vision-language model puts images in the places of their tokens, and depends on no random weights.
+
+    Args:
+        name: The model's.
+        source: Where its weights are from.
+        model: With its head.
+        random: Its parameters and buffers that are random, by name, and why.
+        blocks: Of its language model.
+        n_needed: How many of the blocks are needed; if all are, the final norm may be too.
+        examples: What its processor makes of two images that differ everywhere, on the model's device.
+        image_token_id: The token in whose places images are put.
+    """
+    first, last = all_blocks(1)[0], all_blocks(n_needed)[-1]
+    width = model.config.get_text_config(decoder=True).hidden_size
+    reached = set(blocks.modules())
+    entering = []
+    with torch.no_grad(), default_float32():
+        try:
+            for example, layer in zip(examples, (last, first), strict=True):
+                k = n_needed - 1 if layer == last else 0
+                with (
+                    register_module_forward_pre_hook(lambda module, _: reached.add(module)),
+                    capture({layer: blocks[k]}, Tensor.clone, layer, entrances={EMBEDDINGS: blocks[0]}) as states,
+                ):
+                    model.base_model(**example, use_cache=False)
+                if states[layer].shape != (*example["input_ids"].shape, width):
+                    raise InputError(
+                        f"model.name: the blocks of {name!r} give {tuple(states[layer].shape)}, not {width} numbers "
+                        "for each token"
+                    )
+                entering.append(states[EMBEDDINGS][example["input_ids"] == image_token_id])
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of the model's own code
+            raise InputError(
+                f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
+            ) from error
+    _check_complete(source, model, random, [*blocks[n_needed:], model.get_output_embeddings()], reached)
+    if torch.equal(*entering):
+        raise InputError(
+            f"model.name: {name!r} does not put images in the places of their tokens, so there is nothing of the image "
+            "to pool; choose a model that does, as LLaVA, Pixtral, Qwen-VL and Gemma-3 do"
+        )
 
 
 def _probe_tokens(vocabulary: int, context: int | None) -> tuple[Tensor, Tensor]:
