@@ -117,7 +117,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
         _processor("DINOv3ViTImageProcessor", **SQUASHED),
         "VisionExtractor",
     ),
-    "ResNet": (_config("ResNetConfig"), _processor("ConvNextImageProcessor"), "num_hidden_layers"),
+    "ResNet": (
+        _config("ResNetConfig", embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4),
+        _processor("ConvNextImageProcessor"),
+        "num_hidden_layers",
+    ),
     "YOLOS": (
         _config("YolosConfig", **{**VIT, "image_size": [32, 32]}, num_detection_tokens=3),
         _processor("ViTImageProcessor", **SQUASHED),
@@ -140,6 +144,8 @@ def save(folder: Path, config: Callable[[], Any], processor: Callable[[], Any], 
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2 or "token" in name or "position" in name:  # zeros and ones, which hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.3)
+            else:
+                parameter.mul_(5)  # so that images tell
     model.save_pretrained(folder)
     processor().save_pretrained(folder)
     return model
