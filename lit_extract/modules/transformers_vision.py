@@ -24,6 +24,7 @@ from lit_extract.modules.vision_tower import (
     dissect,
     find_tower,
     output_meaning,
+    output_width,
     own_output,
     run_tower,
     tensors_behind,
@@ -111,13 +112,8 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
             if layers != "blocks":
                 raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
             self.layers = [HEAD]
-            output = own_output(skeleton, tower, example)
-            if output is None:
-                raise InputError(
-                    f"model.pool: {self.model_name!r} outputs no vector for an image, so it can't give head; for its "
-                    "last tokens use layers: norm or [-1]"
-                )
-            width, self.notes = output.shape[1], {"head_meaning": output_meaning(skeleton, tower)}
+            width = output_width(self.model_name, skeleton, tower, example)
+            self.notes = {"head_meaning": output_meaning(skeleton, tower)}
         elif NORM in self.layers and self.anatomy.norm is None:
             raise InputError(
                 f"model.layers: {self.model_name!r} has no final norm over its tokens; for its last block use layers: "
@@ -205,16 +201,19 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         import transformers
 
         loader = transformers.AutoVideoProcessor if self._takes_videos else transformers.AutoImageProcessor
-        black = np.zeros((224, 224, 3), np.uint8)
-        image = {"videos": [black[None]]} if self._takes_videos else {"images": [Image.fromarray(black)]}
         given: dict[str, Any] = {name: self._from[name] for name in ("revision", "subfolder") if name in self._from}
         if self._backend:
             given["backend"] = self._backend
         try:
             processor = loader.from_pretrained(self.source, trust_remote_code=False, **given)
-            example = processor(**image, return_tensors="pt")
+            example, other = (self._process(processor, size) for size in ((224, 224), (224, 336)))
         except Exception as error:  # of the hub, the disk, the format and the processor
             raise self.unavailable(error) from error
+        if any(example[name].shape != other[name].shape for name in example):
+            raise InputError(
+                f"model.name: {type(processor).__name__} of {self.model_name!r} gives images of differing sizes, which "
+                "is not supported"
+            )
         backend = getattr(processor, "backend", "torchvision")  # of a video processor there is only this
         if self._backend not in (None, backend):
             raise InputError(
@@ -225,4 +224,11 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
             "backend": backend,
             "settings": json.loads(processor.to_json_string()),
         }
-        return settings, {name: tensor for name, tensor in example.items() if isinstance(tensor, Tensor)}
+        return settings, example
+
+    def _process(self, processor: Any, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return what a processor makes of a black image (H, W)."""
+        black = np.zeros((*size, 3), np.uint8)
+        image = {"videos": [black[None]]} if self._takes_videos else {"images": [Image.fromarray(black)]}
+        made = processor(**image, return_tensors="pt")
+        return {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}

@@ -39,7 +39,7 @@ class Anatomy:
 
 def vision_config(config: Any, name: str) -> Any:
     """Return the configuration of the part that sees images; InputError unless it is a sequence of blocks."""
-    config = getattr(config, "vision_config", config)
+    config = getattr(config, "vision_config", None) or config
     for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
         value = getattr(config, field, None)
         if not isinstance(value, int):
@@ -107,8 +107,8 @@ def dissect(name: str, tower: Any, config: Any, inputs: Mapping[str, Any]) -> An
             output = run_tower(tower, inputs)
     except Exception as error:  # of the model's own code
         raise InputError(
-            f"model.name: {name!r} can't compute the features of an image as its processor gives it: "
-            f"{type(error).__name__}: {one_line(error)}; if timm has the model, use --model VisionExtractor"
+            f"model.name: {name!r} can't compute the features of an image as its processor gives it; if timm has the "
+            f"model, use --model VisionExtractor ({type(error).__name__}: {one_line(error)})"
         ) from error
     finally:
         for handle in handles:
@@ -169,6 +169,22 @@ def own_output(model: Any, tower: Any, inputs: Mapping[str, Any]) -> Tensor | No
     output = model.get_image_features(**inputs) if is_part else run_tower(tower, inputs)
     vectors = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
     return vectors if isinstance(vectors, Tensor) and vectors.ndim == 2 else None
+
+
+def output_width(name: str, model: Any, tower: Any, inputs: Mapping[str, Any]) -> int:
+    """Return the dimensions of what a skeleton itself puts out for an image; InputError unless that is one vector."""
+    try:
+        output = own_output(model, tower, inputs)
+    except Exception as error:  # of the model's own code
+        raise InputError(
+            f"model.pool: {name!r} can't compute its own output of an image: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if output is None:
+        raise InputError(
+            f"model.pool: {name!r} outputs no vector for an image, so it can't give head; for its last tokens use "
+            "layers: norm or [-1]"
+        )
+    return output.shape[1]
 
 
 def output_meaning(model: Any, tower: Any) -> str:

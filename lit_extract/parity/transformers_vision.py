@@ -57,7 +57,8 @@ class TransformersVisionReference(HuggingFaceReference, VisionReference):
         }
         if self.layers == ["head"]:
             return {"feats": self._own_output(inputs)[None]}
-        tower = getattr(self.model, "vision_model", self.model)
+        names = [name for name in ("vision_model", "vision_tower", "image_encoder") if hasattr(self.model, name)]
+        tower = getattr(self.model, names[0]) if names else self.model
         tower.config.tie_last_hidden_states = False  # the last one as it is before the final norm
         output = tower(**inputs, output_hidden_states=True)
         tokens_of = {f"blocks.{k}": state[0] for k, state in enumerate(output.hidden_states[1:])}

@@ -69,6 +69,23 @@ FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any], int]] = {
         _processor("CLIPImageProcessor", **CROPPED),
         1,
     ),
+    "LLaVA, its vision tower": (
+        lambda: transformers.LlavaConfig(
+            vision_config=transformers.CLIPVisionConfig(**VIT), text_config=transformers.LlamaConfig(**TEXT)
+        ),
+        _processor("CLIPImageProcessor", **CROPPED),
+        1,
+    ),
+    "BLIP": (
+        _config("BlipConfig", vision_config={**VIT, "initializer_range": 0.02}, text_config=TEXT, projection_dim=24),
+        _processor("BlipImageProcessor", **SQUASHED),
+        1,
+    ),
+    "TIPSv2, vision alone": (
+        _config("Tipsv2VisionConfig", **VIT),
+        _processor("Tipsv2ImageProcessor", **SQUASHED),
+        2,
+    ),
     "SigLIP": (
         _config("SiglipConfig", vision_config=VIT, text_config=TEXT),
         _processor("SiglipImageProcessor", **SQUASHED),
@@ -126,6 +143,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
         _config("YolosConfig", **{**VIT, "image_size": [32, 32]}, num_detection_tokens=3),
         _processor("ViTImageProcessor", **SQUASHED),
         "20 tokens for 16 patches",
+    ),
+    "Pixtral": (
+        _config("PixtralVisionConfig", **VIT),
+        _processor("PixtralImageProcessor", patch_size=8, size={"longest_edge": 32}),
+        "PixtralImageProcessor",
     ),
     "ViTDet": (_config("VitDetConfig", **GATED), _processor("ViTImageProcessor", **SQUASHED), "VisionExtractor"),
     "GPT-2": (

@@ -62,11 +62,11 @@ def hidden_states(folder, image):
         inputs = transformers.AutoVideoProcessor.from_pretrained(folder)([image], return_tensors="pt")
     else:
         inputs = transformers.AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
-    tower = getattr(model, "vision_model", model)
+    tower = getattr(model, "vision_model", getattr(model, "vision_tower", model))
     tower.config.tie_last_hidden_states = False
     with torch.no_grad():
         output = tower(**inputs, output_hidden_states=True)
-        embedding = model.get_image_features(**inputs).pooler_output if tower is not model else None
+        embedding = model.get_image_features(**inputs).pooler_output if hasattr(model, "text_model") else None
     states = [state[0] for state in output.hidden_states[1:]]
     mask = inputs.get("pixel_attention_mask", torch.ones(1, 16))[0].bool()
     return states, output, embedding, mask
@@ -112,9 +112,9 @@ def test_features_are_those_of_the_hidden_states(family, folder_of, pictures):
 # What its own output is, and whether its last tokens are normed; those of the others are refused.
 NORMED = {
     *("DINOv2", "DINOv2 with registers", "DINOv3", "SigLIP", "SigLIP 2 NaFlex", "ViT", "DeiT", "ViT-MSN", "AIMv2"),
-    *("AIMv2, with text", "I-JEPA", "V-JEPA 2", "Pixio"),
+    *("AIMv2, with text", "I-JEPA", "V-JEPA 2", "Pixio", "BLIP", "TIPSv2, vision alone"),
 }
-WITHOUT_OUTPUT = {"data2vec-vision", "ViT-MSN", "I-JEPA", "V-JEPA 2"}
+WITHOUT_OUTPUT = {"data2vec-vision", "ViT-MSN", "I-JEPA", "V-JEPA 2", "LLaVA, its vision tower"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
