@@ -144,7 +144,8 @@ def _gemma3():
     template = _template("<s><start_of_turn>user\n", "<start_of_image>", "<end_of_turn>\n", "<start_of_turn>model\n")
     processor = transformers.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
     vision = transformers.SiglipVisionConfig(**_VISION, image_size=32, patch_size=8, vision_use_head=False)
-    text = {**_TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
+    text = {**_TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}
+    text["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
     return processor, transformers.Gemma3Config(
         vision_config=vision,
         text_config=transformers.Gemma3TextConfig(**text),
@@ -202,6 +203,20 @@ def _internvl():
     )
 
 
+def _mllama():
+    tokenizer = _tokenizer("<|image|>")
+    images = transformers.MllamaImageProcessor(size={"height": 28, "width": 28}, max_image_tiles=2)
+    template = _template("<s>user\n", "<|image|>", "\n", "assistant\n")
+    vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2}
+    vision |= {"intermediate_size": 32, "vision_output_dim": 32, "image_size": 28, "patch_size": 14}
+    vision |= {"max_num_tiles": 2, "intermediate_layers_indices": [1]}
+    vision["supported_aspect_ratios"] = [[1, 1], [1, 2], [2, 1]]
+    text = {**_TEXT, "vocab_size": len(tokenizer), "cross_attention_layers": [1], "pad_token_id": 1}
+    return transformers.MllamaProcessor(images, tokenizer, chat_template=template), transformers.MllamaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<|image|>")
+    )
+
+
 MAKERS = {
     "pixtral": _pixtral,
     "mistral3": lambda: _pixtral(merge=2),
@@ -214,10 +229,12 @@ MAKERS = {
     "internvl": _internvl,
 }
 
+REFUSED = {"mllama": _mllama}  # looks at images by cross-attention
+
 
 def save_model(folder, family, seed=0):
     """A random model with its processor; its weights are large enough that layers and images differ."""
-    processor, config = MAKERS[family]()
+    processor, config = {**MAKERS, **REFUSED}[family]()
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
