@@ -116,8 +116,9 @@ def check_looks(
     _check_complete(source, model, random, [*blocks[n_needed:], model.get_output_embeddings()], reached)
     if torch.equal(*entering):
         raise InputError(
-            f"model.name: {name!r} does not put images in the places of their tokens, so there is nothing of the image "
-            "to pool; choose a model that does, as LLaVA, Pixtral, Qwen-VL and Gemma-3 do"
+            f"model.name: in {name!r}, what enters the blocks in the places of the image's tokens is the same for every"
+            " image; choose a model that puts images there, as LLaVA, Pixtral and Qwen-VL do (with random weights some "
+            "do not, as Gemma-3, whose projection of images is 0 until it is trained)"
         )
 
 

@@ -144,7 +144,7 @@ def _gemma3():
     template = _template("<s><start_of_turn>user\n", "<start_of_image>", "<end_of_turn>\n", "<start_of_turn>model\n")
     processor = transformers.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
     vision = transformers.SiglipVisionConfig(**_VISION, image_size=32, patch_size=8, vision_use_head=False)
-    text = {**_TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}
+    text = {**_TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 20, "query_pre_attn_scalar": 8}
     text["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
     return processor, transformers.Gemma3Config(
         vision_config=vision,

@@ -294,10 +294,12 @@ def test_weights_that_would_be_random_are_named(folders, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.hidden_state. is deprecated:FutureWarning")
-def test_a_model_that_looks_at_images_by_cross_attention_is_refused(tmp_path):
+def test_a_model_whose_images_are_not_in_its_text_is_refused(folders, tmp_path):
+    """One that looks at them by cross-attention, and one whose random weights do not look at them."""
     save_model(tmp_path / "mllama", "mllama")
-    with pytest.raises(InputError, match="does not put images in the places of their tokens"):
-        extractor_of(tmp_path / "mllama").configure_model()
+    for extractor in (extractor_of(tmp_path / "mllama"), extractor_of(folders("gemma3"), untrained=True)):
+        with pytest.raises(InputError, match="the places of the image's tokens is the same for every image"):
+            extractor.configure_model()
 
 
 def test_a_forward_pass_that_fails_is_one_clear_error(folders, monkeypatch):
