@@ -50,7 +50,7 @@ def image_processing(preprocessing: ProcessorSettings) -> Callable[[Image.Image]
     call = preprocessing.get("call", {})
 
     def process(image: Image.Image) -> dict[str, Tensor]:
-        inputs = {"videos": [np.asarray(image)[None]]} if is_of_videos else {"images": [image]}  # (1 frame, H, W, 3)
+        inputs = {"videos": [np.array(image)[None]]} if is_of_videos else {"images": [image]}  # (1 frame, H, W, 3)
         made = processor(**inputs, return_tensors="pt", **call)
         return {name: values for name, values in made.items() if isinstance(values, Tensor)}
 

@@ -19,14 +19,16 @@ from lit_extract.common.untrusted import shorten
 from lit_extract.parity import deviations
 from lit_extract.parity.certificate import CERTIFICATE_FORMAT, FAIL, PASS, RebuildSettings, checksums
 from lit_extract.parity.language import LanguageReference
+from lit_extract.parity.provenance_form import TRANSFORMERS_VISION, form_of
 from lit_extract.parity.reference import Recomputed, Reference
+from lit_extract.parity.transformers_vision import TransformersVisionReference
 from lit_extract.parity.vision import VisionReference
 from lit_extract.parity.vision_language import VisionLanguageReference
 from lit_extract.storage.features import Features, load_features
-from lit_extract.storage.provenance import kind_of
 
 REFERENCES: dict[str, type[Reference]] = {
     "vision": VisionReference,
+    TRANSFORMERS_VISION: TransformersVisionReference,
     "language": LanguageReference,
     "vision_language": VisionLanguageReference,
 }
@@ -48,7 +50,7 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
     generator = random.Random(seed)
     rows, others = (sorted(generator.sample(good, min(count, len(good)))) for count in (k, OTHERS))
     try:
-        reference = REFERENCES[kind_of(features.provenance)](features, settings)
+        reference = REFERENCES[form_of(features.provenance)](features, settings)
         again = reference.recompute(rows)
     except torch.OutOfMemoryError:
         raise InputError("device: in float32 the model does not fit the GPU; give --device cpu") from None

@@ -49,6 +49,23 @@ class _Vision(_Provenance):
     preprocessing_given: NotRequired[list[ShortText]]  # keys of it that are not the model's own
 
 
+class _Processor(TypedDict):
+    """How images went through a processor of Transformers; the reference asks for that backend."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    image_processor: ShortText
+    backend: Literal["torchvision", "pil"]
+    settings: dict[str, Any]
+
+
+class _TransformersVision(_Provenance):
+    pool: VisionPooling
+    source: NotRequired[ShortText]  # missing when the weights are local
+    stimuli_sha256: _Sha256
+    preprocessing: _Processor
+
+
 class _Language(_Provenance):
     pool: LanguagePooling
     source: NotRequired[ShortText]  # missing when the weights are local
@@ -91,6 +108,14 @@ class _VisionOptions(TypedDict, total=False):
     act_layer: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 
 
+class _TransformersVisionOptions(TypedDict, total=False):
+    """Which attention a run had, which the reference does not use."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+
+
 class _LanguageOptions(TypedDict, total=False):
     """How a tokenizer treats text; which attention a run had, which the reference does not use."""
 
@@ -129,11 +154,12 @@ class _Forms(NamedTuple):
 
 
 _TEXT_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|{_BLOCK})$")]])
+_VISION_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(norm|head|{_BLOCK})$")]])
+TRANSFORMERS_VISION = "transformers_vision"
 _FORMS = {
-    "vision": _Forms(
-        TypeAdapter(_Vision),
-        TypeAdapter(_VisionOptions),
-        TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(norm|head|{_BLOCK})$")]]),
+    "vision": _Forms(TypeAdapter(_Vision), TypeAdapter(_VisionOptions), _VISION_LAYERS),
+    TRANSFORMERS_VISION: _Forms(
+        TypeAdapter(_TransformersVision), TypeAdapter(_TransformersVisionOptions), _VISION_LAYERS
     ),
     "language": _Forms(
         TypeAdapter(_Language),
@@ -144,12 +170,19 @@ _FORMS = {
 }
 
 
+def form_of(provenance: Mapping[str, Any]) -> str:
+    """Return the kind of model that features are of; vision models of Transformers are one of their own here."""
+    kind = kind_of(provenance)
+    is_processed = kind == "vision" and "image_processor" in (provenance.get("preprocessing") or {})
+    return TRANSFORMERS_VISION if is_processed else kind
+
+
 def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings: RebuildSettings) -> None:
     """Raise InputError unless provenance and layers are such as a run writes, of a known model.
 
     Known is a model that models.yml lists, that timm has, or that the user names.
     """
-    kind = kind_of(provenance)
+    kind = form_of(provenance)
     known = validate(_FORMS[kind].provenance, dict(provenance), "provenance")
     validate(_FORMS[kind].layers, layers, "layers")
     weights, source = known["weights"], known.get("source")
@@ -171,7 +204,7 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
             f"trust_remote_code: the file decides of which commit code would run, {known['revision']}; look at that "
             "commit's code, and give a folder with it as --checkpoint"
         )
-    entries = read_models()[kind]
+    entries = read_models()[kind_of(provenance)]
     _check_options(kind, known, entries)
     _check_model(kind, known, entries, settings)
 
