@@ -91,7 +91,7 @@ def find_language_blocks(model: Any, name: str) -> nn.ModuleList:
     text_config, decoder = model.config.get_text_config(decoder=True), model.get_decoder()
     if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
         raise InputError(
-            f"model.name: {name!r} ({type(model).__name__}) has an encoder for its text, which no reply has"
+            f"model.name: {name!r} ({type(model).__name__}) has an encoder for its text, not a decoder alone"
         )
     if decoder in (model, model.base_model):
         raise InputError(

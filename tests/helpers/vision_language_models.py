@@ -98,6 +98,48 @@ def _llava():
     )
 
 
+def _llava_of_tiles(is_onevision):
+    """LLaVA-NeXT and LLaVA-OneVision: the whole image, then its tiles, with a token at the end of each row."""
+    tokenizer = _tokenizer("<image>", "<video>")
+    size = {"height": 24, "width": 24}
+    grid = [[24, 48], [48, 24], [48, 48]]
+    settings = {"chat_template": _template("USER: ", "<image>\n", " ", "ASSISTANT:")}
+    vision_settings = {**_VISION, "image_size": 24, "patch_size": 8}
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    if is_onevision:
+        images = transformers.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grid)
+        processor = transformers.LlavaOnevisionProcessor(
+            images,
+            tokenizer,
+            transformers.LlavaOnevisionVideoProcessor(),
+            num_image_tokens=9,
+            vision_feature_select_strategy="full",
+            **settings,
+        )
+        return processor, transformers.LlavaOnevisionConfig(
+            vision_config=transformers.SiglipVisionConfig(**vision_settings, vision_use_head=False),
+            text_config=transformers.Qwen2Config(**_TEXT, vocab_size=len(tokenizer)),
+            image_token_index=image_token,
+            video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+            image_grid_pinpoints=grid,
+        )
+    images = transformers.LlavaNextImageProcessor(size={"shortest_edge": 24}, crop_size=size, image_grid_pinpoints=grid)
+    processor = transformers.LlavaNextProcessor(
+        images,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        **settings,
+    )
+    return processor, transformers.LlavaNextConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision_settings),
+        text_config=transformers.LlamaConfig(**_TEXT, vocab_size=len(tokenizer)),
+        image_token_index=image_token,
+        image_grid_pinpoints=grid,
+    )
+
+
 def _qwen(version):
     tokenizer = _tokenizer(
         "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -125,6 +167,12 @@ def _qwen(version):
         return processor, transformers.Qwen3VLConfig(
             vision_config=vision, text_config={**text, "head_dim": 8}, **tokens
         )
+    if version == 2:
+        processor = transformers.Qwen2VLProcessor(
+            images, tokenizer, transformers.Qwen2VLVideoProcessor(), chat_template=template
+        )
+        vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+        return processor, transformers.Qwen2VLConfig(vision_config=vision, text_config=text, **tokens)
     processor = transformers.Qwen2_5_VLProcessor(
         images, tokenizer, transformers.Qwen2VLVideoProcessor(), chat_template=template
     )
@@ -221,6 +269,9 @@ MAKERS = {
     "pixtral": _pixtral,
     "mistral3": lambda: _pixtral(merge=2),
     "llava": _llava,
+    "llava_next": lambda: _llava_of_tiles(is_onevision=False),
+    "llava_onevision": lambda: _llava_of_tiles(is_onevision=True),
+    "qwen2_vl": lambda: _qwen(2),
     "qwen2_5_vl": lambda: _qwen(2.5),
     "qwen3_vl": lambda: _qwen(3),
     "gemma3": _gemma3,
