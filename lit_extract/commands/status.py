@@ -14,6 +14,7 @@ from lit_extract.common.console import as_size, as_table
 from lit_extract.common.untrusted import shorten
 from lit_extract.inspection.survey import LEFTOVER, NOT_OURS, RUNNING, UNREADABLE, Entry, Survey, survey
 from lit_extract.modules.registry import KINDS
+from lit_extract.storage.layout import shapes_in_words
 from lit_extract.storage.places import AnyPath
 
 STATUS_FORMAT = 1  # of --json, docs/store-format.md
@@ -103,7 +104,7 @@ def _missing_lines(folder: AnyPath, kind: str, found: Survey) -> list[str]:
         else:
             n, names = f"{n_missing} of {missing.n_expected}", f": {', '.join(missing.models[:_MODELS_SHOWN])}"
             names += ", … (--json has all)" if n_missing > _MODELS_SHOWN else ""
-        text = f"missing {n} {kind} models of {found.models_file}{prompt}{names}"
+        text = f"missing {n} {kind.replace('_', '-')} models of {found.models_file}{prompt}{names}"
         lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return lines
 
@@ -122,7 +123,8 @@ def _remark(entry: Entry) -> list[str]:
 
 def _columns(entry: Entry, shared: Sequence[str]) -> dict[str, str]:
     assert entry.shape is not None
-    n_stimuli, layers, dim = entry.shape
+    assert entry.layer_shapes is not None
+    n_stimuli = entry.shape[0]
     written = _time(entry)
     columns = {
         "model": entry.model or "",
@@ -132,7 +134,7 @@ def _columns(entry: Entry, shared: Sequence[str]) -> dict[str, str]:
         "rows": str(n_stimuli) if entry.rows_done == n_stimuli else f"{entry.rows_done}/{n_stimuli}",
         "bad": str(entry.bad_rows or ""),
         "left": f"{entry.shards_left} shards" if entry.shards_left else "",
-        "L×D": f"{layers}×{dim}",
+        "L×D": f"{len(entry.layer_shapes)}×{shapes_in_words(entry.layer_shapes)}",
         "size": as_size(entry.n_bytes),
         "written": f"{written:%Y-%m-%d %H:%M}" if written else "",
     }

@@ -3,6 +3,7 @@
 N stimuli, D hidden size.
 """
 
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage import rounding
 from lit_extract.storage.features import Features
+from lit_extract.storage.layout import FLOAT32, shapes_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +28,11 @@ _LONGEST = 4000  # characters of a value that is printed
 def describe(features: Features, path: str) -> list[str]:
     """Return the lines that ``lit-extract show`` prints of the features at ``path``."""
     pool, layers, metadata = features.provenance["pool"], features.layers, features.metadata
-    lines = [f"{len(features.stimulus_ids)} stimuli × {len(layers)} layers, pooling {pool}"]
+    shapes = shapes_in_words(features.layer_shapes)
+    dtype = "" if features.dtype == FLOAT32 else f", {features.dtype}"
+    lines = [
+        f"{len(features.stimulus_ids)} stimuli × {len(layers)} layers × {shapes} dimensions{dtype}, pooling {pool}"
+    ]
     lines.append(f"{features.n_done} rows done; layers {shorten(', '.join(layers), _LONGEST)}")
     known = {**features.provenance, **metadata["notes"]}
     known.pop(rounding.NOTE, None)  # by layer and pooling; in words below
@@ -53,10 +59,10 @@ def draw(features: Features, picture: Path) -> None:
     if picture.suffix[1:].lower() not in (known := FigureCanvasBase.get_supported_filetypes()):
         raise InputError(f"picture: {str(picture)!r} must end in one of .{', .'.join(sorted(known))}")
     n = len(features.stimulus_ids)
-    drawable = min(n, STIMULI_AT_MOST, max(2, NUMBERS_AT_MOST // features.shape[2]))
+    drawable = min(n, STIMULI_AT_MOST, max(2, NUMBERS_AT_MOST // max(map(math.prod, features.layer_shapes))))
     rows = np.unique(np.linspace(0, n - 1, drawable).astype(int))
     depth = len(features.layers)
-    norms = [np.linalg.norm(features.layer(k)[rows].numpy().astype(np.float64), axis=1) for k in range(depth)]
+    norms = [np.linalg.norm(_vectors(features, k, rows), axis=1) for k in range(depth)]
     if not np.isfinite(norms).any():
         raise InputError("picture: there is nothing to draw, as none of the stimuli has finite features yet")
     with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():  # names are no formulas
@@ -81,7 +87,7 @@ def _figure(features: Features, rows: NDArray[np.int64], norms: list[NDArray[np.
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False)
     for axis, layer in zip(axes[1:], drawn, strict=True):
-        image = axis.imshow(dissimilarity(features.layer(layer)[rows].numpy()), cmap="viridis", vmin=0)
+        image = axis.imshow(dissimilarity(_vectors(features, layer, rows)), cmap="viridis", vmin=0)
         axis.set(title=shorten(features.layers[layer], 40), xlabel="stimulus", ylabel="stimulus")
         figure.colorbar(image, ax=axis, label="1 − Pearson's r", shrink=0.8)
     provenance, n = features.provenance, len(features.stimulus_ids)
@@ -91,7 +97,13 @@ def _figure(features: Features, rows: NDArray[np.int64], norms: list[NDArray[np.
     return figure
 
 
-def dissimilarity(features: NDArray[np.float32]) -> NDArray[np.float64]:
+def _vectors(features: Features, layer: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return a vector of each row: several of a stimulus one after the other."""
+    vectors: NDArray[np.float64] = features.layer(layer)[rows].flatten(1).double().numpy()
+    return vectors
+
+
+def dissimilarity(features: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return 1 - Pearson's r between the rows of (N, D), as (N, N)."""
     correlation: NDArray[np.float64] = np.corrcoef(features.astype(np.float64))
     return np.atleast_2d(1 - correlation)

@@ -3,18 +3,22 @@
 N stimuli, L layers, D hidden size, T tokens.
 """
 
+import math
 import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lit_extract.common.errors import one_line
 from lit_extract.common.imports import heavy_imports
 from lit_extract.common.untrusted import open_regular, shorten
 from lit_extract.storage.archive import TensorRecord, name_of_open, read_content, read_through
-from lit_extract.storage.features_form import MEANS, inconsistencies, rows_text
+from lit_extract.storage.features_form import FEATS_DTYPES, MEANS, feats_records, form_of, inconsistencies, rows_text
+from lit_extract.storage.layout import KEPT_AS, shapes_in_words
+from lit_extract.storage.numbers import is_finite, is_nan
 from lit_extract.storage.rounding import warning
 
 
@@ -33,7 +37,7 @@ def soundness_of(path: Path) -> Soundness:
             content = read_content(file)
             if problems := inconsistencies(content, of_today=True):
                 return Soundness(problems)
-            rows = _Rows(content["feats"])
+            rows = _Rows(feats_records(content))
             try:
                 read_through(file, rows.note)
             except ValueError as error:  # it could be read before: what is wrong is a checksum
@@ -42,8 +46,9 @@ def soundness_of(path: Path) -> Soundness:
     except (ValueError, OSError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         return Soundness([f"not a features file of lit-extract: {reason}"])
-    n, layers, dim = content["feats"].shape
-    facts = [f"{n} stimuli × {layers} layers × {dim} dimensions"]
+    form = form_of(content)
+    n_layers, shapes = len(form.layer_shapes), shapes_in_words(form.layer_shapes)
+    facts = [f"{form.n_stimuli} stimuli × {n_layers} layers × {shapes} dimensions"]
     if not_finite := int((~rows.finite).sum()):
         facts.append(f"{not_finite} rows not finite, as it says")
     metadata = content["metadata"]
@@ -53,24 +58,26 @@ def soundness_of(path: Path) -> Soundness:
 
 
 class _Rows:
-    """Which rows of a tensor have finite numbers only, and which NaN only (N,), noted while its file is read."""
+    """Which rows of tensors have finite numbers only, and which NaN only (N,), noted while their file is read."""
 
-    def __init__(self, feats: TensorRecord) -> None:
+    def __init__(self, feats: list[TensorRecord]) -> None:
         self.feats = feats
-        self.finite, self.all_nan = np.ones((2, feats.shape[0]), dtype=np.bool_)
+        self.finite, self.all_nan = np.ones((2, feats[0].shape[0]), dtype=np.bool_)
 
     def note(self, at: int, piece: bytes) -> None:
         """Note what a piece of the file, from byte ``at`` on, has of the rows; it begins and ends anywhere in them."""
-        feats = self.feats
-        begin, end = max(0, feats.offset - at), max(0, feats.offset + feats.nbytes - at)
-        numbers = np.frombuffer(memoryview(piece)[begin:end], "<f4")
-        if not len(numbers):
-            return
-        row_length, first = feats.nbytes // 4 // feats.shape[0], (at + begin - feats.offset) // 4
+        for feats in self.feats:
+            begin, end = max(0, feats.offset - at), max(0, feats.offset + feats.nbytes - at)
+            if part := memoryview(piece)[begin:end]:
+                self._note(feats, np.frombuffer(part, KEPT_AS[FEATS_DTYPES[feats.dtype]]), at + begin - feats.offset)
+
+    def _note(self, feats: TensorRecord, numbers: NDArray[Any], at: int) -> None:
+        """Note numbers of a tensor, from its byte ``at`` on."""
+        row_length, first = math.prod(feats.shape[1:]), at // numbers.itemsize
         rows = slice(first // row_length, -(-(first + len(numbers)) // row_length))
         starts = np.maximum(np.arange(rows.start, rows.stop) * row_length - first, 0)
-        self.finite[rows] &= np.logical_and.reduceat(np.isfinite(numbers), starts)
-        self.all_nan[rows] &= np.logical_and.reduceat(np.isnan(numbers), starts)
+        self.finite[rows] &= np.logical_and.reduceat(is_finite(numbers), starts)
+        self.all_nan[rows] &= np.logical_and.reduceat(is_nan(numbers), starts)
 
 
 def _not_finite(content: dict[str, Any], rows: _Rows) -> list[str]:
@@ -97,13 +104,23 @@ def _not_of_torch(path: str, content: dict[str, Any]) -> list[str]:
         return [f"torch can't read it: {one_line(error)}"]
     if type(loaded) is not dict or list(loaded) != list(content):
         return ["torch finds something else in it"]
-    base = loaded["feats"].data_ptr() - content["feats"].offset if isinstance(loaded["feats"], torch.Tensor) else -1
+    ours, first = feats_records(content)[0], loaded["feats"]
+    first = next(iter(first.values())) if type(first) is dict and first else first
+    base = first.data_ptr() - ours.offset if isinstance(first, torch.Tensor) else -1
     problems = [] if base % mmap.PAGESIZE == 0 else ["torch finds other numbers in it"]
+
+    def place_of(theirs: Any, ours: Any) -> Any:
+        """Return where torch has a tensor, if that can be compared."""
+        if type(theirs) is dict and type(ours) is dict and list(theirs) == list(ours):
+            return {name: place_of(value, ours[name]) for name, value in theirs.items()}
+        if not isinstance(ours, TensorRecord) or not isinstance(theirs, torch.Tensor) or not theirs.is_contiguous():
+            return theirs
+        place = theirs.data_ptr() - base if ours.nbytes else ours.offset
+        dtype = "|V2" if theirs.dtype == torch.bfloat16 else theirs.numpy().dtype.str
+        return TensorRecord(dtype, tuple(theirs.shape), place, theirs.nbytes)
+
     for name, value in content.items():
-        theirs = loaded[name]
-        if isinstance(value, TensorRecord) and isinstance(theirs, torch.Tensor) and theirs.is_contiguous():
-            place = theirs.data_ptr() - base if value.nbytes else value.offset
-            theirs = TensorRecord(theirs.numpy().dtype.str, tuple(theirs.shape), place, theirs.nbytes)
+        theirs = place_of(loaded[name], value)
         if repr(value) != repr(theirs):  # unlike ==, it tells 1 from True, and not NaN from itself
             problems.append(f"torch finds another {shorten(name)} in it")
     return problems or _wrong_losses(loaded)

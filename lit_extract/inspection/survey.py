@@ -3,18 +3,16 @@
 N stimuli, L layers, D hidden size.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.untrusted import shorten
 from lit_extract.modules.registry import default_models_file, own_name, read_models
-from lit_extract.storage.features_form import read_features_content
-from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX
+from lit_extract.storage.features_form import form_of, read_features_content
+from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX, stacked_shape
 from lit_extract.storage.places import LOCK_SUFFIX, PART_SUFFIX, AnyPath, File, place_of, to_path
 from lit_extract.storage.provenance import kind_of
 from lit_extract.storage.store_metadata import read_layout
@@ -47,7 +45,8 @@ class Entry:
     untrained: bool | None = None
     pools: tuple[str, ...] = ()
     prompt: str | None = None
-    shape: tuple[int, ...] | None = None  # (N, L, D)
+    shape: tuple[int, ...] | None = None  # (N, L, D); (N, L) if layers differ in shape
+    layer_shapes: Sequence[tuple[int, ...]] | None = None  # of a row in each layer
     dtype: str | None = None
     rows_done: int | None = None
     shards_left: int | None = None
@@ -160,7 +159,8 @@ def _store_entry(
         entry,
         state=RUNNING if holder else BEGUN if left else KEPT if layout.is_kept else COMPLETE,
         pools=tuple(layout.pools),
-        shape=layout.shape,
+        shape=stacked_shape(layout.n_stimuli, layout.layer_shapes),
+        layer_shapes=layout.layer_shapes,
         dtype=layout.dtype,
         rows_done=layout.n_rows(done),
         shards_left=left,
@@ -173,13 +173,14 @@ def _features_entry(path: AnyPath, file: File) -> Iterator[Entry]:
     try:
         with place_of(path).open_to_read() as opened:
             content = read_features_content(opened)
-        feats, metadata = content["feats"], content["metadata"]
+        form, metadata = form_of(content), content["metadata"]
         yield replace(
             entry,
             pools=(metadata["provenance"]["pool"],),
-            shape=feats.shape,
-            dtype=np.dtype(feats.dtype).name,
-            rows_done=feats.shape[0],
+            shape=stacked_shape(form.n_stimuli, form.layer_shapes),
+            layer_shapes=form.layer_shapes,
+            dtype=form.dtype,
+            rows_done=form.n_stimuli,
             bad_rows=len(metadata["bad_input_rows"]) + len(metadata["not_finite_rows"]),
             **_identity(metadata["provenance"], metadata["notes"]),
         )

@@ -14,7 +14,7 @@ from lit_extract.datasets.table import ROOT
 from lit_extract.jobs.job import Job
 from lit_extract.jobs.outputs import check_one_order, ids_in_folder, output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
-from lit_extract.storage.disk import bytes_there, check_room, features_bytes, store_bytes
+from lit_extract.storage.disk import Size, bytes_there, check_room
 from lit_extract.storage.features import load_features
 from lit_extract.storage.features_content import sizes_sha256
 from lit_extract.storage.finalize import finalize_locked, is_finished
@@ -54,7 +54,7 @@ class FeaturesJob(Job):
             data.connect(
                 Connection(
                     model.preprocessing,
-                    row_bytes=4 * model.n_numbers,
+                    row_bytes=model.row_bytes,
                     on_gpu=on_gpu,
                     recorded=recorded,
                     ids_in_folder=ids_in_folder(self.store_path.parent),
@@ -65,7 +65,7 @@ class FeaturesJob(Job):
         known = {"precision": precision, "torch": str(torch.__version__)}
         with stopwatch("weights"):  # a checkpoint is hashed
             super().__init__(data, {**model.provenance(), **data.provenance(), **known})
-        self.shape = len(self.stimulus_ids), len(model.layers), *model.layer_shapes[0]  # (N, L, D)
+        self.size = Size(len(self.stimulus_ids), model.layer_shapes, len(model.pools), model.dtype)
         self.root: str | None = data.stimuli.attrs.get(ROOT)
         self._file_names = {pool: file.name for pool, file in self.files.items()}
         self.plan = data.plan
@@ -135,9 +135,9 @@ class FeaturesJob(Job):
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
             "threads": torch.get_num_threads(),
         }
-        shape = model.pools, model.layers, model.layer_shapes[0][0], self.plan.shard_rows
+        shape = model.pools, model.layers, model.layer_shapes, self.plan.shard_rows
         extras = {**model.extras, **dict.fromkeys(self.data.input_columns, "int64")}
-        spec = StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras)
+        spec = StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras, model.dtype)
         self._check_room(0)
         try:
             if self.overwrite:
@@ -170,8 +170,10 @@ class FeaturesJob(Job):
         """Check that a store has these settings and today's stimuli, and repair what is damaged."""
         store.check_provenance(self.provenance, self.root)
         known, model = store.layout, self.model
-        found = known.pools, known.layers, known.shape, known.shard_rows, known.notes["files"]
-        expected = list(model.pools), list(model.layers), self.shape, self.plan.shard_rows, self._file_names
+        form = known.n_stimuli, known.layer_shapes, known.dtype
+        found = known.pools, known.layers, form, known.shard_rows, known.notes["files"]
+        own_form = len(self.stimulus_ids), list(model.layer_shapes), model.dtype
+        expected = list(model.pools), list(model.layers), own_form, self.plan.shard_rows, self._file_names
         if found != expected or {**known.extras, **model.extras} != known.extras:
             raise InputError(
                 f"{str(store.path)!r} has other poolings, layers, shape or files than a run with its settings makes; "
@@ -191,8 +193,8 @@ class FeaturesJob(Job):
         if self.repairable:
             shards_to_write = len({row // self.plan.shard_rows for row in self.repairable})
             done_shards = max(done_shards, count_shards(self.plan.n_rows, self.plan.shard_rows) - shards_to_write)
-        store = store_bytes(*self.shape, self.plan.shard_rows, len(files), done_shards)
-        return store, len(left) * features_bytes(*self.shape) if self.finalize else 0
+        store = self.size.store(self.plan.shard_rows, done_shards)
+        return store, len(left) * self.size.file() if self.finalize else 0
 
     def _check_room(self, done_shards: int) -> None:
         check_room(

@@ -20,9 +20,10 @@ from lit_extract.data.base import StimulusDataModule
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.precision import ieee_float32, in_float32
 from lit_extract.modules.weights import default_float32
-from lit_extract.storage.layout import OK
+from lit_extract.storage.layout import OK, feats_arrays
 from lit_extract.storage.rounding import NOTE
 from lit_extract.storage.store import Store
+from lit_extract.storage.tensors import pad_layers, to_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def check_store(store: Store, model: Extractor, data: StimulusDataModule, traine
         rows = choose_rows(store.status())
         if not rows:
             return
-        again = compute_again(rows, model, data, trainer)  # (K, P, L, D)
+        again = compute_again(rows, model, data, trainer)  # (K, P, L, most numbers of a layer)
         pools = {pool: compare(read_rows(store, pool, rows), again[:, k]) for k, pool in enumerate(model.pools)}
         check |= {"rows": rows, "pools": pools}
     except Exception as error:  # of any model: what is computed is not lost for it
@@ -59,15 +60,19 @@ def choose_rows(status: NDArray[np.uint8]) -> list[int]:
 
 
 def read_rows(store: Store, pool: str, rows: Sequence[int]) -> NDArray[np.float32]:
-    """Return features of some rows of a store (K, L, D)."""
-    shards = {shard: store.read_shard(pool, shard) for shard in {row // store.shard_rows for row in rows}}
-    return np.stack([shards[row // store.shard_rows][row % store.shard_rows] for row in rows])
+    """Return features of some rows of a store, padded as by :func:`pad_layers`."""
+    found = []
+    for array in feats_arrays(pool, store.layer_shapes):
+        shards = {shard: store.read_shard(array.name, shard) for shard in {row // store.shard_rows for row in rows}}
+        numbers = np.stack([shards[row // store.shard_rows][row % store.shard_rows] for row in rows])
+        found.append(to_tensor(numbers).flatten(1))
+    return np.asarray(pad_layers(torch.cat(found, dim=1), store.layer_shapes).numpy())
 
 
 def compute_again(
     rows: Sequence[int], model: Extractor, data: StimulusDataModule, trainer: Trainer
 ) -> NDArray[np.float32]:
-    """Compute features of some rows, each by itself and in float32: (K, P, L, D)."""
+    """Compute features of some rows, each by itself and in float32: (K, P, …), each padded as by pad_layers."""
     device = trainer.strategy.root_device
     with torch.no_grad(), default_float32(), ieee_float32(), torch.autocast(device.type, enabled=False):
         backbone = model.loaded_backbone(trainer)
@@ -85,11 +90,12 @@ def compute_again(
                     feats.append(model.activations(inputs)["feats"][0].cpu())  # (P, L, D)
         finally:
             backbone.to(was_on)
-    return torch.stack(feats).unflatten(2, (len(model.layers), -1)).numpy()
+    by_pool = [pad_layers(torch.stack(rows), model.layer_shapes) for rows in zip(*feats, strict=True)]
+    return np.asarray(torch.stack(by_pool, dim=1).numpy())
 
 
 def compare(found: NDArray[np.float32], again: NDArray[np.float32]) -> dict[str, list[float | None]]:
-    """Measure how far features of a run are from float32 (both K, L, D), by layer.
+    """Measure how far features of a run are from float32 (both K, L, numbers), by layer.
 
     ``relative_error`` is the norm of the difference by the norm; ``of_differences``, by the norm of what differs
     between the K stimuli. None where that is 0, or not finite.

@@ -1,8 +1,9 @@
 """What comes after the blocks of a timm model: its final norm, and what it outputs itself.
 
-Skeletons are on the meta device. T tokens, D hidden size.
+Skeletons are on the meta device. B batch, T tokens, D hidden size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,15 +12,54 @@ from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.modules.hooks import capture, find_layers
-from lit_extract.modules.pooling import HEAD
+from lit_extract.modules.hooks import capture
+from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
+from lit_extract.modules.pooling import HEAD, VISION_POOLINGS
 from lit_extract.modules.selection import NORM
 
 
-def check_norm(name: str, skeleton: nn.Module, trunk: str, input_size: list[int], block: tuple[int, int]) -> None:
-    """Raise InputError unless the model has a final norm over the tokens (T, D) of its last block.
+class Output(LayerSet):
+    """What a model itself outputs for an image, (B, D): its one layer.
+
+    Args:
+        name: The model's.
+        skeleton: The model on the meta device.
+        layers: What was asked for, which can only be the default.
+        size: (3, H, W) of its images.
+    """
+
+    allowed = tuple(VISION_POOLINGS)
+
+    def __init__(self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: Sequence[int]) -> None:
+        if layers != "blocks":
+            raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
+        self._model_name = name
+        self.layers, self.notes = [HEAD], {"head_meaning": output_meaning(skeleton)}
+        self.measure(skeleton, size)
+
+    def measure(self, skeleton: nn.Module, size: Sequence[int]) -> None:
+        """Note the dimensions of the output; InputError unless it is one vector."""
+        with outputs_noted(skeleton) as outputs:
+            shape = _output_shape(self._model_name, skeleton, skeleton, HEAD, size)
+        if len(shape) != 2:
+            raise InputError(
+                f"model.pool: {self._model_name!r} outputs {shape[1:]} for an image, not one vector, so it can't give "
+                "head; use another"
+            )
+        self.widths, self.held = [shape[1]], held_at_once(outputs)
+
+    def run(self, model: nn.Module, images: Tensor, pool: Pool) -> dict[str, Tensor]:
+        """Send images through the model."""
+        return {HEAD: pool(model(images), 0)}
+
+
+def norm_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int], block: tuple[int, int]) -> int:
+    """Return how many tokens the final norm puts out, after a last block that puts out (T, D).
 
     ``trunk`` comes before the names of layers in the model.
+
+    Raises:
+        InputError: There is no norm over those tokens, and perhaps over tokens that join after the blocks (CaiT, XCiT).
     """
     part = skeleton.get_submodule(trunk.rstrip("."))
     if _is_missing(part, NORM):
@@ -32,19 +72,12 @@ def check_norm(name: str, skeleton: nn.Module, trunk: str, input_size: list[int]
                 "norms after pooling (fc_norm), so its tokens have no final norm; for the normed vector use pool: head"
             )
         raise InputError(f"model.layers: {name!r} {why}")
-    if (shape := _output_shape(name, skeleton, NORM, input_size, trunk)) != (1, *block):
+    joining = getattr(part, "num_prefix_tokens", 0)
+    shape = _output_shape(name, skeleton, part.get_submodule(NORM), NORM, size)
+    if shape not in [(1, block[0] + more, block[1]) for more in (0, joining)]:
         raise InputError(
             f"model.layers: the final norm of {name!r} puts out {shape[1:]}, its last block {block} (T, D), which is "
             "not supported; for the normed vector use pool: head"
-        )
-
-
-def output_width(name: str, skeleton: nn.Module, input_size: list[int]) -> int:
-    """Return the dimensions of what a model itself outputs for an image; InputError unless that is one vector."""
-    shape = _output_shape(name, skeleton, HEAD, input_size)
-    if len(shape) != 2:
-        raise InputError(
-            f"model.pool: {name!r} outputs {shape[1:]} for an image, not one vector, so it can't give head; use another"
         )
     return shape[1]
 
@@ -55,7 +88,9 @@ def output_meaning(skeleton: Any) -> str:
     In timm the projection of a CLIP model is its classifier, with as many classes as the embedding has dimensions.
     """
     if not (n_classes := skeleton.num_classes):
-        return f"embedding: the pooled vector (global_pool: {skeleton.global_pool or 'none'}), without a classifier"
+        kind = getattr(skeleton, "global_pool", "")
+        how = f" (global_pool: {kind or 'none'})" if isinstance(kind, str) else ""  # of others it is a module
+        return f"embedding: the pooled vector{how}, without a classifier"
     published = get_arch_pretrained_cfgs(skeleton.pretrained_cfg.get("architecture", ""))
     alike = [name for name, config in published.items() if config.num_classes == n_classes]
     if any("clip" in name or "pe_core" in name for name in alike) and not infer_imagenet_subset(skeleton):
@@ -68,9 +103,9 @@ def _is_missing(skeleton: nn.Module, part: str) -> bool:
 
 
 def _output_shape(
-    name: str, skeleton: nn.Module, layer: str, input_size: list[int], trunk: str = ""
+    name: str, skeleton: nn.Module, module: nn.Module, layer: str, size: Sequence[int]
 ) -> tuple[int, ...]:
-    """Return the shape of a layer's output for one image; () if it is no tensor."""
+    """Return the shape of the output of a layer's module for one image; () if it is no tensor."""
     shapes: list[tuple[int, ...]] = []
 
     def note(output: Any) -> Any:
@@ -78,11 +113,11 @@ def _output_shape(
         return output
 
     try:
-        with capture(find_layers(skeleton, [layer], trunk), note, last=layer), torch.no_grad():
-            skeleton(torch.empty(1, *input_size, device="meta"))
+        with capture({layer: module}, note, last=layer), torch.no_grad():
+            skeleton(torch.empty(1, *size, device="meta"))
     except Exception as error:  # of any model of timm's
         raise InputError(
-            f"model.name: {name!r} can't compute its {layer} of an image of {input_size}: {type(error).__name__}: "
+            f"model.name: {name!r} can't compute its {layer} of an image of {[*size]}: {type(error).__name__}: "
             f"{one_line(error)}"
         ) from error
     return shapes[0] if shapes else ()

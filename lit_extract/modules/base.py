@@ -23,6 +23,7 @@ from lit_extract.common.untrusted import shorten
 from lit_extract.modules.hub import COMMIT, hub_commit
 from lit_extract.modules.registry import find_model, own_name
 from lit_extract.modules.weights import default_float32, path_sha256
+from lit_extract.storage.layout import FLOAT32, NUMBER_BYTES
 
 
 class Predictor(LightningModule):
@@ -53,6 +54,7 @@ class Extractor(Predictor):
     layers: list[str]
     layer_shapes: list[tuple[int, ...]]  # of one row in each layer, whichever the pooling: as (768,)
     pools: Sequence[str]
+    dtype: str = FLOAT32  # of the features when they are written
     num_params: int
 
     def __init__(
@@ -86,6 +88,11 @@ class Extractor(Predictor):
     def n_numbers(self) -> int:
         """Return how many numbers a row has in all layers."""
         return sum(map(math.prod, self.layer_shapes))
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes of a row of one pooling when it is written."""
+        return self.n_numbers * NUMBER_BYTES[self.dtype]
 
     @abstractmethod
     def numbers_a_row(self, n_tokens: int) -> int:
@@ -140,6 +147,7 @@ class Extractor(Predictor):
     def provenance(self) -> dict[str, Any]:
         """Return what about the model changes the numbers."""
         known: dict[str, Any] = {"model": self.model_name, "options": self.options, "layers": self.layers}
+        known |= {"dtype": self.dtype} if self.dtype != FLOAT32 else {}
         if self.untrained:
             return {**known, "weights": "untrained", "seed": self.seed}
         if local := self.local_checkpoint():
@@ -154,7 +162,7 @@ class Extractor(Predictor):
             batch_idx: Not used; the index travels in the batch.
 
         Returns:
-            On the host: ``index`` (B,), ``feats`` with a float32 (B, W) for each pooling, ``bad`` (B,), the extras
+            On the host: ``index`` (B,), ``feats`` with (B, W) for each pooling, of ``dtype``, ``bad`` (B,), the extras
             (B,), and ``arrived``: from a GPU, an event to wait for before any of the others is read; else None.
         """
         # backbones make tensors of the default type, which bf16-true sets to bf16
@@ -162,6 +170,7 @@ class Extractor(Predictor):
             outputs = self.split_on_oom({name: batch[name] for name in self.inputs})
         if batch["bad"].any():
             outputs["feats"][batch["bad"].to(outputs["feats"].device)] = torch.nan
+        outputs["feats"] = outputs["feats"].to(getattr(torch, self.dtype))
         with stopwatch("to the host"):
             host, arrived = _to_host(outputs)
         feats = host.pop("feats")

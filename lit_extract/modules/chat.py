@@ -63,9 +63,7 @@ def load_chat(source: str, options: Mapping[str, Any], prompt: str, config: Any)
             f"model.options: {name_some(unknown)}: neither the configuration, the weights nor the image processor "
             f"({type(images).__name__}) has a setting of that name"
         )
-    image_token_id = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    if not isinstance(image_token_id, int):
-        raise InputError("its configuration has no image_token_id, so its image has no tokens among those of the text")
+    image_token_id = image_token_of(config)
     if not getattr(processor, "chat_template", None):
         raise InputError("its processor has no chat template; choose a model that is made for instructions")
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
@@ -93,6 +91,14 @@ def load_chat(source: str, options: Mapping[str, Any], prompt: str, config: Any)
             "call": call,
         },
     )
+
+
+def image_token_of(config: Any) -> int:
+    """Return the id of the tokens in whose places a model puts images."""
+    found = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if not isinstance(found, int):
+        raise InputError("its configuration has no image_token_id, so its image has no tokens among those of the text")
+    return found
 
 
 def _tokens_with(tokenizer: Any, ids: list[int], prompt: str) -> list[int]:

@@ -1,7 +1,7 @@
 """Checkpoints of vision models: read, taken out of their wrappers, and proven to be what runs."""
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import HEAD
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -19,7 +18,8 @@ PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 # Parts that serve pretraining only, or come after the blocks: a model without a place for them loses nothing, unless
 # it is asked for what they are for.
 _OF_PRETRAINING = {"mask_token"}
-_AFTER_BLOCKS = {"head", "head_dist", "fc", "fc_norm", "norm", "attn_pool"}
+_AFTER_BLOCKS = {"head", "head_dist", "heads", "fc", "fc_norm", "norm", "attn_pool", "aux_head"}
+_AFTER_BLOCKS |= {"classif", "classifier", "last_linear"}
 _STATISTICS = ("running_mean", "running_var")  # of batch norm, which has no gradients for them
 
 
@@ -116,13 +116,10 @@ def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
     return best
 
 
-def tensors_behind(
-    skeleton: nn.Module, layers: Mapping[str, nn.Module], stop_after: str, input_size: list[int]
-) -> set[str]:
+def tensors_behind(skeleton: nn.Module, run: Callable[[], Iterable[Tensor]]) -> set[str]:
     """Return the names of the parameters and buffers on which layers depend: those that a gradient reaches.
 
-    The skeleton is on the meta device, the layers are modules of it by their names, ``stop_after`` is the last of them,
-    and ``input_size`` is (3, H, W).
+    The skeleton is on the meta device, and ``run`` sends an image through it and returns its layers.
     """
     tensors = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
     statistics = [name for name in tensors if name.endswith(_STATISTICS)]
@@ -131,9 +128,7 @@ def tensors_behind(
     for tensor in floating.values():
         tensor.requires_grad_(True)
     with torch.enable_grad():
-        with capture(layers, torch.sum, last=stop_after) as sums:
-            skeleton(torch.empty(1, *input_size, device="meta"))
-        total = torch.stack(list(sums.values())).sum()
+        total = torch.stack([layer.sum() for layer in run()]).sum()
         gradients = torch.autograd.grad(total, list(floating.values()), allow_unused=True)
     needed = {name for name, gradient in zip(floating, gradients, strict=True) if gradient is not None}
     return needed | {name for name in statistics if f"{name.rpartition('.')[0]}.weight" in needed}
@@ -150,7 +145,8 @@ def check_loaded(loaded: Loaded, needed: set[str], layers: list[str], source: st
             f"need{instead}; check model.name and model.options"
         )
     unused = set() if HEAD in layers else _AFTER_BLOCKS - {*layers}  # of these, norm is a layer
-    kept_out = {name.partition(".")[0] for name in loaded.missing} | _OF_PRETRAINING | unused
+    not_needed = _parts(loaded.missing) - _parts(needed)
+    kept_out = not_needed | _OF_PRETRAINING | unused
     unknown = [
         name
         for name in loaded.unexpected
@@ -161,3 +157,8 @@ def check_loaded(loaded: Loaded, needed: set[str], layers: list[str], source: st
             f"model.checkpoint: {source!r} does not fit {model!r}, which has no place for {name_some(unknown)}; "
             "check model.name and model.options"
         )
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    """Return the parts of a model that tensors are in, the first of their names' components."""
+    return {name.partition(".")[0] for name in names}

@@ -1,25 +1,15 @@
 """Forward hooks that come and go with one forward pass."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from lit_extract.modules.pooling import HEAD
-
 
 class _LastLayerReached(Exception):  # noqa: N818  (control flow, not an error)
     """Ends the forward pass; only ever seen by :func:`capture`."""
-
-
-def find_layers(model: nn.Module, layers: Iterable[str], trunk: str = "") -> dict[str, nn.Module]:
-    """Return the module of each layer, by its name; the head's is the model, as it is what the model outputs.
-
-    ``trunk`` comes before their names in the model: "", or as "encoder.".
-    """
-    return {layer: model if layer == HEAD else model.get_submodule(f"{trunk}{layer}") for layer in layers}
 
 
 @contextmanager

@@ -54,6 +54,30 @@ def check_config(config: Any, name: str) -> None:
             )
 
 
+def check_parts(config: Any, name: str) -> Any:
+    """Return the configuration of the language model in a composed one.
+
+    Raises:
+        InputError: There is none, or a part is of a size that can't be built.
+    """
+    text_config = config.get_text_config(decoder=True)
+    if text_config is config or not hasattr(text_config, "model_type"):
+        raise InputError(
+            f"model.name: the configuration of {name!r} ({config.model_type}) is not composed of a language model and "
+            "one that looks at images"
+        )
+    check_config(text_config, name)
+    for part in config.sub_configs:
+        for field, most in (("num_hidden_layers", MAX_LAYERS), ("depth", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
+            value = getattr(getattr(config, part, None), field, None)
+            if isinstance(value, int) and not 0 <= value <= most:
+                raise InputError(
+                    f"model.name: the configuration of {name!r} has {part}.{field} {shorten(value)}, which must be "
+                    f"{most:,} at most"
+                )
+    return text_config
+
+
 def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
     """Return the list of transformer blocks: the first module list that is as long as the configuration says."""
     for module in model.modules():
@@ -67,7 +91,7 @@ def find_language_blocks(model: Any, name: str) -> nn.ModuleList:
     text_config, decoder = model.config.get_text_config(decoder=True), model.get_decoder()
     if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
         raise InputError(
-            f"model.name: {name!r} ({type(model).__name__}) has an encoder for its text, which no reply has"
+            f"model.name: {name!r} ({type(model).__name__}) has an encoder for its text, not a decoder alone"
         )
     if decoder in (model, model.base_model):
         raise InputError(

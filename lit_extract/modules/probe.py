@@ -13,8 +13,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.precision import ieee_float32, in_float32
-from lit_extract.modules.pretrained import find_blocks
-from lit_extract.modules.selection import EMBEDDINGS, all_blocks
+from lit_extract.modules.pretrained import find_blocks, find_language_blocks
+from lit_extract.modules.selection import EMBEDDINGS, NORM, all_blocks
 from lit_extract.modules.weights import default_float32
 
 N_TOKENS = 8
@@ -71,8 +71,7 @@ def check_looks(
     source: str,
     model: Any,
     random: dict[str, str],
-    blocks: nn.ModuleList,
-    n_needed: int,
+    last_block: int | None,
     examples: Sequence[Mapping[str, Tensor]],
     image_token_id: int,
 ) -> None:
@@ -83,30 +82,31 @@ def check_looks(
         source: Where its weights are from.
         model: With its head.
         random: Its parameters and buffers that are random, by name, and why.
-        blocks: Of its language model.
-        n_needed: How many of the blocks are needed; if all are, the final norm may be too.
+        last_block: Index of the last block of its language model that is needed; None if the end of the backbone is.
         examples: What its processor makes of two images that differ everywhere, on the model's device.
         image_token_id: The token in whose places images are put.
     """
-    first, last = all_blocks(1)[0], all_blocks(n_needed)[-1]
+    blocks = find_language_blocks(model, name)
+    n_needed = len(blocks) if last_block is None else last_block + 1
+    layers = dict(zip(all_blocks(n_needed), blocks, strict=False))
+    last = None if last_block is None else [*layers][-1]
     width = model.config.get_text_config(decoder=True).hidden_size
     reached = set(blocks.modules())
     entering = []
     with torch.no_grad(), default_float32():
         try:
-            for example, layer in zip(examples, (last, first), strict=True):
-                k = n_needed - 1 if layer == last else 0
-                with (
-                    register_module_forward_pre_hook(lambda module, _: reached.add(module)),
-                    capture({layer: blocks[k]}, Tensor.clone, layer, entrances={EMBEDDINGS: blocks[0]}) as states,
-                ):
-                    model.base_model(**example, use_cache=False)
-                if states[layer].shape != (*example["input_ids"].shape, width):
-                    raise InputError(
-                        f"model.name: the blocks of {name!r} give {tuple(states[layer].shape)}, not {width} numbers "
-                        "for each token"
-                    )
-                entering.append(states[EMBEDDINGS][example["input_ids"] == image_token_id])
+            with register_module_forward_pre_hook(lambda module, _: reached.add(module)):
+                for example, stop in zip(examples, (last, next(iter(layers))), strict=True):
+                    with capture(layers, Tensor.clone, stop, entrances={EMBEDDINGS: blocks[0]}) as states:
+                        states[NORM] = model.base_model(**example, use_cache=False).last_hidden_state
+                    of_image = example["input_ids"] == image_token_id
+                    for layer, hidden in states.items():
+                        if hidden.shape != (*of_image.shape, width):
+                            raise InputError(
+                                f"model.name: {name!r} has {tuple(hidden.shape)} numbers in {layer}, not {width} for "
+                                "each token"
+                            )
+                    entering.append(states[EMBEDDINGS][of_image])
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of the model's own code
@@ -116,8 +116,9 @@ def check_looks(
     _check_complete(source, model, random, [*blocks[n_needed:], model.get_output_embeddings()], reached)
     if torch.equal(*entering):
         raise InputError(
-            f"model.name: {name!r} does not put images in the places of their tokens, so there is nothing of the image "
-            "to pool; choose a model that does, as LLaVA, Pixtral, Qwen-VL and Gemma-3 do"
+            f"model.name: in {name!r}, what enters the blocks in the places of the image's tokens is the same for every"
+            " image; choose a model that puts images there, as LLaVA, Pixtral and Qwen-VL do (with random weights some "
+            "do not, as Gemma-3, whose projection of images is 0 until it is trained)"
         )
 
 

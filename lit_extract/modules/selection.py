@@ -35,7 +35,10 @@ else:
 
 
 def select_layers(
-    layers: str | Sequence[str | int], n_blocks: int, known: Mapping[str, Callable[[int], list[str]]]
+    layers: str | Sequence[str | int],
+    n_blocks: int,
+    known: Mapping[str, Callable[[int], list[str]]],
+    unit: str = "blocks",
 ) -> list[str]:
     """Return the names of the wanted layers, in the order asked for.
 
@@ -43,6 +46,7 @@ def select_layers(
         layers: One of ``known``, or a list of these and of indices of blocks; -1 is the last block.
         n_blocks: How many the model has.
         known: ``VISION_LAYERS`` or ``LANGUAGE_LAYERS``.
+        unit: What the blocks are called in errors.
 
     Raises:
         InputError: Unknown layers, an index out of range, the same layer twice, or none.
@@ -51,11 +55,11 @@ def select_layers(
     if unknown := [repr(name) for name in wanted if isinstance(name, str) and name not in known]:
         raise InputError(
             f"model.layers: {name_some(unknown)} must be {' or '.join(known)}, or a list of these and of indices of "
-            "blocks"
+            f"{unit}"
         )
     if outside := [k for k in wanted if isinstance(k, int) and not -n_blocks <= k < n_blocks]:
         raise InputError(
-            f"model.layers: {name_some([str(k) for k in outside])} out of range; the model has {n_blocks} blocks, "
+            f"model.layers: {name_some([str(k) for k in outside])} out of range; the model has {n_blocks} {unit}, "
             f"{-n_blocks} to {n_blocks - 1}"
         )
     parts = [known[k](n_blocks) if isinstance(k, str) else [f"{_BLOCK}{k % n_blocks}"] for k in wanted]

@@ -1,4 +1,4 @@
-"""Vision extractor: any timm model that is a sequence of blocks of equal width.
+"""Vision extractor: any timm model that puts out tokens of blocks of equal width, or maps of stages.
 
 B batch, L layers, T tokens, D hidden size, P poolings, H height, W width.
 """
@@ -17,28 +17,25 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import stopwatch
-from lit_extract.modules.after_blocks import check_norm, output_meaning, output_width
-from lit_extract.modules.architecture import (
-    block_tokens,
-    check_config,
-    check_preprocessing,
-    create_skeleton,
-    find_trunk,
-    prefix_tokens,
-    preprocessing_of,
-)
+from lit_extract.modules.after_blocks import Output
+from lit_extract.modules.architecture import check_config, check_preprocessing, create_skeleton, preprocessing_of
 from lit_extract.modules.base import Extractor
+from lit_extract.modules.blocks import Blocks, NoBlocks
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
-from lit_extract.modules.hooks import capture, find_layers
+from lit_extract.modules.layer_set import LayerSet
 from lit_extract.modules.pooling import HEAD, VISION_POOLINGS, VisionPooling, check_pools
-from lit_extract.modules.selection import NORM, VISION_LAYERS, VisionLayers, blocks_among, select_layers
-from lit_extract.modules.weights import on_cpu_in_float32, path_sha256, widest_output
+from lit_extract.modules.selection import VisionLayers
+from lit_extract.modules.stages import Stages
+from lit_extract.modules.weights import on_cpu_in_float32, path_sha256
 
 logger = logging.getLogger(__name__)
 
 
 class VisionExtractor(Extractor):
-    """Pooled activations of a vision model's blocks.
+    """Pooled activations of a vision model's blocks, or of its stages.
+
+    Stages are the maps that timm's own ``forward_intermediates`` gives of models whose blocks do not put out tokens of
+    one width: ResNet, ConvNeXt, Swin, Hiera and the like.
 
     The constructor reads the model's configuration only; weights are loaded in
     :meth:`configure_model`, when a run begins.
@@ -50,11 +47,11 @@ class VisionExtractor(Extractor):
         checkpoint: Local weights (safetensors or .pth) instead of the hub's.
         revision: Branch, tag or commit of the weights on the hub.
         options: Further arguments for timm.create_model, such as {img_size: 224}.
-        pool: "cls" (class token), "avg" (mean of the patch tokens), "avg_all" (mean of all tokens), or
-            a list of these, each its own file; or "head" (what the model itself outputs: embedding or logits), whose
-            one layer is called so too.
-        layers: "blocks" (all), "norm" (the tokens after the final norm), or a list of these and of indices of blocks;
-            negative ones count from the end.
+        pool: "cls" (class token), "avg" (mean of the patch tokens, or of the places of a map), "avg_all" (mean of all
+            tokens), or a list of these, each its own file; or "head" (what the model itself outputs: embedding or
+            logits), whose one layer is called so too. Of stages, "avg" or "head".
+        layers: "blocks" (all blocks, or all stages), "norm" (the tokens after the final norm, of models that have
+            blocks), or a list of these and of indices; negative ones count from the end.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
             the one shipped.
         channels_last: Images and convolutions in channels-last memory format; last bits differ.
@@ -82,7 +79,31 @@ class VisionExtractor(Extractor):
     ) -> None:
         super().__init__(name, untrained, seed, checkpoint, revision, options, models)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        if untrained and (checkpoint or revision):
+        self._models = models
+        self._timm_name = name if self.model_name == name else f"local-dir:{Path(name.removeprefix('local-dir:'))}"
+        self._folder = None if self.model_name == name else self._timm_name.removeprefix("local-dir:")
+        self._check_settings(checkpoint, revision)
+        given = check_preprocessing(preprocessing or {}, "model.preprocessing")
+        skeleton = self._skeleton()
+        own = preprocessing_of(skeleton, self.options)
+        self.preprocessing = {**own, **given}
+        self._preprocessing_given = [key for key, value in own.items() if self.preprocessing[key] != value]
+        self.layer_set = _layers_of(name, skeleton, pool, layers, own["input_size"])
+        if "input_size" in self._preprocessing_given:
+            self._use_size(skeleton)
+        self.layers, self.notes = self.layer_set.layers, self.layer_set.notes
+        self.layer_shapes = [(width,) for width in self.layer_set.widths]
+        self.pools = check_pools(pool, VISION_POOLINGS, self.layer_set.allowed, self.layer_set.why_no_others)
+        self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
+        notes = skeleton.pretrained_cfg.get("notes") or ()
+        self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
+        self.hub_id = str(skeleton.pretrained_cfg.get("hf_hub_id"))
+        self.backbone: nn.Module | None = None
+        self._scale: tuple[Tensor, Tensor] | None = None
+
+    def _check_settings(self, checkpoint: str | None, revision: str | None) -> None:
+        """Raise InputError where settings contradict each other, or files are missing."""
+        if self.untrained and (checkpoint or revision):
             setting = "checkpoint" if checkpoint else "revision"
             raise InputError(
                 f"model.untrained is true, but model.{setting} is {checkpoint or revision!r}; give one of the two"
@@ -91,54 +112,28 @@ class VisionExtractor(Extractor):
             raise InputError(
                 f"model.checkpoint ({checkpoint!r}) and model.revision ({revision!r}): give one of the two"
             )
-        self._timm_name = name if self.model_name == name else f"local-dir:{Path(name.removeprefix('local-dir:'))}"
-        self._folder = None if self.model_name == name else self._timm_name.removeprefix("local-dir:")
         if self._folder:
             check_config(Path(self._folder, "config.json"))
-        if self.checkpoint and not untrained and not Path(self.checkpoint).is_file():
+        if self.checkpoint and not self.untrained and not Path(self.checkpoint).is_file():
             raise InputError(f"model.checkpoint: {self.checkpoint!r} is not a file")
-        self._models = models
         if self.options.get("in_chans", 3) != 3:
             raise InputError(f"model.options: in_chans is {self.options['in_chans']}, but images here are RGB: 3")
-        given = check_preprocessing(preprocessing or {}, "model.preprocessing")
-        skeleton = self._skeleton()
-        own = preprocessing_of(skeleton, self.options)
-        self.trunk = find_trunk(name, skeleton)  # in the model, layers have this before their names
-        trunk = skeleton.get_submodule(self.trunk.rstrip("."))
-        tokens, self.block_dim = block_tokens(name, skeleton, self.trunk, own["input_size"])
-        prefix, has_class_token = prefix_tokens(name, trunk, tokens)
-        self.n_tokens, self.n_prefix = tokens[-1], prefix[-1]
-        self.block_width = widest_output(trunk.blocks[0])
-        self.preprocessing = {**own, **given}
-        self._preprocessing_given = [key for key, value in own.items() if self.preprocessing[key] != value]
-        if "input_size" in self._preprocessing_given:
-            self.n_tokens = self._tokens_at(self.preprocessing["input_size"], skeleton)
-        self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
-        notes = skeleton.pretrained_cfg.get("notes") or ()
-        self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
-        self.hub_id = str(skeleton.pretrained_cfg.get("hf_hub_id"))
-        self.layers = select_layers(layers, len(trunk.blocks), VISION_LAYERS)
-        blocks = blocks_among(self.layers)
-        self.stop_after = NORM if NORM in self.layers else max(blocks, key=blocks.__getitem__)
-        reason = f"{name!r} has no class token"
-        if has_class_token and not all(prefix[k] for k in blocks.values()):
-            reason, has_class_token = f"{reason} before blocks.{prefix.count(0)}", False
-        elif getattr(trunk, "attn_pool", None) is not None:
-            reason += " (its own pooling is by attention: head)"
-        allowed = [name for name, known in VISION_POOLINGS.items() if has_class_token or not known.needs_class_token]
-        self.pools = check_pools(pool, VISION_POOLINGS, allowed, reason)
-        input_size, width = self.preprocessing["input_size"], self.block_dim
-        if HEAD in self.pools:
-            if layers != "blocks":
-                raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
-            self.layers, self.stop_after = [HEAD], HEAD
-            width = output_width(name, skeleton, input_size)
-            self.notes = {"head_meaning": output_meaning(skeleton)}
-        elif NORM in self.layers:
-            check_norm(name, skeleton, self.trunk, input_size, (self.n_tokens, self.block_dim))
-        self.layer_shapes = [(width,)] * len(self.layers)
-        self.backbone: nn.Module | None = None
-        self._scale: tuple[Tensor, Tensor] | None = None
+
+    def _use_size(self, skeleton: nn.Module) -> None:
+        """Take images of another size than the model's own, which not every model does."""
+        size = self.preprocessing["input_size"]
+        if img_size := self.options.get("img_size"):
+            raise InputError(
+                f"model.preprocessing: input_size is {size}, but that of model.options is {img_size}; give one of them"
+            )
+        try:
+            self.layer_set.measure(skeleton, size)
+        except (InputError, NoBlocks) as error:
+            sides = size[1] if size[1] == size[2] else size[1:]
+            raise InputError(
+                f"model.preprocessing: input_size {size}: {error}; to build the model for images of that size, give "
+                f"--model.options '{{img_size: {sides}}}'"
+            ) from None
 
     def provenance(self) -> dict[str, Any]:
         """Return what about the model changes the numbers."""
@@ -161,15 +156,12 @@ class VisionExtractor(Extractor):
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn images (B, 3, H, W) uint8 into pooled activations (B, P, numbers of a row) float32, on the device."""
         assert self.backbone is not None, "configure_model() loads the backbone"
-        modules = find_layers(self.backbone, self.layers, self.trunk)
-        with capture(modules, self.pool_layer, last=self.stop_after) as pooled:
-            self.backbone(self.normalize(inputs["image"]))
+        pooled = self.layer_set.run(self.backbone, self.normalize(inputs["image"]), self._pool)
         return {"feats": torch.cat([pooled[layer] for layer in self.layers], dim=2)}
 
-    def pool_layer(self, hidden: Tensor) -> Tensor:
+    def _pool(self, tokens: Tensor, n_prefix: int) -> Tensor:
         """Pool a layer's tokens (B, T, D), or the model's output (B, D), in all wanted ways: (B, P, D)."""
-        n_prefix = hidden.shape[1] - (self.n_tokens - self.n_prefix)  # patches are as many in each layer
-        return torch.stack([VISION_POOLINGS[pooling].pool(hidden, n_prefix) for pooling in self.pools], dim=1)
+        return torch.stack([VISION_POOLINGS[pooling].pool(tokens, n_prefix) for pooling in self.pools], dim=1)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 pixels into the backbone's input: float32 arithmetic first, then its dtype."""
@@ -185,8 +177,8 @@ class VisionExtractor(Extractor):
         return images.float().div_(255).sub_(mean).div_(std).to(dtype).contiguous(memory_format=self.memory_format)
 
     def numbers_a_row(self, n_tokens: int) -> int:
-        """Estimate them: the image, and in a block's MLP what comes before and after its activation."""
-        return self.input_bytes(0) + self.n_tokens * (4 * self.block_dim + 2 * self.block_width)
+        """Estimate them from a forward pass without data."""
+        return self.input_bytes(0) + self.layer_set.held
 
     def input_bytes(self, n_tokens: int) -> int:
         """Return those of its pixels."""
@@ -205,21 +197,6 @@ class VisionExtractor(Extractor):
         """Return timm's repository on the hub."""
         names = ("model", "open_clip_model", "pytorch_model", "open_clip_pytorch_model")
         return self.hub_id, [f"{name}{suffix}" for name in names for suffix in (".safetensors", ".bin")]
-
-    def _tokens_at(self, size: list[int], skeleton: Any) -> int:
-        """Return the tokens of images of another size than the model's own, which not every model takes."""
-        if img_size := self.options.get("img_size"):
-            raise InputError(
-                f"model.preprocessing: input_size is {size}, but that of model.options is {img_size}; give one of them"
-            )
-        try:
-            return block_tokens(self.model_name, skeleton, self.trunk, size)[0][-1]
-        except InputError as error:
-            sides = size[1] if size[1] == size[2] else size[1:]
-            raise InputError(
-                f"model.preprocessing: input_size {size}: {error}; to build the model for images of that size, give "
-                f"--model.options '{{img_size: {sides}}}'"
-            ) from None
 
     def _skeleton(self) -> Any:
         return create_skeleton(self._timm_name, self.model_name, self.options, self._models)
@@ -276,10 +253,11 @@ class VisionExtractor(Extractor):
         source = self.local_checkpoint() or f"{self.hub_id}@{self.commit}"
         needed: set[str] = set()
         if loaded.missing:
-            size = self.preprocessing["input_size"]
             skeleton = self._skeleton()
-            modules = find_layers(skeleton, self.layers, self.trunk)
-            needed = tensors_behind(skeleton, modules, self.stop_after, size)
+            image = torch.empty(1, *self.preprocessing["input_size"], device="meta")
+            needed = tensors_behind(
+                skeleton, lambda: self.layer_set.run(skeleton, image, lambda layer, _: layer).values()
+            )
         check_loaded(loaded, needed, self.layers, source, self.model_name)
 
     def _warn_of_activation(self) -> None:
@@ -304,3 +282,15 @@ class VisionExtractor(Extractor):
             f"model.name: the weights of {self.model_name!r} ({self.hub_id}) can't be loaded: {reason}. Without a "
             "network, give --model.checkpoint FILE; for random weights, --model.untrained true"
         )
+
+
+def _layers_of(
+    name: str, skeleton: Any, pool: str | Sequence[str], layers: str | Sequence[str | int], size: list[int]
+) -> LayerSet:
+    """Return the wanted layers: the output, the blocks if they put out tokens of one width, else the stages."""
+    if HEAD in ([pool] if isinstance(pool, str) else pool):
+        return Output(name, skeleton, layers, size)
+    try:
+        return Blocks(name, skeleton, layers, size)
+    except NoBlocks as reason:
+        return Stages(name, skeleton, layers, size, str(reason))

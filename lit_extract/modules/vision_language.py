@@ -17,7 +17,7 @@ from lit_extract.modules.chat import Chat, load_chat
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.hugging_face import HuggingFaceExtractor
 from lit_extract.modules.pooling import VISION_LANGUAGE_POOLINGS, VisionLanguagePooling, check_pools
-from lit_extract.modules.pretrained import create_skeleton, find_language_blocks
+from lit_extract.modules.pretrained import check_parts, create_skeleton, find_language_blocks
 from lit_extract.modules.probe import check_looks
 from lit_extract.modules.prompts import find_prompt
 from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
@@ -91,7 +91,7 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         self.file_suffix = f"_prompt-{self.prompt_name}"
         self.pools = check_pools(pool, VISION_LANGUAGE_POOLINGS, [*VISION_LANGUAGE_POOLINGS], "")
         self.config = self.load_config()
-        text_config = self.config.get_text_config(decoder=True)
+        text_config = check_parts(self.config, name)
         if getattr(text_config, "attn_logit_softcapping", None) is not None:
             # transformers' default attention silently leaves out Gemma-2's soft cap
             self.options.setdefault("attn_implementation", "eager")
@@ -122,10 +122,9 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
 
     def check_loaded(self, model: Any, random: dict[str, str]) -> None:
         """Refuse a model that does not put images in the places of their tokens, or depends on random parameters."""
-        blocks = find_language_blocks(model, self.model_name)
-        n_needed = len(blocks) if NORM in self.layers else max(self._hooked.values()) + 1
+        last = None if NORM in self.layers else max(self._hooked.values())
         examples = [self._to_device(row, model) for row in self.chat.examples]
-        check_looks(self.model_name, self.source, model, random, blocks, n_needed, examples, self.chat.image_token_id)
+        check_looks(self.model_name, self.source, model, random, last, examples, self.chat.image_token_id)
 
     def split_on_oom(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Run :meth:`activations`, which has no more than one image on the way at any time."""

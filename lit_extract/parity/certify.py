@@ -1,6 +1,6 @@
 """Compute some stimuli of a features file again, and write down how far it is from them.
 
-K stimuli, N stimuli, L layers, D hidden size.
+K stimuli, N stimuli.
 """
 
 import math
@@ -25,6 +25,7 @@ from lit_extract.parity.transformers_vision import TransformersVisionReference
 from lit_extract.parity.vision import VisionReference
 from lit_extract.parity.vision_language import VisionLanguageReference
 from lit_extract.storage.features import Features, load_features
+from lit_extract.storage.layout import shapes_in_words
 
 REFERENCES: dict[str, type[Reference]] = {
     "vision": VisionReference,
@@ -44,7 +45,7 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
     identity = checksums(file)
     features = load_features(file)
     bad = {*features.metadata["bad_input_rows"], *features.metadata["not_finite_rows"]}
-    good = [row for row in range(features.shape[0]) if row not in bad]
+    good = [row for row in range(len(features.stimulus_ids)) if row not in bad]
     if not good:
         raise InputError("parity: none of its rows is finite")
     generator = random.Random(seed)
@@ -54,8 +55,10 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
         again = reference.recompute(rows)
     except torch.OutOfMemoryError:
         raise InputError("device: in float32 the model does not fit the GPU; give --device cpu") from None
-    if again.feats.shape[1:] != features.shape[1:]:
-        found, expected = ("×".join(map(str, shape[1:])) for shape in (features.shape, again.feats.shape))
+    if again.layer_shapes != features.layer_shapes:
+        found, expected = (
+            f"{len(shapes)}×{shapes_in_words(shapes)}" for shapes in (features.layer_shapes, again.layer_shapes)
+        )
         raise InputError(f"parity: the file has {found} layers and dimensions, but the model gives {expected}")
     judged = _judge(features, rows, others, bad, again)
     recorded = {name: features.provenance.get(name) for name in reference.packages}
@@ -76,13 +79,15 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
 
 def _judge(features: Features, rows: list[int], others: list[int], bad: set[int], again: Recomputed) -> dict[str, Any]:
     """Compare, and return the verdict with the numbers it rests on."""
-    feats, layers, precision = features.feats, features.layers, features.provenance["precision"]
+    layers, precision = features.layers, features.provenance["precision"]
     limits = deviations.FLOAT32 if precision == "32-true" else deviations.BF16
-    found = feats[rows].double()
-    spread = deviations.median_distances(again.feats, rows, feats, others)
+    again = again.kept_as(features.dtype)
+    found = features.padded(rows).double()
+    spread = deviations.median_distances(again.feats, rows, features.padded(others).double(), others)
     compared = deviations.compare(layers, found, again.feats, again.rounded, spread)
     telling = deviations.most_telling(found, again.feats, spread)
-    distances = deviations.row_distances(feats, telling, again.feats[:, telling], bad)
+    told = features.layer(telling).flatten(1)
+    distances = deviations.row_distances(told, again.feats[:, telling, : told.shape[1]], bad)
     stimuli, mistaken = deviations.place_rows(
         rows, features.stimulus_ids, distances, spread[:, telling], limits.of_spread
     )

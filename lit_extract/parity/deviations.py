@@ -106,11 +106,14 @@ def _distances(of: Tensor, to: Tensor) -> Tensor:
 
 
 def median_distances(again: Tensor, rows: list[int], feats: Tensor, others: list[int]) -> Tensor:
-    """Return how far each of K stimuli is from other rows of the file, (K, L); 0 where there are none."""
+    """Return how far each of K stimuli is from the ``others``, (K, L); 0 where there are none.
+
+    ``feats`` are those of the others, as long as these, in the file.
+    """
     spread = torch.zeros(again.shape[:2], dtype=torch.float64)
     for place, row in enumerate(rows):
-        if apart := [other for other in others if other != row]:
-            spread[place] = (feats[apart].double() - again[place]).norm(dim=-1).median(dim=0).values
+        if apart := [at for at, other in enumerate(others) if other != row]:
+            spread[place] = (feats[apart] - again[place]).norm(dim=-1).median(dim=0).values
     return spread
 
 
@@ -121,9 +124,9 @@ def most_telling(found: Tensor, again: Tensor, spread: Tensor) -> int:
     return int(of_spread.argmin())
 
 
-def row_distances(feats: Tensor, layer: int, again: Tensor, bad: set[int]) -> Tensor:
-    """Return distances from each of K stimuli, (K, D), to one layer of every row, (K, N); infinite to bad rows."""
-    parts = [_distances(again, rows[:, layer].double()) for rows in torch.split(feats, ROWS_AT_ONCE)]
+def row_distances(feats: Tensor, again: Tensor, bad: set[int]) -> Tensor:
+    """Return distances from each of K stimuli, (K, D), to every row, (N, D), as (K, N); infinite to bad rows."""
+    parts = [_distances(again, rows.double()) for rows in torch.split(feats, ROWS_AT_ONCE)]
     distances = torch.cat(parts, dim=1)
     distances[:, sorted(bad)] = torch.inf
     return distances

@@ -55,7 +55,7 @@ class LanguageReference(HuggingFaceReference):
         self.tokens = [tokenize(text)[:context] for text in self.texts]
         check_same("tokens_sha256", known["tokens_sha256"], _tokens_sha256(self.tokens, ids))
 
-    def compute(self, row: int) -> dict[str, Tensor]:
+    def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one caption through the model; twice, when the last block is wanted as it is before the final norm."""
         ids = torch.tensor([self.tokens[row]], device=self.device)
         has_loss = self.provenance["loss"] and ids.shape[1] > 1
@@ -72,12 +72,12 @@ class LanguageReference(HuggingFaceReference):
             tokens_of[last] = before_final_norm(self.model.base_model, lambda: self._states(ids)[-1], states[-1])
         first = 1 if self.provenance["exclude_bos"] else 0
         pool = POOLINGS[self.provenance["pool"]]
-        outputs = {"feats": torch.stack([pool(tokens_of[layer][0, first:]) for layer in self.layers])}
-        if self.provenance["loss"]:
-            loss = output.loss if has_loss else torch.tensor(torch.nan)
-            total = loss.double() * (ids.shape[1] - 1)
-            outputs |= {"loss": loss, "bpb": total / math.log(2) / len(self.texts[row].encode())}
-        return outputs
+        layers = [pool(tokens_of[layer][0, first:]) for layer in self.layers]
+        if not self.provenance["loss"]:
+            return layers, {}
+        loss = output.loss if has_loss else torch.tensor(torch.nan)
+        total = loss.double() * (ids.shape[1] - 1)
+        return layers, {"loss": loss, "bpb": total / math.log(2) / len(self.texts[row].encode())}
 
     def _states(self, ids: Tensor) -> tuple[Tensor, ...]:
         states: tuple[Tensor, ...] = self.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states

@@ -89,7 +89,7 @@ class _VisionLanguage(_Provenance):
 
 
 class _VisionOptions(TypedDict, total=False):
-    """Numbers that shape a model, as large as a real one has them."""
+    """What shapes a model, with numbers as large as a real one has them."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
@@ -106,6 +106,10 @@ class _VisionOptions(TypedDict, total=False):
     dynamic_img_size: bool
     dynamic_img_pad: bool
     act_layer: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+    global_pool: Literal["", "avg", "avgmax", "catavgmax", "max", "token", "map", "prr"]
+    pool_include_prefix: bool
+    final_norm: bool
+    fc_norm: bool | None
 
 
 class _TransformersVisionOptions(TypedDict, total=False):

@@ -4,14 +4,14 @@ No hooks, pooling, decoding, normalizing or batching of ours: timm and transform
 the few lines of pooling here are written for one stimulus. Only how weights are built is shared, as a seed means the
 same model in both.
 
-K stimuli, L layers, T tokens, D hidden size.
+K stimuli, L layers.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from lit_extract.modules.weights import path_sha256
 from lit_extract.parity.certificate import RebuildSettings
 from lit_extract.parity.provenance_form import check_provenance
 from lit_extract.storage.features import Features
+from lit_extract.storage.layout import Shape
+from lit_extract.storage.tensors import pad_layers
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """Some stimuli, computed again: ``feats`` (K, L, D) float64.
+    """Some stimuli, computed again: ``feats`` float64, padded as by :meth:`Features.padded`.
 
     ``rounded`` is the same in the precision of the run, if that is another than float32. ``losses`` are ``loss`` and
     ``bpb``, (K,) float64 each, of captions that have them.
@@ -38,7 +40,16 @@ class Recomputed:
     feats: Tensor
     rounded: Tensor | None
     losses: dict[str, Tensor]
+    layer_shapes: list[Shape]
     num_params: int
+
+    def kept_as(self, dtype: str) -> "Recomputed":
+        """Return the same as a file of features of this data type keeps them."""
+        kept = [
+            None if feats is None else feats.to(getattr(torch, dtype)).double() for feats in (self.feats, self.rounded)
+        ]
+        assert kept[0] is not None
+        return replace(self, feats=kept[0], rounded=kept[1])
 
 
 class Reference(ABC):
@@ -66,8 +77,8 @@ class Reference(ABC):
         """Return the model with its weights, float32."""
 
     @abstractmethod
-    def compute(self, row: int) -> dict[str, Tensor]:
-        """Return ``feats`` (L, D) of a stimulus, and its ``loss`` and ``bpb`` if the file has them; on the device."""
+    def compute(self, row: int) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
+        """Return the layers of a stimulus, and its ``loss`` and ``bpb`` if the file has them; on the device."""
 
     @abstractmethod
     def cast(self) -> None:
@@ -76,21 +87,25 @@ class Reference(ABC):
     def recompute(self, rows: list[int]) -> Recomputed:
         """Compute K stimuli, first in float32, then in the precision of the run: what that costs by itself."""
         computed = [self._compute_on_host(row) for row in rows]
-        stacked = {name: torch.stack([one[name] for one in computed]).double() for name in computed[0]}
+        layer_shapes = [tuple(layer.shape) for layer in computed[0][0]]
+        losses = {name: torch.stack([of_row[name] for _, of_row in computed]).double() for name in computed[0][1]}
         rounded, precision = None, self.provenance["precision"]
         if precision != "32-true":
             if precision == "bf16-true":
                 self.cast()
             is_mixed = precision == "bf16-mixed"
-            rounded = torch.stack([self._compute_on_host(row, is_mixed)["feats"] for row in rows]).double()
+            rounded = _padded([self._compute_on_host(row, is_mixed)[0] for row in rows], layer_shapes)
         num_params = sum(parameter.numel() for parameter in self.model.parameters())
-        return Recomputed(stacked.pop("feats"), rounded, stacked, num_params)
+        feats = _padded([layers for layers, _ in computed], layer_shapes)
+        return Recomputed(feats, rounded, losses, layer_shapes, num_params)
 
-    def _compute_on_host(self, row: int, is_mixed: bool = False) -> dict[str, Tensor]:
+    def _compute_on_host(self, row: int, is_mixed: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
         autocast = torch.autocast(self.device, torch.bfloat16) if is_mixed else nullcontext()
         try:
             with torch.inference_mode(), autocast:
-                return {name: values.float().cpu() for name, values in self.compute(row).items()}
+                layers, losses = self.compute(row)
+                on_host = {name: value.float().cpu() for name, value in losses.items()}
+                return [layer.float().cpu() for layer in layers], on_host
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of a model that can't have made the file, or of an image
@@ -106,6 +121,12 @@ class Reference(ABC):
         if (found := path_sha256(path)) != expected:
             raise InputError(f"checkpoint: {path!r} has SHA-256 {found}; the file is of weights with {expected}")
         return path
+
+
+def _padded(rows: Sequence[Sequence[Tensor]], layer_shapes: Sequence[Shape]) -> Tensor:
+    """Return the layers of K rows, flattened and padded (K, L, most numbers of a layer), float64."""
+    numbers = torch.stack([torch.cat([layer.flatten() for layer in layers]) for layers in rows])
+    return pad_layers(numbers, layer_shapes).double()
 
 
 def _pick(device: str | None) -> str:

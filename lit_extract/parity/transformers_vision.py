@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, name_some
@@ -47,7 +46,7 @@ class TransformersVisionReference(HuggingFaceReference, VisionReference):
         check_same("preprocessing", known, found)
         return HuggingFaceReference.build(self)
 
-    def compute(self, row: int) -> dict[str, Tensor]:
+    def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one image through the model."""
         image, weight = self._open(row), next(self.model.parameters())
         sent = {"videos": [np.array([image])]} if self.takes_videos else {"images": image}
@@ -56,7 +55,7 @@ class TransformersVisionReference(HuggingFaceReference, VisionReference):
             for name, values in self.processor(**sent, return_tensors="pt").items()
         }
         if self.layers == ["head"]:
-            return {"feats": self._own_output(inputs)[None]}
+            return [self._own_output(inputs)], {}
         names = [name for name in ("vision_model", "vision_tower", "image_encoder") if hasattr(self.model, name)]
         tower = getattr(self.model, names[0]) if names else self.model
         tower.config.tie_last_hidden_states = False  # the last one as it is before the final norm
@@ -66,7 +65,7 @@ class TransformersVisionReference(HuggingFaceReference, VisionReference):
         if missing := [layer for layer in self.layers if layer not in tokens_of]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {name_some([*tokens_of])}")
         pool = POOLINGS[self.provenance["pool"]]
-        return {"feats": torch.stack([pool(*self._divided(tokens_of[layer], inputs)) for layer in self.layers])}
+        return [pool(*self._divided(tokens_of[layer], inputs)) for layer in self.layers], {}
 
     def _own_output(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the vector (D,) that the model itself outputs."""

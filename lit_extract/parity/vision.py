@@ -112,14 +112,14 @@ class VisionReference(Reference):
         its_own = {"num_classes": n_classes} if n_classes and self.provenance["pool"] == "head" else {}
         return {"state_dict": weights, "source": "", "custom_load": False, **its_own}
 
-    def compute(self, row: int) -> dict[str, Tensor]:
+    def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one image through the model."""
         dtype = next(self.model.parameters()).dtype
         found = self.tokens(self.transform(self._open(row))[None].to(self.device, dtype))
         if missing := [layer for layer in self.layers if layer not in found]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {name_some([*found])}")
         chosen = [found[layer] for layer in self.layers]
-        return {"feats": torch.stack([_pool_tokens(*tokens, self.provenance["pool"]) for tokens in chosen])}
+        return [_pool_tokens(*tokens, self.provenance["pool"]) for tokens in chosen], {}
 
     def cast(self) -> None:
         """Change parameters and buffers to bf16: timm's forward passes want one type."""

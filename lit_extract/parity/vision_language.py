@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, name_some
@@ -58,7 +57,7 @@ class VisionLanguageReference(HuggingFaceReference, VisionReference):
         check_same("image_token", known["image_token"], tokenizer.convert_ids_to_tokens(self.image_token))
         return HuggingFaceReference.build(self)
 
-    def compute(self, row: int) -> dict[str, Tensor]:
+    def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one image through the model; twice, when the last block is wanted as it is before the final norm."""
         chat = self._chat({"type": "image", "image": self._open(row)})
         sent = self.processor.apply_chat_template(
@@ -85,7 +84,7 @@ class VisionLanguageReference(HuggingFaceReference, VisionReference):
         if last in self.layers:
             tokens_of[last] = before_final_norm(self.model.get_decoder(), lambda: states()[-1], hidden[-1])
         chosen = POOLINGS[self.provenance["pool"]](self, inputs["input_ids"][0].tolist())
-        return {"feats": torch.stack([tokens_of[layer][0, chosen].float().mean(0) for layer in self.layers])}
+        return [tokens_of[layer][0, chosen].float().mean(0) for layer in self.layers], {}
 
     def image_places(self, ids: list[int]) -> list[int]:
         """Return where the image is among the tokens."""

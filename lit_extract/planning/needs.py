@@ -14,7 +14,7 @@ from lit_extract.data.plan import default_shard_rows
 from lit_extract.jobs.outputs import output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.planning.memory import device_bytes, estimate_forward, host_bytes
-from lit_extract.storage.disk import bytes_there, features_bytes, store_bytes
+from lit_extract.storage.disk import Size, bytes_there
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.seen import part_seen
 
@@ -45,7 +45,7 @@ class Needs:
     problem: str | None = None  # why it can't be estimated; then there is nothing else
     rows: int = 0
     layers: int = 0
-    width: int = 0
+    layer_shapes: Sequence[tuple[int, ...]] = ()  # of a row in each
     parameters: int = 0  # of the whole model, head included
     pools: Sequence[str] = ()
     batch: tuple[int, int] = (0, 0)  # rows and tokens of the largest one; an image has no tokens of ours
@@ -72,11 +72,10 @@ def estimate_needs(
     overwrite: bool,
 ) -> Needs:
     """Estimate what one model on one dataset needs; the data module is set up when it has captions to look at."""
-    shape = rows, len(model.layers), *model.layer_shapes[0]
-    row_bytes = 4 * model.n_numbers
+    size, row_bytes = Size(rows, model.layer_shapes, len(model.pools), model.dtype), model.row_bytes
     images = data.batch_size if isinstance(data, ImageDataModule) else 1
     shard_rows = data.shard_rows or default_shard_rows(rows, images, row_bytes)
-    store, features = store_bytes(*shape, shard_rows, len(model.pools)), len(model.pools) * features_bytes(*shape)
+    store, features = size.store(shard_rows), len(model.pools) * size.file()
     peak = store + (features if finalize else 0)
     kept = (features if finalize else 0) + (store if keep_store or not finalize else 0)
     files, store_path = output_paths(model, data, output_dir)
@@ -91,7 +90,7 @@ def estimate_needs(
         model=model.model_name,
         rows=rows,
         layers=len(model.layers),
-        width=model.layer_shapes[0][0],
+        layer_shapes=model.layer_shapes,
         parameters=model.num_params,
         pools=list(model.pools),
         features=features,
@@ -116,7 +115,7 @@ def _estimate_memory(
     }
     batch, forward = max(forwards.items(), key=itemgetter(1))
     workers = data.num_workers if data.num_workers is not None else data.workers(on_gpu, 1)
-    shard_size = 4 * len(model.pools) * shard_rows * model.n_numbers
+    shard_size = len(model.pools) * shard_rows * model.row_bytes
     host = host_bytes(model, forward, on_gpu, shard_size, batch[0] * model.input_bytes(batch[1]), workers)
     needed, fits = device_bytes(forward) if on_gpu else host, "yes"
     if needed > machine.memory:

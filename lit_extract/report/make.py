@@ -84,7 +84,7 @@ def measure(
     notes += _notes(models, compared, len(shared), len(sampled)) + ([stimuli.note] if stimuli.note else [])
     warnings = [f"left out: {reason}" for reason in left_out]
     numbers = {
-        "format": 1,
+        "format": 2,
         "lit_extract": __version__,
         "folder": "/".join(Path(folder).absolute().parts[-2:]),
         "dataset": sources[0].features.provenance["dataset"],

@@ -107,7 +107,7 @@ class ModelReport:
             "num_params": features.num_params,
             "n_stimuli": len(features.stimulus_ids),
             "n_done": features.n_done,
-            "n_dim": features.shape[2],
+            "layer_shapes": features.layer_shapes,
             "n_sampled": len(self.sampled),
             "rows": asdict(self.rows),
             "layers": [asdict(layer) for layer in self.layers],
@@ -140,7 +140,9 @@ def examine_rows(source: Source, stimuli: Stimuli) -> tuple[RowsReport, list[Has
     """
     features, ids = source.features, source.features.stimulus_ids
     layer = features.layer(-1)
-    chunks = (layer[first : first + ROWS_AT_ONCE].numpy() for first in range(0, len(layer), ROWS_AT_ONCE))
+    chunks = (
+        layer[first : first + ROWS_AT_ONCE].flatten(1).float().numpy() for first in range(0, len(layer), ROWS_AT_ONCE)
+    )
     finite, identical = statistics.look_at_rows(chunks)
     bad_input, not_finite = features.metadata["bad_input_rows"], features.metadata["not_finite_rows"]
     listed, missing = bad_input + not_finite, len(ids) - features.n_done
@@ -182,7 +184,7 @@ def report_model(source: Source, rows: RowsReport, sampled: list[Hashable], quer
     )
     layers, neighbours = [], {}
     for place, name in enumerate(features.layers):
-        feats = features.layer(place)[chosen].numpy()
+        feats = features.layer(place)[chosen].flatten(1).float().numpy()
         finite = np.isfinite(feats).all(axis=1)
         gram = similarity.centred_gram(feats) if finite.all() else None
         layers.append(

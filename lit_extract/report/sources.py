@@ -1,5 +1,6 @@
 """Which features a report is of, and which stimuli they share."""
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """Return ``vision`` or ``language``."""
+        """Return ``vision``, ``language`` or ``vision_language``."""
         return kind_of(self.features.provenance)
 
     @property
@@ -85,8 +86,8 @@ def _open(path: Path) -> list[Features]:
     for features in opened:
         if missing := {"dataset", "weights"} - features.provenance.keys():
             raise InputError(f"its provenance has no {', '.join(sorted(missing))}")
-        if features.shape[2] > MOST_DIMENSIONS:
-            raise InputError(f"it has {features.shape[2]:,} dimensions; a report reads at most {MOST_DIMENSIONS:,}")
+        if (widest := max(map(math.prod, features.layer_shapes))) > MOST_DIMENSIONS:
+            raise InputError(f"it has {widest:,} numbers a layer; a report reads at most {MOST_DIMENSIONS:,}")
     return opened
 
 

@@ -85,7 +85,8 @@ def read_through(file: BinaryIO, note: Callable[[int, bytes], None] | None = Non
     ``note`` is called with the place of each piece that is read, and the piece.
     """
     content = read_content(file)
-    names = {value.offset: shorten(name) for name, value in content.items() if isinstance(value, TensorRecord)}
+    by_name = content | (content["feats"] if isinstance(content.get("feats"), dict) else {})
+    names = {value.offset: shorten(str(name)) for name, value in by_name.items() if isinstance(value, TensorRecord)}
     for name, record in read_records(file).items():
         at = record.start
         for piece in checked_pieces(file, record, names.get(at, name)):
@@ -187,6 +188,7 @@ _NAMES: Mapping[str, Any] = {
     "torch.FloatStorage": np.dtype("<f4"),
     "torch.DoubleStorage": np.dtype("<f8"),
     "torch.HalfStorage": np.dtype("<f2"),
+    "torch.BFloat16Storage": np.dtype("V2"),  # which numpy does not have
     "torch.ByteStorage": np.dtype("|u1"),
     "torch.CharStorage": np.dtype("|i1"),
     "torch.BoolStorage": np.dtype("|b1"),

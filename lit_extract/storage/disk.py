@@ -3,13 +3,15 @@
 Features files are made next to the store, which stays until they are whole: at the peak both exist.
 """
 
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError
-from lit_extract.storage.layout import count_shards, shard_bytes
+from lit_extract.storage.layout import FLOAT32, NUMBER_BYTES, Shape, count_shards, feats_arrays
 from lit_extract.storage.places import AnyPath, place_of
 
 # Ids, status, sizes of the inputs, and of captions the mask: in the store, and again in a features file.
@@ -18,15 +20,31 @@ ROW_OVERHEAD = 256
 FILE_OVERHEAD = 64 * 2**10
 
 
-def store_bytes(n_stimuli: int, n_layers: int, n_dim: int, shard_rows: int, n_pools: int, done_shards: int = 0) -> int:
-    """Return the size of a store, or of its missing shards, in bytes."""
-    a_shard = n_pools * shard_bytes(n_layers, n_dim, shard_rows) + shard_rows * ROW_OVERHEAD + FILE_OVERHEAD
-    return (count_shards(n_stimuli, shard_rows) - done_shards) * a_shard
+@dataclass(frozen=True)
+class Size:
+    """What determines the size of a job's output."""
 
+    n_stimuli: int
+    layer_shapes: Sequence[Shape]  # of a row in each layer
+    n_pools: int
+    dtype: str = FLOAT32
 
-def features_bytes(n_stimuli: int, n_layers: int, n_dim: int) -> int:
-    """Return the size of one features file in bytes."""
-    return n_stimuli * (n_layers * n_dim * 4 + ROW_OVERHEAD) + FILE_OVERHEAD
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes of a row of one pooling."""
+        return sum(map(math.prod, self.layer_shapes)) * NUMBER_BYTES[self.dtype]
+
+    def store(self, shard_rows: int, done_shards: int = 0) -> int:
+        """Return the bytes of a store, or of its missing shards."""
+        arrays = feats_arrays("", self.layer_shapes)
+        files = self.n_pools * sum(array.shard_bytes(shard_rows, self.dtype) for array in arrays)
+        folders = FILE_OVERHEAD * len(arrays)
+        a_shard = files + shard_rows * ROW_OVERHEAD + folders
+        return (count_shards(self.n_stimuli, shard_rows) - done_shards) * a_shard
+
+    def file(self) -> int:
+        """Return the bytes of one features file."""
+        return self.n_stimuli * (self.row_bytes + ROW_OVERHEAD) + FILE_OVERHEAD
 
 
 def bytes_there(paths: Iterable[AnyPath]) -> int:

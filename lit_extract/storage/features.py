@@ -1,13 +1,13 @@
 """Reading features: a finished ``.pt``, or the store of a run that is still going.
 
-N stimuli, L layers, D hidden size.
+N stimuli, L layers, D hidden size, T tokens.
 """
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_extract.common.errors import InputError, name_some, one_line
@@ -23,10 +24,27 @@ from lit_extract.common.untrusted import shorten, validate
 from lit_extract.datasets.ids import id_key
 from lit_extract.storage.archive import TensorRecord, name_of_open
 from lit_extract.storage.disk import check_room
-from lit_extract.storage.features_form import METADATA, read_features_content
-from lit_extract.storage.layout import BAD_INPUT, FEATURES_KEYS, FEATURES_SUFFIX, MISSING, NOT_FINITE, STORE_SUFFIX
+from lit_extract.storage.features_form import (
+    FEATS_DTYPES,
+    METADATA,
+    feats_records,
+    form_of,
+    read_features_content,
+)
+from lit_extract.storage.layout import (
+    BAD_INPUT,
+    FEATURES_KEYS,
+    FEATURES_SUFFIX,
+    KEPT_AS,
+    MISSING,
+    NOT_FINITE,
+    STORE_SUFFIX,
+    Shape,
+    stacked_shape,
+)
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, AnyPath, is_folder, place_of, to_path
+from lit_extract.storage.tensors import pad_layers, to_tensor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +63,8 @@ class Features:
         num_params: Parameters of the whole model, head included.
         metadata: ``provenance`` (what determines the numbers), ``notes``, ``bad_input_rows`` (inputs that
             could not be read: NaN) and ``not_finite_rows`` (the model gave NaN or infinity).
-        shape: (N, L, D).
+        layer_shapes: Shape of a row in each layer: (D,), or (T, D) of several vectors a stimulus.
+        dtype: "float32", "float16" or "bfloat16".
         n_done: Rows that are computed; fewer than N in the store of an unfinished run, where the others
             are NaN.
         extras: What else a finished file holds: of language models the attention ``mask`` (N, T) and, when
@@ -58,19 +77,29 @@ class Features:
     stimulus_ids: list[int] | list[str]
     num_params: int
     metadata: dict[str, Any] = field(repr=False)
-    shape: tuple[int, int, int]
+    layer_shapes: list[Shape]
+    dtype: str
     n_done: int
-    _read: Callable[[int | None], Tensor] = field(repr=False)
+    _read: Callable[[int | None], Any] = field(repr=False)
     extras: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
-    def feats(self) -> Tensor:
-        """Return all layers (N, L, D), float32; memory-mapped when read from a ``.pt``.
+    def shape(self) -> Shape:
+        """Return (N, L, D), or (N, L, T, D) of several vectors a stimulus; (N, L) if layers differ in shape."""
+        return stacked_shape(len(self.stimulus_ids), self.layer_shapes)
+
+    @property
+    def feats(self) -> Tensor | dict[str, Tensor]:
+        """Return all layers as they are in a ``.pt``, and memory-mapped when read from one.
+
+        That is one tensor, of :attr:`shape`; if layers differ in shape it is one for each, (N, D) by name. With
+        :meth:`layer` the two need not be told apart.
 
         A remote ``.pt`` is copied into the folder for temporary files when this, or a layer, is first asked for; the
         copy goes with the process.
         """
-        return self._read(None)
+        feats: Tensor | dict[str, Tensor] = self._read(None)
+        return feats
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -79,7 +108,7 @@ class Features:
         return provenance
 
     def layer(self, layer: str | int) -> Tensor:
-        """Return one layer (N, D) by name or index, without reading the others.
+        """Return one layer by name or index, without reading the others: (N, D), or (N, T, D) of several vectors.
 
         Raises:
             InputError: No such layer.
@@ -88,7 +117,23 @@ class Features:
         if not known:
             names = shorten(", ".join(self.layers), 4000)
             raise InputError(f"layer: {layer!r} is not one of the {len(self.layers)} layers {names}")
-        return self._read(self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers))
+        k = self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers)
+        found: Tensor = self._read(k)
+        return found
+
+    def padded(self, rows: Sequence[int]) -> Tensor:
+        """Return some rows of all layers, float32, each layer flattened and padded with zeros to the widest.
+
+        Norms, distances and products of layers are as they were without the zeros.
+
+        Args:
+            rows: K rows.
+
+        Returns:
+            (K, L, most numbers of a layer).
+        """
+        by_layer = [self.layer(k)[list(rows)].flatten(1).float() for k in range(len(self.layers))]
+        return pad_layers(torch.cat(by_layer, dim=1), self.layer_shapes)
 
     def rows_of(self, stimulus_ids: Iterable[int | str]) -> list[int]:
         """Return the row of each of some stimuli, in their order; the same one may be asked for several times.
@@ -108,7 +153,7 @@ class Features:
         return [places[key] for key in keys]
 
     def of(self, trials: "pd.DataFrame", layer: str | int) -> Tensor:
-        """Return one layer for each trial (trials, D), in the order of the trials, without reading the others.
+        """Return one layer for each trial, as (trials, D), in the order of the trials, without reading the others.
 
         Args:
             trials: From :func:`lit_extract.load_trials`, or any table with a column ``stimulus_id``.
@@ -138,9 +183,10 @@ class Features:
             trials: Take the row of each trial instead, see :meth:`of`.
 
         Returns:
-            ``measurements`` (rows or trials, D), float32; ``stimulus_id`` and the other columns of ``trials``, such as
-            subject, session and repetition, are observation descriptors, ``dim`` a channel descriptor, and model,
-            layer, pooling, dataset and subset describe the dataset.
+            ``measurements`` (rows or trials, D), float32, several vectors of a stimulus one after the other;
+            ``stimulus_id`` and the other columns of ``trials``, such as subject, session and repetition, are
+            observation descriptors, ``dim`` a channel descriptor, and model, layer, pooling, dataset and subset
+            describe the dataset.
 
         Raises:
             InputError: No such layer or stimulus, rows and trials at once, or rsatoolbox is not installed.
@@ -156,8 +202,9 @@ class Features:
             rows = self._rows_of_trials(trials)
         if rows is not None:
             feats, ids = feats[list(rows)], [ids[row] for row in rows]  # type: ignore[assignment]
+        feats = feats.flatten(1)
         return Dataset(
-            feats.numpy(),
+            feats.float().numpy(),
             descriptors={**self._names(), "layer": self._name_of(layer)},
             obs_descriptors={"stimulus_id": list(ids), **_columns_of(trials)},
             channel_descriptors={"dim": list(range(feats.shape[1]))},
@@ -174,19 +221,25 @@ class Features:
             trials: Take the row of each trial, see :meth:`of`; all that is asked for is then read.
 
         Returns:
-            ``(stimulus, layer, dim)``, or ``(stimulus, dim)`` of one layer; ``stimulus`` are the ids, ``layer`` the
+            ``(stimulus, layer, dim)``, or ``(stimulus, dim)`` of one layer, with ``token`` before ``dim`` where a
+            stimulus has several vectors; bfloat16 as float32. ``stimulus`` are the ids, ``layer`` the
             names. With trials the first dimension is ``trial``, along which ``stimulus_id`` and the other columns of
             the trials, such as subject, session and repetition, are coordinates. ``attrs`` has model, pooling, dataset,
             subset, and the whole provenance as JSON.
 
         Raises:
-            InputError: No such layer or stimulus, or xarray is not installed.
+            InputError: No such layer or stimulus, no layer though they differ in shape, or xarray is not installed.
         """
         try:
             import xarray
         except ImportError:
             raise InputError("to_xarray needs xarray: pip install 'lit-extract[report]'") from None
-        feats, dimensions = (self.feats, ["layer", "dim"]) if layer is None else (self.layer(layer), ["dim"])
+        feats = self.feats if layer is None else self.layer(layer)
+        if isinstance(feats, dict):
+            raise InputError(f"layer: give one, as the layers of {str(self.path)!r} differ in shape")
+        if self.dtype == "bfloat16":
+            feats = feats.float()  # numpy has no other type for it
+        dimensions = [*(["layer"] if layer is None else []), *["token", "dim"][-len(self.layer_shapes[0]) :]]
         rows, ids = "stimulus", np.array(self.stimulus_ids)
         coordinates: dict[str, Any] = {"stimulus": ids}
         if trials is not None:
@@ -254,55 +307,76 @@ def _opened(path: AnyPath) -> Iterator[BinaryIO]:
 def _map(file: BinaryIO, path: Path, record: TensorRecord) -> Tensor:
     """Map a tensor of a local file: its numbers come from the disk, changes stay in memory, and no file stays open."""
     if not record.nbytes:
-        return torch.from_numpy(np.empty(record.shape, record.dtype))
+        return _numbers_of(np.empty(0, np.uint8), record)
     size = os.fstat(file.fileno()).st_size
     whole = torch.from_file(name_of_open(file, path), shared=False, size=size, dtype=torch.uint8)
-    numbers = whole[record.offset : record.offset + record.nbytes].numpy()
-    return torch.from_numpy(numbers.view(record.dtype).reshape(record.shape))
+    return _numbers_of(whole[record.offset : record.offset + record.nbytes].numpy(), record)
 
 
-def _fetch_feats(path: AnyPath, record: TensorRecord) -> Tensor:
+def _numbers_of(content: NDArray[np.uint8], record: TensorRecord) -> Tensor:
+    """Return a tensor of the bytes that a record says are its numbers."""
+    kept_as = KEPT_AS[FEATS_DTYPES[record.dtype]] if record.dtype in FEATS_DTYPES else record.dtype
+    return to_tensor(content.view(kept_as).reshape(record.shape))
+
+
+def _fetch_feats(path: AnyPath, content: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
     """Map a remote file's features from a copy that nobody else sees."""
     with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
         folder, place = Path(copy.name).parent, Path(copy.name)
-        check_room(folder, 0, record.nbytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
+        n_bytes = sum(record.nbytes for record in feats_records(content))
+        check_room(folder, 0, n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
         with place_of(path).open_to_read(LARGE) as source:
             shutil.copyfileobj(source, copy, LARGE)
         copy.flush()
         with _opened(place) as file:
-            if read_features_content(file)["feats"] != record:
+            if read_features_content(file)["feats"] != content["feats"]:
                 raise InputError(f"features: {str(path)!r} has changed since it was opened")
-            return _map(file, place, record)
+            return _map_feats(file, place, content)
+
+
+def _map_feats(file: BinaryIO, path: Path, content: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
+    feats = content["feats"]
+    if isinstance(feats, TensorRecord):
+        return _map(file, path, feats)
+    return {layer: _map(file, path, record) for layer, record in feats.items()}
 
 
 def _from_file(path: AnyPath, pool: str | None) -> Features:
     local = place_of(path).local
     with _opened(path) as file:
         content = read_features_content(file)
-        record: TensorRecord = content["feats"]
-        for name, value in content.items():
+        form = form_of(content)
+        mapped = None if local is None else _map_feats(file, local, content)
+        extras = {name: value for name, value in content.items() if name not in FEATURES_KEYS}
+        for name, value in extras.items():
             if isinstance(value, TensorRecord) and local is not None:
-                content[name] = _map(file, local, value)
-            elif isinstance(value, TensorRecord) and name != "feats":
+                extras[name] = _map(file, local, value)
+            elif isinstance(value, TensorRecord):
                 file.seek(value.offset)
-                numbers = np.frombuffer(bytearray(file.read(value.nbytes)), value.dtype)
-                content[name] = torch.from_numpy(numbers.reshape(value.shape))
+                extras[name] = _numbers_of(np.frombuffer(bytearray(file.read(value.nbytes)), np.uint8), value)
     stored = content["metadata"]["provenance"]["pool"]
     if pool not in (None, stored):
         raise InputError(f"pool: {str(path)!r} has {stored!r}, not {pool!r}")
 
-    all_feats = cache(lambda: content["feats"] if local is not None else _fetch_feats(path, record))
-    n, n_layers, dim = record.shape
+    all_feats = cache(lambda: _fetch_feats(path, content) if mapped is None else mapped)
+
+    def read(layer: int | None) -> Any:
+        feats = all_feats()
+        if layer is None:
+            return feats
+        return feats[content["layers"][layer]] if isinstance(feats, dict) else feats[:, layer]
+
     return Features(
         path,
         content["layers"],
         content["stimulus_ids"],
         content["num_params"],
         content["metadata"],
-        (n, n_layers, dim),
-        n,
-        lambda layer: all_feats() if layer is None else all_feats()[:, layer],
-        {name: value for name, value in content.items() if name not in FEATURES_KEYS},
+        form.layer_shapes,
+        form.dtype,
+        form.n_stimuli,
+        read,
+        extras,
     )
 
 
@@ -317,11 +391,15 @@ def _from_store(path: AnyPath, pool: str | None) -> Features:
     chosen: str = pool
     status = store.status()
 
-    def read(layer: int | None) -> Tensor:
-        layers = range(len(store.layers)) if layer is None else [layer]
-        feats = torch.stack([torch.from_numpy(store.read_layer(chosen, k)) for k in layers], dim=1)
-        feats[torch.from_numpy(np.isin(status, (MISSING, BAD_INPUT)))] = torch.nan
-        return feats if layer is None else feats[:, 0]
+    is_without = torch.from_numpy(np.isin(status, (MISSING, BAD_INPUT)))
+
+    def read(layer: int | None) -> Any:
+        if layer is not None:
+            feats = to_tensor(store.read_layer(chosen, layer))
+            feats[is_without] = torch.nan
+            return feats
+        by_layer = {name: read(k) for k, name in enumerate(store.layers)}
+        return torch.stack([*by_layer.values()], dim=1) if len({*store.layer_shapes}) == 1 else by_layer
 
     metadata = {
         "provenance": {**store.provenance, "pool": chosen},
@@ -331,6 +409,6 @@ def _from_store(path: AnyPath, pool: str | None) -> Features:
     }
     validate(METADATA, metadata, f"features: {str(path)!r}")
     n_done = int((status != MISSING).sum())
-    shape = store.n_stimuli, len(store.layers), store.n_dim
+    form = store.layer_shapes, store.dtype
     num_params = store.notes["num_params"]
-    return Features(path, store.layers, store.stimulus_ids(), num_params, metadata, shape, n_done, read)
+    return Features(path, store.layers, store.stimulus_ids(), num_params, metadata, *form, n_done, read)

@@ -5,7 +5,7 @@ N stimuli, L layers, D hidden size, T tokens.
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
-from lit_extract.storage.features_form import MEANS, TENSORS
+from lit_extract.storage.archive import TensorRecord
+from lit_extract.storage.features_form import MEANS
 from lit_extract.storage.layout import (
     BAD_INPUT,
     FEATURES_FORMAT,
@@ -24,8 +25,11 @@ from lit_extract.storage.layout import (
     N_BYTES,
     N_TOKENS,
     NOT_FINITE,
+    PLAIN_FEATURES_FORMAT,
     ROTATED,
     SIZE,
+    Shape,
+    is_plain,
 )
 from lit_extract.storage.provenance import features_provenance
 from lit_extract.storage.repair import Rows
@@ -34,10 +38,14 @@ from lit_extract.storage.store import Store
 
 @dataclass(frozen=True)
 class Numbers:
-    """A tensor to be, whose numbers come in chunks, in order; ``features_form.TENSORS`` has its data type."""
+    """A tensor to be, whose numbers come in chunks, in order."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     chunks: Iterable[NDArray[Any]]
+    dtype: torch.dtype
+
+
+Tensors = Numbers | dict[str, Numbers]  # one, or one for each layer
 
 
 def content_of(there: Rows, pool: str) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def content_of(there: Rows, pool: str) -> dict[str, Any]:
         "layers": store.layers,
         "stimulus_ids": store.stimulus_ids(),
         "metadata": {
-            "format": FEATURES_FORMAT,
+            "format": PLAIN_FEATURES_FORMAT if is_plain(store.layer_shapes, store.dtype) else FEATURES_FORMAT,
             "provenance": features_provenance(store.provenance, pool),
             "notes": {key: value for key, value in notes.items() if key != "files"},
             "n_bytes_sha256": _sizes_sha256(there, inputs, before),
@@ -88,17 +96,18 @@ def _mean(values: NDArray[np.float32]) -> float:
         return float(np.mean(numbers)) if len(numbers) else float("nan")
 
 
-def tensors_of(there: Rows, pool: str) -> dict[str, Numbers]:
+def tensors_of(there: Rows, pool: str) -> dict[str, Tensors]:
     """Return the tensors of a features file but its features."""
-    tensors, store = {}, there.store
+    tensors: dict[str, Tensors] = {}
+    store = there.store
     if (inputs := there.inputs(pool)) is not None:
-        tensors[INPUTS] = Numbers(inputs.shape, [inputs])
+        tensors[INPUTS] = Numbers(inputs.shape, [inputs], torch.int64)
     if N_TOKENS in store.extras:
         lengths = store.extra(N_TOKENS)
-        tensors["mask"] = Numbers((len(lengths), int(lengths.max())), _mask(lengths))
+        tensors["mask"] = Numbers((len(lengths), int(lengths.max())), _mask(lengths), torch.uint8)
     for name in MEANS:
         if name in store.extras:
-            tensors[f"row_{name}"] = Numbers((store.n_stimuli,), [store.extra(name)])
+            tensors[f"row_{name}"] = Numbers((store.n_stimuli,), [store.extra(name)], torch.float32)
     return tensors
 
 
@@ -118,15 +127,27 @@ def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:
 _MASK_BYTES = 2**24  # made at once
 
 
-def save_skeleton(content: Mapping[str, Any], tensors: Mapping[str, Numbers], part: Path) -> None:
-    """Write a features file with holes where the numbers go; the first tensor is its first record, and so on.
+def save_skeleton(content: Mapping[str, Any], part: Path) -> list[Numbers]:
+    """Write a features file with a hole for each of its numbers, and return them in the order of its records.
 
     Next to it a file with the size of each tensor is left, which takes no room either.
     """
-    holes = {}
-    for name, numbers in tensors.items():
-        dtype, size = torch.from_numpy(np.empty(0, TENSORS[name][0])).dtype, math.prod(numbers.shape)
-        hole = torch.from_file(f"{part}.{name}", shared=True, size=size, dtype=dtype) if size else torch.empty(0)
-        holes[name] = hole.to(dtype).reshape(numbers.shape)
+    made: list[Numbers] = []
+
+    def hole(numbers: Numbers) -> torch.Tensor:
+        size, name = math.prod(numbers.shape), f"{part}.{len(made)}"
+        made.append(numbers)
+        empty = torch.empty(0, dtype=numbers.dtype)
+        filled = torch.from_file(name, shared=True, size=size, dtype=numbers.dtype) if size else empty
+        return filled.reshape(numbers.shape)
+
     with torch.serialization.skip_data():
-        torch.save({**holes, **content}, part)
+        torch.save(with_tensors(hole, content), part)
+    return made
+
+
+def with_tensors(make: Callable[[Any], Any], content: Any) -> Any:
+    """Return the content of a features file with what is made of each tensor, or of what stands for it."""
+    if isinstance(content, Numbers | TensorRecord):
+        return make(content)
+    return {name: with_tensors(make, value) for name, value in content.items()} if type(content) is dict else content

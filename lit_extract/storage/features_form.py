@@ -5,7 +5,7 @@ N stimuli, L layers, D hidden size, T tokens.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, BinaryIO, Required
+from typing import Annotated, Any, BinaryIO, NamedTuple, Required
 
 import numpy as np
 from pydantic import Field, InstanceOf, StringConstraints, TypeAdapter
@@ -18,9 +18,11 @@ from lit_extract.storage.layout import (
     FEATURES_FORMAT,
     INPUT_COLUMNS,
     INPUTS,
+    MAX_AXES,
     MAX_DIM,
     MAX_LAYERS,
     MAX_TOKENS,
+    Shape,
     check_format,
 )
 from lit_extract.storage.provenance import kind_of
@@ -29,9 +31,11 @@ from lit_extract.storage.seen import Geometry
 
 MEANS = ("loss", "bpb")  # of captions, over stimuli; the rows are row_<name>
 
-# Data type and axes of each tensor; all have a row a stimulus.
+# Data types of feats, as a TensorRecord has them.
+FEATS_DTYPES: Mapping[str, str] = {"<f4": "float32", "<f2": "float16", "|V2": "bfloat16"}
+
+# Data type and axes of each other tensor; all have a row a stimulus.
 TENSORS: Mapping[str, tuple[str, int]] = {
-    "feats": ("<f4", 3),  # (N, L, D)
     "mask": ("|u1", 2),  # (N, T), of captions
     INPUTS: ("<i8", 2),  # (N, 4), of images
     **{f"row_{name}": ("<f4", 1) for name in MEANS},  # (N,), of captions, when asked for
@@ -51,6 +55,7 @@ class Provenance(TypedDict, total=False):
     layers: list[ShortText]
     dataset: _Name
     subset: _Name
+    dtype: ShortText
     query: str | None  # of any length, on several lines
     n_stimuli: Count
     precision: ShortText
@@ -97,7 +102,8 @@ class Metadata(TypedDict, total=False):
 class Content(TypedDict, total=False):
     """A features file; besides, it may have the other ``TENSORS``."""
 
-    feats: Required[InstanceOf[TensorRecord]]
+    # (N, L, D), or (N, L, T, D); by layer (N, D), or (N, T, D), if layers differ in shape
+    feats: Required[InstanceOf[TensorRecord] | dict[ShortText, InstanceOf[TensorRecord]]]
     num_params: Required[Annotated[int, Field(gt=0, lt=2**63)]]
     layers: Required[list[ShortText]]
     stimulus_ids: Required[list[_StimulusId]]
@@ -136,13 +142,14 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
         validate(_CONTENT, content, "content")
     except ValueError as error:  # an InputError is one
         return [str(error)]
-    provenance, shape = content["metadata"]["provenance"], content["feats"].shape
-    if (problem := _wrong_tensor("feats", content["feats"], shape[0] if shape else 0)) or 0 in shape:
-        return [problem or f"feats has the shape {shape}"]
-    n, n_layers, dim = shape
-    if n_layers > MAX_LAYERS or dim > MAX_DIM:
-        return [f"feats has {n_layers:,} layers and {dim:,} dimensions; {MAX_LAYERS:,} and {MAX_DIM:,} are possible"]
+    provenance = content["metadata"]["provenance"]
+    if problem := _wrong_feats(content["feats"]):
+        return [problem]
+    form = form_of(content)
+    n, n_layers = form.n_stimuli, len(form.layer_shapes)
     problems = _wrong_names("layers", content["layers"], n_layers)
+    if isinstance(content["feats"], dict) and [*content["feats"]] != content["layers"]:
+        problems.append("the names in feats are not its layers")
     problems += _wrong_names("stimulus_ids", content["stimulus_ids"], n)
     problems += _wrong_row_lists(content["metadata"], n)
     if of_today:
@@ -154,6 +161,47 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
         if provenance["n_stimuli"] != n:
             problems.append(f"n_stimuli of its provenance is {provenance['n_stimuli']}, but it has {n} rows")
     return problems + _wrong_extras(content, n, of_today)
+
+
+class Form(NamedTuple):
+    """The form of features."""
+
+    n_stimuli: int
+    layer_shapes: list[Shape]  # of a row in each layer, as (D,)
+    dtype: str
+
+
+def form_of(content: Mapping[str, Any]) -> Form:
+    """Return the form of a features file's content, which must have passed :func:`inconsistencies`."""
+    first, *_ = records = feats_records(content)
+    dtype = FEATS_DTYPES[first.dtype]
+    if isinstance(content["feats"], dict):
+        return Form(first.shape[0], [record.shape[1:] for record in records], dtype)
+    n, n_layers, *shape = first.shape
+    return Form(n, [tuple(shape)] * n_layers, dtype)
+
+
+def feats_records(content: Mapping[str, Any]) -> list[TensorRecord]:
+    """Return the tensors of features: one of all layers, or one of each."""
+    feats = content["feats"]
+    return list(feats.values()) if isinstance(feats, dict) else [feats]
+
+
+def _wrong_feats(feats: TensorRecord | dict[str, TensorRecord]) -> str | None:
+    by_layer = isinstance(feats, dict)
+    records, others = (list(feats.values()), 1) if isinstance(feats, dict) else ([feats], 2)
+    for record in records:
+        if record.dtype not in FEATS_DTYPES or not 1 <= len(record.shape) - others <= MAX_AXES:
+            axes = " or ".join(str(others + n) for n in range(1, MAX_AXES + 1))
+            return f"feats is no {' or '.join(FEATS_DTYPES.values())} tensor of {axes} axes"
+        if 0 in record.shape:
+            return f"feats has the shape {record.shape}"
+        if max(record.shape[others:]) > MAX_DIM:
+            return f"feats has {max(record.shape[others:]):,} dimensions; {MAX_DIM:,} are possible"
+    if not records or len({(record.dtype, record.shape[0]) for record in records}) > 1:
+        return "feats has layers of different rows or data types, or none"
+    n_layers = len(records) if by_layer else records[0].shape[1]
+    return f"feats has {n_layers:,} layers; {MAX_LAYERS:,} are possible" if n_layers > MAX_LAYERS else None
 
 
 def _wrong_names(what: str, names: Sequence[int | str], n: int) -> list[str]:

@@ -1,22 +1,33 @@
 """From a complete store to features files: one streaming pass, memory of two shards.
 
-N stimuli, L layers, D hidden size.
+N stimuli.
 """
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.storage.archive import TensorRecord, read_through, write_filled
-from lit_extract.storage.disk import bytes_there, check_room, features_bytes
+from lit_extract.storage.archive import read_through, write_filled
+from lit_extract.storage.disk import Size, bytes_there, check_room
 from lit_extract.storage.features import load_features, read_metadata
-from lit_extract.storage.features_content import Numbers, content_of, longest_caption, save_skeleton, tensors_of
+from lit_extract.storage.features_content import (
+    Numbers,
+    Tensors,
+    content_of,
+    longest_caption,
+    save_skeleton,
+    tensors_of,
+    with_tensors,
+)
+from lit_extract.storage.layout import KEPT_AS, FeatsArray, feats_arrays
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import differing, features_provenance
@@ -65,7 +76,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         # A remote file can't be renamed: it appears before it is read back, and its run may have been killed meanwhile.
         or (not place_of(file).appears_verified and not store.is_kept and read_back(file))
     ]
-    size = features_bytes(store.n_stimuli, len(store.layers), store.n_dim) + store.n_stimuli * longest_caption(store)
+    size = Size(store.n_stimuli, store.layer_shapes, 1, store.dtype).file() + store.n_stimuli * longest_caption(store)
     check_room(
         store.path.parent,
         store=0,
@@ -126,7 +137,7 @@ def _check_same(store: Store, pool: str, file: AnyPath) -> None:
     except InputError as error:
         raise InputError(f"{error}; {str(store.path)!r} is kept") from None
     expected = {"stimulus_ids": store.stimulus_ids(), "layers": store.layers, "num_params": store.notes["num_params"]}
-    expected["shape"] = store.layout.shape
+    expected |= {"layer_shapes": store.layer_shapes, "dtype": store.dtype}
     others = [name for name, value in expected.items() if getattr(found, name) != value]
     if differing(found.provenance, features_provenance(store.provenance, pool)):
         others.append("provenance")
@@ -139,22 +150,18 @@ def _check_same(store: Store, pool: str, file: AnyPath) -> None:
 
 def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
     store = there.store
-    shape = store.layout.shape
-    tensors = {"feats": Numbers(shape, _shards(there, pool)), **tensors_of(there, pool)}
-    content = content_of(there, pool)
+    content = {"feats": _feats(there, pool), **tensors_of(there, pool), **content_of(there, pool)}
     try:
         with tempfile.TemporaryDirectory() as folder:
             skeleton = Path(folder, "skeleton.pt")  # takes no room: all numbers are holes
-            save_skeleton(content, tensors, skeleton)
-            chunks = [numbers.chunks for numbers in tensors.values()]
-            expected = {name: numbers.shape for name, numbers in tensors.items()} | content
+            chunks = [numbers.chunks for numbers in save_skeleton(content, skeleton)]
 
             def write(out: BinaryIO) -> None:
                 write_filled(skeleton, chunks, out)
                 store.check_current()
 
             def verify(path: AnyPath) -> None:
-                if damage := read_back(path, expected):
+                if damage := read_back(path, content):
                     raise OSError(damage)
 
             place_of(file).write_verified(write, verify)
@@ -164,14 +171,27 @@ def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
         ) from error
 
 
-def _shards(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
-    """Yield the shards, each gone when the next one comes, which is read in the meantime."""
+def _feats(there: Rows, pool: str) -> Tensors:
+    """Return the features of a pooling to be written: of all layers at once, or of one after the other."""
     store = there.store
-    shape = len(store.rows_of(0)), len(store.layers), store.n_dim
-    both = [np.empty(shape, dtype=np.float32) for _ in range(min(2, store.n_shards))]
+    dtype = getattr(torch, store.dtype)
+    numbers = {
+        array: Numbers((store.n_stimuli, *array.row_shape), _shards(there, pool, array), dtype)
+        for array in feats_arrays(pool, store.layer_shapes)
+    }
+    if all(array.is_stacked for array in numbers):
+        return next(iter(numbers.values()))
+    return {store.layers[array.layers[0]]: values for array, values in numbers.items()}
 
-    def read(shard: int) -> NDArray[np.float32]:
-        return there.shard(pool, shard, both[shard % 2])
+
+def _shards(there: Rows, pool: str, array: FeatsArray) -> Iterator[NDArray[Any]]:
+    """Yield the shards of an array, each gone when the next one comes, which is read in the meantime."""
+    store = there.store
+    shape, kept_as = (len(store.rows_of(0)), *array.row_shape), KEPT_AS[store.dtype]
+    both = [np.empty(shape, dtype=kept_as) for _ in range(min(2, store.n_shards))]
+
+    def read(shard: int) -> NDArray[Any]:
+        return there.shard(pool, array, shard, both[shard % 2])
 
     with ThreadPoolExecutor(1, "lit-extract reader") as thread:
         coming = thread.submit(read, 0)
@@ -185,7 +205,7 @@ def _shards(there: Rows, pool: str) -> Iterator[NDArray[np.float32]]:
 def read_back(file: AnyPath, expected: Mapping[str, Any] | None = None) -> str | None:
     """Read all of a features file; return how it differs from its checksums, and from what was to be written.
 
-    That is ``expected``: its content, with a shape in the place of each tensor. A RemoteError is raised as it is.
+    That is ``expected``: its content, whose tensors must have the same shapes. A RemoteError is raised as it is.
     """
     try:
         with place_of(file).open_to_read(LARGE) as opened:
@@ -194,7 +214,7 @@ def read_back(file: AnyPath, expected: Mapping[str, Any] | None = None) -> str |
         raise
     except (ValueError, OSError) as error:
         return f"what was read back differs from what was written: {error}"
-    shapes = {name: value.shape if isinstance(value, TensorRecord) else value for name, value in found.items()}
-    if expected is not None and repr(shapes) != repr(expected):
+    both = [with_tensors(attrgetter("shape"), content) for content in (found, expected)]
+    if expected is not None and repr(both[0]) != repr(both[1]):
         return "what was read back differs from what was written: its stimulus ids, shape or metadata"
     return None

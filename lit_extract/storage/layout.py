@@ -3,15 +3,19 @@
 N stimuli, L layers, D hidden size.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
 from lit_extract.common.untrusted import shorten
 
 # docs/store-format.md describes both; each grows when its readers must change.
-STORE_FORMAT, FEATURES_FORMAT = 2, 1
+STORE_FORMAT, FEATURES_FORMAT = 3, 2
+PLAIN_STORE_FORMAT, PLAIN_FEATURES_FORMAT = 2, 1  # where each layer is a vector of the same width, in float32
 STORE_SUFFIX, FEATURES_SUFFIX = ".zarr", ".pt"
 GROUP_KEY = "zarr.json"  # below the store's folder, as all keys
 FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "metadata"})  # of each features file
@@ -31,6 +35,7 @@ INPUTS = "inputs"
 SIZE, MTIME, CONTENT, ROTATED = range(len(INPUT_COLUMNS))
 # The most that a store or a features file may have, far above what models have.
 MAX_LAYERS, MAX_DIM, MAX_TOKENS = 10_000, 2**20, 2**20
+MAX_AXES = 2  # of a row in a layer: (D,), or (T, D)
 IDS_KEY = f"{STIMULUS_ID}/c/0"
 SEAL_BYTES = 32  # of a file of a store
 
@@ -57,9 +62,66 @@ def count_shards(n_rows: int, shard_rows: int) -> int:
     return -(-n_rows // shard_rows)
 
 
-def shard_key(pool: str, shard: int) -> str:
-    """Return the place of a shard, below the store's folder."""
-    return f"{pool}/c/{shard}/0/0"
+Shape = tuple[int, ...]
+# By the data type of features: bytes of a number, how numpy and zarr keep it, and what they have for NaN. Neither has
+# bfloat16: its bits are kept, as uint16.
+NUMBER_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+KEPT_AS: Mapping[str, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+NANS: Mapping[str, float] = {"float32": math.nan, "float16": math.nan, "bfloat16": 0x7FC0}
+FLOAT32 = "float32"
+
+
+class FeatsArray(NamedTuple):
+    """An array of features: of all layers of a pooling, if a row has the same shape in each of them, else of one."""
+
+    name: str  # in a store
+    layers: range  # which of them
+    layer_shape: Shape  # of a row in each
+    first: int  # number of a row that is theirs, and the one after the last; a row has one layer after the other
+    end: int
+    is_stacked: bool  # it has an axis of layers
+
+    @property
+    def row_shape(self) -> Shape:
+        """Return the shape of a row."""
+        return (len(self.layers), *self.layer_shape) if self.is_stacked else self.layer_shape
+
+    def key(self, shard: int) -> str:
+        """Return the place of a shard, below the store's folder."""
+        return rows_key(self.name, shard) + "/0" * len(self.row_shape)
+
+    def shard_bytes(self, shard_rows: int, dtype: str, is_sealed: bool = True) -> int:
+        """Return the bytes of each shard's file."""
+        numbers = math.prod(self.layer_shape)
+        return shard_bytes(len(self.layers), numbers, shard_rows, is_sealed, NUMBER_BYTES[dtype])
+
+
+def feats_arrays(pool: str, layer_shapes: Sequence[Shape]) -> list[FeatsArray]:
+    """Return the arrays of one pooling, from the shape of a row in each layer."""
+    ends = [0, *accumulate(math.prod(shape) for shape in layer_shapes)]
+    if len(set(layer_shapes)) == 1:
+        return [FeatsArray(pool, range(len(layer_shapes)), layer_shapes[0], 0, ends[-1], True)]
+    return [
+        FeatsArray(f"{pool}.{k}", range(k, k + 1), shape, *part, False)
+        for k, (shape, part) in enumerate(zip(layer_shapes, pairwise(ends), strict=True))
+    ]
+
+
+def is_plain(layer_shapes: Sequence[Shape], dtype: str) -> bool:
+    """Return whether features have the form that the first formats have: (N, L, D) float32."""
+    return len({*layer_shapes}) == 1 and len(layer_shapes[0]) == 1 and dtype == FLOAT32
+
+
+def stacked_shape(n_stimuli: int, layer_shapes: Sequence[Shape]) -> Shape:
+    """Return the shape of a tensor of all layers, as (N, L, D); (N, L) if they differ in shape."""
+    shared = layer_shapes[0] if len({*layer_shapes}) == 1 else ()
+    return n_stimuli, len(layer_shapes), *shared
+
+
+def shapes_in_words(layer_shapes: Sequence[Shape]) -> str:
+    """Return the shape of a row in each layer: as 768, or from the first to the last, as 64…2048."""
+    known = ["×".join(map(str, shape)) for shape in dict.fromkeys(layer_shapes)]
+    return "…".join(dict.fromkeys([known[0], known[-1]]))
 
 
 def rows_key(name: str, shard: int) -> str:
@@ -86,7 +148,8 @@ class Layout:
     pools: list[str]
     extras: dict[str, str]  # names of further values of a row, with their data type
     layers: list[str]
-    shape: tuple[int, int, int]  # (N, L, D)
+    n_stimuli: int
+    layer_shapes: list[Shape]  # of a row in each layer, as (D,)
     dtype: str  # of the features
     shard_rows: int
     ids_dtype: str
@@ -105,24 +168,23 @@ class Layout:
     @property
     def n_shards(self) -> int:
         """Return the number of shards, done or not."""
-        return count_shards(self.shape[0], self.shard_rows)
+        return count_shards(self.n_stimuli, self.shard_rows)
 
-    @property
-    def shard_bytes(self) -> int:
-        """Return the bytes of each shard's file of one pooling."""
-        return shard_bytes(self.shape[1], self.shape[2], self.shard_rows, self.is_sealed)
+    @cached_property
+    def feats_arrays(self) -> dict[str, FeatsArray]:
+        """Return the arrays of all poolings, by name."""
+        return {array.name: array for pool in self.pools for array in feats_arrays(pool, self.layer_shapes)}
 
     def rows_of(self, shard: int) -> range:
         """Return the global rows of a shard."""
-        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.shape[0]))
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.n_stimuli))
 
     def done_shards(self, sizes: Mapping[str, int]) -> set[int]:
         """Return the shards whose files all exist, at their full size, by the bytes of each file in the store."""
-        whole = self.shard_bytes
+        arrays = self.feats_arrays.values()
+        whole = [(array, array.shard_bytes(self.shard_rows, self.dtype, self.is_sealed)) for array in arrays]
         return {
-            shard
-            for shard in range(self.n_shards)
-            if all(sizes.get(shard_key(pool, shard)) == whole for pool in self.pools)
+            shard for shard in range(self.n_shards) if all(sizes.get(array.key(shard)) == size for array, size in whole)
         }
 
     def n_rows(self, shards: set[int]) -> int:

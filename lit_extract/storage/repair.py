@@ -3,7 +3,7 @@
 The store of a repair needs only the shards with repaired rows: all others are taken from the features files that
 were made before, with the same provenance. If these files are deleted, the store is filled like any other.
 
-N stimuli, L layers, D hidden size.
+N stimuli.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
 from lit_extract.storage.features import Features, load_features
-from lit_extract.storage.layout import BAD_INPUT, CONTENT, INPUT_COLUMNS, INPUTS, NOT_FINITE, OK
+from lit_extract.storage.layout import BAD_INPUT, CONTENT, INPUT_COLUMNS, INPUTS, NANS, NOT_FINITE, OK, FeatsArray
 from lit_extract.storage.places import AnyPath, RemoteError, place_of
 from lit_extract.storage.provenance import differing, features_provenance
 from lit_extract.storage.store import Store
+from lit_extract.storage.tensors import to_numbers
 
 
 def status_of(features: Features) -> NDArray[np.uint8]:
     """Return the status of each row of a features file (N,)."""
-    status = np.full(features.shape[0], OK, dtype=np.uint8)
+    status = np.full(len(features.stimulus_ids), OK, dtype=np.uint8)
     status[features.metadata["not_finite_rows"]] = NOT_FINITE
     status[features.metadata["bad_input_rows"]] = BAD_INPUT
     return status
@@ -46,14 +47,21 @@ class Rows:
         """Return the rows that neither has, by shard."""
         return [] if self.files else self.store.missing_rows()
 
-    def shard(self, pool: str, shard: int, into: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Return the rows of a shard (rows, L, D), NaN where the input was bad; see :meth:`Store.read_shard`."""
+    def shard(self, pool: str, array: FeatsArray, shard: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the rows of a shard (rows, …) of an array of a pooling; see :meth:`Store.read_shard`.
+
+        They are NaN where the input was bad.
+        """
         rows = self.store.rows_of(shard)
         if shard not in self.done:
-            return np.asarray(self.files[pool].feats[rows.start : rows.stop].numpy())
-        feats = self.store.read_shard(pool, shard, into)
-        feats[self._store_status[rows.start : rows.stop] == BAD_INPUT] = np.nan  # a killed repair may have left others
-        return feats
+            file = self.files[pool]
+            feats = file.feats
+            part = feats[file.layers[array.layers[0]]] if isinstance(feats, dict) else feats
+            return to_numbers(part[rows.start : rows.stop])
+        found = self.store.read_shard(array.name, shard, into)
+        is_bad = self._store_status[rows.start : rows.stop] == BAD_INPUT
+        found[is_bad] = NANS[self.store.dtype]  # a repair that was killed may have left others
+        return found
 
     def status(self, pool: str) -> NDArray[np.uint8]:
         """Return the status of each row (N,)."""
@@ -99,7 +107,8 @@ def _earlier_files(store: Store) -> Mapping[str, Features]:
             return {}
         if differing(files[pool].provenance, features_provenance(store.provenance, pool)):
             return {}
-        if files[pool].shape != store.layout.shape or files[pool].layers != store.layers:
+        form = store.layer_shapes, store.dtype, store.layers
+        if (files[pool].layer_shapes, files[pool].dtype, files[pool].layers) != form:
             return {}
     ids = store.stimulus_ids()
     return files if all(file.stimulus_ids == ids for file in files.values()) else {}

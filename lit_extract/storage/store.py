@@ -1,7 +1,7 @@
 """An open store, which a run streams into and finalize reads.
 
-A store is a zarr v3 group (``docs/store-format.md``): per pooling one float32 array (N, L, D) cut into
-shards of rows, with inner chunks of one layer; ``status`` (N,), written before its shard; and
+A store is a zarr v3 group (``docs/store-format.md``): per pooling one array (N, L, D), or one for each layer where they
+differ in shape, cut into shards of rows, with inner chunks of one layer; ``status`` (N,), written before its shard; and
 ``stimulus_id`` (N,). A shard file is the commit mark of its rows: it exists complete or not at all. Its seal ties it to
 its place in this store.
 
@@ -18,12 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.storage.layout import GROUP_KEY, IDS_KEY, INPUT_COLUMNS, STATUS, STATUS_NUMBERS, STORE_FORMAT
+from lit_extract.storage.layout import (
+    FLOAT32,
+    GROUP_KEY,
+    IDS_KEY,
+    INPUT_COLUMNS,
+    KEPT_AS,
+    NANS,
+    PLAIN_STORE_FORMAT,
+    STATUS,
+    STATUS_NUMBERS,
+    STORE_FORMAT,
+    Shape,
+    feats_arrays,
+    is_plain,
+)
 from lit_extract.storage.places import AnyPath, RemoteError, place_of
 from lit_extract.storage.provenance import differing
 from lit_extract.storage.store_files import StoreFiles
 from lit_extract.storage.store_ids import encode_ids, ids_dtype, ids_sha256, read_ids
-from lit_extract.storage.store_metadata import MAX_METADATA_BYTES, array_metadata, group_content, id_in, read_layout
+from lit_extract.storage.store_metadata import (
+    MAX_METADATA_BYTES,
+    feats_metadata,
+    group_content,
+    id_in,
+    read_layout,
+    rows_metadata,
+)
 
 
 @dataclass(frozen=True)
@@ -32,12 +53,13 @@ class StoreSpec:
 
     pools: Sequence[str]
     layers: Sequence[str]
-    n_dim: int
+    layer_shapes: Sequence[Shape]  # of a row in each layer, as (D,)
     shard_rows: int
     stimulus_ids: Sequence[int] | Sequence[str]
     provenance: Mapping[str, Any]  # what changes the numbers; must be equal when the store is opened again
     notes: Mapping[str, Any]  # what else is worth knowing: versions, device, meaning of the ids, parameters
     extras: Mapping[str, str] = field(default_factory=dict)  # further values of a row, an array (N,) each; their dtypes
+    dtype: str = FLOAT32  # of the features
 
 
 def is_store(path: AnyPath) -> bool:
@@ -78,28 +100,33 @@ class Store:
         self.pools, self.extras, self.layers = layout.pools, list(layout.extras), layout.layers
         self.provenance, self.notes, self.is_kept = layout.provenance, layout.notes, layout.is_kept
         self.shard_rows, self.n_shards = layout.shard_rows, layout.n_shards
-        self.n_stimuli, _, self.n_dim = layout.shape
+        self.n_stimuli, self.layer_shapes, self.dtype = layout.n_stimuli, layout.layer_shapes, layout.dtype
+        self.feats_arrays = layout.feats_arrays
 
     @classmethod
     def create(cls, path: AnyPath, spec: StoreSpec) -> "Store":
         """Make an empty store; an OSError if there is one."""
-        shape = len(spec.stimulus_ids), len(spec.layers), spec.n_dim
-        dtype = ids_dtype(spec.stimulus_ids)
-        arrays = array_metadata(STORE_FORMAT, spec.pools, spec.extras, shape, spec.shard_rows, dtype)
+        plain = is_plain(spec.layer_shapes, spec.dtype)
+        version = PLAIN_STORE_FORMAT if plain else STORE_FORMAT
+        n, shapes = len(spec.stimulus_ids), [tuple(shape) for shape in spec.layer_shapes]
+        feats = [array for pool in spec.pools for array in feats_arrays(pool, shapes)]
+        arrays = feats_metadata(feats, n, spec.shard_rows, spec.dtype)
+        arrays |= rows_metadata(version, spec.extras, n, spec.shard_rows, ids_dtype(spec.stimulus_ids))
         attributes = {
-            "format": STORE_FORMAT,
+            "format": version,
             "status": STATUS_NUMBERS,
             "id": uuid.uuid4().hex,
             "pools": list(spec.pools),
             "extras": list(spec.extras),
             "layers": list(spec.layers),
+            **({} if plain else {"layer_shapes": [list(shape) for shape in shapes], "dtype": spec.dtype}),
             "shard_rows": spec.shard_rows,
             "provenance": dict(spec.provenance),
             "notes": dict(spec.notes),
             "stimulus_ids_sha256": ids_sha256(spec.stimulus_ids),
         }
         files = {f"{name}/{GROUP_KEY}": json.dumps(metadata, indent=2).encode() for name, metadata in arrays.items()}
-        files[IDS_KEY] = encode_ids(spec.stimulus_ids, STORE_FORMAT)
+        files[IDS_KEY] = encode_ids(spec.stimulus_ids, version)
         place_of(path).create_folder(files, GROUP_KEY, group_content(attributes, arrays))
         return cls(path)
 
@@ -110,24 +137,25 @@ class Store:
     def write_shard(
         self,
         shard: int,
-        feats: Mapping[str, NDArray[np.float32]],
+        feats: Mapping[str, NDArray[Any]],
         status: NDArray[np.uint8],
         extras: Mapping[str, NDArray[Any]] | None = None,
         replaces: bool = False,
     ) -> int:
-        """Write the rows of a shard, and return the bytes; with the last pooling's file it counts as done.
+        """Write the rows of a shard, and return the bytes; with the last file of features it counts as done.
 
         A shard that is done is replaced file by file, the status last: a run that is killed before that leaves the
         rows that were bad as bad, whatever is in their features, and the next run computes them again.
 
-        ``feats`` has (rows, L, D) of each pooling; status and extras are (rows,). ``replaces``: it is done already.
+        ``feats`` has (rows, …) of each array of features; status and extras are (rows,). ``replaces``: it is done
+        already.
         """
         self.check_current()
         extras = extras or {}
         arrays = {**feats, **extras, STATUS: status} if replaces else {STATUS: status, **extras, **feats}
         for name, values in arrays.items():
             self._files.write(name, shard, values)
-        return len(self.pools) * self.layout.shard_bytes
+        return sum(self._files.form(name, shard).file_bytes for name in feats)
 
     def check_current(self) -> None:
         """Check that the store is still the one that was opened.
@@ -141,7 +169,7 @@ class Store:
 
     def done_shards(self) -> set[int]:
         """Return the shards whose files all exist, at their full size."""
-        keys = (self._files.key(pool, shard) for pool in self.pools for shard in range(self.n_shards))
+        keys = (array.key(shard) for array in self.feats_arrays.values() for shard in range(self.n_shards))
         with self._files.reading():
             return self.layout.done_shards(self._place.file_sizes(keys))
 
@@ -182,7 +210,7 @@ class Store:
         contents = [self._files.contents(name, done) for name in (STATUS, *self.extras)]
         damaged = [shard for shard in done if any(content[shard] is None for content in contents)]
         for shard in damaged:
-            self._files.set_aside(self.pools[0], shard)
+            self._files.set_aside(next(iter(self.feats_arrays)), shard)
         return damaged
 
     def stimulus_ids(self) -> list[int] | list[str]:
@@ -225,36 +253,41 @@ class Store:
                 f"the stimulus ids of {str(self.path)!r} are damaged, and can't be written again: {error}"
             ) from None
 
-    def read_shard(self, pool: str, shard: int, into: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Return the rows of a shard (rows, L, D): the first rows of ``into`` (R, L, D) if that is given.
+    def read_shard(self, array: str, shard: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the rows of a shard of an array of features (rows, …): the first of ``into`` (R, …) if that is given.
 
         Raises:
             InputError: A checksum differs: the shard was set aside, so that the next run computes it again.
         """
-        rows = self.rows_of(shard)
+        rows, form = self.rows_of(shard), self._files.form(array, shard)
+        row_shape = self.feats_arrays[array].row_shape
+        by_layer = None if into is None else into.reshape(len(into), form.n_layers, form.n_dim)
         try:
-            return self._files.layers(pool, shard, range(len(self.layers)), into)
+            found = self._files.layers(array, shard, range(form.n_layers), by_layer)
+            return found.reshape(len(rows), *row_shape)
         except InputError:  # no network, no permission, of another store: no damage which is computed again
             raise
         except (ValueError, OSError) as error:
-            self._files.set_aside(pool, shard)
+            self._files.set_aside(array, shard)
             raise InputError(
                 f"rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} are damaged on disk ({one_line(error)}); "
                 "they were set aside: run the same predict command again to compute them again"
             ) from None
 
-    def read_layer(self, pool: str, layer: int) -> NDArray[np.float32]:
-        """Return one layer of all rows (N, D), NaN where rows are missing; the other layers are not read."""
+    def read_layer(self, pool: str, layer: int) -> NDArray[Any]:
+        """Return one layer of all rows (N, …), NaN where rows are missing; the other layers are not read."""
+        array = next(array for array in feats_arrays(pool, self.layer_shapes) if layer in array.layers)
+        shape, place = (self.n_stimuli, *array.layer_shape), array.layers.index(layer)
         try:
-            feats = np.full((self.n_stimuli, self.n_dim), np.nan, dtype=np.float32)
+            feats = np.full(shape, NANS[self.dtype], dtype=KEPT_AS[self.dtype])
         except (MemoryError, ValueError):
-            raise InputError(
-                f"a layer of {str(self.path)!r}, {self.n_stimuli} × {self.n_dim} numbers, does not fit the memory"
-            ) from None
+            numbers = " × ".join(map(str, shape))
+            raise InputError(f"a layer of {str(self.path)!r}, {numbers} numbers, does not fit the memory") from None
         for shard in self.done_shards():
             rows = self.rows_of(shard)
             try:
-                feats[rows.start : rows.stop] = self._files.layers(pool, shard, [layer])[:, 0]
+                found = self._files.layers(array.name, shard, [place])
+                feats[rows.start : rows.stop] = found.reshape(len(rows), *array.layer_shape)
             except InputError:
                 raise
             except (ValueError, OSError) as error:

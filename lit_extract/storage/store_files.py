@@ -3,6 +3,7 @@
 N stimuli, L layers, D hidden size, R rows a shard.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
-from lit_extract.storage.layout import MAX_TOKENS, N_TOKENS, NOT_FINITE, OK, STATUS, Layout, rows_key, shard_key
+from lit_extract.storage.layout import KEPT_AS, MAX_TOKENS, N_TOKENS, NANS, NOT_FINITE, OK, STATUS, Layout, rows_key
 from lit_extract.storage.places import DAMAGE, AnyPath, place_of
 from lit_extract.storage.shards import (
     Address,
@@ -37,21 +38,26 @@ class StoreFiles:
 
     def key(self, name: str, shard: int) -> str:
         """Return the place of a file of an array, below the store's folder."""
-        return shard_key(name, shard) if name in self.layout.pools else rows_key(name, shard)
+        array = self.layout.feats_arrays.get(name)
+        return array.key(shard) if array else rows_key(name, shard)
 
     def form(self, name: str, shard: int) -> Form:
         """Return the form of a file of an array."""
-        _, layers, dim = self.layout.shape
         address = Address(self.layout.id, name, shard) if self.layout.id and self.layout.is_sealed else None
-        if name in self.layout.pools:
-            return Form(layers, self.layout.shard_rows, dim, "<f4", address)
+        if array := self.layout.feats_arrays.get(name):
+            kept_as, numbers = KEPT_AS[self.layout.dtype], math.prod(array.layer_shape)
+            return Form(len(array.layers), self.layout.shard_rows, numbers, kept_as, address)
         dtype = np.dtype(self.layout.extras.get(name, "uint8")).newbyteorder("<").str
         return Form(1, self.layout.shard_rows, 1, dtype, address)
 
     def write(self, name: str, shard: int, values: NDArray[Any]) -> None:
-        """Write the file of a shard of an array, (rows, L, D) of features, else (rows,), in the place of another."""
-        form, is_features = self.form(name, shard), name in self.layout.pools
-        pieces = write_layers(form, values, fill=np.nan) if is_features else write_values(form, values)
+        """Write the file of a shard of an array, (rows, …) of features, else (rows,), in the place of another."""
+        form = self.form(name, shard)
+        if name in self.layout.feats_arrays:
+            by_layer = values.reshape(len(values), form.n_layers, form.n_dim)
+            pieces = write_layers(form, by_layer, fill=NANS[self.layout.dtype])
+        else:
+            pieces = write_values(form, values)
         place_of(self.path).write_file(self.key(name, shard), pieces)
 
     def contents(self, name: str, shards: Sequence[int]) -> dict[int, NDArray[Any] | None]:
@@ -77,30 +83,28 @@ class StoreFiles:
         low, high = _ALLOWED.get(name, (None, None))
         return values if low is None or ((values >= low) & (values <= high)).all() else None
 
-    def layers(
-        self, pool: str, shard: int, layers: Sequence[int], into: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """Return layers of a shard (rows, len(layers), D), in ``into`` if that is given.
+    def layers(self, name: str, shard: int, places: Sequence[int], into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return some of the layers of an array in a shard (rows, len(places), numbers), in ``into`` if that is given.
 
         Raises:
             InputError: It may not be read, or is of another store.
             ValueError: It is damaged, lost, or belongs to another address.
             OSError: The disk can't read it, or there is something else in its place.
         """
-        at_a_time = None if len(layers) == len(self.layout.layers) else 0
+        at_a_time = None if len(places) == len(self.layout.feats_arrays[name].layers) else 0
         n_rows = len(self.layout.rows_of(shard))
         try:
-            with self.reading(), place_of(self.path / self.key(pool, shard)).open_to_read(at_a_time) as file:
-                return read_layers(file, self.form(pool, shard), layers, n_rows, into)
+            with self.reading(), place_of(self.path / self.key(name, shard)).open_to_read(at_a_time) as file:
+                return read_layers(file, self.form(name, shard), places, n_rows, into)
         except FileNotFoundError:
             raise ValueError("its file is lost") from None
         except ForeignShardError:
-            raise self._foreign(pool, shard) from None
+            raise self._foreign(name, shard) from None
 
-    def set_aside(self, pool: str, shard: int) -> None:
+    def set_aside(self, name: str, shard: int) -> None:
         """Have a damaged shard no longer count as done."""
         try:
-            place_of(self.path).set_aside(self.key(pool, shard))
+            place_of(self.path).set_aside(self.key(name, shard))
         except OSError as error:
             rows = self.layout.rows_of(shard)
             raise InputError(

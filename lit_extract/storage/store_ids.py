@@ -42,7 +42,7 @@ def encode_ids(ids: Sequence[int] | Sequence[str], version: int) -> bytes:
 
 def read_ids(path: AnyPath, layout: Layout) -> list[int] | list[str]:
     """Return the id of each row, as it was written; ValueError if they are lost or damaged."""
-    n = layout.shape[0]
+    n = layout.n_stimuli
     limit = min(MAX_BYTES, n * (8 if layout.ids_dtype == INTEGERS else MAX_TEXT_BYTES) + _COUNT.size)
     files = place_of(path).read_files([IDS_KEY], limit + 1024)  # what does not compress grows a little
     if IDS_KEY not in files:

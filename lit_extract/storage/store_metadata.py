@@ -3,13 +3,14 @@
 All that is known of a store comes from here, as a :class:`~lit_extract.storage.layout.Layout`: no name, number or
 path of it is used before all of it was checked.
 
-N stimuli, L layers, D hidden size, R rows a shard.
+N stimuli, R rows a shard.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from typing_extensions import TypedDict
@@ -17,16 +18,24 @@ from typing_extensions import TypedDict
 from lit_extract.common.untrusted import Count, OneName, ShortText, Text, plain_values, shorten, validate
 from lit_extract.storage.layout import (
     FEATURES_SUFFIX,
+    FLOAT32,
     GROUP_KEY,
+    MAX_AXES,
     MAX_DIM,
     MAX_LAYERS,
     MISSING,
+    NANS,
+    NUMBER_BYTES,
+    PLAIN_STORE_FORMAT,
     STATUS,
     STIMULUS_ID,
     STORE_FORMAT,
+    FeatsArray,
     Layout,
+    Shape,
     check_format,
     count_shards,
+    feats_arrays,
 )
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.seen import Geometry
@@ -36,6 +45,7 @@ MAX_METADATA_BYTES = 8 * 2**20  # of a zarr.json
 MAX_ROWS = 20_000_000  # ImageNet-21k has 14 million images
 MAX_SHARDS = 1_000_000
 MAX_ARRAYS = 100  # poolings and extras
+MAX_FEATS_ARRAYS = 10_000  # of all poolings
 MAX_SHARD_BYTES = 2**40
 
 EXTRA_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
@@ -57,6 +67,7 @@ def _distinct(names: list[str]) -> list[str]:
 _Id = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 _Names = Annotated[list[OneName], AfterValidator(_distinct)]
+_LayerShape = Annotated[list[Annotated[int, Field(ge=1, le=MAX_DIM)]], Field(min_length=1, max_length=MAX_AXES)]
 
 
 class _Provenance(TypedDict):
@@ -106,27 +117,39 @@ class _Sealed(_Attributes):  # of format 2
     checksum: _Sha256
 
 
+class _Formed(_Sealed):  # of format 3
+    layer_shapes: Annotated[list[_LayerShape], Field(min_length=1, max_length=MAX_LAYERS)]
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+
 class _Shaped(TypedDict):
     shape: list[Annotated[int, Field(ge=1)]]
     data_type: str
 
 
-_FORMS: dict[int, TypeAdapter[Any]] = {1: TypeAdapter(_Unsealed), 2: TypeAdapter(_Sealed)}
+_FORMS: dict[int, TypeAdapter[Any]] = {1: TypeAdapter(_Unsealed), 2: TypeAdapter(_Sealed), 3: TypeAdapter(_Formed)}
 _SHAPED: TypeAdapter[Any] = TypeAdapter(_Shaped)
 
 
 # how they are made
 
 
-def array_metadata(
-    version: int, pools: Iterable[str], extras: Mapping[str, str], shape: tuple[int, int, int], rows: int, ids: str
-) -> dict[str, dict[str, Any]]:
-    """Return the content of the ``zarr.json`` of each array; ``ids`` is the data type of the stimulus ids."""
-    n, layers, dim = shape
+def feats_metadata(feats: Iterable[FeatsArray], n: int, rows: int, dtype: str) -> dict[str, dict[str, Any]]:
+    """Return the content of the ``zarr.json`` of each array of features."""
     arrays: dict[str, dict[str, Any]] = {}
-    for pool in pools:
-        codecs = [_sharding((rows, 1, dim), "float32")]  # activations don't compress; flipped bits are found
-        arrays[pool] = _array(shape, "float32", (rows, layers, dim), "NaN", codecs, ("stimulus", "layer", "dim"))
+    in_zarr, fill = ("uint16", NANS[dtype]) if dtype == "bfloat16" else (dtype, "NaN")
+    for array in feats:
+        axes = [*(["layer"] if array.is_stacked else []), *["token", "dim"][-len(array.layer_shape) :]]
+        inner = (rows, *([1] if array.is_stacked else []), *array.layer_shape)
+        codecs = [_sharding(inner, in_zarr)]  # activations don't compress; flipped bits are found
+        shard = rows, *array.row_shape
+        arrays[array.name] = _array((n, *array.row_shape), in_zarr, shard, fill, codecs, ("stimulus", *axes))
+    return arrays
+
+
+def rows_metadata(version: int, extras: Mapping[str, str], n: int, rows: int, ids: str) -> dict[str, dict[str, Any]]:
+    """Return that of status, extras, and the stimulus ids, whose data type is ``ids``."""
+    arrays: dict[str, dict[str, Any]] = {}
     for name, dtype in {STATUS: "uint8", **extras}.items():
         codecs = [_sharding((rows,), dtype)] if version > 1 else [_bytes(dtype), _CRC32C]
         fill = float(MISSING) if dtype.startswith("float") else MISSING
@@ -203,18 +226,26 @@ def read_layout(path: AnyPath) -> Layout:
     _compare(GROUP_KEY, group, {"zarr_format": 3, "node_type": "group"})
     validate(_FORMS[version], attributes, f"its {GROUP_KEY}")
     pools, extras = attributes["pools"], attributes["extras"]
-    _check_names(pools, extras, attributes["notes"]["files"])
-    names = [*pools, STATUS, *extras, STIMULUS_ID]
+    stated = _stated_shapes(attributes) if version > PLAIN_STORE_FORMAT else None
+    feats_names = pools if stated is None else [array.name for pool in pools for array in feats_arrays(pool, stated)]
+    _check_names(pools, feats_names, extras, attributes["notes"]["files"])
+    names = [*feats_names, STATUS, *extras, STIMULUS_ID]
     files = place.read_files([f"{name}/{GROUP_KEY}" for name in names], MAX_METADATA_BYTES)
     arrays = {name: _metadata(files, f"{name}/{GROUP_KEY}") for name in names}
     shaped = {name: validate(_SHAPED, arrays[name], f"its {name}/{GROUP_KEY}") for name in names}
-    shape = _check_shape(shaped[pools[0]]["shape"], attributes)
+    shape = shaped[feats_names[0]]["shape"]
+    layer_shapes = _plain_shapes(shape, attributes["layers"]) if stated is None else stated
+    dtype = FLOAT32 if stated is None else attributes["dtype"]
+    n, rows = shape[0], attributes["shard_rows"]
+    _check_sizes(n, sum(map(math.prod, layer_shapes)) * NUMBER_BYTES[dtype], attributes)
     dtypes = {name: shaped[name]["data_type"] for name in extras}
     ids = shaped[STIMULUS_ID]["data_type"]
-    for name, dtype, known in [(STIMULUS_ID, ids, (INTEGERS, TEXTS)), *((x, dtypes[x], EXTRA_DTYPES) for x in extras)]:
-        if dtype not in known:
-            raise ValueError(f"its {name} has data type {shorten(dtype)}, not {' or '.join(known)}")
-    for name, expected in array_metadata(version, pools, dtypes, shape, attributes["shard_rows"], ids).items():
+    for name, found, known in [(STIMULUS_ID, ids, (INTEGERS, TEXTS)), *((x, dtypes[x], EXTRA_DTYPES) for x in extras)]:
+        if found not in known:
+            raise ValueError(f"its {name} has data type {shorten(found)}, not {' or '.join(known)}")
+    feats = [array for pool in pools for array in feats_arrays(pool, layer_shapes)]
+    wanted = feats_metadata(feats, n, rows, dtype) | rows_metadata(version, dtypes, n, rows, ids)
+    for name, expected in wanted.items():
         _compare(f"{name}/{GROUP_KEY}", arrays[name], expected)
     if version > 1 and checksum(attributes, arrays) != attributes["checksum"]:
         raise ValueError("its metadata differ from their checksum")
@@ -224,9 +255,10 @@ def read_layout(path: AnyPath) -> Layout:
         pools,
         dtypes,
         attributes["layers"],
-        shape,
-        shaped[pools[0]]["data_type"],
-        attributes["shard_rows"],
+        n,
+        layer_shapes,
+        dtype,
+        rows,
         ids,
         attributes.get("stimulus_ids_sha256"),
         attributes["provenance"],
@@ -258,31 +290,47 @@ def _metadata(files: Mapping[str, bytes], key: str) -> dict[str, Any]:
     return metadata
 
 
-def _check_names(pools: Sequence[str], extras: Sequence[str], files: Mapping[str, str]) -> None:
-    names = [*pools, *extras, STATUS, STIMULUS_ID, GROUP_KEY, "c"]
+def _stated_shapes(attributes: Mapping[str, Any]) -> list[Shape]:
+    """Return the shape of a row in each layer."""
+    shapes = [tuple(shape) for shape in attributes["layer_shapes"]]
+    if len(shapes) != (n_layers := len(attributes["layers"])):
+        raise ValueError(f"it has {len(shapes)} layer_shapes, and names of {n_layers} layers")
+    if len({*shapes}) > 1 and n_layers * len(attributes["pools"]) > MAX_FEATS_ARRAYS:
+        raise ValueError(f"it has more than {MAX_FEATS_ARRAYS:,} arrays, which are the most that is possible")
+    return shapes
+
+
+def _plain_shapes(found: Sequence[int], layers: Sequence[str]) -> list[Shape]:
+    """Return them for a store of a format that does not state them, from the shape of its first array."""
+    if len(found) != 3:
+        raise ValueError(f"it has shape {shorten(list(found))}; it must have 3 numbers")
+    _, n_layers, dim = found
+    if n_layers != len(layers):
+        raise ValueError(f"it has {shorten(n_layers)} layers, and names of {len(layers)}")
+    if dim > MAX_DIM:
+        raise ValueError(f"it has {shorten(dim)} dimensions; {MAX_DIM:,} are the most that is possible")
+    return [(dim,)] * n_layers
+
+
+def _check_names(pools: Sequence[str], feats: Sequence[str], extras: Sequence[str], files: Mapping[str, str]) -> None:
+    names = [*feats, *extras, STATUS, STIMULUS_ID, GROUP_KEY, "c"]
     if len(set(names)) != len(names):
         raise ValueError(f"its {GROUP_KEY} has two arrays of one name: {shorten(', '.join([*pools, *extras]))}")
     if set(files) != set(pools) or len(set(files.values())) != len(files):
         raise ValueError(f"its {GROUP_KEY} has notes.files {shorten(files)}; it must name one file for each pooling")
 
 
-def _check_shape(found: Sequence[int], attributes: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return (N, L, D) of a store, within the limits, and as its attributes have it."""
-    if len(found) != 3:
-        raise ValueError(f"it has shape {shorten(list(found))}; it must have 3 numbers")
-    n, layers, dim = found
+def _check_sizes(n: int, row_bytes: int, attributes: Mapping[str, Any]) -> None:
+    """See that a store has no more than the limits, and as many rows as its attributes have."""
     rows, provenance = attributes["shard_rows"], attributes["provenance"]
-    limits = {"rows": (n, MAX_ROWS), "dimensions": (dim, MAX_DIM), "bytes a shard": (rows * layers * dim * 4,
-              MAX_SHARD_BYTES), "shards": (count_shards(n, rows), MAX_SHARDS)}  # fmt: skip
+    limits = {"rows": (n, MAX_ROWS), "bytes a shard": (rows * row_bytes, MAX_SHARD_BYTES),
+              "shards": (count_shards(n, rows), MAX_SHARDS)}  # fmt: skip
     for what, (number, limit) in limits.items():
         if number > limit:
             raise ValueError(f"it has {shorten(number)} {what}; {limit:,} are the most that is possible")
-    if layers != len(attributes["layers"]):
-        raise ValueError(f"it has {shorten(layers)} layers, and names of {len(attributes['layers'])}")
     for what, number in (("n_stimuli", n), ("shard_rows", rows)):
         if provenance.get(what, number) != number:
             raise ValueError(f"its {what} is {number}, and by its provenance {provenance[what]}")
-    return n, layers, dim
 
 
 def _compare(key: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

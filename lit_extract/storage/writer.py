@@ -1,6 +1,6 @@
 """From predictions to shards on disk: rows are put in place by index, whole shards written by a thread.
 
-B batch, L layers, D hidden size.
+B batch.
 """
 
 import queue
@@ -16,10 +16,22 @@ from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.timing import WRITING, stopwatch
-from lit_extract.storage.layout import BAD_INPUT, INPUT_COLUMNS, INPUTS, MISSING, NOT_FINITE, OK, SIZE
+from lit_extract.storage.layout import (
+    BAD_INPUT,
+    INPUT_COLUMNS,
+    INPUTS,
+    KEPT_AS,
+    MISSING,
+    NOT_FINITE,
+    OK,
+    SIZE,
+    feats_arrays,
+)
+from lit_extract.storage.numbers import is_finite
 from lit_extract.storage.places import RemoteError
 from lit_extract.storage.repair import Rows
 from lit_extract.storage.store import Store
+from lit_extract.storage.tensors import to_numbers
 
 
 class _ShardBuffer:
@@ -28,8 +40,11 @@ class _ShardBuffer:
     def __init__(self, store: Store, shard: int) -> None:
         self.shard = shard
         self.rows = store.rows_of(shard)
-        shape = (len(self.rows), len(store.layers), store.n_dim)
-        self.feats = {pool: np.empty(shape, dtype=np.float32) for pool in store.pools}
+        self.by_pool = {pool: feats_arrays(pool, store.layer_shapes) for pool in store.pools}
+        self.feats = {
+            array.name: np.empty((len(self.rows), *array.row_shape), dtype=KEPT_AS[store.dtype])
+            for array in store.feats_arrays.values()
+        }
         self.extras: dict[str, NDArray[Any]] = {}
         self.names = [name for name in store.extras if name not in INPUT_COLUMNS]
         self.inputs = np.zeros((len(self.rows), len(INPUT_COLUMNS)), dtype=np.int64)
@@ -43,10 +58,11 @@ class _ShardBuffer:
         """
         rows = slice(self.rows.start, self.rows.stop)
         self.inputs[:, SIZE] = input_bytes[rows]
-        status = [there.status(pool)[rows] for pool in self.feats]
+        status = [there.status(pool)[rows] for pool in self.by_pool]
         self.status = np.where(np.any([one == BAD_INPUT for one in status], 0), BAD_INPUT, np.max(status, 0))
-        for pool, feats in self.feats.items():
-            feats[:] = there.shard(pool, self.shard)
+        for pool, arrays in self.by_pool.items():
+            for array in arrays:
+                self.feats[array.name][:] = there.shard(pool, array, self.shard)
             inputs = there.inputs(pool)
             if inputs is not None:
                 self.inputs = inputs[rows].copy()
@@ -58,7 +74,10 @@ class _ShardBuffer:
         places: NDArray[np.int64] = prediction["index"].numpy() - self.rows.start
         assert (self.status[places] == MISSING).all(), "a row came twice"
         for pool, feats in prediction["feats"].items():
-            self.feats[pool][places] = feats.numpy().reshape(len(places), *self.feats[pool].shape[1:])
+            numbers = to_numbers(feats).reshape(len(places), -1)
+            for array in self.by_pool[pool]:
+                part = numbers[:, array.first : array.end]
+                self.feats[array.name][places] = part.reshape(len(places), *array.row_shape)
         for name in self.names:
             values = prediction[name].numpy()
             self.extras.setdefault(name, np.zeros(len(self.rows), dtype=values.dtype))[places] = values
@@ -71,7 +90,7 @@ class _ShardBuffer:
     def mark_not_finite(self) -> None:
         """Mark rows with NaN or infinity that did not come from bad input."""
         for feats in self.feats.values():
-            finite = np.isfinite(feats).all(axis=(1, 2))
+            finite = is_finite(feats).reshape(len(feats), -1).all(axis=1)
             self.status[~finite & (self.status == OK)] = NOT_FINITE
 
     def write(self, store: Store) -> int:

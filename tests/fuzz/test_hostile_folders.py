@@ -37,7 +37,7 @@ def store(tmp_path_factory):
     spec = StoreSpec(
         pools=["cls", "avg"],
         layers=["blocks.0", "norm"],
-        n_dim=3,
+        layer_shapes=[(3,)] * 2,
         shard_rows=2,
         stimulus_ids=[1, 2, 3],
         provenance={"model": "m", "dataset": "demo", "subset": "all", "weights": "untrained"},

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from lit_extract import load_features
 from lit_extract.storage.finalize import finalize
-from lit_extract.storage.layout import BAD_INPUT, MISSING, NOT_FINITE, OK
+from lit_extract.storage.layout import BAD_INPUT, MISSING, NOT_FINITE, OK, feats_arrays
 from lit_extract.storage.store import Store, StoreSpec
-from lit_extract.storage.store_metadata import array_metadata, checksum, read_layout
+from lit_extract.storage.store_metadata import checksum, feats_metadata, read_layout, rows_metadata
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def build(path, version, seed=0):
     spec = StoreSpec(
         POOLS,
         ["blocks.0", "blocks.1"],
-        D,
+        [(D,)] * 2,
         R,
         IDS[version],
         {
@@ -189,7 +189,9 @@ def write_metadata(store, key, value, is_signed):
 def forge_shape(store, version, shape, rows, names):
     """Another shape, in some or all arrays and in the attributes, as if the store had been made so."""
     ids = "int64" if version == 1 else "string"
-    arrays = array_metadata(version, POOLS, EXTRAS, shape, rows, ids)
+    n, layers, dim = shape
+    feats = [array for pool in POOLS for array in feats_arrays(pool, [(dim,)] * layers)]
+    arrays = feats_metadata(feats, n, rows, "float32") | rows_metadata(version, EXTRAS, n, rows, ids)
     for name in names or arrays:
         (store / name / "zarr.json").write_bytes(as_json(arrays[name]))
     group = json.loads((store / "zarr.json").read_bytes())

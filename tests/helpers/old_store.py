@@ -12,6 +12,7 @@ from lit_extract.storage.store import Store, StoreSpec
 def create(path, spec, **attributes):
     """An empty store of format 1."""
     n, layers, rows = len(spec.stimulus_ids), len(spec.layers), spec.shard_rows
+    (dim,) = spec.layer_shapes[0]
     fixed = {"format": 1, "id": "0123456789abcdef" * 2, "status": {}, "shard_rows": rows}
     lists = {name: list(getattr(spec, name)) for name in ("pools", "extras", "layers")}
     dicts = {name: dict(getattr(spec, name)) for name in ("provenance", "notes")}
@@ -20,10 +21,10 @@ def create(path, spec, **attributes):
     for pool in spec.pools:
         group.create_array(
             pool,
-            shape=(n, layers, spec.n_dim),
+            shape=(n, layers, dim),
             dtype="float32",
-            shards=(rows, layers, spec.n_dim),
-            chunks=(rows, 1, spec.n_dim),
+            shards=(rows, layers, dim),
+            chunks=(rows, 1, dim),
             compressors=(Crc32cCodec(),),
             fill_value=float("nan"),
             dimension_names=("stimulus", "layer", "dim"),
@@ -58,7 +59,7 @@ def convert(path):
     values = {shard: {pool: store.read_shard(pool, shard) for pool in store.pools} for shard in store.done_shards()}
     rows = {name: store.extra(name) for name in store.extras} | {"status": store.status()}
     shutil.rmtree(path)
-    old = create(path, StoreSpec(store.pools, store.layers, store.n_dim, *about))
+    old = create(path, StoreSpec(store.pools, store.layers, store.layer_shapes, *about))
     for shard, feats in values.items():
         part = slice(old.rows_of(shard).start, old.rows_of(shard).stop)
         extras = {name: of_all[part] for name, of_all in rows.items() if name != "status"}

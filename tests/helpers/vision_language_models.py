@@ -98,6 +98,48 @@ def _llava():
     )
 
 
+def _llava_of_tiles(is_onevision):
+    """LLaVA-NeXT and LLaVA-OneVision: the whole image, then its tiles, with a token at the end of each row."""
+    tokenizer = _tokenizer("<image>", "<video>")
+    size = {"height": 24, "width": 24}
+    grid = [[24, 48], [48, 24], [48, 48]]
+    settings = {"chat_template": _template("USER: ", "<image>\n", " ", "ASSISTANT:")}
+    vision_settings = {**_VISION, "image_size": 24, "patch_size": 8}
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    if is_onevision:
+        images = transformers.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grid)
+        processor = transformers.LlavaOnevisionProcessor(
+            images,
+            tokenizer,
+            transformers.LlavaOnevisionVideoProcessor(),
+            num_image_tokens=9,
+            vision_feature_select_strategy="full",
+            **settings,
+        )
+        return processor, transformers.LlavaOnevisionConfig(
+            vision_config=transformers.SiglipVisionConfig(**vision_settings, vision_use_head=False),
+            text_config=transformers.Qwen2Config(**_TEXT, vocab_size=len(tokenizer)),
+            image_token_index=image_token,
+            video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+            image_grid_pinpoints=grid,
+        )
+    images = transformers.LlavaNextImageProcessor(size={"shortest_edge": 24}, crop_size=size, image_grid_pinpoints=grid)
+    processor = transformers.LlavaNextProcessor(
+        images,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        **settings,
+    )
+    return processor, transformers.LlavaNextConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision_settings),
+        text_config=transformers.LlamaConfig(**_TEXT, vocab_size=len(tokenizer)),
+        image_token_index=image_token,
+        image_grid_pinpoints=grid,
+    )
+
+
 def _qwen(version):
     tokenizer = _tokenizer(
         "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -125,6 +167,12 @@ def _qwen(version):
         return processor, transformers.Qwen3VLConfig(
             vision_config=vision, text_config={**text, "head_dim": 8}, **tokens
         )
+    if version == 2:
+        processor = transformers.Qwen2VLProcessor(
+            images, tokenizer, transformers.Qwen2VLVideoProcessor(), chat_template=template
+        )
+        vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+        return processor, transformers.Qwen2VLConfig(vision_config=vision, text_config=text, **tokens)
     processor = transformers.Qwen2_5_VLProcessor(
         images, tokenizer, transformers.Qwen2VLVideoProcessor(), chat_template=template
     )
@@ -144,7 +192,8 @@ def _gemma3():
     template = _template("<s><start_of_turn>user\n", "<start_of_image>", "<end_of_turn>\n", "<start_of_turn>model\n")
     processor = transformers.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
     vision = transformers.SiglipVisionConfig(**_VISION, image_size=32, patch_size=8, vision_use_head=False)
-    text = {**_TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
+    text = {**_TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 20, "query_pre_attn_scalar": 8}
+    text["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
     return processor, transformers.Gemma3Config(
         vision_config=vision,
         text_config=transformers.Gemma3TextConfig(**text),
@@ -202,10 +251,27 @@ def _internvl():
     )
 
 
+def _mllama():
+    tokenizer = _tokenizer("<|image|>")
+    images = transformers.MllamaImageProcessor(size={"height": 28, "width": 28}, max_image_tiles=2)
+    template = _template("<s>user\n", "<|image|>", "\n", "assistant\n")
+    vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2}
+    vision |= {"intermediate_size": 32, "vision_output_dim": 32, "image_size": 28, "patch_size": 14}
+    vision |= {"max_num_tiles": 2, "intermediate_layers_indices": [1]}
+    vision["supported_aspect_ratios"] = [[1, 1], [1, 2], [2, 1]]
+    text = {**_TEXT, "vocab_size": len(tokenizer), "cross_attention_layers": [1], "pad_token_id": 1}
+    return transformers.MllamaProcessor(images, tokenizer, chat_template=template), transformers.MllamaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<|image|>")
+    )
+
+
 MAKERS = {
     "pixtral": _pixtral,
     "mistral3": lambda: _pixtral(merge=2),
     "llava": _llava,
+    "llava_next": lambda: _llava_of_tiles(is_onevision=False),
+    "llava_onevision": lambda: _llava_of_tiles(is_onevision=True),
+    "qwen2_vl": lambda: _qwen(2),
     "qwen2_5_vl": lambda: _qwen(2.5),
     "qwen3_vl": lambda: _qwen(3),
     "gemma3": _gemma3,
@@ -214,10 +280,12 @@ MAKERS = {
     "internvl": _internvl,
 }
 
+REFUSED = {"mllama": _mllama}  # looks at images by cross-attention
+
 
 def save_model(folder, family, seed=0):
     """A random model with its processor; its weights are large enough that layers and images differ."""
-    processor, config = MAKERS[family]()
+    processor, config = {**MAKERS, **REFUSED}[family]()
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -20,7 +20,7 @@ def test_it_says_what_the_file_holds(make_store, capsys):
     out = capsys.readouterr().out
     for text in (
         str(file),
-        "10 stimuli × 3 layers, pooling cls",
+        "10 stimuli × 3 layers × 4 dimensions, pooling cls",
         "10 rows done",
         "blocks.0, blocks.1, blocks.2",
         "seed: 0",

@@ -40,7 +40,7 @@ def make_store(folder, model, pools=("cls",), prompt=None, shards=(0, 1, 2), bad
     spec = StoreSpec(
         pools=pools,
         layers=[f"blocks.{k}" for k in range(LAYERS)],
-        n_dim=DIM,
+        layer_shapes=[(DIM,)] * LAYERS,
         shard_rows=SHARD_ROWS,
         stimulus_ids=[f"{k}.jpg" for k in range(N)],
         provenance={

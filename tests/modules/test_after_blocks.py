@@ -47,6 +47,8 @@ NORMS = [
     ("eva02_base_patch16_clip_224.merged2b", SMALL, ["cls"], 1),
     ("naflexvit_base_patch16_siglip.v2_webli", SMALL, ["avg"], 0),
     ("mixer_s32_224", {}, ["avg"], 0),
+    ("cait_xxs24_224.fb_dist_in1k", {"img_size": 64, "depth": 2}, ["avg", "avg_all"], 1),
+    ("xcit_nano_12_p16_224", {"img_size": 64, "depth": 2}, ["avg", "avg_all"], 1),
 ]
 
 
@@ -120,6 +122,16 @@ def test_norm_is_what_leaves_the_final_norm(name, options, pools, n_prefix):
         assert not torch.allclose(feats[:, 0], feats[:, 1], atol=1e-2)
 
 
+@torch.no_grad()
+def test_a_class_token_that_joins_before_the_norm():
+    """CaiT has it after its blocks, so that the norm alone can give it."""
+    name, options = "cait_xxs24_224.fb_dist_in1k", {"img_size": 64, "depth": 2}
+    extractor = extractor_of(name, pool="cls", layers="norm", options=options)
+    model, images = reference(extractor, name, options)
+    expected = model.forward_features(images)[:, 0]
+    torch.testing.assert_close(features(extractor)["cls"][:, 0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_nothing_after_the_norm_is_computed():
     extractor = extractor_of(TINY, layers="norm")
     ran = []
@@ -135,7 +147,8 @@ def test_nothing_after_the_norm_is_computed():
         ("beit_base_patch16_224.in22k_ft_in22k", {"layers": "norm"}, r"norms after pooling \(fc_norm\).*pool: head"),
         (TINY, {"layers": ["blocks", "norm"], "options": {"global_pool": "avg"}}, r"fc_norm.*pool: head"),
         (TINY, {"layers": "norm", "options": {"final_norm": False}}, r"no final norm.*layers: \[-1\].*pool: head"),
-        ("cait_xxs24_224.fb_dist_in1k", {"layers": "norm"}, r"\(197, 192\), its last block \(196, 192\).*pool: head"),
+        ("cait_xxs24_224.fb_dist_in1k", {"pool": "cls", "layers": ["norm", -1]}, "no class token"),
+        ("resnet18", {"layers": [-1, "norm"]}, "model.layers: 'resnet18' has stages.*pool: head"),
         (TINY, {"pool": "head", "layers": [0]}, "model.layers: .*can't be given with model.pool head"),
         (TINY, {"pool": "head", "layers": "norm"}, "model.layers: .*can't be given with model.pool head"),
         (TINY, {"pool": ["avg", "head"]}, "model.pool: .*a job of its own"),

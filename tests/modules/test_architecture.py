@@ -95,7 +95,7 @@ def test_images_of_another_size_where_the_model_takes_them(size):
     """Against timm's own intermediates; the tokens before the patches stay where they are."""
     extractor = extractor_of({"input_size": size}, options=DYNAMIC, pool=["cls", "avg"]).eval()
     assert extractor.preprocessing["input_size"] == size
-    assert (extractor.n_tokens, extractor.n_prefix) == (size[1] * size[2] // 256 + 1, 1)
+    assert (extractor.layer_set.n_tokens, extractor.layer_set.n_prefix) == (size[1] * size[2] // 256 + 1, 1)
     extractor.configure_model()
     images = torch.randint(0, 256, (2, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     feats = extractor.activations({"image": images})["feats"].unflatten(2, (len(extractor.layers), -1))

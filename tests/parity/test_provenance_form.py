@@ -17,6 +17,7 @@ from helpers.parity import TINY, captions_run, given, rewrite
         ({"options": {"cache_dir": "{folder}/X"}}, "provenance.options: cache_dir"),
         ({"options": {"pretrained_cfg": {"url": "http://127.0.0.1/"}}}, "provenance.options: pretrained_cfg"),
         ({"options": {"depth": 10**9}}, "provenance.options: depth"),
+        ({"options": {"global_pool": "{folder}/X"}}, "provenance.options: global_pool"),
         ({"dataset": "../folder"}, "provenance.dataset: "),
         ({"weights": "checkpoint", "checkpoint_sha256": "0" * 64, "model": "{folder}"}, "give --model NAME"),
         ({"weights": "checkpoint", "checkpoint_sha256": "0" * 64}, "give --checkpoint PATH"),

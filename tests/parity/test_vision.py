@@ -219,6 +219,9 @@ def test_models_with_other_tokens(tmp_path, certify, image_folder, name, options
     ("name", "options", "pools", "with_norm"),
     [
         (TINY, {}, ["cls", "avg"], True),
+        (TINY, {"global_pool": "avg"}, ["avg"], False),
+        (TINY, {"global_pool": "avg", "fc_norm": False, "pool_include_prefix": True}, ["avg"], True),
+        (TINY, {"global_pool": "map", "num_classes": 0}, ["cls"], True),
         ("vit_small_patch14_reg4_dinov2.lvd142m", {"img_size": 56, "depth": 3}, ["cls", "avg", "avg_all"], True),
         ("vit_base_patch16_siglip_224.webli", {"img_size": 64, "depth": 2}, ["avg"], True),
         ("vit_base_patch16_clip_224.laion2b", {"img_size": 64, "depth": 2}, ["cls"], True),

@@ -49,6 +49,12 @@ def compare(model, inputs, estimate, file):
         ("vit_base_patch16_224.mae", 8),
         ("beit_base_patch16_224.in22k_ft_in22k", 4),
         ("eva02_tiny_patch14_224.mim_in22k", 8),
+        ("resnet50", 8),
+        ("convnext_tiny", 8),
+        ("swin_tiny_patch4_window7_224", 8),
+        ("hiera_tiny_224", 8),
+        ("efficientnet_b0", 8),
+        ("regnety_016", 8),
     ],
 )
 def test_images_need_what_is_estimated(tmp_path, name, rows):

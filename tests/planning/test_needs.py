@@ -115,7 +115,7 @@ def test_what_is_planned_is_what_is_made(cli, planned, tmp_path, pool):
     assert cli("predict", *settings)[0] == 0
     files = sorted(tmp_path.glob("out/demo/*/*.pt"))
     shapes = {load_features(file).feats.shape for file in files}
-    assert shapes == {(model["rows"], model["layers"], model["width"])}
+    assert shapes == {(model["rows"], model["layers"], *model["layer_shapes"][0])}
     assert load_features(files[0]).num_params == model["parameters"]
     size = sum(file.stat().st_size for file in files)
     assert size <= model["features"] <= size + len(files) * 80 * KB

@@ -39,7 +39,7 @@ def save(tmp_path):
         spec = StoreSpec(
             pools=(pool,),
             layers=layers or [f"blocks.{k}" for k in range(depth)],
-            n_dim=dim,
+            layer_shapes=[(dim,)] * depth,
             shard_rows=len(feats) if shards is None else 5,
             stimulus_ids=list(range(n)) if ids is None else list(ids),
             provenance={"model": name, "dataset": "demo", "subset": "all", **weights, **of_captions, **known},

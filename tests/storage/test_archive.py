@@ -105,7 +105,7 @@ def test_nothing_in_it_is_executed(saved, tmp_path):
         ([1, 2], "it holds a list, not a dict"),
         ({"feats": torch.zeros(3, 4).T}, "not in C order"),
         ({"model": torch.nn.Linear(2, 2)}, "not a plain value"),
-        ({"half": torch.zeros(2, dtype=torch.bfloat16)}, "not a plain value"),
+        ({"complex": torch.zeros(2, dtype=torch.complex64)}, "not a plain value"),
     ],
 )
 def test_what_is_no_features_file_is_said(saved, content, reason):

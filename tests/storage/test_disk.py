@@ -10,7 +10,7 @@ from helpers.language_models import save_captions, save_model
 from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError
 from lit_extract.modules.vision import VisionExtractor
-from lit_extract.storage.disk import bytes_there, check_room, features_bytes, free_bytes, store_bytes
+from lit_extract.storage.disk import Size, bytes_there, check_room, free_bytes
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.store import Store
 
@@ -52,18 +52,22 @@ def test_sizes_are_in_powers_of_a_thousand(n_bytes, text):
     assert as_size(n_bytes) == text
 
 
+def nsd(n_pools):
+    return Size(73_000, [(768,)] * 12, n_pools)
+
+
 def test_nsd_with_a_base_model_needs_the_room_of_its_rows_twice():
     feats = 73_000 * 12 * 768 * 4
     for n_pools in (1, 2):
-        store, files = store_bytes(73_000, 12, 768, 2_048, n_pools), n_pools * features_bytes(73_000, 12, 768)
+        store, files = nsd(n_pools).store(2_048), n_pools * nsd(n_pools).file()
         assert n_pools * feats < store < 1.02 * n_pools * feats  # the last shard is as large as the others
         assert n_pools * feats < files < 1.01 * n_pools * feats
 
 
 def test_shards_that_are_done_need_no_more_room():
-    every, half = (store_bytes(100, 3, 8, 10, 2, done_shards=done) for done in (0, 5))
+    every, half = (Size(100, [(8,)] * 3, 2).store(10, done) for done in (0, 5))
     assert half == every / 2
-    assert store_bytes(100, 3, 8, 10, 2, done_shards=10) == 0
+    assert Size(100, [(8,)] * 3, 2).store(10, 10) == 0
 
 
 @pytest.mark.parametrize("pools", [("cls",), ("cls", "avg")])
@@ -71,10 +75,11 @@ def test_what_is_needed_is_what_is_taken(make_store, pools):
     """Of numbers that are large beside names and folders: the estimate is above the bytes on disk, and close."""
     shape = {"n": 1000, "layers": 6, "dim": 300, "shard_rows": 128}
     store, _ = make_store(**shape, pools=pools)
-    needed = store_bytes(1000, 6, 300, 128, len(pools))
+    size = Size(1000, [(300,)] * 6, len(pools))
+    needed = size.store(128)
     assert 0.9 * needed < bytes_there([store.path]) <= needed
     files = finalize(store.path)
-    needed = len(pools) * features_bytes(1000, 6, 300)
+    needed = len(pools) * size.file()
     assert 0.9 * needed < bytes_there(files) <= needed
 
 
@@ -109,6 +114,7 @@ def test_too_little_room_is_said_with_both_numbers(tmp_path, monkeypatch):
 
 
 # Seven rows of 6 layers and 64 dimensions in shards of two: 12 kB a shard, and 64 kB beside it.
+TINY = Size(7, [(64,)] * 6, 1)
 NEEDED = 4 * (6 * (2 * 64 * 4 + 4) + 6 * 4 + 32 + 6 * 16 + 4 + 2 * 256 + 64 * KB) + 7 * (6 * 64 * 4 + 256) + 64 * KB
 
 
@@ -127,7 +133,7 @@ def test_predict_refuses_before_the_model_is_loaded(run_job, tmp_path, monkeypat
 def test_a_run_with_just_enough_room_runs_and_without_finalizing_needs_less(run_job, monkeypatch):
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: NEEDED)
     run_job(data_shard_rows=2)
-    monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: NEEDED - features_bytes(7, 6, 64))
+    monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: NEEDED - TINY.file())
     with pytest.raises(InputError, match="no room"):
         run_job(data_shard_rows=2, pool="avg")
     assert run_job(data_shard_rows=2, pool="avg", finalize=False).files == []
@@ -135,10 +141,10 @@ def test_a_run_with_just_enough_room_runs_and_without_finalizing_needs_less(run_
 
 def test_a_resumed_run_needs_room_for_what_is_left_only(run_job, tmp_path, monkeypatch):
     extraction = run_job(data_shard_rows=2, finalize=False)
-    whole = features_bytes(7, 6, 64)
+    whole = TINY.file()
     (extraction.store / "cls" / "c" / "1" / "0" / "0").unlink()
     before = tree(extraction.store)
-    left = store_bytes(7, 6, 64, 2, 1, done_shards=3) + whole
+    left = TINY.store(2, done_shards=3) + whole
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: left - 1)
     with pytest.raises(InputError, match="no room"):
         run_job(data_shard_rows=2)
@@ -159,7 +165,7 @@ def test_overwriting_counts_what_it_replaces_and_deletes_nothing_when_refused(ru
 
 def test_finalize_refuses_without_room_and_counts_what_a_killed_one_left(cli, make_store, tmp_path, monkeypatch):
     store, _ = make_store(pools=("cls", "avg"))
-    needed = 2 * features_bytes(10, 3, 4)
+    needed = 2 * Size(10, [(4,)] * 3, 1).file()
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: needed - 1)
     code, out, err = cli("finalize", store.path)
     assert (code, out) == (2, "")

@@ -334,11 +334,11 @@ def test_a_newer_file_names_the_version_that_reads_it_and_an_old_store_does_not_
     store, _ = make_store()
     (file,) = finalize(store.path, keep_store=True)
     content = torch.load(file, weights_only=True)
-    content["metadata"]["format"] = 2
+    content["metadata"]["format"] = 3
     content["metadata"]["notes"]["lit_extract"] = "9.9"
     content["metadata"]["provenance"] |= {"subset": "all"}
     torch.save(content, file)
-    said = "has format 2; this version reads 1: install lit-extract 9.9"
+    said = "has format 3; this version reads 2: install lit-extract 9.9"
     with pytest.raises(InputError, match=said):
         load_features(file)
     assert load_features(store.path).n_done == 10

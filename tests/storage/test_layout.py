@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lit_extract.storage.layout import STORE_FORMAT
+from lit_extract.storage.layout import PLAIN_STORE_FORMAT
 from lit_extract.storage.store_metadata import read_layout
 
 
@@ -18,7 +18,7 @@ def sizes_of(folder):
 def test_layout_and_rows_are_those_of_the_store(make_store, shards, n_rows):
     store, _ = make_store(n=10, shard_rows=4, pools=("cls", "avg"), shards=shards)
     layout = read_layout(store.path)
-    assert (layout.pools, layout.layers, layout.shape) == (store.pools, store.layers, (10, 3, 4))
+    assert (layout.pools, layout.layers, layout.layer_shapes) == (store.pools, store.layers, [(4,)] * 3)
     assert (layout.dtype, layout.shard_rows, layout.n_shards, layout.is_kept) == ("float32", 4, 3, False)
     assert (layout.provenance, layout.notes) == (store.provenance, store.notes)
     done = layout.done_shards(sizes_of(store.path))
@@ -52,7 +52,7 @@ def test_a_kept_store_says_so(make_store):
         ("zarr.json", lambda text: '{"zarr_format": 3, "node_type": "group"}', "no store of lit-extract"),
         (
             "zarr.json",
-            lambda text: text.replace(f'"format": {STORE_FORMAT}', '"format": 9'),
+            lambda text: text.replace(f'"format": {PLAIN_STORE_FORMAT}', '"format": 9'),
             "format 9; this version reads",
         ),
         (

@@ -389,20 +389,21 @@ def test_a_store_of_format_1_is_resumed_and_repaired(run_job, break_image, intac
     assert_repaired(file, [4], intact["cls"], before)
 
 
-@pytest.mark.parametrize("part", ["layers", "n_dim", "files"])
+@pytest.mark.parametrize("part", ["layers", "width", "files"])
 def test_a_store_that_says_it_is_of_another_shape_is_not_written_to(run_job, part):
     path = run_job(finalize=False).store
     store = Store(path)
     if part == "files":
         store._change(notes={**store.notes, "files": {"cls": "another.pt"}})
     else:
-        layers = store.layers if part == "n_dim" else ["a", "b", "c", "d", "e"]
-        n_dim = store.n_dim + 1 if part == "n_dim" else store.n_dim
+        layers = store.layers if part == "width" else ["a", "b", "c", "d", "e"]
+        (width,) = store.layer_shapes[0]
+        width += part == "width"
         about = store.shard_rows, store.stimulus_ids(), store.provenance, store.notes, store.layout.extras
         remove_store(store.path)
-        Store.create(path, StoreSpec(store.pools, layers, n_dim, *about)).keep()
+        Store.create(path, StoreSpec(store.pools, layers, [(width,)] * len(layers), *about)).keep()
         shard = Store(path)
-        zeros = np.zeros((7, len(layers), n_dim), dtype=np.float32)
+        zeros = np.zeros((7, len(layers), width), dtype=np.float32)
         extras = {name: np.zeros(7, dtype) for name, dtype in shard.layout.extras.items()}
         shard.write_shard(0, {"cls": zeros}, np.ones(7, np.uint8), extras)
     with pytest.raises(InputError, match="other poolings, layers, shape or files"):

@@ -245,7 +245,7 @@ def test_what_is_no_store_is_refused(tmp_path, make):
 def test_a_store_of_another_format_is_refused(make_store):
     store, _ = make_store()
     store._change(format=99)
-    with pytest.raises(InputError, match="has format 99; this version reads 2"):
+    with pytest.raises(InputError, match="has format 99; this version reads 3"):
         Store(store.path)
 
 
@@ -257,7 +257,7 @@ def test_creating_over_a_store_leaves_it_alone(make_store):
 
 
 def test_one_row_and_one_layer(tmp_path):
-    spec = StoreSpec(["avg"], ["blocks.11"], 1, 64, [3], {}, {"files": {"avg": "a.pt"}, "num_params": 1})
+    spec = StoreSpec(["avg"], ["blocks.11"], [(1,)], 64, [3], {}, {"files": {"avg": "a.pt"}, "num_params": 1})
     Store.create(tmp_path / "s.zarr", spec).write_shard(0, {"avg": np.array([[[2.5]]], np.float32)}, np.array([OK]))
     store = Store(tmp_path / "s.zarr")
     assert store.done_shards() == {0}

@@ -39,7 +39,9 @@ def write(store, true, from_gpu, ends_with):
 
 
 def empty_store(folder):
-    spec = StoreSpec(["cls"], ["a", "b", "c"], DIM, ROWS, list(range(N)), {"model": "m"}, NOTES, {N_BYTES: "int64"})
+    spec = StoreSpec(
+        ["cls"], ["a", "b", "c"], [(DIM,)] * 3, ROWS, list(range(N)), {"model": "m"}, NOTES, {N_BYTES: "int64"}
+    )
     return Store.create(folder, spec)
 
 

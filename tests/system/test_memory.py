@@ -58,7 +58,7 @@ def write_store(folder, n_stimuli, n_layers=12, n_dim=768, shard_rows=1024):
     spec = StoreSpec(
         pools=["cls"],
         layers=[f"blocks.{k}" for k in range(n_layers)],
-        n_dim=n_dim,
+        layer_shapes=[(n_dim,)] * n_layers,
         shard_rows=shard_rows,
         stimulus_ids=list(range(n_stimuli)),
         provenance={"model": "none"},

@@ -1,0 +1,160 @@
+"""The blocks of a timm model that is a sequence of blocks of equal width, and the final norm after them.
+
+B batch, T tokens, D hidden size, H height, W width.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.modules.after_blocks import norm_tokens
+from lit_extract.modules.hooks import capture
+from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
+from lit_extract.modules.pooling import VISION_POOLINGS
+from lit_extract.modules.selection import NORM, VISION_LAYERS, blocks_among, select_layers
+
+
+class NoBlocks(Exception):  # noqa: N818  (a finding, not an error: other layers may do)
+    """A model is no sequence of blocks that put out tokens of one width; the message says why."""
+
+
+class Blocks(LayerSet):
+    """Tokens of a model's blocks, and of the norm after the last of them.
+
+    Args:
+        name: The model's.
+        skeleton: The model on the meta device.
+        layers: What was asked for.
+        size: (3, H, W) of its own images.
+
+    Raises:
+        NoBlocks: It has none that are layers.
+    """
+
+    def __init__(self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: list[int]) -> None:
+        self._model_name = name
+        self._trunk = find_trunk(skeleton)
+        trunk = skeleton.get_submodule(self._trunk.rstrip("."))
+        with outputs_noted(skeleton) as outputs:
+            tokens, width = block_tokens(name, skeleton, self._trunk, size)
+        prefix = prefix_tokens(name, trunk, tokens)
+        self.n_tokens, self.n_prefix, self.held = tokens[-1], prefix[-1], held_at_once(outputs)
+        self.layers = select_layers(layers, len(tokens), VISION_LAYERS)
+        self.widths = [width] * len(self.layers)
+        blocks = blocks_among(self.layers)
+        self.stop_after = NORM if NORM in self.layers else max(blocks, key=blocks.__getitem__)
+        of_layers = [prefix[k] for k in blocks.values()]
+        if NORM in self.layers:
+            n_tokens = norm_tokens(name, skeleton, self._trunk, size, (self.n_tokens, width))
+            of_layers.append(n_tokens - self.n_tokens + self.n_prefix)
+        self._allow_pools(trunk, prefix, of_layers)
+
+    def _allow_pools(self, trunk: Any, of_blocks: list[int], of_layers: list[int]) -> None:
+        """Note the poolings, from the tokens before the patches in each block and in each wanted layer."""
+        embeddings = getattr(trunk, "embeds", trunk)  # where NaFlexViT has it
+        has_class_token = all(of_layers) and getattr(embeddings, "cls_token", None) is not None
+        self.allowed = [p for p, known in VISION_POOLINGS.items() if has_class_token or not known.needs_class_token]
+        self.why_no_others = f"{self._model_name!r} has no class token"
+        if any(of_blocks) and not all(of_layers):
+            self.why_no_others += f" before blocks.{of_blocks.count(0)}"
+        elif getattr(trunk, "attn_pool", None) is not None:
+            self.why_no_others += " (its own pooling is by attention: head)"
+
+    def measure(self, skeleton: nn.Module, size: Sequence[int]) -> None:
+        """Note how many tokens images of another size have; those before the patches stay as many."""
+        with outputs_noted(skeleton) as outputs:
+            self.n_tokens = block_tokens(self._model_name, skeleton, self._trunk, size)[0][-1]
+        self.held = held_at_once(outputs)
+
+    def run(self, model: nn.Module, images: Tensor, pool: Pool) -> dict[str, Tensor]:
+        """Send images through the model as far as its last wanted layer, pooling each layer when it is reached."""
+        modules = {layer: model.get_submodule(f"{self._trunk}{layer}") for layer in self.layers}
+        n_patches = self.n_tokens - self.n_prefix  # as many in each layer
+        with capture(modules, lambda tokens: pool(tokens, tokens.shape[1] - n_patches), last=self.stop_after) as pooled:
+            model(images)
+        return pooled
+
+
+def find_trunk(skeleton: nn.Module) -> str:
+    """Return what comes before ``blocks`` in the path of the sequence of blocks: "", or as "encoder.".
+
+    Raises:
+        NoBlocks: There is no such sequence, or only those of stages (``stages.0.blocks``), or several.
+    """
+    trunks = [
+        f"{path}." if path else ""
+        for path, module in skeleton.named_modules()
+        if isinstance(getattr(module, "blocks", None), nn.Sequential | nn.ModuleList)
+        and len(module.blocks)
+        and not any(part.isdigit() for part in path.split("."))
+    ]
+    if not trunks:
+        raise NoBlocks("it has no sequence of blocks")
+    if "" not in trunks and len(trunks) > 1:
+        raise NoBlocks(f"it has several sequences of blocks (of {name_some(trunks)})")
+    return "" if "" in trunks else trunks[0]
+
+
+def block_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int]) -> tuple[list[int], int]:
+    """Return the tokens of each block's output, and their width, from a forward pass without data.
+
+    Raises:
+        NoBlocks: The outputs of the blocks are not one sequence of tokens (B, T, D) each, of one width.
+        InputError: The model does not take images of that size, (3, H, W).
+    """
+    blocks = skeleton.get_submodule(f"{trunk}blocks")
+    assert isinstance(blocks, nn.Sequential | nn.ModuleList)
+    calls: list[tuple[int, tuple[int, ...]]] = []
+
+    def note(k: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        calls.append((k, tuple(output.shape) if isinstance(output, Tensor) else ()))
+
+    handles = [block.register_forward_hook(partial(note, k)) for k, block in enumerate(blocks)]
+    try:
+        with torch.no_grad():
+            skeleton(torch.empty(1, *size, device="meta"))
+    except Exception as error:  # of any model of timm's
+        if len(calls) < len(blocks):  # else it is of what comes after them, which extraction does not reach
+            raise InputError(
+                f"model.name: {name!r} can't compute an image of {[*size]}: {type(error).__name__}: {one_line(error)}"
+            ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    shapes = [shape for _, shape in calls]
+    if any(len(shape) == 0 or shape[0] != 1 for shape in shapes):  # CrossViT: two sequences; TNT: pixels of each patch
+        raise NoBlocks("its blocks do not put out one sequence of tokens for an image")
+    if [k for k, _ in calls] != [*range(len(blocks))]:  # Twins: groups of blocks, of which no group is called
+        raise NoBlocks("its blocks are not called one after the other, each once")
+    shown = name_some([" × ".join(map(str, shape[1:])) for shape in dict.fromkeys(shapes)], limit=4)
+    if any(len(shape) != 3 for shape in shapes):
+        raise NoBlocks(f"its blocks put out maps, not tokens ({shown})")
+    if len({shape[2] for shape in shapes}) > 1:
+        raise NoBlocks(f"its blocks differ in width ({shown})")
+    return [shape[1] for shape in shapes], shapes[0][2]
+
+
+def prefix_tokens(name: str, trunk: nn.Module, tokens: list[int]) -> list[int]:
+    """Return how many tokens come before the patches in each block.
+
+    Some models have a class token that joins only after the blocks (CaiT, XCiT) or between them (ConViT): counted, not
+    assumed.
+    """
+    declared = getattr(trunk, "num_prefix_tokens", None)
+    stem = getattr(trunk, "patch_embed", None) or getattr(trunk, "stem", None)
+    n_patches = getattr(stem, "num_patches", None)
+    if n_patches is None and declared is not None:  # NaFlexViT: any number of patches
+        n_patches = tokens[0] - declared
+    n_prefix = [] if n_patches is None else [n_tokens - n_patches for n_tokens in tokens]
+    if n_prefix != sorted(n_prefix) or not {0, declared or 0}.issuperset(n_prefix) or not n_prefix:
+        counts = name_some([str(n_tokens) for n_tokens in dict.fromkeys(tokens)])
+        raise InputError(
+            f"model.name: {name!r} does not fit: timm says that it has {n_patches} patches and {declared} tokens "
+            f"before them, but its blocks have {counts} tokens, so that patches can't be told apart; if it is built "
+            "for images of another size, give that size, as in --model.options '{img_size: 224}'"
+        )
+    return n_prefix

@@ -1,0 +1,67 @@
+"""The wanted layers of a timm model, whichever of its parts they are.
+
+There are three kinds: the tokens of its blocks (``Blocks``), the maps of its stages (``Stages``), and what the model
+itself outputs (``Output``). All else of :class:`~lit_extract.modules.vision.VisionExtractor` is the same for them.
+
+B batch, T tokens, D hidden size, P poolings, H height, W width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+# From a layer's tokens (B, T, D) and how many of them are before the patches, to what is kept: (B, P, D)
+Pool: TypeAlias = Callable[[Tensor, int], Tensor]
+
+
+class LayerSet(ABC):
+    """Names and widths of the wanted layers, and how a forward pass gives them.
+
+    Constructors take a model on the meta device, and raise InputError when it does not have the layers.
+    """
+
+    layers: list[str]  # in the order in which they were asked for
+    widths: list[int]  # D of each
+    allowed: Sequence[str]  # poolings of them, and in words why there are no others
+    why_no_others: str = ""
+    held: int  # numbers of an image that a forward pass holds at once, without the image
+    notes: Mapping[str, str] = MappingProxyType({})  # for the metadata of the features
+
+    @abstractmethod
+    def measure(self, skeleton: nn.Module, size: Sequence[int]) -> None:
+        """Note what depends on the size (3, H, W) of the images; InputError if the model does not take it."""
+
+    @abstractmethod
+    def run(self, model: nn.Module, images: Tensor, pool: Pool) -> dict[str, Tensor]:
+        """Send images (B, 3, H, W) through the model, no further than needed, and pool each of the layers."""
+
+
+def held_at_once(outputs: Mapping[str, Sequence[torch.Size]], kept: int = 0) -> int:
+    """Estimate how many numbers of an image a forward pass holds, besides those that are kept until its end.
+
+    Where a model is widest it holds what a module gets, what it puts out, and what skips it.
+    """
+    return kept + 3 * max((shape.numel() for shapes in outputs.values() for shape in shapes), default=0)
+
+
+@contextmanager
+def outputs_noted(model: nn.Module) -> Iterator[dict[str, list[torch.Size]]]:
+    """Note the shapes of what each module puts out in the ``with`` block, by the module's name."""
+    shapes: dict[str, list[torch.Size]] = {}
+
+    def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs = output if isinstance(output, tuple | list) else [output]
+        shapes[path] = [tensor.shape for tensor in outputs if isinstance(tensor, Tensor)]
+
+    handles = [module.register_forward_hook(partial(note, path)) for path, module in model.named_modules()]
+    try:
+        yield shapes
+    finally:
+        for handle in handles:
+            handle.remove()

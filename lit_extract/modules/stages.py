@@ -1,0 +1,101 @@
+"""Stages of a timm model: maps that may differ in width, from timm's own ``forward_intermediates``.
+
+B batch, T tokens (places of a map), C channels, H height, W width.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
+from lit_extract.modules.pooling import HEAD
+from lit_extract.modules.selection import NORM, VISION_LAYERS, blocks_among, select_layers
+
+
+class Stages(LayerSet):
+    """Maps of a model's stages, before any final norm.
+
+    Args:
+        name: The model's.
+        skeleton: The model on the meta device.
+        layers: What was asked for; "blocks" are all stages, and indices count them.
+        size: (3, H, W) of its images.
+        no_blocks: Why its blocks are no layers, for the error about a model that has no stages either.
+    """
+
+    allowed = ("avg", HEAD)
+
+    def __init__(
+        self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: Sequence[int], no_blocks: str
+    ) -> None:
+        self._model_name, self._no_blocks = name, no_blocks
+        self.why_no_others = f"{name!r} has maps as its layers, not tokens"
+        self._n_stages = len(getattr(skeleton, "feature_info", ()))
+        if not (self._n_stages and hasattr(skeleton, "forward_intermediates")):
+            raise self._unsupported("timm has no forward_intermediates for it")
+        chosen = select_layers(layers, self._n_stages, VISION_LAYERS, unit="stages")
+        if NORM in chosen:
+            raise InputError(
+                f"model.layers: {name!r} has stages, whose maps come before any final norm; for the normed vector use "
+                "pool: head"
+            )
+        self._chosen = [*blocks_among(chosen).values()]
+        self.measure(skeleton, size)
+
+    def measure(self, skeleton: Any, size: Sequence[int]) -> None:
+        """Note the names of the stages and their widths, which timm lists and which are compared with their maps."""
+        try:
+            with outputs_noted(skeleton) as outputs, torch.no_grad():
+                maps = _maps_of(skeleton, torch.empty(1, *size, device="meta"), [*range(self._n_stages)])
+        except Exception as error:  # of any model of timm's
+            raise InputError(
+                f"model.name: {self._model_name!r} can't compute an image of {[*size]}: {type(error).__name__}: "
+                f"{one_line(error)}"
+            ) from error
+        expected = [stage["num_chs"] for stage in skeleton.feature_info]
+        if [found.shape[1] if found.ndim == 4 else None for found in maps] != expected:
+            shapes = name_some([" × ".join(map(str, found.shape[1:])) for found in maps], limit=4)
+            raise self._unsupported(f"timm lists stages of {name_some([*map(str, expected)])} channels, not {shapes}")
+        names = _names_of(skeleton, maps, outputs)
+        self.layers, self.widths = [names[k] for k in self._chosen], [expected[k] for k in self._chosen]
+        self.held = held_at_once(outputs, kept=sum(maps[k].numel() for k in self._chosen))
+
+    def run(self, model: Any, images: Tensor, pool: Pool) -> dict[str, Tensor]:
+        """Send images through the model as far as the last of the wanted stages."""
+        in_order = sorted(zip(self._chosen, self.layers, strict=True))
+        maps = _maps_of(model, images, [k for k, _ in in_order])
+        return {name: pool(found.flatten(2).mT, 0) for (_, name), found in zip(in_order, maps, strict=True)}
+
+    def _unsupported(self, reason: str) -> InputError:
+        return InputError(f"model.name: {self._model_name!r} does not fit: {self._no_blocks}, and {reason}")
+
+
+def _maps_of(model: Any, images: Tensor, stages: list[int]) -> list[Tensor]:
+    """Return the maps (B, C, H, W) of stages, whose indices are in ascending order."""
+    maps: list[Tensor] = model.forward_intermediates(
+        images, indices=stages, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
+    )
+    return maps
+
+
+def _names_of(skeleton: Any, maps: Sequence[Tensor], outputs: Mapping[str, Sequence[torch.Size]]) -> list[str]:
+    """Name each stage after the module whose output it is, as timm lists it: ``layer1``.
+
+    Some that timm lists are not in the model, or several times, or put out something else: such a stage is called
+    ``intermediates.k``.
+    """
+    listed = [stage["module"] for stage in skeleton.feature_info]
+    counts = Counter(listed)
+
+    def is_output(module: str, found: Tensor) -> bool:
+        shapes = outputs.get(module, ()) if module and counts[module] == 1 else ()
+        return any(shape.numel() == found.numel() and found.shape[1] in shape for shape in shapes)
+
+    return [
+        module if is_output(module, found) else f"intermediates.{k}"
+        for k, (module, found) in enumerate(zip(listed, maps, strict=True))
+    ]
