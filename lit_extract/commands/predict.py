@@ -150,7 +150,8 @@ def answer_if_done(args: list[str]) -> Outcome | None:
     with redirect_stdout(None):
         cli = PredictCLI.read(args)
         config, model = cli.config_init, cli.model
-        if not isinstance(model, Extractor) or config["overwrite"] or not config["finalize"] or config["keep_store"]:
+        asks_for_files = config["finalize"] is not False and not config["keep_store"]
+        if not isinstance(model, Extractor) or config["overwrite"] or not asks_for_files:
             return None
         done = find_finished(model, cli.datamodule, str(cli.trainer.precision), config["output_dir"])
     return None if done is None else _outcome(done, *_summarize_features(done))

@@ -46,7 +46,7 @@ def extract(
     data: StimulusDataModule,
     trainer: Trainer | None = None,
     output_dir: str = "features",
-    finalize: bool = True,
+    finalize: bool | None = None,
     keep_store: bool = False,
     overwrite: bool = False,
 ) -> Extraction:
@@ -58,7 +58,8 @@ def extract(
         trainer: Where and how to run; default: :func:`predict_trainer` with its defaults, and 32-true for an untrained
             model, whose layers may differ by less than bf16 holds.
         output_dir: Folder of the features, local or remote (s3://bucket/prefix); files go to <dataset>/<subset>/ in it.
-        finalize: Turn the store into .pt files when all rows are done.
+        finalize: Turn the store into .pt files when all rows are done; default: yes, but for pooling "tokens", whose
+            store is kept.
         keep_store: Leave the store in place after that.
         overwrite: Start from scratch: delete a store or features files that exist.
 
@@ -146,6 +147,8 @@ def _complete(job: FeaturesJob, trainer: Trainer, keep_store: bool) -> None:
         check_store(store, job.model, job.data, trainer)
     if job.finalize:
         finalize_locked(store, keep_store or (bool(job.repairable) and store.is_kept))
+    elif not job.model.makes_files and not store.is_kept and not store.missing_rows():
+        store.keep()  # it is the output
 
 
 def _report(job: FeaturesJob, was_done: bool) -> Extraction:

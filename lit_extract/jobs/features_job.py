@@ -36,7 +36,7 @@ class FeaturesJob(Job):
         data: StimulusDataModule,
         precision: str,
         output_dir: str,
-        finalize: bool = True,
+        finalize: bool | None = None,
         overwrite: bool = False,
         on_gpu: bool = False,
     ) -> None:
@@ -46,7 +46,8 @@ class FeaturesJob(Job):
                 f"{model.preprocessing}; make a data module for each model"
             )
         folder = to_path(output_dir, "output_dir")
-        self.model, self.finalize, self.overwrite = model, finalize, overwrite
+        self.model, self.overwrite = model, overwrite
+        self.finalize = model.makes_files if finalize is None else finalize
         self.files, self.store_path = output_paths(model, data, folder)
         recorded = {} if overwrite else recorded_provenance(self.files.values(), self.store_path)
         model.use_commit_of(recorded)  # before the tokenizer is loaded, which is of the same commit
@@ -65,7 +66,7 @@ class FeaturesJob(Job):
         known = {"precision": precision, "torch": str(torch.__version__)}
         with stopwatch("weights"):  # a checkpoint is hashed
             super().__init__(data, {**model.provenance(), **data.provenance(), **known})
-        self.size = Size(len(self.stimulus_ids), model.layer_shapes, len(model.pools), model.dtype)
+        self.size = Size(len(self.stimulus_ids), model.layer_shapes, len(model.pools), model.dtype_written)
         self.root: str | None = data.stimuli.attrs.get(ROOT)
         self._file_names = {pool: file.name for pool, file in self.files.items()}
         self.plan = data.plan
@@ -137,7 +138,7 @@ class FeaturesJob(Job):
         }
         shape = model.pools, model.layers, model.layer_shapes, self.plan.shard_rows
         extras = {**model.extras, **dict.fromkeys(self.data.input_columns, "int64")}
-        spec = StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras, model.dtype)
+        spec = StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras, model.dtype_written)
         self._check_room(0)
         try:
             if self.overwrite:
@@ -172,7 +173,7 @@ class FeaturesJob(Job):
         known, model = store.layout, self.model
         form = known.n_stimuli, known.layer_shapes, known.dtype
         found = known.pools, known.layers, form, known.shard_rows, known.notes["files"]
-        own_form = len(self.stimulus_ids), list(model.layer_shapes), model.dtype
+        own_form = len(self.stimulus_ids), list(model.layer_shapes), model.dtype_written
         expected = list(model.pools), list(model.layers), own_form, self.plan.shard_rows, self._file_names
         if found != expected or {**known.extras, **model.extras} != known.extras:
             raise InputError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
-from lit_extract.modules.pooling import HEAD, VISION_POOLINGS
+from lit_extract.modules.pooling import HEAD, VISION_POOLINGS, LayerForm
 from lit_extract.modules.selection import NORM
 
 
@@ -46,11 +46,16 @@ class Output(LayerSet):
                 f"model.pool: {self._model_name!r} outputs {shape[1:]} for an image, not one vector, so it can't give "
                 "head; use another"
             )
-        self.widths, self.held = [shape[1]], held_at_once(outputs)
+        self._forms, self.held = [LayerForm(0, 0, None, shape[1])], held_at_once(outputs)
+
+    @property
+    def forms(self) -> list[LayerForm]:
+        """Return that of the output, which has no tokens."""
+        return self._forms
 
     def run(self, model: nn.Module, images: Tensor, pool: Pool) -> dict[str, Tensor]:
         """Send images through the model."""
-        return {HEAD: pool(model(images), 0)}
+        return {HEAD: pool(model(images), self._forms[0])}
 
 
 def norm_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int], block: tuple[int, int]) -> int:

@@ -54,7 +54,8 @@ class Extractor(Predictor):
     layers: list[str]
     layer_shapes: list[tuple[int, ...]]  # of one row in each layer, whichever the pooling: as (768,)
     pools: Sequence[str]
-    dtype: str = FLOAT32  # of the features when they are written
+    dtype_written: str  # of the features
+    makes_files: bool = True  # out of the store when all rows are done, unless the user says otherwise
     num_params: int
 
     def __init__(
@@ -66,9 +67,13 @@ class Extractor(Predictor):
         revision: str | None,
         options: dict[str, Any] | None,
         models: str | None,
+        dtype: str = FLOAT32,
     ) -> None:
         super().__init__()
         check_seed(seed)
+        if dtype not in NUMBER_BYTES:
+            raise InputError(f"model.dtype: {dtype!r} must be one of {', '.join(NUMBER_BYTES)}")
+        self.dtype_written = dtype
         entry = find_model(self.kind, name, models)
         self.model_name, self.untrained, self.seed = own_name(name), untrained, seed
         self.checkpoint, self.revision = checkpoint, revision
@@ -92,7 +97,7 @@ class Extractor(Predictor):
     @property
     def row_bytes(self) -> int:
         """Return the bytes of a row of one pooling when it is written."""
-        return self.n_numbers * NUMBER_BYTES[self.dtype]
+        return self.n_numbers * NUMBER_BYTES[self.dtype_written]
 
     @abstractmethod
     def numbers_a_row(self, n_tokens: int) -> int:
@@ -147,7 +152,7 @@ class Extractor(Predictor):
     def provenance(self) -> dict[str, Any]:
         """Return what about the model changes the numbers."""
         known: dict[str, Any] = {"model": self.model_name, "options": self.options, "layers": self.layers}
-        known |= {"dtype": self.dtype} if self.dtype != FLOAT32 else {}
+        known |= {"dtype": self.dtype_written} if self.dtype_written != FLOAT32 else {}
         if self.untrained:
             return {**known, "weights": "untrained", "seed": self.seed}
         if local := self.local_checkpoint():
@@ -162,15 +167,16 @@ class Extractor(Predictor):
             batch_idx: Not used; the index travels in the batch.
 
         Returns:
-            On the host: ``index`` (B,), ``feats`` with (B, W) for each pooling, of ``dtype``, ``bad`` (B,), the extras
-            (B,), and ``arrived``: from a GPU, an event to wait for before any of the others is read; else None.
+            On the host: ``index`` (B,), ``feats`` with (B, W) for each pooling, of the data type in which they are
+            written, ``bad`` (B,), the extras (B,), and ``arrived``: from a GPU, an event to wait for before any of the
+            others is read; else None.
         """
         # backbones make tensors of the default type, which bf16-true sets to bf16
         with stopwatch("forward"), default_float32():
             outputs = self.split_on_oom({name: batch[name] for name in self.inputs})
         if batch["bad"].any():
             outputs["feats"][batch["bad"].to(outputs["feats"].device)] = torch.nan
-        outputs["feats"] = outputs["feats"].to(getattr(torch, self.dtype))
+        outputs["feats"] = outputs["feats"].to(getattr(torch, self.dtype_written))
         with stopwatch("to the host"):
             host, arrived = _to_host(outputs)
         feats = host.pop("feats")

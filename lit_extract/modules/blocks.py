@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.modules.after_blocks import norm_tokens
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
-from lit_extract.modules.pooling import VISION_POOLINGS
+from lit_extract.modules.layer_set import LayerSet, Pool, columns_of, held_at_once, outputs_noted
+from lit_extract.modules.pooling import CLS, GRID, VISION_POOLINGS, LayerForm
 from lit_extract.modules.selection import NORM, VISION_LAYERS, blocks_among, select_layers
 
 
@@ -42,22 +42,36 @@ class Blocks(LayerSet):
         with outputs_noted(skeleton) as outputs:
             tokens, width = block_tokens(name, skeleton, self._trunk, size)
         prefix = prefix_tokens(name, trunk, tokens)
-        self.n_tokens, self.n_prefix, self.held = tokens[-1], prefix[-1], held_at_once(outputs)
+        self._width, self._last_prefix, self.held = width, prefix[-1], held_at_once(outputs)
         self.layers = select_layers(layers, len(tokens), VISION_LAYERS)
-        self.widths = [width] * len(self.layers)
         blocks = blocks_among(self.layers)
         self.stop_after = NORM if NORM in self.layers else max(blocks, key=blocks.__getitem__)
-        of_layers = [prefix[k] for k in blocks.values()]
+        self.n_prefix = {layer: prefix[k] for layer, k in blocks.items()}
+        self._patches_of(tokens[-1] - prefix[-1], size)
         if NORM in self.layers:
-            n_tokens = norm_tokens(name, skeleton, self._trunk, size, (self.n_tokens, width))
-            of_layers.append(n_tokens - self.n_tokens + self.n_prefix)
-        self._allow_pools(trunk, prefix, of_layers)
+            n_tokens = norm_tokens(name, skeleton, self._trunk, size, (tokens[-1], width))
+            self.n_prefix[NORM] = n_tokens - self.n_patches
+        self._allow_pools(trunk, prefix)
 
-    def _allow_pools(self, trunk: Any, of_blocks: list[int], of_layers: list[int]) -> None:
+    def _patches_of(self, n_patches: int, size: Sequence[int]) -> None:
+        """Note the patches of images of some size (3, H, W): as many in each layer."""
+        self.n_patches, self._columns = n_patches, columns_of(n_patches, size)
+
+    @property
+    def forms(self) -> list[LayerForm]:
+        """Return the form of each layer."""
+        return [self._form(self.n_prefix[layer]) for layer in self.layers]
+
+    def _form(self, n_prefix: int) -> LayerForm:
+        return LayerForm(n_prefix, self.n_patches, self._columns, self._width)
+
+    def _allow_pools(self, trunk: Any, of_blocks: list[int]) -> None:
         """Note the poolings, from the tokens before the patches in each block and in each wanted layer."""
         embeddings = getattr(trunk, "embeds", trunk)  # where NaFlexViT has it
+        of_layers = self.n_prefix.values()
         has_class_token = all(of_layers) and getattr(embeddings, "cls_token", None) is not None
-        self.allowed = [p for p, known in VISION_POOLINGS.items() if has_class_token or not known.needs_class_token]
+        known = VISION_POOLINGS if self._columns is None else [*VISION_POOLINGS, GRID]
+        self.allowed = [pool for pool in known if has_class_token or pool != CLS]
         self.why_no_others = f"{self._model_name!r} has no class token"
         if any(of_blocks) and not all(of_layers):
             self.why_no_others += f" before blocks.{of_blocks.count(0)}"
@@ -67,14 +81,18 @@ class Blocks(LayerSet):
     def measure(self, skeleton: nn.Module, size: Sequence[int]) -> None:
         """Note how many tokens images of another size have; those before the patches stay as many."""
         with outputs_noted(skeleton) as outputs:
-            self.n_tokens = block_tokens(self._model_name, skeleton, self._trunk, size)[0][-1]
+            tokens, _ = block_tokens(self._model_name, skeleton, self._trunk, size)
+        self._patches_of(tokens[-1] - self._last_prefix, size)
         self.held = held_at_once(outputs)
 
     def run(self, model: nn.Module, images: Tensor, pool: Pool) -> dict[str, Tensor]:
         """Send images through the model as far as its last wanted layer, pooling each layer when it is reached."""
         modules = {layer: model.get_submodule(f"{self._trunk}{layer}") for layer in self.layers}
-        n_patches = self.n_tokens - self.n_prefix  # as many in each layer
-        with capture(modules, lambda tokens: pool(tokens, tokens.shape[1] - n_patches), last=self.stop_after) as pooled:
+
+        def keep(tokens: Tensor) -> Tensor:
+            return pool(tokens, self._form(tokens.shape[1] - self.n_patches))
+
+        with capture(modules, keep, last=self.stop_after) as pooled:
             model(images)
         return pooled
 

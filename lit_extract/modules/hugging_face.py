@@ -13,6 +13,7 @@ from lit_extract.common.timing import stopwatch
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.pretrained import create_random, load_pretrained, split_options
 from lit_extract.modules.weights import check_shards, config_sha256
+from lit_extract.storage.layout import FLOAT32
 
 
 class HuggingFaceExtractor(Extractor):
@@ -36,8 +37,9 @@ class HuggingFaceExtractor(Extractor):
         options: dict[str, Any] | None,
         models: str | None,
         trust_remote_code: bool = False,
+        dtype: str = FLOAT32,
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype)
         self.source = self.checkpoint or name
         self._from = {"trust_remote_code": trust_remote_code, **self.options}
         self._model: list[Any] = []

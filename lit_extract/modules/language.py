@@ -52,6 +52,8 @@ class LanguageExtractor(HuggingFaceExtractor):
         tokenizer: "huggingface", or "sentencepiece" to read tokenizer.model with sentencepiece itself.
         trust_remote_code: Run code that comes with the model.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
+        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
+            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
     """
 
     kind = "language"
@@ -74,8 +76,9 @@ class LanguageExtractor(HuggingFaceExtractor):
         tokenizer: str | None = None,
         trust_remote_code: bool = False,
         models: str | None = None,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models, trust_remote_code)
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, trust_remote_code, dtype)
         if exclude_bos not in (True, False, "first"):
             raise InputError(f"model.exclude_bos: {exclude_bos!r} must be true, false or 'first'")
         self.exclude_bos, self.loss = exclude_bos, loss

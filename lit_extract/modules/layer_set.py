@@ -16,22 +16,28 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-# From a layer's tokens (B, T, D) and how many of them are before the patches, to what is kept: (B, P, D)
-Pool: TypeAlias = Callable[[Tensor, int], Tensor]
+from lit_extract.modules.pooling import LayerForm
+
+# From a layer's tokens (B, T, D) and what they are, to what is kept: (B, P, numbers)
+Pool: TypeAlias = Callable[[Tensor, LayerForm], Tensor]
 
 
 class LayerSet(ABC):
-    """Names and widths of the wanted layers, and how a forward pass gives them.
+    """Names and forms of the wanted layers, and how a forward pass gives them.
 
     Constructors take a model on the meta device, and raise InputError when it does not have the layers.
     """
 
     layers: list[str]  # in the order in which they were asked for
-    widths: list[int]  # D of each
     allowed: Sequence[str]  # poolings of them, and in words why there are no others
     why_no_others: str = ""
     held: int  # numbers of an image that a forward pass holds at once, without the image
     notes: Mapping[str, str] = MappingProxyType({})  # for the metadata of the features
+
+    @property
+    @abstractmethod
+    def forms(self) -> list[LayerForm]:
+        """The form of each layer."""
 
     @abstractmethod
     def measure(self, skeleton: nn.Module, size: Sequence[int]) -> None:
@@ -40,6 +46,15 @@ class LayerSet(ABC):
     @abstractmethod
     def run(self, model: nn.Module, images: Tensor, pool: Pool) -> dict[str, Tensor]:
         """Send images (B, 3, H, W) through the model, no further than needed, and pool each of the layers."""
+
+
+def columns_of(n_patches: int, size: Sequence[int]) -> int | None:
+    """Return the columns of the patches of an image of some size (3, H, W); None if they are no grid of its shape."""
+    height, width = size[1:]
+    rows = max(1, round((n_patches * height / width) ** 0.5))
+    columns = n_patches // rows
+    has_its_shape = abs(rows * width / (max(1, columns) * height) - 1) < 0.2  # where an image is padded, not exactly
+    return columns if rows * columns == n_patches and has_its_shape else None
 
 
 def held_at_once(outputs: Mapping[str, Sequence[torch.Size]], kept: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""From the tokens of a layer to one vector a stimulus. Sums run in float32, whatever comes in.
+"""From the tokens of a layer to one vector a stimulus, or a few. Sums run in float32, whatever comes in.
 
 A pooling is an entry of ``VISION_POOLINGS`` or ``LANGUAGE_POOLINGS``, or of both. ``verify --parity`` has a
 second implementation of each, in parity/, which shares nothing with this one.
@@ -6,11 +6,14 @@ second implementation of each, in parity/, which shares nothing with this one.
 B batch, T tokens, D hidden size.
 """
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import torch
+from jsonargparse.typing import restricted_string_type
 from torch import Tensor
+from torch.nn import functional
 
 from lit_extract.common.errors import InputError, name_some
 
@@ -29,20 +32,67 @@ def _last_of_mask(hidden: Tensor, mask: Tensor, full: tuple[int, int]) -> Tensor
     return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
 
 
+class LayerForm(NamedTuple):
+    """The tokens of a layer of a vision model: first those that stand for no place of the image, then the patches."""
+
+    n_prefix: int
+    n_patches: int
+    columns: int | None  # of patches, which come row by row; None: they are no grid
+    width: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Return how many tokens the layer has."""
+        return self.n_prefix + self.n_patches
+
+
+def _one_vector(form: LayerForm) -> tuple[int, ...]:
+    return (form.width,)
+
+
 class _OfImage(NamedTuple):
-    pool: Callable[[Tensor, int], Tensor]  # tokens (B, T, D) and how many are before the patches: (B, D) float32
-    needs_class_token: bool = False
+    pool: Callable[[Tensor, LayerForm], Tensor]  # from tokens (B, T, D) to what is kept of them (B, …) float32
+    shape: Callable[[LayerForm], tuple[int, ...]] = _one_vector  # of what is kept
 
 
 HEAD = "head"  # a pooling, and the name of its one layer
+CLS, TOKENS = "cls", "tokens"
+GRID = "gridK"  # stands for grid4 and the like
+GRID_NAME = r"^grid([1-9]|[1-5]\d|6[0-4])$"
 
-# The class token; the mean of the patch tokens; the mean of all tokens; what the model itself outputs, (B, D) already.
+# The class token; the mean of the patch tokens; the mean of all tokens; all tokens, as they are; what the model itself
+# outputs, (B, D) already.
 VISION_POOLINGS = {
-    "cls": _OfImage(lambda hidden, n_prefix: hidden[:, 0].float(), needs_class_token=True),
-    "avg": _OfImage(lambda hidden, n_prefix: hidden[:, n_prefix:].mean(dim=1, dtype=torch.float32)),
-    "avg_all": _OfImage(lambda hidden, n_prefix: hidden.mean(dim=1, dtype=torch.float32)),
-    HEAD: _OfImage(lambda output, n_prefix: output.float()),
+    CLS: _OfImage(lambda hidden, form: hidden[:, 0].float()),
+    "avg": _OfImage(lambda hidden, form: hidden[:, form.n_prefix :].mean(dim=1, dtype=torch.float32)),
+    "avg_all": _OfImage(lambda hidden, form: hidden.mean(dim=1, dtype=torch.float32)),
+    TOKENS: _OfImage(lambda hidden, form: hidden.float(), lambda form: (form.n_tokens, form.width)),
+    HEAD: _OfImage(lambda output, form: output.float()),
 }
+
+
+_ALONE = (HEAD, TOKENS, GRID)
+
+
+def vision_pooling(name: str) -> _OfImage:
+    """Return a pooling of :data:`VISION_POOLINGS`, or the grid of a name such as ``grid4``."""
+    return VISION_POOLINGS[name] if name in VISION_POOLINGS else _grid(int(name.removeprefix("grid")))
+
+
+def _grid(k: int) -> _OfImage:
+    """Return the means of patch tokens over a grid of k × k parts of the image, row by row, (B, k·k, D).
+
+    Where k does not divide the patches, parts overlap by one row or column of them, as in torch's adaptive_avg_pool2d.
+    """
+
+    def pool(hidden: Tensor, form: LayerForm) -> Tensor:
+        patches = hidden[:, form.n_prefix :].float().mT
+        patches = patches.reshape(*patches.shape[:2], -1, form.columns or 1)
+        return functional.adaptive_avg_pool2d(patches, k).flatten(2).mT
+
+    return _OfImage(pool, lambda form: (k * k, form.width))
+
+
 # The mean, or the last, of the tokens of a mask. From tokens (B, T, D), a mask (B, T) bool with at least one of them in
 # each row, and its full_columns(), or (0, 0), to (B, D) float32.
 LANGUAGE_POOLINGS = {"avg": _mean_of_mask, "last": _last_of_mask}
@@ -54,7 +104,8 @@ if TYPE_CHECKING:
     LanguagePooling: TypeAlias = str
     VisionLanguagePooling: TypeAlias = str
 else:  # what --model.pool may be
-    VisionPooling = Literal[tuple(VISION_POOLINGS)]
+    GridPooling = restricted_string_type("GridPooling", GRID_NAME, docstring="Means over a grid: grid1 to grid64.")
+    VisionPooling = Literal[tuple(VISION_POOLINGS)] | GridPooling
     VisionLanguagePooling = Literal[VISION_LANGUAGE_POOLINGS]
     LanguagePooling = Literal[tuple(LANGUAGE_POOLINGS)]
 
@@ -65,13 +116,14 @@ def check_pools(pool: str | Sequence[str], known: Collection[str], allowed: Sequ
     The model can give only those that are ``allowed``, for a reason that the error has.
     """
     pools = [pool] if isinstance(pool, str) else list(pool)
-    if not pools or len(set(pools)) < len(pools) or not set(pools) <= set(known):
+    kinds = [GRID if re.match(GRID_NAME, pool) else pool for pool in pools]
+    if not pools or len(set(pools)) < len(pools) or not set(kinds) <= set(known):
         raise InputError(f"model.pool: {pool!r} must be one or more of {', '.join(allowed)}, none twice")
-    if refused := [p for p in pools if p not in allowed]:
+    if refused := [p for p, kind in zip(pools, kinds, strict=True) if kind not in allowed]:
         what = name_some([repr(p) for p in refused])
         raise InputError(f"model.pool: {reason}, so it can't give {what}; allowed: {', '.join(allowed)}")
-    if HEAD in pools and len(pools) > 1:
-        raise InputError(f"model.pool: {pools}: {HEAD} has other layers than the rest, so it is a job of its own")
+    if len(pools) > 1 and (alone := [p for p, kind in zip(pools, kinds, strict=True) if kind in _ALONE]):
+        raise InputError(f"model.pool: {pools}: {alone[0]} has layers or shapes of its own, so it is a job of its own")
     return pools
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
-from lit_extract.modules.pooling import HEAD
+from lit_extract.modules.pooling import GRID, HEAD, TOKENS, LayerForm
 from lit_extract.modules.selection import NORM, VISION_LAYERS, blocks_among, select_layers
 
 
@@ -27,7 +27,7 @@ class Stages(LayerSet):
         no_blocks: Why its blocks are no layers, for the error about a model that has no stages either.
     """
 
-    allowed = ("avg", HEAD)
+    allowed = ("avg", TOKENS, GRID, HEAD)
 
     def __init__(
         self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: Sequence[int], no_blocks: str
@@ -61,17 +61,28 @@ class Stages(LayerSet):
             shapes = name_some([" × ".join(map(str, found.shape[1:])) for found in maps], limit=4)
             raise self._unsupported(f"timm lists stages of {name_some([*map(str, expected)])} channels, not {shapes}")
         names = _names_of(skeleton, maps, outputs)
-        self.layers, self.widths = [names[k] for k in self._chosen], [expected[k] for k in self._chosen]
+        self.layers, self._forms = [names[k] for k in self._chosen], [_form(maps[k]) for k in self._chosen]
         self.held = held_at_once(outputs, kept=sum(maps[k].numel() for k in self._chosen))
+
+    @property
+    def forms(self) -> list[LayerForm]:
+        """Return the form of each stage."""
+        return self._forms
 
     def run(self, model: Any, images: Tensor, pool: Pool) -> dict[str, Tensor]:
         """Send images through the model as far as the last of the wanted stages."""
         in_order = sorted(zip(self._chosen, self.layers, strict=True))
         maps = _maps_of(model, images, [k for k, _ in in_order])
-        return {name: pool(found.flatten(2).mT, 0) for (_, name), found in zip(in_order, maps, strict=True)}
+        return {name: pool(found.flatten(2).mT, _form(found)) for (_, name), found in zip(in_order, maps, strict=True)}
 
     def _unsupported(self, reason: str) -> InputError:
         return InputError(f"model.name: {self._model_name!r} does not fit: {self._no_blocks}, and {reason}")
+
+
+def _form(found: Tensor) -> LayerForm:
+    """Return the form of a map (B, C, H, W), whose places stand for patches."""
+    _, channels, rows, columns = found.shape
+    return LayerForm(0, rows * columns, columns, channels)
 
 
 def _maps_of(model: Any, images: Tensor, stages: list[int]) -> list[Tensor]:

@@ -5,7 +5,7 @@ B batch, L layers, T tokens, D hidden size, P poolings, H height, W width.
 
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,19 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.hugging_face import HuggingFaceExtractor
-from lit_extract.modules.pooling import HEAD, LANGUAGE_POOLINGS, VISION_POOLINGS, check_pools
+from lit_extract.modules.pooling import (
+    CLS,
+    GRID,
+    HEAD,
+    LANGUAGE_POOLINGS,
+    TOKENS,
+    VISION_POOLINGS,
+    VisionPooling,
+    check_pools,
+    vision_pooling,
+)
 from lit_extract.modules.pretrained import create_skeleton, find_blocks
-from lit_extract.modules.selection import NORM, all_blocks, blocks_among, select_layers
+from lit_extract.modules.selection import NORM, VISION_LAYERS, VisionLayers, blocks_among, select_layers
 from lit_extract.modules.vision_tower import (
     MASK,
     arguments_of,
@@ -31,16 +41,6 @@ from lit_extract.modules.vision_tower import (
     vision_config,
 )
 from lit_extract.modules.weights import widest_output
-
-LAYERS = {"blocks": all_blocks, NORM: lambda n_blocks: [NORM]}
-POOLINGS = ("cls", "avg", "avg_all", HEAD)
-
-if TYPE_CHECKING:
-    Pooling: TypeAlias = str
-    Layers: TypeAlias = str
-else:
-    Pooling = Literal[POOLINGS]
-    Layers = Literal[tuple(LAYERS)]
 
 
 class TransformersVisionExtractor(HuggingFaceExtractor):
@@ -61,12 +61,16 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         options: Further arguments for from_pretrained, such as {attn_implementation: eager}.
         pool: "cls" (class token), "avg" (mean of the patch tokens), "avg_all" (mean of all tokens), or
             a list of these, each its own file; or "head" (what the model itself outputs: its pooler_output, or the
-            projected embedding of an image), whose one layer is called so too.
+            projected embedding of an image), whose one layer is called so too; or "grid4", or any other number (means
+            of the patch tokens over 4 × 4 parts of the image: 16 vectors a layer); or "tokens" (all tokens as they
+            are), which stay in the store unless --finalize true asks for files.
         layers: "blocks" (all), "norm" (the tokens after the final norm), or a list of these and of indices of blocks;
             negative ones count from the end.
         backend: Which image processor, "torchvision" (fast) or "pil" (slow): they resize differently. Default: what
             Transformers chooses. The metadata of the features have its class and its settings.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
+        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
+            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
     """
 
     kind = "vision"
@@ -82,12 +86,13 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         checkpoint: str | None = None,
         revision: str | None = None,
         options: dict[str, Any] | None = None,
-        pool: Pooling | list[Pooling] = "cls",
-        layers: Layers | list[Layers | int] = "blocks",
+        pool: VisionPooling | list[VisionPooling] = "cls",
+        layers: VisionLayers | list[VisionLayers | int] = "blocks",
         backend: Literal["torchvision", "pil"] | None = None,
         models: str | None = None,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype=dtype)
         self.config = self.load_config()
         if self.other_options.keys() - self._from.keys():
             unknown = [repr(option) for option in self.other_options if option not in self._from]
@@ -104,22 +109,31 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         blocks = find_blocks(tower, self._of_tower.num_hidden_layers)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
         self.block_width = widest_output(blocks[0])
-        self.layers = select_layers(layers, len(blocks), LAYERS)
-        allowed = [pooling for pooling in POOLINGS if pooling != "cls" or self.anatomy.has_class_token]
-        self.pools = check_pools(pool, POOLINGS, allowed, f"{self.model_name!r} has no class token, or several")
-        width = self.anatomy.n_dim
+        self.layers = select_layers(layers, len(blocks), VISION_LAYERS)
+        self.pools = self._check_pools(pool)
+        form = self.anatomy.form
         if HEAD in self.pools:
             if layers != "blocks":
                 raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
             self.layers = [HEAD]
-            width = output_width(self.model_name, skeleton, tower, example)
+            form = form._replace(width=output_width(self.model_name, skeleton, tower, example))
             self.notes = {"head_meaning": output_meaning(skeleton, tower)}
         elif NORM in self.layers and self.anatomy.norm is None:
             raise InputError(
                 f"model.layers: {self.model_name!r} has no final norm over its tokens; for its last block use layers: "
                 "[-1]"
             )
-        self.layer_shapes = [(width,)] * len(self.layers)
+        self.layer_shapes = [vision_pooling(self.pools[0]).shape(form)] * len(self.layers)
+        self.makes_files = TOKENS not in self.pools
+
+    def _check_pools(self, pool: str | list[str]) -> list[str]:
+        """Return the wanted poolings, if the model can give them."""
+        known = [*VISION_POOLINGS, GRID]
+        if MASK in self.inputs:
+            allowed = [name for name in known if name not in (CLS, TOKENS, GRID)]
+            return check_pools(pool, known, allowed, f"{self.model_name!r} has no class token, and pads its patches")
+        allowed = [name for name in known if name != CLS or self.anatomy.has_class_token]
+        return check_pools(pool, known, allowed, f"{self.model_name!r} has no class token, or several")
 
     def use_revision(self, commit: str) -> None:
         """Take the image processor from a commit on the hub."""
@@ -147,7 +161,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         mask = given[MASK].bool() if MASK in given else None
 
         def pool(hidden: Tensor) -> Tensor:
-            return torch.stack([self._pool(pooling, hidden, mask) for pooling in self.pools], dim=1)
+            return torch.stack([self._pool(pooling, hidden, mask) for pooling in self.pools], dim=1).flatten(2)
 
         pooled = self._layers_of(self.model, given, pool)
         return {"feats": torch.cat([pooled[layer] for layer in self.layers], dim=2)}
@@ -156,7 +170,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         """Pool tokens (B, T, D), or the model's output (B, D); padded patches, outside a mask (B, T), are left out."""
         if mask is not None and pooling in ("avg", "avg_all"):
             return LANGUAGE_POOLINGS["avg"](hidden, mask, (0, 0))
-        return VISION_POOLINGS[pooling].pool(hidden, self.anatomy.n_prefix)
+        return vision_pooling(pooling).pool(hidden, self.anatomy.form)
 
     def _layers_of(
         self, model: Any, inputs: Mapping[str, Tensor], keep: Callable[[Tensor], Tensor]
@@ -180,8 +194,8 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
 
     def numbers_a_row(self, n_tokens: int) -> int:
         """Estimate them: the image, and in a block's MLP what comes before and after its activation."""
-        tokens = self.anatomy.n_tokens * (4 * self.anatomy.n_dim + 2 * self.block_width)
-        return self._input_numbers + tokens
+        form = self.anatomy.form
+        return self._input_numbers + form.n_tokens * (4 * form.width + 2 * self.block_width)
 
     def input_bytes(self, n_tokens: int) -> int:
         """Return those of what the processor makes of it, float32."""

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -23,7 +23,16 @@ from lit_extract.modules.base import Extractor
 from lit_extract.modules.blocks import Blocks, NoBlocks
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
 from lit_extract.modules.layer_set import LayerSet
-from lit_extract.modules.pooling import HEAD, VISION_POOLINGS, VisionPooling, check_pools
+from lit_extract.modules.pooling import (
+    GRID,
+    HEAD,
+    TOKENS,
+    VISION_POOLINGS,
+    LayerForm,
+    VisionPooling,
+    check_pools,
+    vision_pooling,
+)
 from lit_extract.modules.selection import VisionLayers
 from lit_extract.modules.stages import Stages
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256
@@ -49,7 +58,9 @@ class VisionExtractor(Extractor):
         options: Further arguments for timm.create_model, such as {img_size: 224}.
         pool: "cls" (class token), "avg" (mean of the patch tokens, or of the places of a map), "avg_all" (mean of all
             tokens), or a list of these, each its own file; or "head" (what the model itself outputs: embedding or
-            logits), whose one layer is called so too. Of stages, "avg" or "head".
+            logits), whose one layer is called so too. Of stages, "avg" or "head". Of both kinds "grid4", or any other
+            number (means of the patch tokens over 4 × 4 parts of the image: 16 vectors a layer), and "tokens" (all
+            tokens as they are), which stay in the store unless --finalize true asks for files.
         layers: "blocks" (all blocks, or all stages), "norm" (the tokens after the final norm, of models that have
             blocks), or a list of these and of indices; negative ones count from the end.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
@@ -57,6 +68,8 @@ class VisionExtractor(Extractor):
         channels_last: Images and convolutions in channels-last memory format; last bits differ.
         preprocessing: Settings of timm's evaluation transform instead of the model's own, such as {crop_pct: 1.0,
             crop_mode: squash}; also interpolation, mean, std, and input_size (3, H, W) where the model can.
+        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
+            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
     """
 
     kind = "vision"
@@ -76,8 +89,9 @@ class VisionExtractor(Extractor):
         models: str | None = None,
         channels_last: bool = False,
         preprocessing: dict[str, Any] | None = None,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._models = models
         self._timm_name = name if self.model_name == name else f"local-dir:{Path(name.removeprefix('local-dir:'))}"
@@ -92,8 +106,9 @@ class VisionExtractor(Extractor):
         if "input_size" in self._preprocessing_given:
             self._use_size(skeleton)
         self.layers, self.notes = self.layer_set.layers, self.layer_set.notes
-        self.layer_shapes = [(width,) for width in self.layer_set.widths]
-        self.pools = check_pools(pool, VISION_POOLINGS, self.layer_set.allowed, self.layer_set.why_no_others)
+        self.pools = check_pools(pool, [*VISION_POOLINGS, GRID], self.layer_set.allowed, self.layer_set.why_no_others)
+        self.layer_shapes = [vision_pooling(self.pools[0]).shape(form) for form in self.layer_set.forms]
+        self.makes_files = TOKENS not in self.pools
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
         notes = skeleton.pretrained_cfg.get("notes") or ()
         self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
@@ -159,9 +174,10 @@ class VisionExtractor(Extractor):
         pooled = self.layer_set.run(self.backbone, self.normalize(inputs["image"]), self._pool)
         return {"feats": torch.cat([pooled[layer] for layer in self.layers], dim=2)}
 
-    def _pool(self, tokens: Tensor, n_prefix: int) -> Tensor:
-        """Pool a layer's tokens (B, T, D), or the model's output (B, D), in all wanted ways: (B, P, D)."""
-        return torch.stack([VISION_POOLINGS[pooling].pool(tokens, n_prefix) for pooling in self.pools], dim=1)
+    def _pool(self, tokens: Tensor, form: LayerForm) -> Tensor:
+        """Pool a layer's tokens (B, T, D), or the model's output (B, D), in all wanted ways: (B, P, numbers)."""
+        pooled = [vision_pooling(pooling).pool(tokens, form) for pooling in self.pools]
+        return torch.stack(pooled, dim=1).flatten(2)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 pixels into the backbone's input: float32 arithmetic first, then its dtype."""

@@ -7,7 +7,6 @@ T tokens, D hidden size.
 """
 
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.untrusted import shorten
 from lit_extract.modules.hooks import capture
+from lit_extract.modules.pooling import LayerForm
 from lit_extract.modules.pretrained import MAX_LAYERS, MAX_WIDTH, find_blocks
 from lit_extract.modules.selection import all_blocks
 
@@ -28,11 +28,9 @@ _PREFIX_TOKENS = (*_CLASS_TOKENS, "register_tokens", "distillation_token")  # na
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The shape (T, D) of each block's output for an image; how many tokens come before its patches, and what else."""
+    """What each block puts out for an image, and what else a tower has."""
 
-    n_tokens: int
-    n_prefix: int
-    n_dim: int
+    form: LayerForm
     has_class_token: bool  # one, before all others
     norm: str | None  # path in the tower of the final norm over the tokens of the last block
 
@@ -119,7 +117,7 @@ def dissect(name: str, tower: Any, config: Any, inputs: Mapping[str, Any]) -> An
             "supported; if timm has the model, use --model VisionExtractor"
         )
     _, n_tokens, n_dim = shapes[0]
-    n_patches = _count_patches(name, config, inputs)
+    n_patches, columns = _count_patches(name, config, inputs)
     tokens = _prefix_tokens(tower, n_dim)
     n_prefix = n_tokens - n_patches
     if n_prefix != sum(tokens.values()):
@@ -131,23 +129,28 @@ def dissect(name: str, tower: Any, config: Any, inputs: Mapping[str, Any]) -> An
         )
     normed = getattr(output, "last_hidden_state", None)
     norm = next((path for path, found in norms if found is normed), None)
-    return Anatomy(n_tokens, n_prefix, n_dim, any(tokens.get(token) == 1 for token in _CLASS_TOKENS), norm)
+    form = LayerForm(n_prefix, n_patches, columns, n_dim)
+    return Anatomy(form, any(tokens.get(token) == 1 for token in _CLASS_TOKENS), norm)
 
 
 def _in_short(shapes: list[tuple[int, ...]]) -> str:
     return " … ".join(dict.fromkeys(str(shape[1:]) for shape in (shapes[0], shapes[-1]))) if shapes else "nothing"
 
 
-def _count_patches(name: str, config: Any, inputs: Mapping[str, Any]) -> int:
-    """Return the patches of an image, padding included: of pixels (1, …, H, W), or (1, T, …) that are patches."""
+def _count_patches(name: str, config: Any, inputs: Mapping[str, Any]) -> tuple[int, int | None]:
+    """Return the patches of an image, and in how many columns: of pixels (1, …, H, W).
+
+    Of pixels that are patches already (1, T, …) the first counts padding, and the second is None.
+    """
     pixels = next(iter(inputs.values()))
     if MASK in inputs:
-        return int(pixels.shape[1])
+        return int(pixels.shape[1]), None
     size = getattr(config, "patch_size", None)
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
     if len(sides) != 2:
         raise InputError(f"model.name: the configuration of {name!r} has no patch_size, so its patches are not known")
-    return math.prod(whole // side for whole, side in zip(pixels.shape[-2:], sides, strict=True))
+    rows, columns = (whole // side for whole, side in zip(pixels.shape[-2:], sides, strict=True))
+    return rows * columns, columns
 
 
 def _prefix_tokens(tower: nn.Module, n_dim: int) -> dict[str, int]:

@@ -17,7 +17,7 @@ from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
 from lit_extract.modules.architecture import Side, check_preprocessing, is_timm_name
 from lit_extract.modules.hub import COMMIT
-from lit_extract.modules.pooling import LanguagePooling, VisionLanguagePooling, VisionPooling
+from lit_extract.modules.pooling import GRID_NAME, VISION_POOLINGS, LanguagePooling, VisionLanguagePooling
 from lit_extract.modules.registry import ModelEntry, read_models
 from lit_extract.parity.certificate import RebuildSettings
 from lit_extract.storage.provenance import kind_of
@@ -42,8 +42,11 @@ class _Provenance(TypedDict):
     query: Annotated[str, StringConstraints(max_length=MAX_LENGTH)] | None
 
 
+_OfImage = Literal[*VISION_POOLINGS] | Annotated[str, StringConstraints(pattern=GRID_NAME)]  # type: ignore[valid-type]
+
+
 class _Vision(_Provenance):
-    pool: VisionPooling
+    pool: _OfImage
     stimuli_sha256: _Sha256
     preprocessing: dict[str, Any]
     preprocessing_given: NotRequired[list[ShortText]]  # keys of it that are not the model's own
@@ -60,7 +63,7 @@ class _Processor(TypedDict):
 
 
 class _TransformersVision(_Provenance):
-    pool: VisionPooling
+    pool: _OfImage
     source: NotRequired[ShortText]  # missing when the weights are local
     stimuli_sha256: _Sha256
     preprocessing: _Processor

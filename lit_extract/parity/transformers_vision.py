@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.parity.hugging_face import HuggingFaceReference
 from lit_extract.parity.reference import check_same
-from lit_extract.parity.vision import POOLINGS, VisionReference
+from lit_extract.parity.vision import VisionReference, pool_tokens
 
 
 class TransformersVisionReference(HuggingFaceReference, VisionReference):
@@ -64,8 +64,10 @@ class TransformersVisionReference(HuggingFaceReference, VisionReference):
         tokens_of["norm"] = output.last_hidden_state[0]
         if missing := [layer for layer in self.layers if layer not in tokens_of]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {name_some([*tokens_of])}")
-        pool = POOLINGS[self.provenance["pool"]]
-        return [pool(*self._divided(tokens_of[layer], inputs)) for layer in self.layers], {}
+        pool, pixels = self.provenance["pool"], next(iter(inputs.values()))
+        shape = pixels.shape[-2] / pixels.shape[-1]
+        divided = [self._divided(tokens_of[layer], inputs) for layer in self.layers]
+        return [pool_tokens(prefix[None], patches[None], pool, shape) for prefix, patches in divided], {}
 
     def _own_output(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the vector (D,) that the model itself outputs."""

@@ -115,11 +115,12 @@ class VisionReference(Reference):
     def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one image through the model."""
         dtype = next(self.model.parameters()).dtype
-        found = self.tokens(self.transform(self._open(row))[None].to(self.device, dtype))
+        image = self.transform(self._open(row))[None].to(self.device, dtype)
+        found, shape = self.tokens(image), image.shape[2] / image.shape[3]
         if missing := [layer for layer in self.layers if layer not in found]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {name_some([*found])}")
         chosen = [found[layer] for layer in self.layers]
-        return [_pool_tokens(*tokens, self.provenance["pool"]) for tokens in chosen], {}
+        return [pool_tokens(*tokens, self.provenance["pool"], shape) for tokens in chosen], {}
 
     def cast(self) -> None:
         """Change parameters and buffers to bf16: timm's forward passes want one type."""
@@ -203,11 +204,26 @@ def _blocks_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor]
     return "torchvision create_feature_extractor", traced
 
 
-def _pool_tokens(prefix: Tensor, patches: Tensor, pool: str) -> Tensor:
-    """(1, T, D) and (1, T, D) to (D,)."""
+def pool_tokens(prefix: Tensor, patches: Tensor, pool: str, shape: float) -> Tensor:
+    """(1, T, D) and (1, T, D) to what is kept of one stimulus; ``shape`` is its image's height by width."""
     if pool == "cls" and prefix.shape[1] == 0:
         raise InputError("parity: the file has pooling cls, but the model has no class token")
+    if pool.startswith("grid"):
+        return _means_of_parts(patches[0].float(), int(pool.removeprefix("grid")), shape)
     return POOLINGS[pool](prefix[0], patches[0])
+
+
+def _means_of_parts(patches: Tensor, k: int, shape: float) -> Tensor:
+    """Return the means of patches (T, D), which come row by row, over k × k parts of the image, (k·k, D)."""
+    rows = round((len(patches) * shape) ** 0.5)
+    columns = len(patches) // rows
+    by_place = patches.reshape(rows, columns, -1)
+
+    def part(at: int, n: int) -> slice:
+        return slice(at * n // k, -(-(at + 1) * n // k))
+
+    parts = [by_place[part(i, rows), part(j, columns)] for i in range(k) for j in range(k)]
+    return torch.stack([each.mean(dim=(0, 1)) for each in parts])
 
 
 # By the name of a pooling: prefix tokens (T, D) and patch tokens (T, D), or an output (D,), to (D,).
@@ -215,5 +231,6 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cls": lambda prefix, patches: prefix[0],
     "avg": lambda prefix, patches: patches.float().mean(0),
     "avg_all": lambda prefix, patches: torch.cat([prefix, patches]).float().mean(0),
+    "tokens": lambda prefix, patches: torch.cat([prefix, patches]).float(),
     "head": lambda none, output: output.float(),
 }

@@ -67,12 +67,13 @@ def estimate_needs(
     rows: int,
     machine: Machine,
     output_dir: AnyPath,
-    finalize: bool,
+    finalize: bool | None,
     keep_store: bool,
     overwrite: bool,
 ) -> Needs:
     """Estimate what one model on one dataset needs; the data module is set up when it has captions to look at."""
-    size, row_bytes = Size(rows, model.layer_shapes, len(model.pools), model.dtype), model.row_bytes
+    finalize = model.makes_files if finalize is None else finalize
+    size, row_bytes = Size(rows, model.layer_shapes, len(model.pools), model.dtype_written), model.row_bytes
     images = data.batch_size if isinstance(data, ImageDataModule) else 1
     shard_rows = data.shard_rows or default_shard_rows(rows, images, row_bytes)
     store, features = size.store(shard_rows), len(model.pools) * size.file()

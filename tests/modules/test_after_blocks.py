@@ -157,7 +157,7 @@ def test_nothing_after_the_norm_is_computed():
             {"pool": "head", "options": {"num_classes": 0, "global_pool": ""}},
             r"\(101, 64\) for an image, not one",
         ),
-        (SIGLIP, {"pool": "cls"}, "no class token.*by attention: head.*allowed: avg, avg_all, head"),
+        (SIGLIP, {"pool": "cls"}, "no class token.*by attention: head.*allowed: avg, avg_all, tokens, head, gridK"),
     ],
 )
 def test_what_a_model_can_not_give_is_refused_with_what_it_can(name, settings, message):

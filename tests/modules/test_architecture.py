@@ -9,6 +9,7 @@ import torch
 from lit_extract.common.errors import InputError
 from lit_extract.modules import architecture
 from lit_extract.modules.architecture import check_preprocessing
+from lit_extract.modules.pooling import LayerForm
 from lit_extract.modules.vision import VisionExtractor
 
 TINY = "test_vit.r160_in1k"
@@ -95,7 +96,7 @@ def test_images_of_another_size_where_the_model_takes_them(size):
     """Against timm's own intermediates; the tokens before the patches stay where they are."""
     extractor = extractor_of({"input_size": size}, options=DYNAMIC, pool=["cls", "avg"]).eval()
     assert extractor.preprocessing["input_size"] == size
-    assert (extractor.layer_set.n_tokens, extractor.layer_set.n_prefix) == (size[1] * size[2] // 256 + 1, 1)
+    assert {*extractor.layer_set.forms} == {LayerForm(1, size[1] * size[2] // 256, size[2] // 16, 64)}
     extractor.configure_model()
     images = torch.randint(0, 256, (2, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     feats = extractor.activations({"image": images})["feats"].unflatten(2, (len(extractor.layers), -1))

@@ -3,6 +3,7 @@
 B batch, T tokens, D hidden size.
 """
 
+import itertools
 import re
 
 import numpy as np
@@ -10,12 +11,21 @@ import pytest
 import torch
 
 from lit_extract.common.errors import InputError
-from lit_extract.modules.pooling import LANGUAGE_POOLINGS, VISION_POOLINGS, check_pools, full_columns
+from lit_extract.modules.layer_set import columns_of
+from lit_extract.modules.pooling import (
+    LANGUAGE_POOLINGS,
+    VISION_POOLINGS,
+    LayerForm,
+    check_pools,
+    full_columns,
+    vision_pooling,
+)
 from lit_extract.parity import language, vision
 
 
 def pool_image(hidden, pooling, n_prefix):
-    return VISION_POOLINGS[pooling].pool(hidden, n_prefix)
+    form = LayerForm(n_prefix, hidden.shape[1] - n_prefix, None, hidden.shape[2])
+    return VISION_POOLINGS[pooling].pool(hidden, form)
 
 
 def pool_text(hidden, pooling, mask, full=(0, 0)):
@@ -37,6 +47,30 @@ def test_image_poolings_equal_numpy(n_prefix):
     }
     for pooling, values in expected.items():
         np.testing.assert_allclose(pool_image(hidden, pooling, n_prefix).numpy(), values, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(6, 6), (4, 8), (5, 7), (1, 3)])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_a_grid_is_the_mean_of_the_patches_in_each_part(rows, columns, k):
+    """Against loops over places: a part begins at the floor, and ends at the ceiling, of its share of the patches."""
+    hidden = random_tokens(2, 1 + rows * columns, 3)
+    form = LayerForm(1, rows * columns, columns, 3)
+    pooled = vision_pooling(f"grid{k}").pool(hidden, form).numpy()
+    assert pooled.shape == (2, *vision_pooling(f"grid{k}").shape(form)) == (2, k * k, 3)
+    places = hidden[:, 1:].numpy().astype(np.float64).reshape(2, rows, columns, 3)
+    for i, j in itertools.product(range(k), repeat=2):
+        in_rows = [y for y in range(rows) if (y + 1) * k > i * rows and y * k < (i + 1) * rows]
+        in_columns = [x for x in range(columns) if (x + 1) * k > j * columns and x * k < (j + 1) * columns]
+        expected = np.mean([places[:, y, x] for y in in_rows for x in in_columns], axis=0)
+        np.testing.assert_allclose(pooled[:, i * k + j], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("n_patches", "size", "columns"),
+    [(196, (3, 224, 224), 14), (48, (3, 96, 128), 8), (247, (3, 200, 300), 19), (12, (3, 96, 96), None)],
+)
+def test_patches_are_a_grid_where_they_have_the_shape_of_the_image(n_patches, size, columns):
+    assert columns_of(n_patches, size) == columns
 
 
 @pytest.mark.parametrize("pooling", ["avg", "avg_all"])

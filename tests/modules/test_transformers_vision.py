@@ -109,6 +109,26 @@ def test_features_are_those_of_the_hidden_states(family, folder_of, pictures):
     assert (together[0] - together[1]).abs().max() > 1e-3, "else a constant would pass"
 
 
+def test_grids_and_tokens(folder_of, pictures):
+    """Of 4 × 4 patches; a grid of 2 × 2 has the means of its quarters."""
+    folder = folder_of("DINOv3")
+    grid = TransformersVisionExtractor(folder, pool="grid2", layers=[1])
+    tokens = TransformersVisionExtractor(folder, pool="tokens", layers=[1])
+    assert (grid.layer_shapes, tokens.layer_shapes) == ([(4, 32)], [(21, 32)])
+    assert (grid.makes_files, tokens.makes_files) == (True, False)
+    with Image.open(pictures / "1.png") as image:
+        state = hidden_states(folder, image)[0][1]
+    quarters = state[5:].reshape(2, 2, 2, 2, 32).mean(dim=(1, 3)).reshape(4, 32)
+    torch.testing.assert_close(features_of(grid, pictures)[1, 0], quarters.flatten(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features_of(tokens, pictures)[1, 0], state.flatten(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["tokens", "grid2", "cls"])
+def test_of_padded_patches_there_are_only_means(folder_of, pool):
+    with pytest.raises(InputError, match=r"model\.pool: .*pads its patches"):
+        TransformersVisionExtractor(folder_of("SigLIP 2 NaFlex"), pool=pool)
+
+
 # What its own output is, and whether its last tokens are normed; those of the others are refused.
 NORMED = {
     *("DINOv2", "DINOv2 with registers", "DINOv3", "SigLIP", "SigLIP 2 NaFlex", "ViT", "DeiT", "ViT-MSN", "AIMv2"),

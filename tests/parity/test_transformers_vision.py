@@ -36,6 +36,7 @@ SETTINGS = {
     "cls": ("DINOv3", {"layers": ["blocks", "norm"]}),
     "avg": ("DINOv2 with registers", {"pool": "avg", "backend": "pil"}),
     "avg_all": ("DeiT", {"pool": "avg_all"}),
+    "grid": ("DINOv3", {"pool": "grid3"}),
     "head": ("CLIP", {"pool": "head"}),
     "padded patches": ("SigLIP 2 NaFlex", {"pool": "avg", "layers": ["norm", "blocks"]}),
     "one frame": ("V-JEPA 2", {"pool": "avg", "layers": ["norm", "blocks"]}),
