@@ -317,7 +317,8 @@ def test_images_that_were_only_copied_are_the_same(run_job, image_folder, comput
 
 def test_files_of_the_same_size_and_time_are_not_read_again(run_job, monkeypatch):
     run_job(data_shard_rows=2)
-    monkeypatch.setattr("lit_extract.data.images.read_stimulus", lambda *_: pytest.fail("read again"))
+    for module in ("images", "batches"):
+        monkeypatch.setattr(f"lit_extract.data.{module}.read_stimulus", lambda *_: pytest.fail("read again"))
     assert run_job(data_shard_rows=2).was_done
 
 
