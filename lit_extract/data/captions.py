@@ -31,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 class TokenBatches(Dataset[Batch]):
-    """A dataset whose items are the batches of a plan; ``starts`` has one more than there are captions."""
+    """A dataset whose items are the batches of a plan; ``starts`` has one more than there are captions.
+
+    Captions are padded to the longest of their batch, or all to ``pad_to`` tokens.
+    """
 
     def __init__(
         self,
@@ -39,8 +42,11 @@ class TokenBatches(Dataset[Batch]):
         starts: NDArray[np.int64],
         text_bytes: NDArray[np.int64],
         batches: Sequence[Sequence[int]],
+        pad_id: int = 0,
+        pad_to: int | None = None,
     ) -> None:
         self.tokens, self.starts, self.text_bytes, self.batches = tokens, starts, text_bytes, batches
+        self.pad_id, self.pad_to = pad_id, pad_to
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -49,8 +55,8 @@ class TokenBatches(Dataset[Batch]):
         """Return ``index`` (B,), ``input_ids`` and ``attention_mask`` (B, T), ``n_bytes`` (B,) and ``bad`` (B,)."""
         rows = list(self.batches[item])
         captions = [self.tokens[self.starts[row] : self.starts[row + 1]] for row in rows]
-        # Padding is on the right and never attended to, so any token of the vocabulary does.
-        input_ids = torch.zeros(len(rows), max(map(len, captions)), dtype=torch.int64)
+        # Padding is on the right. Language models never attend to it, so any token of the vocabulary does.
+        input_ids = torch.full((len(rows), self.pad_to or max(map(len, captions))), self.pad_id, dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
         for place, caption in enumerate(captions):
             input_ids[place, : len(caption)] = torch.from_numpy(caption)
@@ -176,6 +182,7 @@ class CaptionDataModule(StimulusDataModule):
         texts, ids = self.stimuli["caption"].tolist(), self.stimuli["stimulus_id"].tolist()
         settings = self.preprocessing
         tokenizer = load_tokenizer(settings["tokenizer"], settings["source"], settings["options"])
+        texts = [settings.get("prefix", "") + text for text in texts]
         captions = tokenizer.encode(texts)
         for text, caption in zip(texts[: self.show_tokens], captions, strict=False):
             pieces = zip(caption, tokenizer.token_texts(caption), strict=True)
@@ -183,16 +190,23 @@ class CaptionDataModule(StimulusDataModule):
             logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
         if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
             raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
-        captions = self._fit(captions, settings["context"], ids)
+        captions = self._fit(captions, settings["context"], settings.get("tokens_after", 0), ids)
         _check_bos(captions, tokenizer.bos_id, settings, ids)
+        left_out = settings.get("left_out", 0)
+        if alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) <= left_out]:
+            raise InputError(
+                f"model.special_tokens: excluded leaves nothing to average of captions of special tokens alone: "
+                f"{name_some(alone)}; leave them out with data.query"
+            )
         starts = np.cumsum([0, *map(len, captions)], dtype=np.int64)
         return np.fromiter(chain.from_iterable(captions), np.int32, int(starts[-1])), starts
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Tokens of each caption."""
+        """Tokens of each caption that go through the model, with the padding that it wants."""
         lengths: list[int] = np.diff(self._tokens[1]).tolist()
-        return lengths
+        pad_to = self.preprocessing.get("pad_to")
+        return [pad_to] * len(lengths) if pad_to else lengths
 
     def setup(self, stage: str | None = None) -> None:
         """Load and tokenize the captions, once."""
@@ -233,11 +247,14 @@ class CaptionDataModule(StimulusDataModule):
 
     def batches_of(self, batches: Sequence[Sequence[int]]) -> TokenBatches:
         """Return tokens padded on the right."""
-        return TokenBatches(*self._tokens, self.input_bytes, batches)
+        settings = self.preprocessing
+        padding = settings.get("pad_id", 0), settings.get("pad_to")
+        return TokenBatches(*self._tokens, self.input_bytes, batches, *padding)
 
-    def _fit(self, captions: list[list[int]], context: int | None, ids: list[Any]) -> list[list[int]]:
+    def _fit(self, captions: list[list[int]], context: int | None, n_after: int, ids: list[Any]) -> list[list[int]]:
+        """Cut captions to the context, if that is wanted; the last ``n_after`` tokens are special, and stay."""
         too_long = [row for row, caption in enumerate(captions) if context is not None and len(caption) > context]
-        if not too_long:
+        if context is None or not too_long:
             return captions
         named = name_some([f"{ids[row]} ({len(captions[row])} tokens)" for row in too_long])
         if not self.truncate:
@@ -246,7 +263,10 @@ class CaptionDataModule(StimulusDataModule):
                 "leave them out with data.query, or pass --data.truncate true"
             )
         logger.info(f"truncated to {context} tokens: {named}")
-        return [caption[:context] for caption in captions]
+        return [
+            [*caption[: context - n_after], *caption[len(caption) - n_after :]] if len(caption) > context else caption
+            for caption in captions
+        ]
 
 
 def _check_bos(captions: list[list[int]], bos_id: int | None, settings: dict[str, Any], ids: list[Any]) -> None:

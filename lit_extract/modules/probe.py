@@ -21,6 +21,8 @@ N_TOKENS = 8
 # In float32 these hidden states of a causal model are equal bit by bit, as both passes have the same shape; only
 # experts, which get other numbers of tokens, may round otherwise. A model that looks ahead differs by more than this.
 TOLERANCE = 1e-5
+# A text alone and the same text with padding are computed in other shapes, which round otherwise.
+PADDING_TOLERANCE = 1e-4
 
 
 def check_model(
@@ -119,6 +121,49 @@ def check_looks(
             f"model.name: in {name!r}, what enters the blocks in the places of the image's tokens is the same for every"
             " image; choose a model that puts images there, as LLaVA, Pixtral and Qwen-VL do (with random weights some "
             "do not, as Gemma-3, whose projection of images is 0 until it is trained)"
+        )
+
+
+def check_padding(
+    name: str,
+    model: Any,
+    layers_of: Callable[[Any, Mapping[str, Tensor]], Tensor],
+    texts: Sequence[Sequence[int]],
+    pad_id: int,
+) -> None:
+    """Refuse a text encoder whose tokens depend on padding although a mask tells them from it.
+
+    Args:
+        name: The model's.
+        model: With its weights.
+        layers_of: From a model, and ``input_ids`` and ``attention_mask`` (1, T), to what is kept of its layers, with
+            all tokens (L, 1, T, D) or pooled (L, 1, D).
+        texts: Tokens of a short text and of a longer one.
+        pad_id: The token that pads.
+    """
+    short, n_padded = torch.tensor([texts[0]]), max(map(len, texts))
+    n = short.shape[1]
+    inputs = []
+    for length in (n, n_padded):
+        padding = torch.full((1, length - n), pad_id)
+        mask = torch.cat([torch.ones_like(short), torch.zeros_like(padding)], dim=1)
+        ids = torch.cat([short, padding], dim=1)
+        inputs.append({"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)})
+    with torch.no_grad(), default_float32(), ieee_float32(), in_float32(model):
+        try:
+            alone, padded = (layers_of(model, given) for given in inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the model's own code
+            raise InputError(
+                f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
+            ) from error
+    padded = padded[:, :, :n] if alone.ndim == 4 else padded
+    change = ((alone - padded).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-30)).max().item()
+    if alone.isfinite().all() and not change <= PADDING_TOLERANCE:
+        raise InputError(
+            f"model.name: tokens of {name!r} attend to padding (it changes activations by {change:.2g} of their size), "
+            "so a caption's features would depend on those next to it; choose another model"
         )
 
 
