@@ -50,10 +50,14 @@ class LanguageReference(HuggingFaceReference):
         self.texts: list[str] = [of_stimulus[id_key(stimulus)] for stimulus in ids]
         check_sizes(n_bytes_sha256, [len(text.encode()) for text in self.texts])
         self.find_model()
-        tokenize = self._tokenizer(self.other_options)
-        context = getattr(self.config, "max_position_embeddings", None) if known["truncate"] else None
-        self.tokens = [tokenize(text)[:context] for text in self.texts]
+        self.tokens = self.tokenize()
         check_same("tokens_sha256", known["tokens_sha256"], _tokens_sha256(self.tokens, ids))
+
+    def tokenize(self) -> list[list[int]]:
+        """Return the tokens of each caption, cut as they were."""
+        tokenize = self._tokenizer(self.other_options)
+        context = getattr(self.config, "max_position_embeddings", None) if self.provenance["truncate"] else None
+        return [tokenize(text)[:context] for text in self.texts]
 
     def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one caption through the model; twice, when the last block is wanted as it is before the final norm."""

@@ -170,7 +170,9 @@ def _warnings(report: ModelReport) -> list[str]:
     if layers := [layer.name for layer in report.layers if layer.follows_length]:
         way_out = (
             "look at which tokens are massive"
-            if provenance.get("exclude_bos")
+            if provenance.get("exclude_bos") or provenance.get("special_tokens") == "excluded"
+            else "leave special tokens out with --model.special_tokens excluded"
+            if "special_tokens" in provenance
             else "leave it out with --model.exclude_bos true, or first for a tokenizer without BOS"
         )
         found.append(
