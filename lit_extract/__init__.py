@@ -18,7 +18,9 @@ _HOMES = {
     "caption": "lit_extract.captioning.job",
     "load_captions": "lit_extract.datasets",
     "VisionExtractor": "lit_extract.modules.vision",
+    "TransformersVisionExtractor": "lit_extract.modules.transformers_vision",
     "LanguageExtractor": "lit_extract.modules.language",
+    "VisionLanguageExtractor": "lit_extract.modules.vision_language",
     "Captioner": "lit_extract.captioning.captioner",
     "CaptionDataModule": "lit_extract.data",
     "ImageSourceDataModule": "lit_extract.data",
@@ -36,7 +38,9 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from lit_extract.jobs.extraction import extract as extract
     from lit_extract.jobs.trainer import predict_trainer as predict_trainer
     from lit_extract.modules.language import LanguageExtractor as LanguageExtractor
+    from lit_extract.modules.transformers_vision import TransformersVisionExtractor as TransformersVisionExtractor
     from lit_extract.modules.vision import VisionExtractor as VisionExtractor
+    from lit_extract.modules.vision_language import VisionLanguageExtractor as VisionLanguageExtractor
     from lit_extract.storage.features import load_features as load_features
 
 

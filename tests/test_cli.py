@@ -143,6 +143,7 @@ def test_help_of_predict_is_about_prediction(cli, capsys):
     ("arguments", "settings"),
     [
         (("--model.help", "VisionExtractor"), ["untrained", "checkpoint", "pool", "layers"]),
+        (("--model.help", "TransformersVisionExtractor"), ["untrained", "checkpoint", "pool", "layers", "backend"]),
         (("--data.help", "NSDDataModule"), ["root", "query", "subset", "batch_size", "on_bad_image"]),
     ],
 )

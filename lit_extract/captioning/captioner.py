@@ -7,10 +7,10 @@ from typing import Any, Literal
 from lit_extract.captioning.engines import Reply, Request
 from lit_extract.captioning.engines.offline import OfflineEngine
 from lit_extract.captioning.engines.server import ServerEngine
-from lit_extract.captioning.prompts import find_prompt
 from lit_extract.common.errors import InputError
 from lit_extract.data.sources import ImageSource
 from lit_extract.modules.base import Predictor, check_seed
+from lit_extract.modules.prompts import find_prompt
 from lit_extract.modules.weights import default_float32
 
 _LINE_ENDS = re.compile(r"\r\n?|\x85|\u2028|\u2029")

@@ -15,7 +15,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from transformers.utils.logging import disable_progress_bar
 
 import lit_extract.modules.language
-import lit_extract.modules.vision  # noqa: F401  (so that help and errors know the classes)
+import lit_extract.modules.transformers_vision
+import lit_extract.modules.vision
+import lit_extract.modules.vision_language  # noqa: F401  (so that help and errors know the classes)
 from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.job import Captions, caption
 from lit_extract.commands.arguments import FLAG, in_order, parse, refuse_null
@@ -43,9 +45,10 @@ class PredictCLI(LightningCLI):
     description = """Extract features of a dataset with a model, or caption its images. Begin with a config and override
 what differs: 'lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae'. The
 settings of the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor,
-Captioner) and --data.help NSDDataModule (or CaptionDataModule, ImageSourceDataModule, …) show them. A run that was
-interrupted goes on when the same command is given again. Exit code: 0 done, 2 something to mend, 3 done but some rows
-are not finite or have no caption, or when the precision has rounded away what differs between stimuli."""
+TransformersVisionExtractor, VisionLanguageExtractor, Captioner) and --data.help NSDDataModule (or CaptionDataModule,
+ImageSourceDataModule, …) show them. A run that was interrupted goes on when the same command is given again. Exit code:
+0 done, 2 something to mend, 3 done but some rows are not finite or have no caption, or when the precision has rounded
+away what differs between stimuli."""
 
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(

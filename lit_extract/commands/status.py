@@ -104,7 +104,7 @@ def _missing_lines(folder: AnyPath, kind: str, found: Survey) -> list[str]:
         else:
             n, names = f"{n_missing} of {missing.n_expected}", f": {', '.join(missing.models[:_MODELS_SHOWN])}"
             names += ", … (--json has all)" if n_missing > _MODELS_SHOWN else ""
-        text = f"missing {n} {kind} models of {found.models_file}{prompt}{names}"
+        text = f"missing {n} {kind.replace('_', '-')} models of {found.models_file}{prompt}{names}"
         lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return lines
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
@@ -194,7 +195,7 @@ class StimulusDataModule(LightningDataModule):
         assert self.trainer is not None
         names: Any = self.trainer.lightning_module.inputs
         with stopwatch("to the device"):
-            inputs = {name: batch[name].to(device, non_blocking=True) for name in names}
+            inputs = {name: move_data_to_device(batch[name], device) for name in names}
         return {**batch, **inputs}
 
     def predict_dataloader(self) -> DataLoader[Batch]:

@@ -1,150 +1,40 @@
 """Image data modules: decode, resize and crop in workers, whole batches at a time.
 
-Images are seen as timm's evaluation pipelines see them: decoded by Pillow, ``convert("RGB")``
-(grayscale and palette expanded, CMYK converted, alpha dropped, EXIF rotation not applied; 16-bit grayscale
-scaled like its 8-bit twin, which Pillow would clip), resized and cropped by ``timm.data.create_transform``.
-They travel as uint8; the extractor normalizes them in float32, on the device.
-
-B batch, H height, W width.
+Images are seen as the model's own pipeline sees them. timm's resizes and crops (``timm.data.create_transform``): they
+travel as uint8, and the extractor normalizes them in float32, on the device. A processor of Transformers does all that
+itself, in the workers.
 """
 
-import errno
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from timm.data import create_transform
-from torch.utils.data import Dataset
 
 from lit_extract.common.console import EVERY_RANK, as_size
-from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.errors import InputError
 from lit_extract.common.host import usable_cores
 from lit_extract.common.untrusted import absolute_path
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
-from lit_extract.data.pixels import DECODERS, Noted, PixelCache, folder_name, geometry, image_state
+from lit_extract.data.batches import ImageBatches, ProcessedBatches, raise_if_of_the_machine
+from lit_extract.data.pixels import DECODERS, PixelCache, folder_name
 from lit_extract.data.plan import Plan, default_shard_rows
+from lit_extract.data.processors import IMAGE_PROCESSOR, PACKAGES, ProcessorSettings, recorded
 from lit_extract.datasets import DATASETS, load_dataset, table
 from lit_extract.datasets.dataset import Dataset as StimulusDataset
-from lit_extract.datasets.decode import Reading, hdf5_closed_after, read_stimulus
+from lit_extract.datasets.decode import hdf5_closed_after, read_stimulus
 from lit_extract.storage.disk import free_bytes
-from lit_extract.storage.layout import INPUT_COLUMNS, INPUTS
+from lit_extract.storage.layout import INPUT_COLUMNS
 
 logger = logging.getLogger(__name__)
 
 WORKERS_AT_MOST = 16
-
-
-class ImageBatches(Dataset[dict[str, Any]]):
-    """A dataset whose items are the batches of a plan; ``places`` are rows in the cache, by default the same."""
-
-    def __init__(
-        self,
-        stimuli: pd.DataFrame,
-        batches: Sequence[Sequence[int]],
-        preprocessing: dict[str, Any],
-        cache: PixelCache | None = None,
-        places: NDArray[np.int64] | None = None,
-    ) -> None:
-        # Arrays, not the table: touching a DataFrame's Python objects would copy its pages into every worker.
-        self.paths = np.array(stimuli["image"], dtype=np.str_)
-        self.rows = np.array(stimuli["image_row"], dtype=np.int64) if "image_row" in stimuli else None
-        self.batches = batches
-        self.size = tuple(preprocessing["input_size"])
-        self.root: str = stimuli.attrs[table.ROOT]
-        self.cache, self.places = cache, np.arange(len(stimuli)) if places is None else places
-        self.transform = create_transform(**geometry(preprocessing), is_training=False, use_prefetcher=True)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        """Return ``index`` (B,), ``image`` (B, 3, H, W) uint8, ``bad`` (B,), ``errors``, and ``inputs`` (B, 4).
-
-        The latter are noted of each image: size and time of its file, content, rotation. Decoded by as many threads as
-        the forward pass has; in a worker process that is one. Pixels of earlier models are read sooner than threads
-        start.
-        """
-        index = self.batches[item]
-        images = np.empty((len(index), *self.size), dtype=np.uint8)
-        inputs = np.zeros((len(index), len(INPUT_COLUMNS)), dtype=np.int64)
-        left = [place for place, row in enumerate(index) if not self._from_cache(images[place], inputs[place], row)]
-        errors = {}
-        if left:
-            rows = [index[place] for place in left]
-            with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-                places = ([values[place] for place in left] for values in (images, inputs))
-                reasons = threads.map(self._decode_into, *places, rows)
-                errors = {row: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
-        return {
-            "index": torch.tensor(index),
-            "image": torch.from_numpy(images),
-            "bad": torch.tensor([row in errors for row in index]),
-            "errors": errors,
-            INPUTS: torch.from_numpy(inputs),
-        }
-
-    def _from_cache(self, pixels: NDArray[np.uint8], inputs: NDArray[np.int64], row: int) -> bool:
-        """Fill in a row's pixels, and what was noted of them, if the cache has them of the image as it is now."""
-        if self.cache is None:
-            return False
-        try:
-            stat = os.stat(self.paths[row])  # noqa: PTH116 (half the time of Path.stat, 73,000 times)
-        except OSError:  # decoding reports what is wrong with it
-            return False
-        noted = self.cache.read(int(self.places[row]), self._state(row, stat), pixels)
-        if noted is None:
-            return False
-        inputs[:] = stat.st_size, stat.st_mtime_ns, *noted
-        return True
-
-    def _decode_into(self, pixels: NDArray[np.uint8], inputs: NDArray[np.int64], row: int) -> str | None:
-        """Fill in a row's pixels, note what they are of, keep both in the cache; or return why they can't be had."""
-        try:
-            reading = self.read(row)
-            inputs[:] = reading.stat.st_size, reading.stat.st_mtime_ns, reading.content, False
-            image, rotated = reading.decode()
-            inputs[-1] = rotated
-            pixels[:] = self.transform(image)
-            if self.cache is not None:
-                noted = Noted(reading.content, rotated)
-                self.cache.write(int(self.places[row]), self._state(row, reading.stat), pixels, noted)
-        except Exception as error:  # Pillow raises almost anything on a broken file
-            _raise_if_of_the_machine(error)
-            pixels[:] = 0
-            return f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
-        return None
-
-    def _state(self, row: int, stat: os.stat_result) -> bytes:
-        return image_state(str(self.paths[row]), self._image_row(row), self.root, stat)
-
-    def read(self, row: int) -> Reading:
-        """Return the stimulus in a row, as it is now."""
-        return read_stimulus(str(self.paths[row]), self._image_row(row))
-
-    def _image_row(self, row: int) -> int | None:
-        return None if self.rows is None else int(self.rows[row])
-
-
-# None: Pillow's own; the others are of a path that leads to something other than a file of modest size.
-_OF_THE_IMAGE = (
-    *(None, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO),
-)
-
-
-def _raise_if_of_the_machine(error: Exception) -> None:
-    """Raise an error that is the machine's, not the image's: a disk that does not answer, or no memory."""
-    is_of_the_image = isinstance(error, OSError) and error.errno in _OF_THE_IMAGE
-    if isinstance(error, OSError | MemoryError | RuntimeError) and not is_of_the_image:
-        raise error
 
 
 class ImageDataModule(StimulusDataModule):
@@ -161,8 +51,9 @@ class ImageDataModule(StimulusDataModule):
         on_bad_image: What an image that will not decode does: "stop" the run, or "skip", which
             leaves its row NaN, lists it in the output and ends with exit code 3.
         cache: Folder in which decoded images are kept for the next model that sees them alike; "auto" is
-            .pixels in the output folder, "off" none.
-        preprocessing: Size, crop and interpolation; linked from the model.
+            .pixels in the output folder, "off" none. Models with a processor of Transformers keep none.
+        preprocessing: What is done with each image: size, crop and interpolation, or a processor; linked from the
+            model.
     """
 
     unit = "images"
@@ -211,9 +102,9 @@ class ImageDataModule(StimulusDataModule):
             **super().provenance(),
             "subset": self.subset,
             "stimuli_sha256": self.stimuli_sha256,
-            "preprocessing": self.preprocessing,
+            "preprocessing": recorded(self.preprocessing),
             "batch_size": self.batch_size,
-            **{package: version(package) for package in DECODERS},
+            **{package: version(package) for package in (PACKAGES if self._has_processor else DECODERS)},
         }
 
     def readable(self, rows: Sequence[int]) -> list[int]:
@@ -223,15 +114,22 @@ class ImageDataModule(StimulusDataModule):
             try:
                 read_stimulus(*source).decode()
             except Exception as error:  # Pillow raises almost anything on a broken file
-                _raise_if_of_the_machine(error)
+                raise_if_of_the_machine(error)
                 return False
             return True
 
         with hdf5_closed_after(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
             return [row for row, good in zip(rows, threads.map(decodes, self.image_places(rows)), strict=True) if good]
 
-    def batches_of(self, batches: Sequence[Sequence[int]]) -> ImageBatches:
-        """Return images decoded, resized and cropped."""
+    @property
+    def _has_processor(self) -> bool:
+        """Whether images go through a processor of Transformers; what it returns is not kept in the cache."""
+        return IMAGE_PROCESSOR in self.preprocessing
+
+    def batches_of(self, batches: Sequence[Sequence[int]]) -> ImageBatches | ProcessedBatches:
+        """Return images decoded, resized and cropped, or as the model's processor makes them."""
+        if self._has_processor:
+            return ProcessedBatches(self.stimuli, batches, cast("ProcessorSettings", self.preprocessing))
         return ImageBatches(self.stimuli, batches, self.preprocessing, *self._open_cache())
 
     def _open_cache(self) -> tuple[PixelCache | None, NDArray[np.int64] | None]:

@@ -54,7 +54,12 @@ def image_state(path: str, image_row: int | None, root: str, stat: os.stat_resul
 
 
 def geometry(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings on which the pixels depend: a border has the colour of the mean."""
+    """Return the settings on which the pixels depend: a border has the colour of the mean.
+
+    There are none for a model with a processor of its own, whose pixels are not kept.
+    """
+    if "crop_mode" not in preprocessing:
+        return {}
     keys = (*GEOMETRY, "mean") if preprocessing["crop_mode"] == "border" else GEOMETRY
     return {key: preprocessing[key] for key in keys}
 

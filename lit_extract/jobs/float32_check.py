@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
@@ -85,7 +86,7 @@ def compute_again(
                     batch = batches[place]
                     if batch["bad"].any():
                         raise InputError(f"row {row} can't be read again")
-                    inputs = {name: batch[name].to(device) for name in model.inputs}
+                    inputs = move_data_to_device({name: batch[name] for name in model.inputs}, device)
                     feats.append(model.activations(inputs)["feats"][0].cpu())  # (P, L, D)
         finally:
             backbone.to(was_on)

@@ -36,7 +36,7 @@ def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath
     untrained = "-untrained" if model.untrained else ""
     folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
     stem = f"{safe_name(model.model_name)}_pool-"
-    ending = f"{data.file_suffix}{untrained}"
+    ending = f"{data.file_suffix}{model.file_suffix}{untrained}"
     files: dict[str, AnyPath] = {pool: folder / f"{stem}{pool}{ending}.pt" for pool in model.pools}
     store = f"{stem}{'+'.join(model.pools)}{ending}.zarr"
     if (length := len(f".{store}.lock".encode())) > LONGEST_NAME:

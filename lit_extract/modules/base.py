@@ -30,7 +30,7 @@ class Predictor(LightningModule):
     """What ``lit-extract predict`` runs; its data module is connected to its preprocessing."""
 
     preprocessing: dict[str, Any]
-    inputs: ClassVar[Sequence[str]] = ()  # keys of a batch that are needed on the device
+    inputs: Sequence[str] = ()  # keys of a batch that are needed on the device
 
 
 class Extractor(Predictor):
@@ -42,8 +42,10 @@ class Extractor(Predictor):
 
     kind: ClassVar[str]
     checkpoint_on_hub: ClassVar[bool] = False  # a checkpoint can be a repository
+    rows_a_pass: ClassVar[int | None] = None  # None: a whole batch
     rows_a_pass_on_cpu: ClassVar[int | None] = None  # more of them do not fit the caches; None: a whole batch
     constant_bytes: int = 0  # that a pass holds however few its rows are
+    file_suffix: str = ""  # what the model adds to the name of a features file
     extras: Mapping[str, str] = MappingProxyType({})  # per-row outputs besides the features, with their dtype
 
     notes: Mapping[str, str] = MappingProxyType({})  # further ones for the metadata of the features

@@ -4,36 +4,30 @@ B batch, L layers, T tokens, D hidden size, P poolings, V vocabulary.
 """
 
 import math
-import os
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.timing import stopwatch
-from lit_extract.modules.base import Extractor
+from lit_extract.common.errors import InputError
 from lit_extract.modules.hooks import capture
+from lit_extract.modules.hugging_face import HuggingFaceExtractor
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns
 from lit_extract.modules.pretrained import (
     bos_id,
     check_config,
-    create_random,
     create_skeleton,
     find_blocks,
-    load_pretrained,
-    split_options,
 )
 from lit_extract.modules.probe import check_model
 from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
-from lit_extract.modules.weights import check_shards, config_sha256, widest_output
+from lit_extract.modules.weights import widest_output
 
 LOGITS_BYTES = 256 * 2**20
 
 
-class LanguageExtractor(Extractor):
+class LanguageExtractor(HuggingFaceExtractor):
     """Pooled activations of a causal language model's blocks.
 
     The constructor reads the model's configuration only; weights are loaded in :meth:`configure_model`,
@@ -63,7 +57,8 @@ class LanguageExtractor(Extractor):
     """
 
     kind = "language"
-    checkpoint_on_hub = True
+    auto_class = "AutoModelForCausalLM"
+    parts = "tokenizer"
     inputs = ("input_ids", "attention_mask", "n_bytes")
 
     def __init__(
@@ -83,23 +78,21 @@ class LanguageExtractor(Extractor):
         models: str | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype)
-        self.source = self.checkpoint or name
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, trust_remote_code, dtype)
         if exclude_bos not in (True, False, "first"):
             raise InputError(f"model.exclude_bos: {exclude_bos!r} must be true, false or 'first'")
         self.exclude_bos, self.loss = exclude_bos, loss
+        self._from.pop("tokenizer", None)
         backend = tokenizer or self.options.pop("tokenizer", "huggingface")
-        self._from = {"trust_remote_code": trust_remote_code, **self.options}
-        if not self.local_checkpoint():
-            self._from["revision"] = self.commit
         self.pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
         self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
-        self.config = self._load_config()
+        self.config = self.load_config()
+        self._check_config()
         if getattr(self.config, "attn_logit_softcapping", None) is not None:
             # transformers' default attention silently leaves out Gemma-2's soft cap
             self.options.setdefault("attn_implementation", "eager")
-        skeleton = create_skeleton(self.config, self._settings, name)
+        skeleton = create_skeleton(self.config, self.settings, name, self.auto_class)
         if skeleton.get_output_embeddings() is None or not hasattr(skeleton.get_input_embeddings(), "weight"):
             raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings or no head of tokens")
         blocks = find_blocks(skeleton, self.config.num_hidden_layers)
@@ -119,74 +112,25 @@ class LanguageExtractor(Extractor):
         self.preprocessing = {
             "tokenizer": backend,
             "source": self.source,
-            "options": self._tokenizer_options,
+            "options": self.other_options,
             "context": getattr(self.config, "max_position_embeddings", None),
             "exclude_bos": exclude_bos,
             "bos_id": bos_id(self.config),
         }
-        self._model: list[Any] = []
 
     def provenance(self) -> dict[str, Any]:
         """Return what about the model changes the numbers."""
-        own = {"source": self.source, "exclude_bos": self.exclude_bos, "loss": self.loss}
-        if self.local_checkpoint():
-            del own["source"]  # the same weights elsewhere are the same weights
-        if self.untrained:
-            own["config_sha256"] = config_sha256(self.config)
-        return {**super().provenance(), **own, "tokenizer": self.preprocessing["tokenizer"]}
+        own = {"exclude_bos": self.exclude_bos, "loss": self.loss, "tokenizer": self.preprocessing["tokenizer"]}
+        return {**super().provenance(), **own}
 
-    def use_commit_of(self, recorded: Mapping[str, Any]) -> None:
-        """Use the commit of an earlier run, if its configuration is the one that was read.
+    def use_revision(self, commit: str) -> None:
+        """Take the tokenizer from a commit on the hub."""
+        self.preprocessing["options"]["revision"] = commit
 
-        Raises:
-            InputError: It is another; or code of that commit would run, and only a file asks for it.
-        """
-        latest = self.commit if "revision" in self._from else None
-        super().use_commit_of(recorded)
-        if latest is None or self.commit == latest:
-            return
-        if self._from["trust_remote_code"]:
-            raise InputError(
-                f"model.trust_remote_code: the features to resume are of commit {self.commit}, whose code would "
-                f"run; if you trust it, pass --model.revision {self.commit}"
-            )
-        self._from["revision"] = self.commit
-        self.preprocessing["options"]["revision"] = self.commit
-        if config_sha256(self._load_config()) != config_sha256(self.config):
-            raise InputError(
-                f"model.revision: the configuration of {self.source!r} has changed since the run to resume, "
-                f"which is of {self.commit}; resume it with --model.revision {self.commit}"
-            )
-
-    def configure_model(self) -> None:
-        """Load the weights, once, onto the device and in the run's precision.
-
-        Lightning, which would cast rotary frequencies to bf16 with all else, does not see the model.
-        """
-        if self._model:
-            return
-        trainer = self._trainer
-        device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
-        dtype = torch.bfloat16 if trainer is not None and trainer.precision == "bf16-true" else torch.float32
-        random: dict[str, str] = {}
-        with stopwatch("weights"):
-            if self.untrained:
-                model = create_random(self.config, self._settings, self.seed, dtype, device)
-            else:
-                try:
-                    model, random = load_pretrained(self.source, self._settings, dtype, device)
-                except Exception as error:  # of the hub, the network, the disk and the format
-                    raise self._unavailable(error) from error
-        model.eval().requires_grad_(False)
+    def check_loaded(self, model: Any, random: dict[str, str]) -> None:
+        """Refuse a model that is not causal, or whose layers depend on random parameters."""
         last = None if self._needs_end else max(self._hooked.values())
         check_model(self.model_name, self.source, model, random, last, self.loss)
-        self._model.append(model)
-
-    @property
-    def model(self) -> Any:
-        """Return the causal language model, with its head."""
-        assert self._model, "configure_model() loads the model"
-        return self._model[0]
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
@@ -233,25 +177,6 @@ class LanguageExtractor(Extractor):
         """Return those of its tokens and mask, int64."""
         return 16 * n_tokens
 
-    @property
-    def loaded(self) -> nn.Module | None:
-        """Return the model with its weights and its head, once it is loaded."""
-        return self._model[0] if self._model else None
-
-    def local_checkpoint(self) -> str | None:
-        """Return the folder, when the weights are local."""
-        return self.source if os.path.exists(self.source) else None  # noqa: PTH110 (Path's raises if it is too long)
-
-    def weights_source(self) -> tuple[str, Sequence[str]]:
-        """Return the repository on the hub."""
-        return self.source, ["config.json"]
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        """Return the arguments of from_pretrained as they are now: options may have got another attention."""
-        known = (*self._from, "attn_implementation")
-        return {**self._from, **{name: value for name, value in self.options.items() if name in known}}
-
     def _losses(self, hidden: Tensor, input_ids: Tensor, mask: Tensor, n_bytes: Tensor) -> dict[str, Tensor]:
         """Return loss (nats a predicted token) and bits per byte of each row (B,), from the last states (B, T, D).
 
@@ -277,28 +202,10 @@ class LanguageExtractor(Extractor):
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def _load_config(self) -> Any:
-        from transformers import AutoConfig
-
-        if local := self.local_checkpoint():
-            check_shards(local)
-        try:
-            config, unused = AutoConfig.from_pretrained(self.source, return_unused_kwargs=True, **self._from)
-        except Exception as error:  # of the hub, the network, the disk and the format
-            raise self._unavailable(error) from error
-        self._from, self._tokenizer_options = split_options(self._from, unused)
-        check_config(config, self.model_name)
+    def _check_config(self) -> None:
+        check_config(self.config, self.model_name)
         for unsupported in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
-            if self.loss and getattr(config, unsupported, None) not in (None, 1, 1.0):
+            if self.loss and getattr(self.config, unsupported, None) not in (None, 1, 1.0):
                 raise InputError(
                     f"model.loss: {self.model_name!r} scales its logits ({unsupported}), which is not supported"
                 )
-        return config
-
-    def _unavailable(self, error: Exception) -> InputError:
-        if self.local_checkpoint():
-            what = "a local folder needs config.json, the weights and the tokenizer in Transformers format"
-        else:
-            what = "of a gated model, accept the conditions on its page and log in with hf auth login"
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        return InputError(f"model.name: {self.model_name!r} can't be loaded from {self.source!r}: {what} ({reason})")

@@ -1,4 +1,4 @@
-"""A causal language model as Hugging Face has it: configuration, options, blocks, and weights proven to be loaded."""
+"""A model as Hugging Face has it: configuration, options, blocks, and weights proven to be loaded."""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -54,6 +54,30 @@ def check_config(config: Any, name: str) -> None:
             )
 
 
+def check_parts(config: Any, name: str) -> Any:
+    """Return the configuration of the language model in a composed one.
+
+    Raises:
+        InputError: There is none, or a part is of a size that can't be built.
+    """
+    text_config = config.get_text_config(decoder=True)
+    if text_config is config or not hasattr(text_config, "model_type"):
+        raise InputError(
+            f"model.name: the configuration of {name!r} ({config.model_type}) is not composed of a language model and "
+            "one that looks at images"
+        )
+    check_config(text_config, name)
+    for part in config.sub_configs:
+        for field, most in (("num_hidden_layers", MAX_LAYERS), ("depth", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
+            value = getattr(getattr(config, part, None), field, None)
+            if isinstance(value, int) and not 0 <= value <= most:
+                raise InputError(
+                    f"model.name: the configuration of {name!r} has {part}.{field} {shorten(value)}, which must be "
+                    f"{most:,} at most"
+                )
+    return text_config
+
+
 def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
     """Return the list of transformer blocks: the first module list that is as long as the configuration says."""
     for module in model.modules():
@@ -62,42 +86,58 @@ def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
     raise InputError(f"model.name: {type(model).__name__} has no list of {n_blocks} blocks")
 
 
+def find_language_blocks(model: Any, name: str) -> nn.ModuleList:
+    """Return the list of transformer blocks of a vision-language model's language model."""
+    text_config, decoder = model.config.get_text_config(decoder=True), model.get_decoder()
+    if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
+        raise InputError(
+            f"model.name: {name!r} ({type(model).__name__}) has an encoder for its text, not a decoder alone"
+        )
+    if decoder in (model, model.base_model):
+        raise InputError(
+            f"model.name: {name!r} ({type(model).__name__}) has no language model apart from what looks at the image"
+        )
+    return find_blocks(decoder, text_config.num_hidden_layers)
+
+
 def bos_id(config: Any) -> int | None:
     """Return the BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
     bos, eos = getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)
     return bos if isinstance(bos, int) and bos not in (eos if isinstance(eos, list) else [eos]) else None
 
 
-def create_skeleton(config: Any, settings: Mapping[str, Any], name: str) -> Any:
+def create_skeleton(config: Any, settings: Mapping[str, Any], name: str, auto_class: str) -> Any:
     """Return a model without memory for its weights."""
     try:
         with torch.device("meta"):
-            return _from_config(config, settings)
+            return _from_config(config, settings, auto_class)
     except Exception as error:  # of the model's own code, which has configurations it was not written for
         raise InputError(
-            f"model.name: transformers can't make a causal language model of {name!r}: {type(error).__name__}: "
+            f"model.name: transformers can't make a model of {name!r} with {auto_class}: {type(error).__name__}: "
             f"{one_line(error)}"
         ) from error
 
 
-def create_random(config: Any, settings: Mapping[str, Any], seed: int, dtype: torch.dtype, device: torch.device) -> Any:
+def create_random(
+    config: Any, settings: Mapping[str, Any], seed: int, dtype: torch.dtype, device: torch.device, auto_class: str
+) -> Any:
     """Return a model with random weights, which depend on the seed alone."""
     with on_cpu_in_float32(seed):
-        model = _from_config(config, settings)
+        model = _from_config(config, settings, auto_class)
     for parameter in model.parameters():  # not buffers: rotary frequencies stay float32
         parameter.data = parameter.data.to(device, dtype)
     return model.to(device)
 
 
-def _from_config(config: Any, settings: Mapping[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
+def _from_config(config: Any, settings: Mapping[str, Any], auto_class: str) -> Any:
+    import transformers
 
     known = {name: value for name, value in settings.items() if name in ("attn_implementation", "trust_remote_code")}
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **known)
+    return getattr(transformers, auto_class).from_config(config, dtype=torch.float32, **known)
 
 
 def load_pretrained(
-    source: str, settings: dict[str, Any], dtype: torch.dtype, device: torch.device
+    source: str, settings: dict[str, Any], dtype: torch.dtype, device: torch.device, auto_class: str
 ) -> tuple[Any, dict[str, str]]:
     """Load a model with its head, from a repository on the hub or a local folder.
 
@@ -105,14 +145,15 @@ def load_pretrained(
         The model, and the parameters and buffers that did not come from the checkpoint (they are random), with the
         reason: missing, or of another shape.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     # Mismatched shapes are always let through here, so that they are refused with their names, and only where the
     # requested layers depend on them.
     settings = {**settings, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map={"": device}, **settings)
+        auto = getattr(transformers, auto_class)
+        model, info = auto.from_pretrained(source, dtype=dtype, device_map={"": device}, **settings)
     random = dict.fromkeys(info["missing_keys"], "missing")
     for name, found, wanted in info["mismatched_keys"]:
         random[name] = f"{list(found)} in the checkpoint, {list(wanted)} in the model"

@@ -1,9 +1,9 @@
-"""Try a language model with two short texts, before a run: what it computes can be relied on, or it is refused.
+"""Try a model with two short texts or two pictures, before a run: what it computes can be relied on, or it is refused.
 
 T tokens, D hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.precision import ieee_float32, in_float32
-from lit_extract.modules.pretrained import find_blocks
-from lit_extract.modules.selection import all_blocks
+from lit_extract.modules.pretrained import find_blocks, find_language_blocks
+from lit_extract.modules.selection import EMBEDDINGS, NORM, all_blocks
 from lit_extract.modules.weights import default_float32
 
 N_TOKENS = 8
@@ -64,6 +64,62 @@ def check_model(
         _check_complete(source, model, random, unneeded, reached)
         with ieee_float32(), in_float32(base):
             _check_causal(name, states_of, texts)
+
+
+def check_looks(
+    name: str,
+    source: str,
+    model: Any,
+    random: dict[str, str],
+    last_block: int | None,
+    examples: Sequence[Mapping[str, Tensor]],
+    image_token_id: int,
+) -> None:
+    """Check that a vision-language model puts images in the places of their tokens, and depends on no random weights.
+
+    Args:
+        name: The model's.
+        source: Where its weights are from.
+        model: With its head.
+        random: Its parameters and buffers that are random, by name, and why.
+        last_block: Index of the last block of its language model that is needed; None if the end of the backbone is.
+        examples: What its processor makes of two images that differ everywhere, on the model's device.
+        image_token_id: The token in whose places images are put.
+    """
+    blocks = find_language_blocks(model, name)
+    n_needed = len(blocks) if last_block is None else last_block + 1
+    layers = dict(zip(all_blocks(n_needed), blocks, strict=False))
+    last = None if last_block is None else [*layers][-1]
+    width = model.config.get_text_config(decoder=True).hidden_size
+    reached = set(blocks.modules())
+    entering = []
+    with torch.no_grad(), default_float32():
+        try:
+            with register_module_forward_pre_hook(lambda module, _: reached.add(module)):
+                for example, stop in zip(examples, (last, next(iter(layers))), strict=True):
+                    with capture(layers, Tensor.clone, stop, entrances={EMBEDDINGS: blocks[0]}) as states:
+                        states[NORM] = model.base_model(**example, use_cache=False).last_hidden_state
+                    of_image = example["input_ids"] == image_token_id
+                    for layer, hidden in states.items():
+                        if hidden.shape != (*of_image.shape, width):
+                            raise InputError(
+                                f"model.name: {name!r} has {tuple(hidden.shape)} numbers in {layer}, not {width} for "
+                                "each token"
+                            )
+                    entering.append(states[EMBEDDINGS][of_image])
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of the model's own code
+            raise InputError(
+                f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
+            ) from error
+    _check_complete(source, model, random, [*blocks[n_needed:], model.get_output_embeddings()], reached)
+    if torch.equal(*entering):
+        raise InputError(
+            f"model.name: in {name!r}, what enters the blocks in the places of the image's tokens is the same for every"
+            " image; choose a model that puts images there, as LLaVA, Pixtral and Qwen-VL do (with random weights some "
+            "do not, as Gemma-3, whose projection of images is 0 until it is trained)"
+        )
 
 
 def _probe_tokens(vocabulary: int, context: int | None) -> tuple[Tensor, Tensor]:

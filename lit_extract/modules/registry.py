@@ -14,7 +14,12 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate_json
 
-KINDS = {"vision": "VisionExtractor", "language": "LanguageExtractor"}  # of models, and who extracts their features
+# Kinds of models, and who extracts their features.
+KINDS = {
+    "vision": "VisionExtractor",
+    "language": "LanguageExtractor",
+    "vision_language": "VisionLanguageExtractor",
+}
 
 _PACKAGE = Path(__file__).parents[1]
 _Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_PATH_BYTES)]

@@ -59,9 +59,13 @@ _INDEX = TypeAdapter(_Index)
 
 
 def config_sha256(config: Any) -> str:
-    """Return a hash of an architecture, without what does not shape the model."""
-    known = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype")}
-    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+    """Return a hash of an architecture, without what does not shape the model, in its parts too."""
+
+    def known(settings: dict[str, Any]) -> dict[str, Any]:
+        kept = {k: v for k, v in settings.items() if k not in ("_name_or_path", "transformers_version", "dtype")}
+        return {k: known(v) if isinstance(v, dict) else v for k, v in kept.items()}
+
+    return hashlib.sha256(json.dumps(known(config.to_dict()), sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextmanager

@@ -19,12 +19,20 @@ from lit_extract.common.untrusted import shorten
 from lit_extract.parity import deviations
 from lit_extract.parity.certificate import CERTIFICATE_FORMAT, FAIL, PASS, RebuildSettings, checksums
 from lit_extract.parity.language import LanguageReference
+from lit_extract.parity.provenance_form import TRANSFORMERS_VISION, form_of
 from lit_extract.parity.reference import Recomputed, Reference
+from lit_extract.parity.transformers_vision import TransformersVisionReference
 from lit_extract.parity.vision import VisionReference
+from lit_extract.parity.vision_language import VisionLanguageReference
 from lit_extract.storage.features import Features, load_features
 from lit_extract.storage.layout import shapes_in_words
-from lit_extract.storage.provenance import kind_of
 
+REFERENCES: dict[str, type[Reference]] = {
+    "vision": VisionReference,
+    TRANSFORMERS_VISION: TransformersVisionReference,
+    "language": LanguageReference,
+    "vision_language": VisionLanguageReference,
+}
 OTHERS = 64  # rows that stand for all others in the distances between stimuli
 
 
@@ -42,9 +50,8 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
         raise InputError("parity: none of its rows is finite")
     generator = random.Random(seed)
     rows, others = (sorted(generator.sample(good, min(count, len(good)))) for count in (k, OTHERS))
-    kind = LanguageReference if kind_of(features.provenance) == "language" else VisionReference
     try:
-        reference: Reference = kind(features, settings)
+        reference = REFERENCES[form_of(features.provenance)](features, settings)
         again = reference.recompute(rows)
     except torch.OutOfMemoryError:
         raise InputError("device: in float32 the model does not fit the GPU; give --device cpu") from None

@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import load_captions
 from lit_extract.datasets.ids import id_key
-from lit_extract.modules.pretrained import split_options
-from lit_extract.modules.weights import check_shards, config_sha256, on_cpu_in_float32
-from lit_extract.parity.provenance_form import UNTRAINED
-from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
+from lit_extract.parity.hugging_face import HuggingFaceReference, before_final_norm
+from lit_extract.parity.reference import check_same, check_sizes
 
 # By the name of a pooling: tokens (T, D) to (D,).
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,10 +27,11 @@ POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class LanguageReference(Reference):
-    """Hugging Face's own hidden states, loss and tokens of one caption; attention written out ("eager")."""
+class LanguageReference(HuggingFaceReference):
+    """Hugging Face's own hidden states, loss and tokens of one caption."""
 
-    packages = ("torch", "transformers")
+    auto_class = "AutoModelForCausalLM"
+    parts = "tokenizer"
     way = "transformers output_hidden_states"
 
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
@@ -50,38 +49,11 @@ class LanguageReference(Reference):
             raise InputError(f"captions: {file!r} has none of {name_some(missing)}, which the file has")
         self.texts: list[str] = [of_stimulus[id_key(stimulus)] for stimulus in ids]
         check_sizes(n_bytes_sha256, [len(text.encode()) for text in self.texts])
-        self.source: str = known["source"] if "source" in known else self._folder()
-        options = {key: value for key, value in known["options"].items() if key != "attn_implementation"}
-        options["trust_remote_code"] = self.settings.trust_remote_code
-        if "revision" in known:
-            options["revision"] = known["revision"]
-        self.config, unused = self._load("config", "AutoConfig", options, return_unused_kwargs=True)
-        if "config_sha256" in known:
-            check_same("config_sha256", known["config_sha256"], config_sha256(self.config))
-        self.options, tokenizer_options = split_options(options, unused)
-        tokenize = self._tokenizer(tokenizer_options)
+        self.find_model()
+        tokenize = self._tokenizer(self.other_options)
         context = getattr(self.config, "max_position_embeddings", None) if known["truncate"] else None
         self.tokens = [tokenize(text)[:context] for text in self.texts]
         check_same("tokens_sha256", known["tokens_sha256"], _tokens_sha256(self.tokens, ids))
-
-    def build(self) -> nn.Module:
-        """Make the model of the provenance, in float32."""
-        from transformers import AutoModelForCausalLM
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-        known, own = self.provenance, {"dtype": torch.float32, "attn_implementation": "eager"}
-        if known["weights"] != UNTRAINED:
-            loaded: nn.Module = self._load("weights", "AutoModelForCausalLM", self.options, **own)
-            return loaded
-        try:
-            with on_cpu_in_float32(known["seed"]):
-                drawn: nn.Module = AutoModelForCausalLM.from_config(
-                    self.config, trust_remote_code=self.settings.trust_remote_code, **own
-                )
-                return drawn
-        except Exception as error:  # of the model's own code
-            raise no_weights(known["model"], self.source, error) from error
 
     def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one caption through the model; twice, when the last block is wanted as it is before the final norm."""
@@ -97,7 +69,7 @@ class LanguageReference(Reference):
         if missing := [layer for layer in self.layers if layer not in (*names, last)]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {n_blocks} blocks")
         if last in self.layers:
-            tokens_of[last] = before_final_norm(self.model, ids, states[-1])
+            tokens_of[last] = before_final_norm(self.model.base_model, lambda: self._states(ids)[-1], states[-1])
         first = 1 if self.provenance["exclude_bos"] else 0
         pool = POOLINGS[self.provenance["pool"]]
         layers = [pool(tokens_of[layer][0, first:]) for layer in self.layers]
@@ -107,29 +79,9 @@ class LanguageReference(Reference):
         total = loss.double() * (ids.shape[1] - 1)
         return layers, {"loss": loss, "bpb": total / math.log(2) / len(self.texts[row].encode())}
 
-    def cast(self) -> None:
-        """Change parameters to bf16, not buffers: rotary frequencies stay float32."""
-        for parameter in self.model.parameters():
-            parameter.data = parameter.data.bfloat16()
-
-    def _folder(self) -> str:
-        """Return the model's local folder: with these weights or, if it is untrained, with this configuration."""
-        folder = self.settings.checkpoint
-        if self.provenance["weights"] != UNTRAINED:
-            folder = self.checkpoint()
-        elif folder is None or not Path(folder).is_dir():
-            what = f"{folder!r} is not a folder; " if folder else ""
-            raise InputError(f"checkpoint: {what}give --checkpoint DIR with config.json and the tokenizer")
-        check_shards(folder)
-        return folder
-
-    def _load(self, what: str, loader: str, options: dict[str, Any], **own: Any) -> Any:
-        import transformers
-
-        try:
-            return getattr(transformers, loader).from_pretrained(self.source, **options, **own)
-        except Exception as error:  # of the hub, the network, the disk and the format
-            raise no_weights(f"{what} of {self.provenance['model']}", self.source, error) from error
+    def _states(self, ids: Tensor) -> tuple[Tensor, ...]:
+        states: tuple[Tensor, ...] = self.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        return states
 
     def _tokenizer(self, options: dict[str, Any]) -> Callable[[str], list[int]]:
         if self.provenance["tokenizer"] == "sentencepiece":
@@ -142,30 +94,8 @@ class LanguageReference(Reference):
                 path = Path(hf_hub_download(self.source, path.name, revision=options.get("revision")))
             processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
             return lambda text: [processor.bos_id(), *processor.encode(text)]
-        tokenizer = self._load("tokenizer", "AutoTokenizer", options)
+        tokenizer = self.load("tokenizer", "AutoTokenizer", options)
         return lambda text: tokenizer(text, verbose=False)["input_ids"]
-
-
-def before_final_norm(model: Any, ids: Tensor, normed: Tensor) -> Tensor:
-    """Return the last block's output (1, T, D), which transformers returns only after the final norm.
-
-    The norm is replaced by nothing for a second forward pass. That it was the norm is proven each time: applied to
-    what is then returned, it must give what was returned before, ``normed`` (1, T, D) of the tokens ``ids`` (1, T).
-    InputError if there is no such norm.
-    """
-    base = model.base_model
-    inside = {part for blocks in base.modules() if isinstance(blocks, nn.ModuleList) for part in blocks.modules()}
-    for name, norm in reversed(list(base.named_modules())):
-        if norm in inside or "norm" not in type(norm).__name__.lower():
-            continue
-        base.set_submodule(name, nn.Identity())
-        try:
-            raw: Tensor = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1]
-        finally:
-            base.set_submodule(name, norm)
-        if torch.allclose(norm(raw).float(), normed.float(), rtol=1e-2, atol=1e-2):
-            return raw
-    raise InputError(f"parity: no final norm found in {type(base).__name__}, so its last block can't be checked")
 
 
 def _tokens_sha256(captions: list[list[int]], ids: list[Any]) -> str:

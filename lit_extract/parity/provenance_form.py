@@ -17,14 +17,16 @@ from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
 from lit_extract.modules.architecture import Side, check_preprocessing, is_timm_name
 from lit_extract.modules.hub import COMMIT
-from lit_extract.modules.pooling import GRID_NAME, VISION_POOLINGS, LanguagePooling
+from lit_extract.modules.pooling import GRID_NAME, VISION_POOLINGS, LanguagePooling, VisionLanguagePooling
 from lit_extract.modules.registry import ModelEntry, read_models
 from lit_extract.parity.certificate import RebuildSettings
 from lit_extract.storage.provenance import kind_of
 
 UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
+MAX_PROMPT = 100_000  # characters
 
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+_Pixels = Annotated[int, Field(ge=1, le=2**26)]
 _BLOCK = "blocks[.](0|[1-9][0-9]{0,3})"
 _MODULE = r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*\z"  # a path in a model
 
@@ -41,11 +43,31 @@ class _Provenance(TypedDict):
     query: Annotated[str, StringConstraints(max_length=MAX_LENGTH)] | None
 
 
+_OfImage = Literal[*VISION_POOLINGS] | Annotated[str, StringConstraints(pattern=GRID_NAME)]  # type: ignore[valid-type]
+
+
 class _Vision(_Provenance):
-    pool: Literal[*VISION_POOLINGS] | Annotated[str, StringConstraints(pattern=GRID_NAME)]  # type: ignore[valid-type]
+    pool: _OfImage
     stimuli_sha256: _Sha256
     preprocessing: dict[str, Any]
     preprocessing_given: NotRequired[list[ShortText]]  # keys of it that are not the model's own
+
+
+class _Processor(TypedDict):
+    """How images went through a processor of Transformers; the reference asks for that backend."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    image_processor: ShortText
+    backend: Literal["torchvision", "pil"]
+    settings: dict[str, Any]
+
+
+class _TransformersVision(_Provenance):
+    pool: _OfImage
+    source: NotRequired[ShortText]  # missing when the weights are local
+    stimuli_sha256: _Sha256
+    preprocessing: _Processor
 
 
 class _Language(_Provenance):
@@ -57,6 +79,17 @@ class _Language(_Provenance):
     exclude_bos: bool | Literal["first"]
     loss: bool
     tokenizer: Literal["huggingface", "sentencepiece"]
+
+
+class _VisionLanguage(_Provenance):
+    pool: VisionLanguagePooling
+    source: NotRequired[ShortText]  # missing when the weights are local
+    stimuli_sha256: _Sha256
+    preprocessing: dict[str, Any]
+    prompt_name: ShortText
+    prompt_text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT)]
+    chat_tokens_sha256: _Sha256
+    image_token: ShortText
 
 
 class _VisionOptions(TypedDict, total=False):
@@ -84,6 +117,14 @@ class _VisionOptions(TypedDict, total=False):
     zero_init_last: bool
 
 
+class _TransformersVisionOptions(TypedDict, total=False):
+    """Which attention a run had, which the reference does not use."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+
+
 class _LanguageOptions(TypedDict, total=False):
     """How a tokenizer treats text; which attention a run had, which the reference does not use."""
 
@@ -99,24 +140,54 @@ class _LanguageOptions(TypedDict, total=False):
     use_fast: bool
 
 
+class _VisionLanguageOptions(TypedDict, total=False):
+    """How a processor resizes and cuts images; which attention a run had, which the reference does not use."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
+    size: dict[Literal["height", "width", "shortest_edge", "longest_edge"], _Pixels]
+    min_pixels: _Pixels
+    max_pixels: _Pixels
+    do_image_splitting: bool
+    do_pan_and_scan: bool
+    crop_to_patches: bool
+    min_patches: Annotated[int, Field(ge=1, le=100)]
+    max_patches: Annotated[int, Field(ge=1, le=100)]
+
+
 class _Forms(NamedTuple):
     provenance: TypeAdapter[Any]
     options: TypeAdapter[Any]
     layers: TypeAdapter[list[str]]
 
 
+_TEXT_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|{_BLOCK})$")]])
+_VISION_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(norm|head|{_BLOCK})$")]])
+TRANSFORMERS_VISION = "transformers_vision"
 _FORMS = {
     "vision": _Forms(
         TypeAdapter(_Vision),
         TypeAdapter(_VisionOptions),
         TypeAdapter(list[Annotated[str, StringConstraints(pattern=_MODULE, max_length=100)]]),
     ),
+    TRANSFORMERS_VISION: _Forms(
+        TypeAdapter(_TransformersVision), TypeAdapter(_TransformersVisionOptions), _VISION_LAYERS
+    ),
     "language": _Forms(
         TypeAdapter(_Language),
         TypeAdapter(_LanguageOptions),
-        TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|{_BLOCK})$")]]),
+        _TEXT_LAYERS,
     ),
+    "vision_language": _Forms(TypeAdapter(_VisionLanguage), TypeAdapter(_VisionLanguageOptions), _TEXT_LAYERS),
 }
+
+
+def form_of(provenance: Mapping[str, Any]) -> str:
+    """Return the kind of model that features are of; vision models of Transformers are one of their own here."""
+    kind = kind_of(provenance)
+    is_processed = kind == "vision" and "image_processor" in (provenance.get("preprocessing") or {})
+    return TRANSFORMERS_VISION if is_processed else kind
 
 
 def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings: RebuildSettings) -> None:
@@ -124,7 +195,7 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
 
     Known is a model that models.yml lists, that timm has, or that the user names.
     """
-    kind = kind_of(provenance)
+    kind = form_of(provenance)
     known = validate(_FORMS[kind].provenance, dict(provenance), "provenance")
     validate(_FORMS[kind].layers, layers, "layers")
     weights, source = known["weights"], known.get("source")
@@ -135,9 +206,9 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
             f"checkpoint_sha256, or {HUB}… with revision"
         )
     is_local = weights == CHECKPOINT and source is None
-    if kind == "language" and not is_local and weights not in (UNTRAINED, f"{HUB}{source}"):
+    if kind != "vision" and not is_local and weights not in (UNTRAINED, f"{HUB}{source}"):
         raise InputError(f"provenance.source: {shorten(source)!r} does not go with weights {shorten(weights)!r}")
-    if kind == "vision" and known["dataset"] not in DATASETS:
+    if kind != "language" and known["dataset"] not in DATASETS:
         raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
     if kind == "vision":
         given_preprocessing(known)
@@ -146,7 +217,7 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
             f"trust_remote_code: the file decides of which commit code would run, {known['revision']}; look at that "
             "commit's code, and give a folder with it as --checkpoint"
         )
-    entries = read_models()[kind]
+    entries = read_models()[kind_of(provenance)]
     _check_options(kind, known, entries)
     _check_model(kind, known, entries, settings)
 
@@ -162,7 +233,7 @@ def _check_model(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEnt
         if settings.model != (loaded := known.get("source", known["model"])):
             raise InputError(f"model: the file is of {shorten(loaded)!r}, not of {settings.model!r}")
         return
-    if kind == "language":
+    if kind != "vision":
         name, whose = known.get("source"), "models.yml does not list"
         is_known = name is None or name in {entry.checkpoint or entry.name for entry in entries}
     else:

@@ -123,7 +123,7 @@ class VisionReference(Reference):
         if missing := [layer for layer in self.layers if layer not in found]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {name_some([*found])}")
         chosen = [found[layer] for layer in self.layers]
-        return [_pool_tokens(*tokens, self.provenance["pool"], shape) for tokens in chosen], {}
+        return [pool_tokens(*tokens, self.provenance["pool"], shape) for tokens in chosen], {}
 
     def cast(self) -> None:
         """Change parameters and buffers to bf16: timm's forward passes want one type."""
@@ -270,7 +270,7 @@ def _blocks_of(
     return "torchvision create_feature_extractor", traced
 
 
-def _pool_tokens(prefix: Tensor, patches: Tensor, pool: str, shape: float) -> Tensor:
+def pool_tokens(prefix: Tensor, patches: Tensor, pool: str, shape: float) -> Tensor:
     """(1, T, D) and (1, T, D) to what is kept of one stimulus; ``shape`` is its image's height by width."""
     if pool == "cls" and prefix.shape[1] == 0:
         raise InputError("parity: the file has pooling cls, but the model has no class token")

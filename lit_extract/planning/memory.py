@@ -25,7 +25,7 @@ def estimate_forward(model: Extractor, n_rows: int, n_tokens: int, precision: st
     Its longest caption has ``n_tokens``; images know their own.
     """
     weights = model.num_params * (2 if precision == "bf16-true" else 4)
-    rows = n_rows if on_gpu else min(n_rows, model.rows_a_pass_on_cpu or n_rows)
+    rows = min(n_rows, model.rows_a_pass or (None if on_gpu else model.rows_a_pass_on_cpu) or n_rows)
     pooled = 2 * 4 * n_rows * len(model.pools) * model.n_numbers  # and stacked
     activations = rows * model.numbers_a_row(n_tokens) * (4 if precision == "32-true" else 2)
     inputs = n_rows * model.input_bytes(n_tokens)

@@ -28,7 +28,7 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """Return ``vision`` or ``language``."""
+        """Return ``vision``, ``language`` or ``vision_language``."""
         return kind_of(self.features.provenance)
 
     @property

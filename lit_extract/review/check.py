@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.captioning.output import write_captions
-from lit_extract.captioning.prompts import read_prompts
 from lit_extract.common.errors import InputError
+from lit_extract.modules.prompts import read_prompts
 from lit_extract.review.database import database_path
 from lit_extract.review.files import read_originals, review_path
 from lit_extract.review.flags import KINDS, SEPARATOR, Rules, flag_captions

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from lit_extract.captioning.prompts import read_prompts
 from lit_extract.common.errors import InputError
+from lit_extract.modules.prompts import read_prompts
 from lit_extract.review.check import write_review
 from lit_extract.review.disk import ReviewOnDisk
 from lit_extract.review.files import review_path

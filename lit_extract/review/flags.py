@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lit_extract.captioning.output import CUT_OFF, FAILED
-from lit_extract.captioning.prompts import Prompt
+from lit_extract.modules.prompts import Prompt
 from lit_extract.review.language import Language
 
 KINDS = (

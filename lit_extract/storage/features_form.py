@@ -24,6 +24,7 @@ from lit_extract.storage.layout import (
     MAX_TOKENS,
     Shape,
     check_format,
+    is_plain,
 )
 from lit_extract.storage.provenance import kind_of
 from lit_extract.storage.rounding import NOTE
@@ -147,6 +148,8 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
         return [problem]
     form = form_of(content)
     n, n_layers = form.n_stimuli, len(form.layer_shapes)
+    if content["metadata"].get("format", 1) < FEATURES_FORMAT and not is_plain(form.layer_shapes, form.dtype):
+        return [f"it has features that only format {FEATURES_FORMAT} has, and says that it is of an earlier one"]
     problems = _wrong_names("layers", content["layers"], n_layers)
     if isinstance(content["feats"], dict) and [*content["feats"]] != content["layers"]:
         problems.append("the names in feats are not its layers")

@@ -11,8 +11,13 @@ _LONGEST = 60
 
 
 def kind_of(provenance: Mapping[str, Any]) -> str:
-    """Return the kind of model that features are of, ``vision`` or ``language``: those of captions have tokens."""
-    return "language" if "tokens_sha256" in provenance else "vision"
+    """Return the kind of model that features are of: ``vision``, ``language`` or ``vision_language``.
+
+    Those of captions have tokens; those of images that a model was asked about have the prompt's text.
+    """
+    if "tokens_sha256" in provenance:
+        return "language"
+    return "vision_language" if "prompt_text" in provenance else "vision"
 
 
 def differing(

@@ -11,10 +11,10 @@ from PIL import Image, ImageOps
 
 from lit_extract.common.errors import InputError
 from lit_extract.data.base import Connection
+from lit_extract.data.batches import ImageBatches
 from lit_extract.data.images import (
     BOLD5000DataModule,
     DemoDataModule,
-    ImageBatches,
     ImageFolderDataModule,
     NSDDataModule,
 )

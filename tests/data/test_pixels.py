@@ -14,7 +14,8 @@ from PIL import Image
 
 import lit_extract.data.images
 from lit_extract.data.base import Connection
-from lit_extract.data.images import ImageBatches, ImageFolderDataModule
+from lit_extract.data.batches import ImageBatches
+from lit_extract.data.images import ImageFolderDataModule
 from lit_extract.data.pixels import PIXELS, ROWS, Noted, PixelCache, folder_name, image_state, open_files
 
 SMALL = {

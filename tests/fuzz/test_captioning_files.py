@@ -22,8 +22,8 @@ from starlette.testclient import TestClient
 from lit_extract.captioning.coco import coco_captions, read_annotations
 from lit_extract.captioning.output import check_output, write_captions
 from lit_extract.captioning.parts import Parts, noted_inputs, read_sidecar, sidecar_of
-from lit_extract.captioning.prompts import read_prompts
 from lit_extract.common.errors import InputError
+from lit_extract.modules.prompts import read_prompts
 from lit_extract.parity.certificate import certificate_path, read_certificate, write_certificate
 from lit_extract.review.accept import accept
 from lit_extract.review.database import Database, database_path

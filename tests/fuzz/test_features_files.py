@@ -65,6 +65,11 @@ def features(kind="images"):
         },
     }
     content["feats"][1] = torch.nan
+    if kind == "stages":
+        content["feats"] = {name: torch.ones(N, k + 2, dtype=torch.bfloat16) for k, name in enumerate(LAYERS)}
+        for layer in content["feats"].values():
+            layer[1] = torch.nan
+        content["metadata"]["format"] = 2
     if kind == "captions":
         content |= {"mask": torch.tensor([[1, 1, 0]] * N, dtype=torch.uint8), "loss": 1.0, "bpb": 2.0}
         content |= {"row_loss": torch.ones(N), "row_bpb": torch.full((N,), 2.0)}
@@ -79,7 +84,7 @@ def saved(content):
     return out.getvalue()
 
 
-GOOD = {kind: saved(features(kind)) for kind in ("images", "captions")}
+GOOD = {kind: saved(features(kind)) for kind in ("images", "captions", "stages")}
 ARCHIVES = {kind: torch_zip.read(content) for kind, content in GOOD.items()}
 PICKLES = {kind: archive.members[0].content for kind, archive in ARCHIVES.items()}
 _DECOY = torch_zip.read(saved({**features(), "feats": torch.zeros(N, 2, DIM), "stimulus_ids": [1, 2, 3]}))
@@ -92,10 +97,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("features")
 
 
+def bits(tensor):
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy().tobytes()
+
+
 def same(a, b, numbers=True):
     """Whether two contents are the same, down to types and bits; without the numbers of tensors, if so wished."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return (a.shape, a.dtype) == (b.shape, b.dtype) and (not numbers or a.numpy().tobytes() == b.numpy().tobytes())
+        return (a.shape, a.dtype) == (b.shape, b.dtype) and (not numbers or bits(a) == bits(b))
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
@@ -168,7 +177,15 @@ def lists(found, loaded):
 def describes_features(content):
     """What a features file must be, said once more and in other words."""
     feats, metadata = content["feats"], content["metadata"]
-    n, depth, _ = feats.shape
+    if isinstance(feats, dict):
+        shapes = {tuple(layer.shape) for layer in feats.values()}
+        assert list(feats) == content["layers"]
+        assert len({layer.dtype for layer in feats.values()}) == len({shape[0] for shape in shapes}) == 1
+        assert {len(shape) for shape in shapes} <= {2, 3}
+        n, depth = next(iter(shapes))[0], len(feats)
+    else:
+        n, depth, *_ = feats.shape
+        assert feats.ndim in (3, 4)
     ids, layers = content["stimulus_ids"], content["layers"]
     assert len(ids) == n == len(set(ids))
     assert all(isinstance(i, int) and not isinstance(i, bool) and abs(i) <= 2**63 for i in ids) or all(
@@ -239,9 +256,12 @@ def test_changed_opcodes(folder, data, kind):
     try_all(folder, with_pickle(data.draw(pickles.changed_pickles(PICKLES[kind])), kind), "pickle")
 
 
-def plain(content):
-    """A content whose tensors are names, so that what is in it can be changed."""
-    return {key: f"tensor {key}" if isinstance(value, torch.Tensor) else value for key, value in content.items()}
+def plain(content, tensors):
+    """A content whose tensors are names, so that what is in it can be changed; the tensors are collected."""
+    if isinstance(content, torch.Tensor):
+        tensors[name := f"tensor {len(tensors)}"] = content
+        return name
+    return {key: plain(value, tensors) for key, value in content.items()} if isinstance(content, dict) else content
 
 
 def with_tensors(value, tensors):
@@ -271,11 +291,11 @@ OTHER_TENSORS = [
 @fuzzed(400)
 @given(st.data(), KINDS)
 def test_changed_content(folder, data, kind):
-    good = features(kind)
-    tensors = {f"tensor {key}": value for key, value in good.items() if isinstance(value, torch.Tensor)}
+    tensors = {}
+    good = plain(features(kind), tensors)
     if data.draw(st.integers(0, 3)) == 0:
         tensors[data.draw(st.sampled_from(sorted(tensors)))] = data.draw(st.sampled_from(OTHER_TENSORS))
-    content = with_tensors(data.draw(changed_values(plain(good))), tensors)
+    content = with_tensors(data.draw(changed_values(good)), tensors)
     try:
         written = saved(content)
     except Exception:  # torch.save can't write everything either

@@ -18,7 +18,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from lit_extract.common.errors import InputError
-from lit_extract.data.images import ImageBatches, ImageDataModule
+from lit_extract.data.batches import ImageBatches
+from lit_extract.data.images import ImageDataModule
 from lit_extract.data.sources import MISSING, ImageSource, SourceBatches
 from lit_extract.datasets import load_dataset, nsd
 from lit_extract.datasets.decode import FORMATS, contents, hdf5_closed_after, read_stimulus

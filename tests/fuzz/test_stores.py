@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lit_extract import load_features
 from lit_extract.storage.finalize import finalize
-from lit_extract.storage.layout import BAD_INPUT, MISSING, NOT_FINITE, OK, feats_arrays
+from lit_extract.storage.layout import BAD_INPUT, MISSING, NOT_FINITE, OK, FeatsArray
 from lit_extract.storage.store import Store, StoreSpec
 from lit_extract.storage.store_metadata import checksum, feats_metadata, read_layout, rows_metadata
 
@@ -190,7 +190,7 @@ def forge_shape(store, version, shape, rows, names):
     """Another shape, in some or all arrays and in the attributes, as if the store had been made so."""
     ids = "int64" if version == 1 else "string"
     n, layers, dim = shape
-    feats = [array for pool in POOLS for array in feats_arrays(pool, [(dim,)] * layers)]
+    feats = [FeatsArray(pool, range(layers), (dim,), 0, layers * dim, True) for pool in POOLS]
     arrays = feats_metadata(feats, n, rows, "float32") | rows_metadata(version, EXTRAS, n, rows, ids)
     for name in names or arrays:
         (store / name / "zarr.json").write_bytes(as_json(arrays[name]))

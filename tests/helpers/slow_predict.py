@@ -1,4 +1,4 @@
-"""``lit-extract`` with a vision model that takes SLOW_LOAD seconds to load and SLOW_STEP seconds a batch, and says so.
+"""``lit-extract`` with a model that takes SLOW_LOAD seconds to load and SLOW_STEP seconds a batch, and says so.
 
 At batch HELD_STEP each rank waits until it has heard that it is to stop: that takes as long as the machine is busy.
 A file of its own, as Lightning starts further ranks by running the same file again.
@@ -10,8 +10,7 @@ import time
 
 from lit_extract.common import signals
 from lit_extract.modules.vision import VisionExtractor
-
-load, step = VisionExtractor.configure_model, VisionExtractor.predict_step
+from lit_extract.modules.vision_language import VisionLanguageExtractor
 
 
 def say(line):
@@ -19,22 +18,27 @@ def say(line):
     os.write(1, f"{line}\n".encode())
 
 
-def slow_load(self):
-    say("loading")
-    time.sleep(float(os.environ.get("SLOW_LOAD", "0")))
-    load(self)
+def slow_down(extractor):
+    load, step = extractor.configure_model, extractor.predict_step
 
+    def slow_load(self):
+        say("loading")
+        time.sleep(float(os.environ.get("SLOW_LOAD", "0")))
+        load(self)
 
-def slow_step(self, batch, batch_idx=0):
-    say(f"step {batch_idx} of rank {self.trainer.global_rank}")
-    time.sleep(float(os.environ.get("SLOW_STEP", "0")))
-    while str(batch_idx) == os.environ.get("HELD_STEP") and signals.requested() is None:
-        time.sleep(0.01)
-    return step(self, batch, batch_idx)
+    def slow_step(self, batch, batch_idx=0):
+        say(f"step {batch_idx} of rank {self.trainer.global_rank}")
+        time.sleep(float(os.environ.get("SLOW_STEP", "0")))
+        while str(batch_idx) == os.environ.get("HELD_STEP") and signals.requested() is None:
+            time.sleep(0.01)
+        return step(self, batch, batch_idx)
+
+    extractor.configure_model, extractor.predict_step = slow_load, slow_step
 
 
 if __name__ == "__main__":
     from lit_extract.cli import main
 
-    VisionExtractor.configure_model, VisionExtractor.predict_step = slow_load, slow_step
+    slow_down(VisionExtractor)
+    slow_down(VisionLanguageExtractor)
     sys.exit(main(sys.argv[1:]))

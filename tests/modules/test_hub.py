@@ -11,6 +11,7 @@ import sys
 import pytest
 import timm
 from helpers.language_models import save_model
+from helpers.vision_families import FAMILIES, save
 from safetensors.torch import save_file
 
 from lit_extract import load_features
@@ -20,6 +21,10 @@ pytestmark = pytest.mark.slow
 FIRST, SECOND = "1" * 40, "2" * 40
 DEMO = ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--output_dir", "out")
 VISION = ("--config", "{configs}/demo/vision.yaml", "--model.name", "test_vit.r160_in1k")
+TRANSFORMERS_VISION = (
+    *("--config", "{configs}/demo/vision.yaml", "--model", "TransformersVisionExtractor"),
+    *("--model.name", "someone/tiny"),
+)
 LANGUAGE = (
     *("--config", "{configs}/demo/language.yaml", "--model.name", "someone/tiny"),
     *("--data.captions", "{configs}/../derivatives/captions/demo-captions-handwritten.csv"),
@@ -52,7 +57,7 @@ def predict(tmp_path, request):
     return run
 
 
-@pytest.mark.parametrize("kind", ["vision", "language"])
+@pytest.mark.parametrize("kind", ["vision", "vision of transformers", "language"])
 def test_a_commit_to_the_card_stops_no_run(kind, predict, tmp_path):
     content = tmp_path / "content"
     if kind == "vision":
@@ -60,6 +65,9 @@ def test_a_commit_to_the_card_stops_no_run(kind, predict, tmp_path):
         model = timm.create_model("test_vit.r160_in1k")
         save_file(model.state_dict(), content / "model.safetensors")
         repository, settings = "timm/test_vit.r160_in1k", VISION
+    elif kind == "vision of transformers":
+        save(content, *FAMILIES["DINOv3"][:2])
+        repository, settings = "someone/tiny", TRANSFORMERS_VISION
     else:
         save_model(content, "llama")
         repository, settings = "someone/tiny", LANGUAGE

@@ -47,12 +47,13 @@ vision:
             ModelEntry("c", None, None, {}),
         ],
         "language": [],
+        "vision_language": [],
     }
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "vision:\n  # - all commented out\n"])
 def test_empty_lists(models_file, text):
-    assert read_models(models_file(text)) == {"vision": [], "language": []}
+    assert read_models(models_file(text)) == {"vision": [], "language": [], "vision_language": []}
 
 
 @pytest.mark.parametrize(

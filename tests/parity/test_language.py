@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_extract import CaptionDataModule, LanguageExtractor
 from lit_extract.common.errors import InputError
-from lit_extract.parity.language import before_final_norm
+from lit_extract.parity.hugging_face import before_final_norm
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -131,11 +131,15 @@ def test_what_is_called_a_norm_must_prove_to_be_the_final_one(tmp_path, is_final
     ids = torch.tensor([[1, 7, 5, 9]])
     raw = []
     model.model.layers[-1].register_forward_hook(lambda _m, _i, output: raw.append(output))
-    normed = model(ids, output_hidden_states=True).hidden_states[-1]
+
+    def last_state():
+        return model(ids, output_hidden_states=True).hidden_states[-1]
+
+    normed = last_state()
     model.model.another_norm = torch.nn.LayerNorm(32)  # never used
     if is_final:
-        torch.testing.assert_close(before_final_norm(model, ids, normed), raw[0], rtol=0, atol=0)
+        torch.testing.assert_close(before_final_norm(model.model, last_state, normed), raw[0], rtol=0, atol=0)
         return
     model.model.norm.requires_grad_(False).weight += 1  # as if it had not been the one that gave this
     with pytest.raises(InputError, match="no final norm found in LlamaModel"):
-        before_final_norm(model, ids, normed)
+        before_final_norm(model.model, last_state, normed)

@@ -43,8 +43,8 @@ def test_nothing_of_what_made_the_file_is_used(file, after_blocks, of, tmp_path,
         "lit_extract.modules.vision.VisionExtractor.activations",
         "lit_extract.datasets.decode.open_image",
         "lit_extract.datasets.decode.to_rgb",
-        "lit_extract.data.images.read_stimulus",
-        "lit_extract.data.images.ImageBatches.__getitem__",
+        "lit_extract.data.batches.read_stimulus",
+        "lit_extract.data.batches.ImageBatches.__getitem__",
     ):
         monkeypatch.setattr(name, not_independent)
     for name, pooling in VISION_POOLINGS.items():
@@ -71,7 +71,7 @@ def test_images_that_were_resized_in_another_way(tmp_path, certify, monkeypatch)
     """As small a fault as bf16's rounding, so that only a run in float32 shows it."""
     create_transform = timm.data.create_transform
     monkeypatch.setattr(
-        "lit_extract.data.images.create_transform",
+        "lit_extract.data.batches.create_transform",
         lambda **settings: create_transform(**{**settings, "interpolation": "bilinear"}),
     )
     extractor = VisionExtractor(TINY, untrained=True)

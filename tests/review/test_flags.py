@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from lit_extract.captioning.prompts import read_prompts
 from lit_extract.common.errors import InputError
+from lit_extract.modules.prompts import read_prompts
 from lit_extract.review.flags import (
     KINDS,
     Rules,

@@ -6,6 +6,15 @@ import numpy as np
 import pytest
 import timm
 from PIL import Image
+from transformers import (
+    BeitImageProcessor,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    DPTImageProcessor,
+    LlavaImageProcessor,
+    Qwen2VLImageProcessor,
+    SiglipImageProcessor,
+)
 
 from lit_extract.storage.seen import part_seen
 
@@ -88,3 +97,48 @@ def test_of_a_picture_that_is_not_square(crop_mode, seen):
 )
 def test_the_sentence(preprocessing, said):
     assert part_seen(preprocessing) == said
+
+
+@pytest.mark.parametrize(
+    ("processor", "parts", "said"),
+    [
+        (
+            CLIPImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}),
+            (0.875, 0.4375),
+            "the middle 88 % × 88 % of a square picture (77 % of its area), resized to 224 × 224",
+        ),
+        (CLIPImageProcessor(), (1, 0.5), "the middle square of the picture, resized to 224 × 224"),
+        (
+            SiglipImageProcessor(size={"height": 128, "width": 96}),
+            (1, 1),
+            "the whole picture, squashed to 128 × 96",
+        ),
+        (BeitImageProcessor(), (1, 1), "the whole picture, squashed to 224 × 224"),
+        (LlavaImageProcessor(), (1, 0.5), "the middle square of the picture, resized to 224 × 224"),
+    ],
+)
+def test_a_processor_of_transformers(processor, parts, said):
+    """On a picture twice as wide as high, against the pixels that it leaves."""
+    scale = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    (pixels,) = processor(ramps(600, 1200), **scale, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(parts_of(255 * pixels), parts, atol=0.02)
+    assert part_seen({"image_processor": "any", "settings": processor.to_dict()}) == said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ConvNextImageProcessor().to_dict(),  # crops by a rule of its own
+        Qwen2VLImageProcessor().to_dict(),  # as many patches as the picture needs
+        DPTImageProcessor(keep_aspect_ratio=True).to_dict(),
+        LlavaImageProcessor(do_pad=True).to_dict(),
+        {"do_resize": True, "size": 224},
+        {"do_resize": True, "size": {"height": "224", "width": 224}},
+        {"do_resize": True, "size": {"height": 0, "width": 0}},
+        {"do_resize": True, "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": None},
+        {"do_resize": "yes", "size": {"height": 224, "width": 224}},
+        {},
+    ],
+)
+def test_of_other_processors_nothing_is_said(settings):
+    assert part_seen({"image_processor": "any", "settings": settings}) == ""

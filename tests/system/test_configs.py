@@ -37,6 +37,7 @@ def test_there_are_configs_for_each_dataset():
     assert {name(path) for path in JOBS} == {
         *(f"{dataset}/vision" for dataset in VISION),
         *(f"{dataset}/language" for dataset in VISION),
+        *(f"{dataset}/vision_language" for dataset in VISION),
         *(f"{dataset}/captions" for dataset in VISION),
     }
     assert len(HARDWARE) >= 3
@@ -57,6 +58,9 @@ def test_alone(capsys, job):
         return
     if job.stem == "vision":
         assert classes == ["VisionExtractor", VISION[job.parent.name]]
+    elif job.stem == "vision_language":
+        assert classes == ["VisionLanguageExtractor", VISION[job.parent.name]]
+        assert (model["init_args"]["pool"], model["init_args"]["prompt"]) == (["image", "prompt", "last"], "caption")
     else:
         assert classes == ["LanguageExtractor", "CaptionDataModule"]
         assert data["init_args"]["dataset"] == job.parent.name

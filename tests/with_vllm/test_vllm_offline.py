@@ -10,7 +10,7 @@ import pytest
 from helpers import one_by_one
 from helpers.running import DEMO_IMAGES, ENVIRONMENT, N_SHARDS, parts
 
-from lit_extract.captioning.prompts import read_prompts
+from lit_extract.modules.prompts import read_prompts
 
 PHOTOGRAPHS = pd.read_csv(DEMO_IMAGES / "photographs.csv")
 CAPTIONS = ("--model.max_tokens", "12")

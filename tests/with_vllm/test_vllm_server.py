@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from helpers.running import N_SHARDS, parts
 
-from lit_extract.captioning.prompts import read_prompts
+from lit_extract.modules.prompts import read_prompts
 
 CAPTIONS = ("--model.max_tokens", "12", "--model.concurrency", "2")
 

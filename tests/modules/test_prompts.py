@@ -2,8 +2,8 @@
 
 import pytest
 
-from lit_extract.captioning.prompts import find_prompt, read_prompts
 from lit_extract.common.errors import InputError
+from lit_extract.modules.prompts import find_prompt, read_prompts
 
 
 def test_the_labels_that_ship():

@@ -1,0 +1,155 @@
+"""What extractors of models of Transformers share: configuration, weights, and the commit on the hub of both."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.timing import stopwatch
+from lit_extract.modules.base import Extractor
+from lit_extract.modules.pretrained import create_random, load_pretrained, split_options
+from lit_extract.modules.weights import check_shards, config_sha256
+from lit_extract.storage.layout import FLOAT32
+
+
+class HuggingFaceExtractor(Extractor):
+    """A model of Transformers, from the hub or a local folder.
+
+    The constructor reads the model's configuration only; weights are loaded in :meth:`configure_model`,
+    straight to the device and in the run's precision.
+    """
+
+    checkpoint_on_hub = True
+    auto_class: ClassVar[str]  # of Transformers, which makes the model
+    parts: ClassVar[str]  # what a local folder has besides the configuration and the weights
+
+    def __init__(
+        self,
+        name: str,
+        untrained: bool,
+        seed: int,
+        checkpoint: str | None,
+        revision: str | None,
+        options: dict[str, Any] | None,
+        models: str | None,
+        trust_remote_code: bool = False,
+        dtype: str = FLOAT32,
+    ) -> None:
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype)
+        self.source = self.checkpoint or name
+        self._from = {"trust_remote_code": trust_remote_code, **self.options}
+        self._model: list[Any] = []
+
+    @abstractmethod
+    def check_loaded(self, model: Any, random: dict[str, str]) -> None:
+        """Refuse a model that does not work, or whose layers depend on ``random`` parameters (name: reason)."""
+
+    @abstractmethod
+    def use_revision(self, commit: str) -> None:
+        """Take what the data need of the model, such as its tokenizer, from a commit on the hub."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what about the model changes the numbers."""
+        own = {} if self.local_checkpoint() else {"source": self.source}  # the same weights elsewhere are the same
+        if self.untrained:
+            own["config_sha256"] = config_sha256(self.config)
+        return {**super().provenance(), **own}
+
+    def use_commit_of(self, recorded: Mapping[str, Any]) -> None:
+        """Use the commit of an earlier run, if its configuration is the one that was read.
+
+        Raises:
+            InputError: It is another; or code of that commit would run, and only a file asks for it.
+        """
+        latest = self.commit if "revision" in self._from else None
+        super().use_commit_of(recorded)
+        if latest is None or self.commit == latest:
+            return
+        if self._from["trust_remote_code"]:
+            raise InputError(
+                f"model.trust_remote_code: the features to resume are of commit {self.commit}, whose code would "
+                f"run; if you trust it, pass --model.revision {self.commit}"
+            )
+        self._from["revision"] = self.commit
+        if config_sha256(self.load_config()) != config_sha256(self.config):
+            raise InputError(
+                f"model.revision: the configuration of {self.source!r} has changed since the run to resume, "
+                f"which is of {self.commit}; resume it with --model.revision {self.commit}"
+            )
+        self.use_revision(self.commit)
+
+    def configure_model(self) -> None:
+        """Load the weights, once, onto the device and in the run's precision.
+
+        Lightning, which would cast rotary frequencies to bf16 with all else, does not see the model.
+        """
+        if self._model:
+            return
+        trainer = self._trainer
+        device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
+        dtype = torch.bfloat16 if trainer is not None and trainer.precision == "bf16-true" else torch.float32
+        random: dict[str, str] = {}
+        with stopwatch("weights"):
+            if self.untrained:
+                model = create_random(self.config, self.settings, self.seed, dtype, device, self.auto_class)
+            else:
+                try:
+                    model, random = load_pretrained(self.source, self.settings, dtype, device, self.auto_class)
+                except Exception as error:  # of the hub, the network, the disk and the format
+                    raise self.unavailable(error) from error
+        model.eval().requires_grad_(False)
+        self.check_loaded(model, random)
+        self._model.append(model)
+
+    @property
+    def model(self) -> Any:
+        """Return the model with its head."""
+        assert self._model, "configure_model() loads the model"
+        return self._model[0]
+
+    @property
+    def loaded(self) -> nn.Module | None:
+        """Return the model with its weights and its head, once it is loaded."""
+        return self._model[0] if self._model else None
+
+    def local_checkpoint(self) -> str | None:
+        """Return the folder, when the weights are local."""
+        return self.source if os.path.exists(self.source) else None  # noqa: PTH110 (Path's raises if it is too long)
+
+    def weights_source(self) -> tuple[str, Sequence[str]]:
+        """Return the repository on the hub."""
+        return self.source, ["config.json"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of from_pretrained as they are now: options may have got another attention."""
+        known = (*self._from, "attn_implementation")
+        return {**self._from, **{name: value for name, value in self.options.items() if name in known}}
+
+    def load_config(self) -> Any:
+        """Return the configuration; options that neither it nor loading weights takes become ``other_options``."""
+        from transformers import AutoConfig
+
+        if local := self.local_checkpoint():
+            check_shards(local)
+        else:
+            self._from.setdefault("revision", self.commit)
+        try:
+            config, unused = AutoConfig.from_pretrained(self.source, return_unused_kwargs=True, **self._from)
+        except Exception as error:  # of the hub, the network, the disk and the format
+            raise self.unavailable(error) from error
+        self._from, self.other_options = split_options(self._from, unused)
+        return config
+
+    def unavailable(self, error: Exception) -> InputError:
+        """Return the error for whatever Transformers raises in loading."""
+        if self.local_checkpoint():
+            what = f"a local folder needs config.json, the weights and the {self.parts} in Transformers format"
+        else:
+            what = "of a gated model, accept the conditions on its page and log in with hf auth login"
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        return InputError(f"model.name: {self.model_name!r} can't be loaded from {self.source!r}: {what} ({reason})")

@@ -1,0 +1,107 @@
+"""Models of Transformers, rebuilt from a provenance."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_extract.common.errors import InputError
+from lit_extract.modules.pretrained import split_options
+from lit_extract.modules.weights import check_shards, config_sha256, on_cpu_in_float32
+from lit_extract.parity.provenance_form import UNTRAINED
+from lit_extract.parity.reference import Reference, check_same, no_weights
+
+
+class HuggingFaceReference(Reference):
+    """A model of Transformers; attention written out ("eager")."""
+
+    packages: tuple[str, ...] = ("torch", "transformers")
+    auto_class: ClassVar[str]  # of Transformers, which makes the model
+    parts: ClassVar[str]  # what a local folder has besides the configuration
+
+    def find_model(self) -> None:
+        """Find the model and read its configuration, which must be that of the file."""
+        known = self.provenance
+        self.source: str = known["source"] if "source" in known else self._folder()
+        options = {key: value for key, value in known["options"].items() if key != "attn_implementation"}
+        options["trust_remote_code"] = self.settings.trust_remote_code
+        if "revision" in known:
+            options["revision"] = known["revision"]
+        self.config, unused = self.load("config", "AutoConfig", options, return_unused_kwargs=True)
+        if "config_sha256" in known:
+            check_same("config_sha256", known["config_sha256"], config_sha256(self.config))
+        self.options, self.other_options = split_options(options, unused)
+
+    def build(self) -> nn.Module:
+        """Make the model of the provenance, in float32."""
+        import transformers
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        known, own = self.provenance, {"dtype": torch.float32, "attn_implementation": "eager"}
+        if known["weights"] != UNTRAINED:
+            loaded: nn.Module = self.load("weights", self.auto_class, self.options, **own)
+            return loaded
+        try:
+            with on_cpu_in_float32(known["seed"]):
+                drawn: nn.Module = getattr(transformers, self.auto_class).from_config(
+                    self.config, trust_remote_code=self.settings.trust_remote_code, **own
+                )
+                return drawn
+        except Exception as error:  # of the model's own code
+            raise no_weights(known["model"], self.source, error) from error
+
+    def cast(self) -> None:
+        """Change parameters to bf16, not buffers: rotary frequencies stay float32."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.bfloat16()
+
+    def load(self, what: str, loader: str, options: dict[str, Any], **own: Any) -> Any:
+        """Call from_pretrained of a class of Transformers."""
+        import transformers
+
+        try:
+            return getattr(transformers, loader).from_pretrained(self.source, **options, **own)
+        except Exception as error:  # of the hub, the network, the disk and the format
+            raise no_weights(f"{what} of {self.provenance['model']}", self.source, error) from error
+
+    def _folder(self) -> str:
+        """Return the model's local folder: with these weights or, if it is untrained, with this configuration."""
+        folder = self.settings.checkpoint
+        if self.provenance["weights"] != UNTRAINED:
+            folder = self.checkpoint()
+        elif folder is None or not Path(folder).is_dir():
+            what = f"{folder!r} is not a folder; " if folder else ""
+            raise InputError(f"checkpoint: {what}give --checkpoint DIR with config.json and the {self.parts}")
+        check_shards(folder)
+        return folder
+
+
+def before_final_norm(base: nn.Module, last_state: Callable[[], Tensor], normed: Tensor) -> Tensor:
+    """Return the last block's output (1, T, D), which transformers returns only after the final norm.
+
+    The norm is replaced by nothing for a second forward pass. That it was the norm is proven each time: applied to
+    what is then returned, it must give what was returned before.
+
+    Args:
+        base: The module of the blocks and the norm.
+        last_state: Computes the last hidden state (1, T, D) by a forward pass.
+        normed: What it returned before.
+
+    Raises:
+        InputError: There is no such norm.
+    """
+    inside = {part for blocks in base.modules() if isinstance(blocks, nn.ModuleList) for part in blocks.modules()}
+    for name, norm in reversed(list(base.named_modules())):
+        if norm in inside or "norm" not in type(norm).__name__.lower():
+            continue
+        base.set_submodule(name, nn.Identity())
+        try:
+            raw = last_state()
+        finally:
+            base.set_submodule(name, norm)
+        if torch.allclose(norm(raw).float(), normed.float(), rtol=1e-2, atol=1e-2):
+            return raw
+    raise InputError(f"parity: no final norm found in {type(base).__name__}, so its last block can't be checked")
