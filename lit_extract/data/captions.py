@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -26,27 +26,36 @@ from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets import DATASETS, load_captions, load_dataset
 from lit_extract.datasets.ids import id_key
 from lit_extract.datasets.matching import places_of
+from lit_extract.storage.layout import CONTENT, INPUT_COLUMNS, INPUTS, SIZE
+from lit_extract.storage.provenance import CAPTIONS
 
 logger = logging.getLogger(__name__)
 
 
 class TokenBatches(Dataset[Batch]):
-    """A dataset whose items are the batches of a plan; ``starts`` has one more than there are captions."""
+    """A dataset whose items are the batches of a plan.
+
+    ``starts`` has one more than there are captions, ``inputs`` (N, 4) is what is noted of each.
+    """
 
     def __init__(
         self,
         tokens: NDArray[np.int32],
         starts: NDArray[np.int64],
-        text_bytes: NDArray[np.int64],
+        inputs: NDArray[np.int64],
         batches: Sequence[Sequence[int]],
     ) -> None:
-        self.tokens, self.starts, self.text_bytes, self.batches = tokens, starts, text_bytes, batches
+        self.tokens, self.starts, self.inputs, self.batches = tokens, starts, inputs, batches
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, item: int) -> Batch:
-        """Return ``index`` (B,), ``input_ids`` and ``attention_mask`` (B, T), ``n_bytes`` (B,) and ``bad`` (B,)."""
+        """Return the captions of a batch.
+
+        They are ``index`` (B,), ``input_ids`` and ``attention_mask`` (B, T), ``n_bytes`` (B,), ``bad`` (B,), and
+        ``inputs`` (B, 4).
+        """
         rows = list(self.batches[item])
         captions = [self.tokens[self.starts[row] : self.starts[row + 1]] for row in rows]
         # Padding is on the right and never attended to, so any token of the vocabulary does.
@@ -59,7 +68,8 @@ class TokenBatches(Dataset[Batch]):
             "index": torch.tensor(rows),
             "input_ids": input_ids,
             "attention_mask": mask,
-            "n_bytes": torch.from_numpy(self.text_bytes[rows]),
+            "n_bytes": torch.from_numpy(self.inputs[rows, SIZE]),
+            INPUTS: torch.from_numpy(self.inputs[rows]),
             "bad": torch.zeros(len(rows), dtype=torch.bool),
         }
 
@@ -89,6 +99,8 @@ class CaptionDataModule(StimulusDataModule):
     """
 
     unit = "captions"
+    input_columns = INPUT_COLUMNS
+    takes_changed = True
 
     def __init__(
         self,
@@ -189,6 +201,21 @@ class CaptionDataModule(StimulusDataModule):
         return np.fromiter(chain.from_iterable(captions), np.int32, int(starts[-1])), starts
 
     @cached_property
+    def contents(self) -> NDArray[np.int64]:
+        """A hash of the tokens of each caption (N,); 0 stands for one that is not known."""
+        tokens, starts = self._tokens
+        parts = (tokens[first:end].tobytes() for first, end in pairwise(starts))
+        digests = b"".join(hashlib.blake2b(part, digest_size=8).digest() for part in parts)
+        return np.frombuffer(digests, "<i8") | 1
+
+    def changed(self, recorded: NDArray[np.int64], rows: NDArray[np.bool_]) -> list[int]:
+        """Return the rows whose captions have other tokens than those that were read; where unknown, other sizes."""
+        known, sizes = recorded[:, CONTENT], recorded[:, SIZE]
+        others = np.where(known != 0, known != self.contents, sizes != self.input_bytes)
+        found: list[int] = np.flatnonzero(rows & others).tolist()
+        return found
+
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each caption."""
         lengths: list[int] = np.diff(self._tokens[1]).tolist()
@@ -225,7 +252,7 @@ class CaptionDataModule(StimulusDataModule):
             **super().provenance(),
             "subset": self.subset,
             "prompt_name": self.prompt_name,
-            "tokens_sha256": identity.hexdigest(),
+            CAPTIONS: identity.hexdigest(),
             "truncate": self.truncate,
             "token_budget": self.plan.batch_size,
             "transformers": version("transformers"),
@@ -233,7 +260,9 @@ class CaptionDataModule(StimulusDataModule):
 
     def batches_of(self, batches: Sequence[Sequence[int]]) -> TokenBatches:
         """Return tokens padded on the right."""
-        return TokenBatches(*self._tokens, self.input_bytes, batches)
+        inputs = np.zeros((len(self.lengths), len(INPUT_COLUMNS)), dtype=np.int64)
+        inputs[:, SIZE], inputs[:, CONTENT] = self.input_bytes, self.contents
+        return TokenBatches(*self._tokens, inputs, batches)
 
     def _fit(self, captions: list[list[int]], context: int | None, ids: list[Any]) -> list[list[int]]:
         too_long = [row for row, caption in enumerate(captions) if context is not None and len(caption) > context]

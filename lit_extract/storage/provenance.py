@@ -7,6 +7,7 @@ from typing import Any
 from lit_extract.common.errors import name_some
 
 STIMULI = "stimuli_sha256"
+CAPTIONS = "tokens_sha256"
 _LONGEST = 60
 
 
