@@ -202,7 +202,7 @@ def _cells(plan: Needs, machine: Machine) -> dict[str, str]:
         "L×D": f"{plan.layers}×{shapes_in_words(plan.layer_shapes)}",
         "params": f"{plan.parameters / size:.1f} {unit}",
         "batch": f"{rows}×{tokens}" if tokens else str(rows),
-        ".pt": as_size(plan.features),
+        ".pt": as_size(plan.features) if plan.features else "-",
         "disk": as_size(plan.disk_peak),
         "device": "-" if plan.device is None else as_size(plan.device),
         "host": as_size(plan.host),
@@ -226,7 +226,8 @@ def _explanations(planned: Sequence[Needs], data: StimulusDataModule, machine: M
 
 def _totals(planned: Sequence[Needs], machine: Machine, output_dir: str) -> list[str]:
     one_by_one, at_once = disk_needed(planned)
-    features = f"{as_size(sum(plan.features for plan in planned))} of .pt files"
+    size = sum(plan.features for plan in planned)
+    features = f"{as_size(size)} of .pt files" if size else "no .pt files: the rows stay in stores"
     left = f"still needed on the disk: {as_size(one_by_one)}"
     if len(planned) > 1:
         features, left = f"{len(planned)} models: {features}", f"{left} one after another, {as_size(at_once)} at once"

@@ -93,7 +93,7 @@ def output_meaning(skeleton: Any) -> str:
     In timm the projection of a CLIP model is its classifier, with as many classes as the embedding has dimensions.
     """
     if not (n_classes := skeleton.num_classes):
-        kind = getattr(skeleton, "global_pool", "")
+        kind = getattr(skeleton, "global_pool", None)
         how = f" (global_pool: {kind or 'none'})" if isinstance(kind, str) else ""  # of others it is a module
         return f"embedding: the pooled vector{how}, without a classifier"
     published = get_arch_pretrained_cfgs(skeleton.pretrained_cfg.get("architecture", ""))

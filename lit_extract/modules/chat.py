@@ -6,7 +6,6 @@ T tokens.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,19 +29,13 @@ class Chat:
     examples: list[dict[str, Tensor]]  # what the processor makes of two images that differ everywhere
     preprocessing: dict[str, Any]  # for the data module: the image processor, and the text that goes with each image
 
-    @cached_property
-    def _prompt(self) -> Tensor:
-        return torch.tensor(self.prompt_tokens)
-
     def prompt_places(self, ids: Tensor) -> Tensor:
-        """Return where in the tokens (T,) of an image with the prompt the latter is: a mask (T,)."""
-        prompt = self._prompt.to(ids.device)
+        """Return the places of the prompt's tokens among those (T,) of an image with it, of which it is the last."""
+        prompt = torch.tensor(self.prompt_tokens, device=ids.device)
         starts = (ids.unfold(0, len(prompt), 1) == prompt).all(dim=1).nonzero()
         if not len(starts):
             raise InputError("model.prompt: its tokens are not among those that the processor makes of an image")
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        mask[starts[-1] : starts[-1] + len(prompt)] = True
-        return mask
+        return starts[-1] + torch.arange(len(prompt), device=ids.device)
 
 
 def load_chat(source: str, options: Mapping[str, Any], prompt: str, config: Any) -> Chat:
@@ -53,7 +46,7 @@ def load_chat(source: str, options: Mapping[str, Any], prompt: str, config: Any)
     """
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(source, **options)
+    processor = AutoProcessor.from_pretrained(source, **{**options, "trust_remote_code": False})
     tokenizer, images = (getattr(processor, part, None) for part in ("tokenizer", "image_processor"))
     if tokenizer is None or images is None:
         raise InputError(f"its processor ({type(processor).__name__}) is not one of a tokenizer and an image processor")

@@ -6,7 +6,7 @@ B batch, L layers, T tokens, D hidden size, P poolings.
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         prompt_name: Name of the prompt in the names of the files; needed if prompt is a text.
         prompts: YAML with further prompts; like the prompts.yml that ships here.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
+        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
+            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
     """
 
     kind = "vision_language"
@@ -79,8 +81,9 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         prompt_name: str | None = None,
         prompts: str | None = None,
         models: str | None = None,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     ) -> None:
-        super().__init__(name, untrained, seed, checkpoint, revision, options, models)
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype=dtype)
         self.prompt = find_prompt(prompt, file=prompts)
         self.prompt_name = prompt_name or self.prompt.name
         if not re.fullmatch(r"[\w+-][\w.+-]*", self.prompt_name):
@@ -138,14 +141,16 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
     def _activations_of(self, row: dict[str, Tensor]) -> Tensor:
         """Return pooled activations of one image (P, L·D)."""
         ids = row["input_ids"][0]
-        image = ids == self.chat.image_token_id
-        tokens = {"image": image, "prompt": self.chat.prompt_places(ids), "last": torch.zeros_like(image)}
-        tokens["last"][-1] = True
-        masks = [tokens[pool] for pool in self.pools]
+        places = {  # not masks, for which a GPU would be waited for in each layer
+            "image": (ids == self.chat.image_token_id).nonzero()[:, 0],
+            "prompt": self.chat.prompt_places(ids),
+            "last": torch.tensor([len(ids) - 1], device=ids.device),
+        }
+        pooled_places = [places[pool] for pool in self.pools]
         blocks = find_language_blocks(self.model, self.model_name)
 
         def pool(hidden: Tensor) -> Tensor:
-            return torch.stack([hidden[0, mask].mean(dim=0, dtype=torch.float32) for mask in masks])
+            return torch.stack([hidden[0, at].mean(dim=0, dtype=torch.float32) for at in pooled_places])
 
         output = None
         with capture(

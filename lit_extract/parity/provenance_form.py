@@ -28,6 +28,7 @@ MAX_PROMPT = 100_000  # characters
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 _Pixels = Annotated[int, Field(ge=1, le=2**26)]
 _BLOCK = "blocks[.](0|[1-9][0-9]{0,3})"
+_MODULE = r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*\z"  # a path in a model
 
 
 class _Provenance(TypedDict):
@@ -113,6 +114,7 @@ class _VisionOptions(TypedDict, total=False):
     pool_include_prefix: bool
     final_norm: bool
     fc_norm: bool | None
+    zero_init_last: bool
 
 
 class _TransformersVisionOptions(TypedDict, total=False):
@@ -164,7 +166,11 @@ _TEXT_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(emb
 _VISION_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(norm|head|{_BLOCK})$")]])
 TRANSFORMERS_VISION = "transformers_vision"
 _FORMS = {
-    "vision": _Forms(TypeAdapter(_Vision), TypeAdapter(_VisionOptions), _VISION_LAYERS),
+    "vision": _Forms(
+        TypeAdapter(_Vision),
+        TypeAdapter(_VisionOptions),
+        TypeAdapter(list[Annotated[str, StringConstraints(pattern=_MODULE, max_length=100)]]),
+    ),
     TRANSFORMERS_VISION: _Forms(
         TypeAdapter(_TransformersVision), TypeAdapter(_TransformersVisionOptions), _VISION_LAYERS
     ),

@@ -1,10 +1,12 @@
-"""Vision models by timm's own intermediates.
+"""Vision models by timm's own intermediates, and by hooks on the modules that timm lists as stages.
 
-T tokens, D hidden size.
+T tokens, D hidden size or channels, H height, W width.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,8 @@ class VisionReference(Reference):
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
         check_same("preprocessing", known["preprocessing"], plain)
         self.transform = create_transform(**config, is_training=False)
-        self.way, self.tokens = _tokens_of(model, name, known["pool"], has_norm="norm" in self.layers)
+        blocks = _block_path(skeleton.eval(), config["input_size"])
+        self.way, self.tokens = _tokens_of(model, name, known["pool"], self.layers, blocks)
         built: nn.Module = model
         return built
 
@@ -140,10 +143,10 @@ class VisionReference(Reference):
             return Image.fromarray(images[self.image_rows[row]])
 
 
-def _tokens_of(model: Any, name: str, pool: str, has_norm: bool) -> tuple[str, _Tokens]:
+def _tokens_of(model: Any, name: str, pool: str, layers: Sequence[str], path: str) -> tuple[str, _Tokens]:
     """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each layer.
 
-    Of pooling head it is what the model outputs, in the place of patch tokens.
+    Of pooling head it is what the model outputs, in the place of patch tokens. ``path`` is where the blocks are.
     """
     if pool == "head":
 
@@ -152,27 +155,90 @@ def _tokens_of(model: Any, name: str, pool: str, has_norm: bool) -> tuple[str, _
             return {"head": (vector[:, :0], vector)}
 
         return "timm model(image)", output
-    way, blocks = _blocks_of(model, name, pool)
+    if not path:
+        return _stages_of(model, layers)
+    way, blocks = _blocks_of(model, name, pool, path)
+    has_norm = "norm" in layers
 
     def tokens(image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        layers = blocks(image)
-        found = {f"blocks.{k}": layer for k, layer in enumerate(layers)}
+        outputs = blocks(image)
+        found = {f"blocks.{k}": output for k, output in enumerate(outputs)}
         if has_norm:
             normed = model.forward_features(image).flatten(1, -2)  # of some a map (1, H, W, D)
-            n_prefix = normed.shape[1] - layers[-1][1].shape[1]
+            n_prefix = normed.shape[1] - outputs[-1][1].shape[1]
             found["norm"] = normed[:, :n_prefix], normed[:, n_prefix:]
         return found
 
     return f"{way}, forward_features" if has_norm else way, tokens
 
 
-def _blocks_of(model: Any, name: str, pool: str) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
-    """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each block."""
-    sequences = [path for path, part in model.named_modules() if isinstance(part, nn.Sequential | nn.ModuleList)]
+def _block_path(skeleton: nn.Module, size: Sequence[int]) -> str:
+    """Return where a model on the meta device has blocks that put out tokens of one width; "" if it has stages."""
+    sequences = [path for path, part in skeleton.named_modules() if isinstance(part, nn.Sequential | nn.ModuleList)]
     named = [path for path in sequences if path.rpartition(".")[2] == "blocks"]
     path = min(named, key=len, default="")  # "blocks", or as "encoder.blocks"; that of a stage has a number in it
     if not path or any(letter.isdigit() for letter in path):
-        raise InputError(f"parity: {name!r} has no sequence of blocks, so it is not the model of the file")
+        return ""
+    blocks, widths = list(skeleton.get_submodule(path).children()), []
+    for block in blocks:
+        block.register_forward_hook(lambda module, inputs, output: widths.append(_width_of_tokens(output)))
+    with torch.no_grad(), suppress(Exception):  # on the meta device some fail after their blocks
+        skeleton(torch.empty(1, *size, device="meta"))
+    return path if len(widths) == len(blocks) and len({*widths}) == 1 and widths[0] else ""
+
+
+def _width_of_tokens(output: Any) -> int:
+    return output.shape[2] if isinstance(output, Tensor) and output.ndim == 3 and output.shape[0] == 1 else 0
+
+
+def _stages_of(model: Any, layers: Sequence[str]) -> tuple[str, _Tokens]:
+    """Return the interface of a model with stages, and a function from an image to the places of their maps.
+
+    A stage for which timm lists no module that puts it out is one of timm's intermediates by its very name.
+    """
+    channels = {stage["module"]: stage["num_chs"] for stage in model.feature_info}
+    modules = {path: module for path, module in model.named_modules() if path in channels and path in layers}
+    unnamed = [layer for layer in layers if layer.startswith("intermediates.")]
+    is_last = getattr(model, "output_fmt", "") == "NHWC"
+
+    def tokens(image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        found: dict[str, Tensor] = {}
+
+        def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple | list) else [output]
+            stage = next(tensor for tensor in tensors if channels[path] in tensor.shape[1:])
+            found[path] = _places(stage, channels[path], is_last).clone()  # it may be changed in place
+
+        handles = [module.register_forward_hook(partial(note, path)) for path, module in modules.items()]
+        try:
+            model(image)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if unnamed:
+            maps = model.forward_intermediates(image, norm=False, output_fmt="NCHW", intermediates_only=True)
+            found |= {f"intermediates.{k}": stage.flatten(2).mT for k, stage in enumerate(maps)}
+        return {layer: (stage[:, :0], stage) for layer, stage in found.items()}
+
+    ways = (["hooks on the modules that timm lists"] if modules else []) + ["timm forward_intermediates"] * bool(
+        unnamed
+    )
+    return ", ".join(ways), tokens
+
+
+def _places(stage: Tensor, channels: int, is_last: bool) -> Tensor:
+    """Return the places (1, T, D) of a map (1, D, H, W) or (1, H, W, D), or of tokens (1, T, D) or (1, D, T)."""
+    if stage.ndim == 3:
+        return stage if stage.shape[2] == channels else stage.mT
+    if stage.shape[3] == channels and (is_last or stage.shape[1] != channels):
+        return stage.flatten(1, 2)
+    return stage.flatten(2).mT
+
+
+def _blocks_of(
+    model: Any, name: str, pool: str, path: str
+) -> tuple[str, Callable[[Tensor], list[tuple[Tensor, Tensor]]]]:
+    """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each block."""
     offered = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters
     has_prefix = getattr(model, "num_prefix_tokens", 0) > 0
     wanted = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}

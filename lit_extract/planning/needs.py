@@ -49,7 +49,7 @@ class Needs:
     parameters: int = 0  # of the whole model, head included
     pools: Sequence[str] = ()
     batch: tuple[int, int] = (0, 0)  # rows and tokens of the largest one; an image has no tokens of ours
-    features: int = 0  # all .pt files
+    features: int = 0  # all .pt files; 0 of a run that makes none
     disk_peak: int = 0  # the most at once: the store, and the .pt files that are made next to it
     disk_left: int = 0  # what the disk must still give for that; 0 when the files exist
     disk_kept: int = 0  # what of it stays in the end
@@ -76,9 +76,9 @@ def estimate_needs(
     size, row_bytes = Size(rows, model.layer_shapes, len(model.pools), model.dtype_written), model.row_bytes
     images = data.batch_size if isinstance(data, ImageDataModule) else 1
     shard_rows = data.shard_rows or default_shard_rows(rows, images, row_bytes)
-    store, features = size.store(shard_rows), len(model.pools) * size.file()
-    peak = store + (features if finalize else 0)
-    kept = (features if finalize else 0) + (store if keep_store or not finalize else 0)
+    store, features = size.store(shard_rows), len(model.pools) * size.file() if finalize else 0
+    peak = store + features
+    kept = features + (store if keep_store or not finalize else 0)
     files, store_path = output_paths(model, data, output_dir)
     existing = bytes_there([store_path, *files.values()])
     local = place_of(store_path).local  # no requests to a server are made

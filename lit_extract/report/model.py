@@ -15,6 +15,7 @@ from lit_extract.report.sources import FEWEST_STIMULI, Source
 from lit_extract.report.statistics import Norms, Outliers
 from lit_extract.report.stimuli import Stimuli
 from lit_extract.storage.features import Features
+from lit_extract.storage.layout import shapes_in_words
 
 ROWS_AT_ONCE = 1024
 DRAWN_AT_MOST = 200  # stimuli of an RDM: more can't be seen, and RSA between many layers takes long
@@ -94,6 +95,11 @@ class ModelReport:
     def n_drawn(self) -> int:
         """Return how many stimuli the RDMs are of."""
         return min(len(self.sampled), DRAWN_AT_MOST)
+
+    @property
+    def widths(self) -> str:
+        """Return the dimensions of the layers in words: as 768, or from the first to the last, as 64…2048."""
+        return shapes_in_words(self.source.features.layer_shapes)
 
     def numbers(self) -> dict[str, Any]:
         """Return what report.json has of the model."""

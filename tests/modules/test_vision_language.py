@@ -312,3 +312,12 @@ def test_a_forward_pass_that_fails_is_one_clear_error(folders, monkeypatch):
     monkeypatch.setattr(transformers.LlamaModel, "forward", fail)
     with pytest.raises(InputError, match=r"forward pass of .* fails: RuntimeError: no such"):
         extractor_of(folders("llava")).configure_model()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_features_are_written_in_the_type_that_is_asked_for(folders, images, dtype):
+    exact = features(extractor_of(folders("llava")), images, [[0, 1]])
+    extractor = extractor_of(folders("llava"), dtype=dtype)
+    found = features(extractor, images, [[0, 1]])
+    assert torch.equal(found, exact.to(getattr(torch, dtype)))
+    assert extractor.provenance()["dtype"] == dtype

@@ -147,15 +147,16 @@ def test_all_models_of_a_file_with_the_reason_for_those_that_can_not_be(plan, pl
     models.write_text("vision: [test_vit.r160_in1k, no_such_model, resnet18.a1_in1k, test_vit2.r160_in1k]\n")
     settings = (*DEMO, "--models", models, "--untrained", "--model.pool", "avg")
     content = planned(*settings, code=3)
-    assert [bool(model["problem"]) for model in content["models"]] == [False, True, True, False]
+    assert [bool(model["problem"]) for model in content["models"]] == [False, True, False, False]
     assert "no model is called 'no_such_model'" in content["models"][1]["problem"]
-    assert "stages differ in width" in content["models"][2]["problem"]
+    assert content["models"][2]["layer_shapes"] == [[64], [64], [128], [256], [512]]
     assert content["total"]["features"] == sum(model["features"] for model in content["models"])
     code, out, _ = plan(*settings)
     assert code == 3
     assert re.search(r"^test_vit\.r160_in1k +6×64 +371\.2 k", out, re.MULTILINE)
-    assert "not planned: 2" in out
-    assert "2 models: " in out
+    assert re.search(r"^resnet18\.a1_in1k +5×64…512 +11\.7 M", out, re.MULTILINE)
+    assert "not planned: 1" in out
+    assert "3 models: " in out
     assert [model["model"] for model in planned(*settings, "--match", "vit2")["models"]] == ["test_vit2.r160_in1k"]
 
 
@@ -329,3 +330,13 @@ def test_a_host_that_is_too_small_for_a_gpu_s_model_does_not_fit(planned, plan):
     assert (short["fits"], short["host"]) == ("host", enough["host"])
     assert enough["host"] > 4 * enough["parameters"]
     assert "the memory of the host does not suffice, 2.0 GB" in plan(*given, "--host_memory", 2)[1]
+
+
+def test_tokens_are_planned_as_a_store(cli, planned, tmp_path):
+    settings = (*TINY, "--model.pool", "tokens", "--model.dtype", "float16", "--output_dir", tmp_path / "out")
+    (model,) = planned(*settings, "--trainer.accelerator", "cpu")["models"]
+    assert (model["features"], model["layer_shapes"]) == (0, [[101, 64]] * 6)
+    assert cli("predict", *settings, "--trainer.accelerator", "cpu")[0] == 0
+    (store,) = tmp_path.glob("out/demo/*/*.zarr")
+    size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    assert size <= model["disk_peak"] == model["disk_kept"] <= size + 80 * KB * model["rows"]
