@@ -18,26 +18,64 @@ from lit_extract.modules.vision import VisionExtractor
 PAGE = Path("docs/vision-models.md")
 POOLS = ["cls", "avg", "avg_all"]
 REMARKS = {
-    "cait": "blocks of patches alone: the class token joins after them, in blocks that are no layers",
+    "cait": "blocks of patches alone: the class token joins after them, and `norm` alone can give it",
+    "coat": "of tokens, without the class token of each stage",
     "convit": "the class token joins before the last two blocks: `cls` of these alone, `--model.layers '[-2, -1]'`",
+    "crossvit": "two branches: first the layers of one, then those of the other, without their class tokens",
     "deepseek_vit": "the blocks of the encoder; what merges their tokens comes after them",
     "gemma4_vit": "the blocks of the encoder; what merges their tokens comes after them",
     "mlp_mixer": "no transformers: blocks without attention",
     "naflexvit": "images of one size, so that no tokens are padding",
     "qwen3_vit": "the blocks of the encoder; what merges their tokens comes after them",
+    "tnt": "the outer tokens, without the class token",
     "vitamin": "vitamin_xlarge_336 gives features with `--model.options '{img_size: 336}'`",
-    "xcit": "blocks of patches alone: the class token joins after them, in blocks that are no layers",
+    "xcit": "blocks of patches alone: the class token joins after them, and `norm` alone can give it",
 }
 
 
+INTRODUCTION = """# Vision models of timm
+
+Of the {n_all:,} architectures of timm {version}, {blocks:,} give the tokens of their blocks, {stages:,} give the maps
+of their stages, and {refused:,} are refused, in one line with the reason, before weights are loaded. A family is a
+module of timm. The weights, the part of a name after the dot, change nothing here.
+`python scripts/vision_models.py` asks each architecture and writes this page.
+
+Pooling `head`, what the model itself outputs, is of any of them whose output is one vector an image.
+"""
+BLOCKS = """
+## Blocks
+
+A sequence of blocks that put out tokens of one width: the layers are `blocks.0`, `blocks.1`, … and, where the tokens
+have a final norm, `norm`. All have `avg_all` too.
+
+| family | architectures | give blocks | blocks | width | tokens before the patches | poolings | remarks |
+| --- | --: | --: | --- | --- | --- | --- | --- |
+"""
+STAGES = """
+## Stages
+
+All others give what timm's own `forward_intermediates` returns: a map (C, H, W) for each stage, which may differ in
+width. `layers: blocks` means all stages and indices count them. `avg` is the mean over the places of a map, before any
+final norm; there is no `cls`, `avg_all` or `norm`. A stage is called after the module whose output it is, as `layer4`,
+or `intermediates.3` where timm lists no module that puts out exactly that.
+
+Random weights (`untrained`) are timm's own initialization. In ResNets the last norm of each block starts at zero, so
+that blocks add nothing to what they get; `--model.options '{zero_init_last: false}'` changes that.
+
+| family | architectures | give stages | stages | widths | first and last layer, as in | remarks |
+| --- | --: | --: | --- | --- | --- | --- |
+"""
+
+
 class Answer(NamedTuple):
-    """What one architecture gives: tokens and prefix tokens of the last block, or the reason why it gives nothing."""
+    """What one architecture gives: its layers, or the reason why it gives nothing."""
 
     name: str
-    n_tokens: int = 0
-    n_dim: int = 0
-    n_prefix: int = 0
-    n_layers: int = 0
+    kind: str = ""  # blocks or stages
+    layers: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()  # of the layers
+    n_tokens: int = 0  # of the last layer: tokens, or places of a map
+    n_prefix: int = 0  # of them before the patches
     pools: tuple[str, ...] = ()
     reason: str = ""
 
@@ -52,54 +90,80 @@ def main() -> None:
 
 
 def ask(name: str) -> Answer:
-    reason = ""
-    for pools in (POOLS, POOLS[1:]):
-        try:
-            model = VisionExtractor(name, untrained=True, pool=pools)
-        except InputError as error:
-            reason = str(error)
-            if not reason.startswith("model.pool: "):
-                break
-        else:
-            return Answer(name, model.n_tokens, model.block_dim, model.n_prefix, len(model.layers), tuple(pools))
-    return Answer(name, reason=reason)
+    try:
+        model = VisionExtractor(name, untrained=True, pool="avg")
+    except InputError as error:
+        return Answer(name, reason=str(error))
+    found = model.layer_set
+    widths = tuple(form.width for form in found.forms)
+    last = found.forms[-1]
+    pools = tuple(pool for pool in POOLS if pool in found.allowed)
+    kind = type(found).__name__.lower()
+    return Answer(name, kind, tuple(model.layers), widths, last.n_tokens, last.n_prefix, pools)
 
 
 def page(answers: Iterable[Answer]) -> str:
     families: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         families[answer.family].append(answer)
-    n_all = sum(len(family) for family in families.values())
-    n_good = sum(1 for family in families.values() for answer in family if answer.pools)
-    counts = f"{n_good:,} give features and {n_all - n_good:,} are refused"
-    in_order = sorted(families, key=lambda name: (not any(answer.pools for answer in families[name]), name))
-    return "\n".join(
+    every = [answer for family in families.values() for answer in family]
+    kinds = Counter(answer.kind for answer in every)
+    by_kind = {
+        kind: [name for name in sorted(families) if kind in {answer.kind for answer in families[name]}]
+        for kind in ("blocks", "stages")
+    }
+    introduction = INTRODUCTION.format(
+        n_all=len(every), version=timm.__version__, blocks=kinds["blocks"], stages=kinds["stages"], refused=kinds[""]
+    )
+    return "".join(
         [
-            "# Vision models of timm",
-            "",
-            f"Of the {n_all:,} architectures of timm {timm.__version__}, {counts}, in one line with the reason,",
-            "before weights are loaded. `python scripts/vision_models.py` asks each of them and writes this page.",
-            "A family is a module of timm. The weights, the part of a name after the dot, change nothing here.",
-            "",
-            "| family | architectures | give features | tokens before the patches | poolings | "
-            "reason of the others, remarks |",
-            "| --- | --: | --: | --- | --- | --- |",
-            *(row(name, families[name]) for name in in_order),
-            "",
+            introduction,
+            BLOCKS,
+            *(row_of_blocks(name, families[name]) for name in by_kind["blocks"]),
+            STAGES,
+            *(row_of_stages(name, families[name]) for name in by_kind["stages"]),
         ]
     )
 
 
-def row(name: str, family: list[Answer]) -> str:
-    good = [answer for answer in family if answer.pools]
+def row_of_blocks(name: str, family: list[Answer]) -> str:
+    good = [answer for answer in family if answer.kind == "blocks"]
     prefixes = ", ".join(str(n) for n in sorted({answer.n_prefix for answer in good}))
     n_cls = sum("cls" in answer.pools for answer in good)
     cls = "`cls`, " if n_cls == len(good) else f"`cls` ({n_cls}), " if n_cls else ""
-    pools = f"{cls}`avg`, `avg_all`" if good else ""
+    return in_a_row(name, len(family), len(good), numbers(good), extent(good), prefixes, f"{cls}`avg`", remarks(family))
+
+
+def row_of_stages(name: str, family: list[Answer]) -> str:
+    good = [answer for answer in family if answer.kind == "stages"]
+    first = good[0]
+    layers = f"`{first.layers[0]}` … `{first.layers[-1]}` ({first.name})"
+    return in_a_row(name, len(family), len(good), numbers(good), extent(good), layers, remarks(family))
+
+
+def in_a_row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |\n"
+
+
+def remarks(family: list[Answer]) -> str:
     reasons = Counter(short(answer.reason) for answer in family if answer.reason)
     counted = [reason if n == len(family) else f"{reason} ({n})" for reason, n in reasons.most_common()]
-    remarks = "; ".join(counted + ([REMARKS[name]] if name in REMARKS else []))
-    return f"| {name} | {len(family)} | {len(good) or '–'} | {prefixes} | {pools} | {remarks} |"
+    name = family[0].family
+    return "; ".join(counted + ([REMARKS[name]] if name in REMARKS else []))
+
+
+def numbers(family: list[Answer]) -> str:
+    """Return how many layers architectures have."""
+    return span({len(answer.layers) for answer in family})
+
+
+def extent(family: list[Answer]) -> str:
+    """Return how wide layers are."""
+    return span({width for answer in family for width in answer.widths})
+
+
+def span(values: set[int]) -> str:
+    return "…".join(map(str, dict.fromkeys([min(values), max(values)])))
 
 
 def short(reason: str) -> str:

@@ -85,17 +85,17 @@ def image_folder(tmp_path):
 def run_job(tmp_path, image_folder):
     """A function that runs a tiny untrained model on ``image_folder``; its features go to ``tmp_path / "out"``.
 
-    Settings of the data module begin with ``data_``; pool, layers, seed, dtype and precision, and those of ``extract``,
-    don't.
+    Settings of the data module begin with ``data_``; name, pool, layers, seed, dtype and precision, and those of
+    ``extract``, don't.
     """
     from lit_extract import ImageFolderDataModule, VisionExtractor, extract
     from lit_extract.jobs.trainer import predict_trainer
 
-    def run(output_dir=tmp_path / "out", precision="32-true", **settings):
+    def run(output_dir=tmp_path / "out", precision="32-true", name="test_vit.r160_in1k", **settings):
         of_model = {key: settings.pop(key) for key in ("pool", "seed", "layers", "dtype") if key in settings}
         of_data = {key: settings.pop(key) for key in list(settings) if key.startswith("data_")}
         of_data = {key.removeprefix("data_"): value for key, value in of_data.items()}
-        model = VisionExtractor("test_vit.r160_in1k", untrained=True, **of_model)
+        model = VisionExtractor(name, untrained=True, **of_model)
         data = ImageFolderDataModule(**{"root": str(image_folder), "batch_size": 2, "num_workers": 0, **of_data})
         trainer = predict_trainer("cpu", devices=1, precision=precision)
         return extract(model, data, trainer, str(output_dir), **settings)

@@ -46,7 +46,7 @@ def load_chat(source: str, options: Mapping[str, Any], prompt: str, config: Any)
     """
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(source, **options)
+    processor = AutoProcessor.from_pretrained(source, **{**options, "trust_remote_code": False})
     tokenizer, images = (getattr(processor, part, None) for part in ("tokenizer", "image_processor"))
     if tokenizer is None or images is None:
         raise InputError(f"its processor ({type(processor).__name__}) is not one of a tokenizer and an image processor")

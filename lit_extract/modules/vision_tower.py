@@ -147,7 +147,7 @@ def _count_patches(name: str, config: Any, inputs: Mapping[str, Any]) -> tuple[i
         return int(pixels.shape[1]), None
     size = getattr(config, "patch_size", None)
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
-    if len(sides) != 2:
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise InputError(f"model.name: the configuration of {name!r} has no patch_size, so its patches are not known")
     rows, columns = (whole // side for whole, side in zip(pixels.shape[-2:], sides, strict=True))
     return rows * columns, columns
@@ -198,7 +198,11 @@ def output_meaning(model: Any, tower: Any) -> str:
 
 
 def tensors_behind(skeleton: nn.Module, outputs: Tensor) -> set[str]:
-    """Return the names of the parameters of a skeleton on which outputs depend: those that a gradient reaches."""
+    """Return the names of the parameters of a skeleton on which outputs depend: those that a gradient reaches.
+
+    All buffers count too, which have no gradients.
+    """
     parameters = dict(skeleton.named_parameters())
     gradients = torch.autograd.grad(outputs.sum(), list(parameters.values()), allow_unused=True)
-    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    reached = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    return reached | {name for name, _ in skeleton.named_buffers()}

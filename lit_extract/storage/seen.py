@@ -27,7 +27,7 @@ _SIDES = ("height", "width")
 # Settings of a processor that does nothing but resize, and cut out the middle.
 _PLAIN = frozenset(
     "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std "
-    "do_convert_rgb do_reduce_labels data_format image_processor_type default_to_square".split()
+    "do_convert_rgb data_format image_processor_type video_processor_type default_to_square".split()
 )
 
 
@@ -50,7 +50,8 @@ def part_seen(preprocessing: Mapping[str, Any] | None) -> str:
 
 def _processed(settings: Mapping[str, Any]) -> str:
     """Return what a processor of Transformers leaves, if its settings are plain: any may come out of a file."""
-    if settings.get("do_resize") is not True or not settings.keys() <= _PLAIN:
+    active = {name for name, value in settings.items() if value not in (None, False)}
+    if settings.get("do_resize") is not True or not active <= _PLAIN:
         return ""
     crops, size = settings.get("do_center_crop") is True, _sides(settings.get("size"))
     target = _sides(settings.get("crop_size")) if crops else size

@@ -1,5 +1,6 @@
 """models.yml: what may stand in it, and what the shipped one lists."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,13 @@ def test_shipped_file_lists_the_models_of_the_study():
 @pytest.mark.parametrize("entry", read_models(SHIPPED)["vision"], ids=lambda entry: entry.name)
 def test_timm_has_trained_weights_of_each_shipped_vision_model(entry):
     assert timm.is_model_pretrained(entry.name)
+
+
+def test_timm_has_trained_weights_of_each_baseline_that_is_commented_out():
+    vision = SHIPPED.read_text().partition("\nlanguage:")[0]
+    baselines = re.findall(r"^  # - (\S+)", vision, re.MULTILINE)
+    assert len(baselines) == len({*baselines}) == 30
+    assert [name for name in baselines if not timm.is_model_pretrained(name)] == []
 
 
 @pytest.mark.parametrize(

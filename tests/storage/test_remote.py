@@ -21,7 +21,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import MISSING, OK
 from lit_extract.storage.places import RemoteError, lease, place_of, to_path
-from lit_extract.storage.store import Store, is_store, remove_store
+from lit_extract.storage.store import Store, StoreSpec, is_store, remove_store
 
 pytestmark = pytest.mark.slow
 
@@ -735,3 +735,19 @@ def test_status_writes_nothing_and_shows_what_is_there_without_leave_to_write(ma
     code, out, err = cli("status", remote, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["entries"][0]["holder"].startswith("unknown: ")
+
+
+def test_layers_that_differ_in_shape_go_to_a_server_and_come_back(remote):
+    numbers = [torch.arange(5 * n).reshape(5, n).to(torch.bfloat16) for n in (3, 2)]
+    notes = {"files": {"avg": "m_pool-avg.pt"}, "num_params": 1}
+    spec = StoreSpec(["avg"], ["a", "b"], [(3,), (2,)], 2, list(range(5)), {"model": "m"}, notes, dtype="bfloat16")
+    store = Store.create(remote / "m.zarr", spec)
+    for shard in range(3):
+        rows = store.rows_of(shard)
+        feats = {f"avg.{k}": x[rows.start : rows.stop].view(torch.uint16).numpy() for k, x in enumerate(numbers)}
+        store.write_shard(shard, feats, np.full(len(rows), OK, dtype=np.uint8))
+    assert all(torch.equal(load_features(store.path).layer(k), layer) for k, layer in enumerate(numbers))
+    (file,) = finalize(store.path)
+    features = load_features(file)
+    assert [*features.feats] == ["a", "b"]
+    assert all(torch.equal(features.layer(k), layer) for k, layer in enumerate(numbers))

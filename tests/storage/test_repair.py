@@ -98,6 +98,25 @@ def test_one_row_is_repaired_after_finalizing_and_nothing_else_is_computed(
     assert computed == [1]
 
 
+def test_a_row_of_layers_that_differ_in_width_is_repaired(run_job, break_image, computed, tmp_path):
+    """Its shard is computed, all other rows come from the file, layer by layer."""
+    resnet = {"name": "test_resnet.r160_in1k", "pool": "avg", "dtype": "bfloat16"}
+    (whole,) = run_job(**resnet, data_shard_rows=2, output_dir=tmp_path / "intact").files
+    restore = break_image("4.png")
+    (file,) = run_job(**resnet, **SKIP).files
+    before = load_features(file).feats
+    assert len({layer.shape for layer in before.values()}) > 1
+    assert all(layer[4].isnan().all() for layer in before.values())
+    restore()
+    computed.clear()
+    assert run_job(**resnet, **SKIP).bad_input_rows == []
+    assert computed == [1]
+    expected, others = load_features(whole).feats, [0, 1, 2, 3, 5, 6]
+    for name, layer in load_features(file).feats.items():
+        assert torch.equal(layer[others].view(torch.int16), before[name][others].view(torch.int16))
+        torch.testing.assert_close(layer[4], expected[name][4], rtol=0.01, atol=0.01)
+
+
 def test_all_poolings_are_repaired_together_in_several_shards(run_job, break_image, intact, computed):
     restore = [break_image(f"{row}.png") for row in (0, 1, 4, 6)]
     files = run_job(pool=["cls", "avg"], **SKIP).files

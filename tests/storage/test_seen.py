@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import timm
 from PIL import Image
-from transformers import CLIPImageProcessor, ConvNextImageProcessor, Qwen2VLImageProcessor, SiglipImageProcessor
+from transformers import (
+    BeitImageProcessor,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    DPTImageProcessor,
+    LlavaImageProcessor,
+    Qwen2VLImageProcessor,
+    SiglipImageProcessor,
+)
 
 from lit_extract.storage.seen import part_seen
 
@@ -105,6 +113,8 @@ def test_the_sentence(preprocessing, said):
             (1, 1),
             "the whole picture, squashed to 128 × 96",
         ),
+        (BeitImageProcessor(), (1, 1), "the whole picture, squashed to 224 × 224"),
+        (LlavaImageProcessor(), (1, 0.5), "the middle square of the picture, resized to 224 × 224"),
     ],
 )
 def test_a_processor_of_transformers(processor, parts, said):
@@ -120,6 +130,8 @@ def test_a_processor_of_transformers(processor, parts, said):
     [
         ConvNextImageProcessor().to_dict(),  # crops by a rule of its own
         Qwen2VLImageProcessor().to_dict(),  # as many patches as the picture needs
+        DPTImageProcessor(keep_aspect_ratio=True).to_dict(),
+        LlavaImageProcessor(do_pad=True).to_dict(),
         {"do_resize": True, "size": 224},
         {"do_resize": True, "size": {"height": "224", "width": 224}},
         {"do_resize": True, "size": {"height": 0, "width": 0}},

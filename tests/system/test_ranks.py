@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import psutil
 import pytest
+import torch
 from helpers import runs
 
 from lit_extract import ImageFolderDataModule, VisionExtractor, extract
@@ -48,6 +49,19 @@ def test_two_ranks_write_disjoint_shards_and_the_same_bytes_as_one(reference, tm
         assert run.wait() == 0, run.output
         assert "(rank 0 of 2): 1024 of 1024 images" in run.output
     runs.assert_same_features(runs.features_file(output), undisturbed)
+
+
+def test_two_ranks_of_layers_that_differ_in_width_write_the_same_bytes_as_one(tmp_path):
+    images = runs.write_images(tmp_path / "images", 24)
+    found = {}
+    for name, ranks in (("two", runs.TWO_RANKS), ("one", runs.ONE_RANK)):
+        model = ("--model.name", "test_resnet.r160_in1k", "--model.pool", "avg", "--data.shard_rows", "4")
+        runs.complete(images, tmp_path / name, *model, "--data.batch_size", "2", *ranks)
+        (file,) = (tmp_path / name).rglob("*.pt")
+        found[name] = torch.load(file, weights_only=True)["feats"]
+    assert list(found["one"]) == list(found["two"])
+    assert len({layer.shape for layer in found["one"].values()}) > 1
+    assert all(torch.equal(layer, found["two"][name]) for name, layer in found["one"].items())
 
 
 def test_begun_with_two_ranks_and_killed_then_finished_with_one(reference, tmp_path):

