@@ -185,8 +185,8 @@ _FORMS = {
 
 def form_of(provenance: Mapping[str, Any]) -> str:
     """Return the kind of model that features are of; vision models of Transformers are one of their own here."""
-    kind = kind_of(provenance)
-    is_processed = kind == "vision" and "image_processor" in (provenance.get("preprocessing") or {})
+    kind, preprocessing = kind_of(provenance), provenance.get("preprocessing")
+    is_processed = kind == "vision" and isinstance(preprocessing, dict) and "image_processor" in preprocessing
     return TRANSFORMERS_VISION if is_processed else kind
 
 
