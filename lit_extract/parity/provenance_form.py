@@ -76,6 +76,7 @@ class _Language(_Provenance):
     prompt_name: ShortText
     tokens_sha256: _Sha256
     truncate: bool
+    captions_used: NotRequired[Literal["all"]]
     exclude_bos: bool | Literal["first"]
     loss: bool
     tokenizer: Literal["huggingface", "sentencepiece"]
