@@ -186,8 +186,9 @@ _FORMS = {
 def form_of(provenance: Mapping[str, Any]) -> str:
     """Return the kind of model that features are of; vision models of Transformers are one of their own here."""
     kind = kind_of(provenance)
-    is_processed = kind == "vision" and "image_processor" in (provenance.get("preprocessing") or {})
-    return TRANSFORMERS_VISION if is_processed else kind
+    preprocessing = provenance.get("preprocessing")
+    is_processed = isinstance(preprocessing, Mapping) and "image_processor" in preprocessing
+    return TRANSFORMERS_VISION if kind == "vision" and is_processed else kind
 
 
 def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings: RebuildSettings) -> None:
