@@ -37,8 +37,9 @@ def test_nothing_of_what_made_the_file_is_used(file, after_blocks, of, tmp_path,
 
     for name in (
         "lit_extract.modules.hooks.capture",
-        "lit_extract.modules.vision.capture",
-        "lit_extract.modules.vision.find_layers",
+        "lit_extract.modules.blocks.capture",
+        "lit_extract.modules.blocks.Blocks.run",
+        "lit_extract.modules.after_blocks.Output.run",
         "lit_extract.modules.vision.VisionExtractor.normalize",
         "lit_extract.modules.vision.VisionExtractor.activations",
         "lit_extract.datasets.decode.open_image",
