@@ -58,7 +58,7 @@ def refusal(cli, tmp_path, monkeypatch):
             (*DEMO, "--model.name", "vit_base_patch16_siglip_224.webli"),
             ["model.pool", "no class token", "avg, avg_all"],
         ),
-        ((*DEMO, "--model.name", "resnet18.a1_in1k"), ["'resnet18.a1_in1k' has maps as its layers", "avg"]),
+        ((*DEMO, "--model.name", "resnet18.a1_in1k"), ["'resnet18.a1_in1k' are maps", "allowed: avg"]),
         ((*UNTRAINED, "--model.pool", "max"), ["model.pool", "cls", "avg_all", "max"]),
         ((*UNTRAINED, "--model.layers", "[0, 6]"), ["model.layers: 6 out of range", "6 blocks, -6 to 5"]),
         ((*UNTRAINED, "--model.layers", "[5, -1]"), ["model.layers: [5, -1]", "none twice"]),
