@@ -76,6 +76,7 @@ class _Language(_Provenance):
     prompt_name: ShortText
     tokens_sha256: _Sha256
     truncate: bool
+    captions_used: NotRequired[Literal["all"]]
     exclude_bos: bool | Literal["first"]
     loss: bool
     tokenizer: Literal["huggingface", "sentencepiece"]
@@ -87,6 +88,7 @@ class _TextEncoder(_Provenance):
     prompt_name: ShortText
     tokens_sha256: _Sha256
     truncate: bool
+    captions_used: NotRequired[Literal["all"]]
     special_tokens: Literal["included", "excluded"]
     prefix: Annotated[str, StringConstraints(max_length=MAX_PROMPT)]
     context: Annotated[int, Field(ge=1, le=10**6)] | None
@@ -198,8 +200,8 @@ _FORMS = {
 
 def form_of(provenance: Mapping[str, Any]) -> str:
     """Return the kind of model that features are of; vision models of Transformers are one of their own here."""
-    kind = kind_of(provenance)
-    is_processed = kind == "vision" and "image_processor" in (provenance.get("preprocessing") or {})
+    kind, preprocessing = kind_of(provenance), provenance.get("preprocessing")
+    is_processed = kind == "vision" and isinstance(preprocessing, dict) and "image_processor" in preprocessing
     return TRANSFORMERS_VISION if is_processed else kind
 
 

@@ -45,17 +45,15 @@ class TextEncoderReference(LanguageReference):
         super().find_model()
         self.auto_class = encoder_class(self.config)
 
-    def tokenize(self) -> list[list[int]]:
-        """Return the tokens of each caption, cut by the tokenizer itself, and note which are special."""
-        known = self.provenance
+    def tokenize(self) -> list[list[list[int]]]:
+        """Return the tokens of the captions of each row, cut by the tokenizer itself."""
         self.tokenizer = self.load("tokenizer", "AutoTokenizer", self.other_options)
+        return [[self._tokenize(text)["input_ids"] for text in texts] for texts in self.texts]
+
+    def _tokenize(self, text: str) -> dict[str, list[int]]:
+        known = self.provenance
         cut: dict[str, Any] = {"truncation": True, "max_length": known["context"]} if known["truncate"] else {}
-        made = [
-            self.tokenizer(known["prefix"] + text, return_special_tokens_mask=True, verbose=False, **cut)
-            for text in self.texts
-        ]
-        self.is_special: list[list[int]] = [one["special_tokens_mask"] for one in made]
-        return [one["input_ids"] for one in made]
+        return dict(self.tokenizer(known["prefix"] + text, return_special_tokens_mask=True, verbose=False, **cut))
 
     def build(self) -> nn.Module:
         """Make the model, and the dense layers that may come after it."""
@@ -64,16 +62,16 @@ class TextEncoderReference(LanguageReference):
             self._read_head()
         return model
 
-    def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def compute_caption(self, tokens: list[int], text: str) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one caption through the model."""
-        inputs = self._inputs(row)
+        inputs = self._inputs(tokens)
         if self.layers == ["head"] and hasattr(self.model, "get_text_features"):
             return [self.model.get_text_features(**inputs).pooler_output[0]], {}
         tower = getattr(self.model, "text_model", self.model)
         tower = getattr(tower, "language_model", tower)
         tower = tower.get_encoder() if self.config.is_encoder_decoder and self.auto_class == "AutoModel" else tower
         tower.config.tie_last_hidden_states = False  # the last one as it is before a final norm
-        output, n = tower(**inputs, output_hidden_states=True), len(self.tokens[row])
+        output, n = tower(**inputs, output_hidden_states=True), len(tokens)
         last = output.last_hidden_state[0, :n]
         if self.layers == ["head"]:
             return [self._embed(last.float())], {}
@@ -85,21 +83,22 @@ class TextEncoderReference(LanguageReference):
         }
         if missing := [layer for layer in self.layers if layer not in tokens_of]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {name_some([*tokens_of])}")
-        return [self._pool(tokens_of[layer], self.is_special[row]) for layer in self.layers], {}
+        return [self._pool(tokens_of[layer], text) for layer in self.layers], {}
 
-    def _inputs(self, row: int) -> dict[str, Tensor]:
-        tokens = torch.tensor([self.tokens[row]], device=self.device)
+    def _inputs(self, caption: list[int]) -> dict[str, Tensor]:
+        tokens = torch.tensor([caption], device=self.device)
         if "siglip" not in self.config.model_type:
             return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         width = getattr(self.config, "text_config", self.config).max_position_embeddings
         padding = width - tokens.shape[1], self.tokenizer.pad_token_id
         return {"input_ids": functional.pad(tokens, (0, padding[0]), value=padding[1])}
 
-    def _pool(self, tokens: Tensor, is_special: list[int]) -> Tensor:
+    def _pool(self, tokens: Tensor, text: str) -> Tensor:
         pool = self.provenance["pool"]
         if pool == "cls":
             return tokens[0]
         if pool == "avg" and self.provenance["special_tokens"] == "excluded":
+            is_special = self._tokenize(text)["special_tokens_mask"]
             tokens = tokens[[place for place, special in enumerate(is_special) if not special]]
         return POOLINGS[pool](tokens)
 

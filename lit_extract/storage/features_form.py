@@ -85,6 +85,7 @@ class Notes(TypedDict, total=False):
     root: str | None
     exif_rotations: Count
     repaired_rows: list[Count]
+    captions_of_rows: list[dict[str, Any]]  # where rows are of captions that were edited later
     head_meaning: ShortText  # of pooling head: what the model outputs
     precision_check: _PrecisionCheck
 

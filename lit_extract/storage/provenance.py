@@ -7,6 +7,7 @@ from typing import Any
 from lit_extract.common.errors import name_some
 
 STIMULI = "stimuli_sha256"
+CAPTIONS = "tokens_sha256"
 OF_CAPTIONS = ("language", "text_encoder")  # kinds of models
 _LONGEST = 60
 
@@ -17,7 +18,7 @@ def kind_of(provenance: Mapping[str, Any]) -> str:
     Those of captions have tokens, of which text encoders take some as special; those of images that a model was asked
     about have the prompt's text.
     """
-    if "tokens_sha256" in provenance:
+    if CAPTIONS in provenance:
         return "text_encoder" if "special_tokens" in provenance else "language"
     return "vision_language" if "prompt_text" in provenance else "vision"
 

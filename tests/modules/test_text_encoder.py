@@ -139,6 +139,17 @@ def test_a_prefix_is_read_before_each_caption(saved, captions):
     assert extractor.provenance()["prefix"] == "two people "
 
 
+@pytest.mark.parametrize("family", ["mpnet", "siglip"])
+def test_several_captions_of_a_row_are_read_one_by_one(saved, tmp_path, family):
+    several, single = tmp_path / "several.csv", tmp_path / "single.csv"
+    texts = save_captions(single, [5, 9, 2, 7])
+    several.write_text(f"nsd_id,captions\n0,{texts[0]};{texts[1]};{texts[2]}\n1,{texts[3]}\n")
+    extractor = extractor_of(saved(family), pool="avg")
+    alone = features(extractor, single)["avg"]
+    expected = torch.stack([alone[:3].mean(0), alone[3]])
+    torch.testing.assert_close(features(extractor, several, captions_used="all")["avg"], expected, **CLOSE)
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "t5", "clip"])
 def test_what_is_too_long_is_refused_or_cut_before_the_last_special_token(saved, tmp_path, family):
     folder, path = saved(family), tmp_path / "captions.csv"

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lit_extract import DemoDataModule, ImageFolderDataModule, NSDDataModule, VisionExtractor
+from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import VISION_POOLINGS
 
 NARROW = {"depth": 2, "embed_dim": 96, "num_heads": 2}
@@ -37,8 +38,9 @@ def test_nothing_of_what_made_the_file_is_used(file, after_blocks, of, tmp_path,
 
     for name in (
         "lit_extract.modules.hooks.capture",
-        "lit_extract.modules.vision.capture",
-        "lit_extract.modules.vision.find_layers",
+        "lit_extract.modules.blocks.capture",
+        "lit_extract.modules.blocks.Blocks.run",
+        "lit_extract.modules.after_blocks.Output.run",
         "lit_extract.modules.vision.VisionExtractor.normalize",
         "lit_extract.modules.vision.VisionExtractor.activations",
         "lit_extract.datasets.decode.open_image",
@@ -248,9 +250,13 @@ def test_what_comes_after_the_blocks_but_went_wrong(tmp_path, certify, monkeypat
     is_norm = fault != "probabilities for logits"
     if is_norm:
         place = "blocks.5" if fault == "the last block for the norm" else "blocks.4.norm2"
-        monkeypatch.setattr(
-            "lit_extract.modules.vision.find_layers", lambda model, *_: {"norm": model.get_submodule(place)}
-        )
+
+        def run_wrong(self, model, images, pool):
+            with capture({"norm": model.get_submodule(place)}, lambda tokens: pool(tokens, self.forms[0])) as pooled:
+                model(images)
+            return pooled
+
+        monkeypatch.setattr("lit_extract.modules.blocks.Blocks.run", run_wrong)
     else:
         wrong = VISION_POOLINGS["head"]._replace(pool=lambda output, _: output.float().softmax(-1))
         monkeypatch.setitem(VISION_POOLINGS, "head", wrong)
