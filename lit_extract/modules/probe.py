@@ -193,7 +193,7 @@ def _check_causal(name: str, states_of: Callable[[Tensor], Sequence[Tensor]], te
             raise InputError(
                 f"model.name: {name!r} is not a causal language model: its tokens attend to later ones (a later token "
                 f"changes earlier activations by {change:.2g} of their size in blocks.{block}), so a caption's "
-                "features would depend on padding; choose a causal model"
+                "features would depend on padding; use TextEncoderExtractor"
             )
 
 

@@ -22,7 +22,7 @@ from lit_extract.modules.pooling import (
     check_pools,
     full_columns,
 )
-from lit_extract.modules.pretrained import create_skeleton, find_blocks
+from lit_extract.modules.pretrained import find_blocks
 from lit_extract.modules.probe import check_padding
 from lit_extract.modules.selection import (
     EMBEDDINGS,
@@ -39,6 +39,7 @@ from lit_extract.modules.text_tower import (
     find_example,
     find_tower,
     hidden_states,
+    make_skeleton,
     positions,
     run_tower,
     text_config,
@@ -234,9 +235,7 @@ class TextEncoderExtractor(HuggingFaceExtractor):
         return 16 * n_tokens
 
     def _skeleton(self) -> Any:
-        """Return a model without memory for its weights; with attention that does not look at the mask's numbers."""
-        settings = {**self.settings, "attn_implementation": "eager"}
-        return create_skeleton(self.config, settings, self.model_name, self.auto_class).eval()
+        return make_skeleton(self.config, self.settings, self.model_name)
 
     def _find_head(self, layers: Any, skeleton: Any) -> None:
         """Note the one layer of the head, what it is and how many numbers it has."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.untrusted import shorten
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.pretrained import MAX_LAYERS, MAX_WIDTH, find_blocks
+from lit_extract.modules.pretrained import MAX_LAYERS, MAX_WIDTH, create_skeleton, find_blocks
 from lit_extract.modules.selection import EMBEDDINGS, NORM, all_blocks
 
 # These were trained without an attention mask, on texts that padding makes equally long: it is part of the text.
@@ -40,6 +40,12 @@ def encoder_class(config: Any) -> str:
 
     alone = getattr(config, "is_encoder_decoder", False) and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
     return "AutoModelForTextEncoding" if alone else "AutoModel"
+
+
+def make_skeleton(config: Any, settings: Mapping[str, Any], name: str) -> Any:
+    """Return a text encoder without memory for its weights, with attention that looks at as few numbers as possible."""
+    eager = {**settings, "attn_implementation": "eager"}
+    return create_skeleton(config, eager, name, encoder_class(config)).eval()
 
 
 def find_tower(model: Any, name: str) -> Any:
@@ -100,7 +106,8 @@ def find_example(name: str, tower: Any) -> dict[str, Tensor]:
             return example
     assert reason is not None
     raise InputError(
-        f"model.name: the forward pass of {name!r} fails: {type(reason).__name__}: {one_line(reason)}"
+        f"model.name: the forward pass of {name!r} can't be followed without its weights, so that its layers are not "
+        f"known before a run ({type(reason).__name__}: {one_line(reason)}); choose another model"
     ) from reason
 
 
