@@ -48,10 +48,21 @@ class Tokens:
 
 
 class TokenBatches(Dataset[Batch]):
-    """A dataset whose items are the batches of a plan; ``inputs`` (N, 4) is what is noted of each row."""
+    """A dataset whose items are the batches of a plan; ``inputs`` (N, 4) is what is noted of each row.
 
-    def __init__(self, tokens: Tokens, inputs: NDArray[np.int64], batches: Sequence[Sequence[int]]) -> None:
+    Captions are padded with ``pad_id`` to the longest of their batch, or all to ``pad_to`` tokens.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        inputs: NDArray[np.int64],
+        batches: Sequence[Sequence[int]],
+        pad_id: int = 0,
+        pad_to: int | None = None,
+    ) -> None:
         self.tokens, self.inputs, self.batches = tokens, inputs, batches
+        self.pad_id, self.pad_to = pad_id, pad_to
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -65,8 +76,9 @@ class TokenBatches(Dataset[Batch]):
         rows, tokens = list(self.batches[item]), self.tokens
         by_row = [tokens.captions_of(row) for row in rows]
         captions = list(chain.from_iterable(by_row))
-        # Padding is on the right and never attended to, so any token of the vocabulary does.
-        input_ids = torch.zeros(len(captions), max(map(len, captions)), dtype=torch.int64)
+        # Padding is on the right. Language models never attend to it, so any token of the vocabulary does.
+        n_tokens = self.pad_to or max(map(len, captions))
+        input_ids = torch.full((len(captions), n_tokens), self.pad_id, dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
         for place, caption in enumerate(captions):
             input_ids[place, : len(caption)] = torch.from_numpy(caption)
@@ -212,15 +224,22 @@ class CaptionDataModule(StimulusDataModule):
         ids = [stimulus for stimulus, of_row in zip(stimuli, self._texts, strict=True) for _ in of_row]
         settings = self.preprocessing
         tokenizer = load_tokenizer(settings["tokenizer"], settings["source"], settings["options"])
-        captions = tokenizer.encode(texts)
+        prefix = settings.get("prefix", "")
+        captions = tokenizer.encode([prefix + text for text in texts])
         for text, caption in zip(texts[: self.show_tokens], captions, strict=False):
             pieces = zip(caption, tokenizer.token_texts(caption), strict=True)
             shown = " ".join(f"{token}|{piece}" for token, piece in pieces)
             logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
         if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
             raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
-        captions = self._fit(captions, settings["context"], ids)
+        captions = self._fit(captions, settings["context"], settings.get("tokens_after", 0), ids)
         _check_bos(captions, tokenizer.bos_id, settings, ids)
+        left_out = settings.get("left_out", 0)
+        if alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) <= left_out]:
+            raise InputError(
+                "model.special_tokens: excluded leaves nothing to average of captions of special tokens alone: "
+                f"{name_some(alone)}; leave them out with data.query"
+            )
         starts = np.cumsum([0, *map(len, captions)], dtype=np.int64)
         return Tokens(
             np.fromiter(chain.from_iterable(captions), np.int32, int(starts[-1])),
@@ -248,7 +267,8 @@ class CaptionDataModule(StimulusDataModule):
     def lengths(self) -> list[int]:
         """Tokens of each row: of its caption, or of as many of its longest as the most captions of a row."""
         tokens = self._tokens
-        of_captions = np.diff(tokens.starts)
+        pad_to = self.preprocessing.get("pad_to")
+        of_captions = np.maximum(np.diff(tokens.starts), pad_to or 0)
         longest = np.maximum.reduceat(of_captions, tokens.rows[:-1])
         lengths: list[int] = (longest * np.diff(tokens.rows).max()).tolist()
         return lengths
@@ -297,11 +317,13 @@ class CaptionDataModule(StimulusDataModule):
         """Return tokens padded on the right."""
         inputs = np.zeros((len(self.lengths), len(INPUT_COLUMNS)), dtype=np.int64)
         inputs[:, SIZE], inputs[:, CONTENT] = self.input_bytes, self.contents
-        return TokenBatches(self._tokens, inputs, batches)
+        settings = self.preprocessing
+        return TokenBatches(self._tokens, inputs, batches, settings.get("pad_id", 0), settings.get("pad_to"))
 
-    def _fit(self, captions: list[list[int]], context: int | None, ids: list[Any]) -> list[list[int]]:
+    def _fit(self, captions: list[list[int]], context: int | None, n_after: int, ids: list[Any]) -> list[list[int]]:
+        """Cut captions to the context, if that is wanted; the last ``n_after`` tokens are special, and stay."""
         too_long = [row for row, caption in enumerate(captions) if context is not None and len(caption) > context]
-        if not too_long:
+        if context is None or not too_long:
             return captions
         named = name_some([f"{ids[row]} ({len(captions[row])} tokens)" for row in too_long])
         if not self.truncate:
@@ -310,7 +332,10 @@ class CaptionDataModule(StimulusDataModule):
                 "leave them out with data.query, or pass --data.truncate true"
             )
         logger.info(f"truncated to {context} tokens: {named}")
-        return [caption[:context] for caption in captions]
+        return [
+            [*caption[: context - n_after], *caption[len(caption) - n_after :]] if len(caption) > context else caption
+            for caption in captions
+        ]
 
 
 def _check_bos(captions: list[list[int]], bos_id: int | None, settings: dict[str, Any], ids: list[Any]) -> None:

@@ -51,22 +51,26 @@ class LanguageReference(HuggingFaceReference):
         self.texts: list[list[str]] = [of_stimulus[id_key(stimulus)][:n_used] for stimulus in ids]
         check_sizes(n_bytes_sha256, [sum(len(text.encode()) for text in texts) for texts in self.texts])
         self.find_model()
-        tokenize = self._tokenizer(self.other_options)
-        context = getattr(self.config, "max_position_embeddings", None) if known["truncate"] else None
-        self.tokens = [[tokenize(text)[:context] for text in texts] for texts in self.texts]
+        self.tokens = self.tokenize()
         found = _tokens_sha256(self.tokens, ids, of_several=n_used is None)
         check_same("tokens_sha256", known["tokens_sha256"], found)
 
+    def tokenize(self) -> list[list[list[int]]]:
+        """Return the tokens of the captions of each row, cut as they were."""
+        tokenize = self._tokenizer(self.other_options)
+        context = getattr(self.config, "max_position_embeddings", None) if self.provenance["truncate"] else None
+        return [[tokenize(text)[:context] for text in texts] for texts in self.texts]
+
     def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send the captions of a row through the model, one by one, and return their means."""
-        found = [self._compute_caption(*caption) for caption in zip(self.tokens[row], self.texts[row], strict=True)]
+        found = [self.compute_caption(*caption) for caption in zip(self.tokens[row], self.texts[row], strict=True)]
         layers = [
             torch.stack(of_layer).float().mean(0) for of_layer in zip(*(layers for layers, _ in found), strict=True)
         ]
         losses = {name: torch.stack([of_one[name].cpu() for _, of_one in found]).nanmean() for name in found[0][1]}
         return layers, losses
 
-    def _compute_caption(self, tokens: list[int], text: str) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def compute_caption(self, tokens: list[int], text: str) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one caption through the model; twice, when the last block is wanted as it is before the final norm."""
         ids = torch.tensor([tokens], device=self.device)
         has_loss = self.provenance["loss"] and ids.shape[1] > 1
