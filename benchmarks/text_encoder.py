@@ -54,7 +54,8 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
 def make_model(folder: Path, shape: str) -> None:
     """A folder as sentence-transformers writes it: random weights, and a tokenizer of the captions' words."""
     import torch
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
     from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
     from tokenizers import models as tokenizer_models
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -73,9 +74,9 @@ def make_model(folder: Path, shape: str) -> None:
     fast.save_pretrained(plain)
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model(**SHAPES[shape], pad_token_id=1)).save_pretrained(plain)
-    transformer = models.Transformer(str(plain), max_seq_length=384)
-    pooling = models.Pooling(SHAPES[shape]["hidden_size"])
-    SentenceTransformer(modules=[transformer, pooling, models.Normalize()], device="cpu").save(str(folder))
+    transformer = modules.Transformer(str(plain), max_seq_length=384)
+    pooling = modules.Pooling(SHAPES[shape]["hidden_size"])
+    SentenceTransformer(modules=[transformer, pooling, modules.Normalize()], device="cpu").save(str(folder))
 
 
 def sentence_transformers(model: Path, captions: Path, n: int, dtype: str) -> dict[str, float]:
