@@ -24,6 +24,7 @@ PAGE = Path("docs/text-encoders.md")
 TESTED = {
     "bart": "BART's encoder",
     "bert": "BERT, MiniLM, E5, BGE, GTE (`thenlper/gte-*`)",
+    "big_bird": "BigBird",
     "clip": "CLIP's text model",
     "deberta-v2": "DeBERTa-v2 and v3",
     "distilbert": "DistilBERT",
@@ -31,15 +32,29 @@ TESTED = {
     "eurobert": "EuroBERT",
     "gemma3_text": "EmbeddingGemma",
     "gte": "GTE as Transformers has it",
+    "ibert": "I-BERT",
+    "jina_embeddings_v3": "Jina's embeddings v3, if the repository is in the format of Transformers",
+    "megatron-bert": "Megatron-BERT",
     "modernbert": "ModernBERT, GTE (`Alibaba-NLP/gte-modernbert-base`)",
     "mpnet": "MPNet: all-mpnet-base-v2",
     "mt5": "mT5's encoder",
     "nomic_bert": "Nomic, if the repository is in the format of Transformers: no code that comes with it is run",
     "qwen3": "Qwen3-Embedding",
+    "rembert": "RemBERT",
     "roberta": "RoBERTa, DistilRoBERTa",
+    "roformer": "RoFormer",
     "siglip": "SigLIP's text model; all texts are padded to the length of its training, and it sees the padding",
+    "siglip2": "the same of SigLIP-2",
     "t5": "T5's encoder: sentence-t5, GTR, Flan-T5",
+    "umt5": "UMT5's encoder",
     "xlm-roberta": "XLM-RoBERTa, multilingual E5, BGE-M3",
+    "xlm-roberta-xl": "XLM-RoBERTa-XL",
+}
+REFUSED = {
+    "convbert": "it convolves padding into its tokens, mask or not",
+    "fnet": "its Fourier transform runs over padding, and it takes no mask",
+    "mobilebert": "its embeddings of three tokens take in the padding, mask or not",
+    "nystromformer": "its attention averages over padding, mask or not",
 }
 BY_DEFAULT = "a model of its default configuration can't be built"
 
@@ -69,6 +84,8 @@ def types() -> list[str]:
 
 
 def ask(model_type: str) -> Answer:
+    if model_type in REFUSED:
+        return Answer(model_type, reason=REFUSED[model_type])
     try:
         config = transformers.AutoConfig.for_model(model_type)
         model = make_skeleton(config, {}, model_type)

@@ -92,12 +92,14 @@ def text_features(model: Any, inputs: Mapping[str, Any]) -> Tensor:
 def find_example(name: str, tower: Any) -> dict[str, Tensor]:
     """Return a text of 8 tokens as a skeleton takes it.
 
-    Some models look at the numbers of a mask, which a skeleton does not have, and others at those of positions when
-    there is no mask.
+    Some models look at the numbers of a mask, which a skeleton does not have, and others at those of the text when
+    there is no mask. A mask of pairs of tokens is taken as it is, where it is taken.
     """
     ones = torch.ones(1, 8, dtype=torch.int64, device="meta")
     reason: Exception | None = None
-    for example in ({"input_ids": ones}, {"input_ids": ones, "attention_mask": ones}):
+    of_pairs = torch.zeros(1, 1, 8, 8, device="meta")
+    for mask in ({}, {"attention_mask": ones}, {"attention_mask": of_pairs}):
+        example = {"input_ids": ones, **mask}
         try:
             run_tower(tower, example)
         except Exception as error:

@@ -15,6 +15,7 @@ from lit_extract.common.errors import InputError, name_some
 from lit_extract.modules.sentence_head import ModelFiles
 from lit_extract.modules.text_tower import encoder_class
 from lit_extract.modules.weights import on_cpu_in_float32
+from lit_extract.parity.hugging_face import before_final_norm
 from lit_extract.parity.language import POOLINGS, LanguageReference
 from lit_extract.parity.provenance_form import UNTRAINED
 
@@ -81,9 +82,24 @@ class TextEncoderReference(LanguageReference):
             **{f"blocks.{k}": state for k, state in enumerate(states[1:])},
             "norm": last,
         }
+        final = f"blocks.{len(states) - 2}"
+        if final in self.layers and torch.equal(states[-1], last):
+            tokens_of[final] = self._before_norm(tower, inputs, last)
         if missing := [layer for layer in self.layers if layer not in tokens_of]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {name_some([*tokens_of])}")
         return [self._pool(tokens_of[layer], text) for layer in self.layers], {}
+
+    def _before_norm(self, tower: Any, inputs: dict[str, Tensor], last: Tensor) -> Tensor:
+        """Return the last block's output (T, D); some models return it after their final norm only, if there is one."""
+        modules = list(tower.modules())
+        blocks = [part for parts in modules if isinstance(parts, nn.ModuleList) for part in parts.modules()]
+        after = modules[max(modules.index(part) for part in blocks) + 1 :]
+        if not any("norm" in type(module).__name__.lower() for module in after):
+            return last
+        try:
+            return before_final_norm(tower, lambda: tower(**inputs).last_hidden_state[:, : len(last)], last[None])[0]
+        except InputError:  # it is that of the embeddings, as BART's
+            return last
 
     def _inputs(self, caption: list[int]) -> dict[str, Tensor]:
         tokens = torch.tensor([caption], device=self.device)

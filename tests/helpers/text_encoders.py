@@ -50,6 +50,25 @@ FAMILIES = {
         "[CLS]",
         "[SEP]",
     ),
+    "rembert": (
+        transformers.RemBertConfig(**_BERT, input_embedding_size=16, output_embedding_size=16), "[CLS]", "[SEP]"
+    ),
+    "megatron-bert": (transformers.MegatronBertConfig(**_BERT), "[CLS]", "[SEP]"),
+    "roformer": (transformers.RoFormerConfig(**_BERT), "[CLS]", "[SEP]"),
+    "siglip2": (
+        transformers.Siglip2Config(
+            text_config={**_BERT, "projection_size": 32}, vision_config={**_VISION, "patch_size": 8}
+        ),
+        "",
+        "<eos>",
+    ),
+    "ibert": (transformers.IBertConfig(**{**_BERT, "max_position_embeddings": 66}), "[CLS]", "[SEP]"),
+    "umt5": (transformers.UMT5Config(**_T5), "", "<eos>"),
+    "big_bird": (transformers.BigBirdConfig(**_BERT), "[CLS]", "[SEP]"),
+    "xlm-roberta-xl": (
+        transformers.XLMRobertaXLConfig(**{**_BERT, "max_position_embeddings": 66}), "[CLS]", "[SEP]"
+    ),
+    "jina_embeddings_v3": (transformers.JinaEmbeddingsV3Config(**_BERT), "[CLS]", "[SEP]"),
     "nomic_bert": (transformers.NomicBertConfig(**_BERT), "[CLS]", "[SEP]"),
     "gte": (transformers.GteConfig(**_BERT), "[CLS]", "[SEP]"),
     "eurobert": (transformers.EuroBertConfig(**_EUROBERT), "[CLS]", "[SEP]"),
@@ -89,6 +108,14 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
+# Whose tokens depend on padding, mask or not: convolutions, a Fourier transform and averages run over all of it.
+DEPENDING_ON_PADDING = {
+    "convbert": (transformers.ConvBertConfig(**_BERT), "[CLS]", "[SEP]"),
+    "nystromformer": (transformers.NystromformerConfig(**_BERT), "[CLS]", "[SEP]"),
+    "mobilebert": (transformers.MobileBertConfig(**_BERT), "[CLS]", "[SEP]"),
+    "fnet": (transformers.FNetConfig(**_BERT), "[CLS]", "[SEP]"),
+}
+
 
 def save_tokenizer(folder, before, after, longest=64):
     """A word tokenizer with its special tokens; tokens are those of RoBERTa in number: 1 pads, 2 begins, 3 ends."""
@@ -111,7 +138,7 @@ def save_tokenizer(folder, before, after, longest=64):
 
 def save_encoder(folder, family, seed=0):
     """A random model with its tokenizer; its weights are large enough that layers differ."""
-    config, before, after = FAMILIES[family]
+    config, before, after = {**FAMILIES, **DEPENDING_ON_PADDING}[family]
     config = type(config).from_dict(config.to_dict())
     text = getattr(config, "text_config", config)
     text.pad_token_id = 1

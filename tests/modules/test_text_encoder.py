@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from helpers.language_models import features, save_captions
-from helpers.text_encoders import DEPTH, FAMILIES, save_encoder, save_head, save_tokenizer, write
+from helpers.text_encoders import DEPENDING_ON_PADDING, DEPTH, FAMILIES, save_encoder, save_head, save_tokenizer, write
 from safetensors.torch import load_file, save_file
 
 from lit_extract.common.errors import InputError
@@ -391,6 +391,12 @@ def test_weights_that_the_head_of_clip_needs(saved):
     extractor_of(folder)
     with pytest.raises(InputError, match=r"text_projection\.weight"):
         extractor_of(folder, pool="head")
+
+
+@pytest.mark.parametrize("family", DEPENDING_ON_PADDING)
+def test_families_that_depend_on_padding_are_refused(saved, family):
+    with pytest.raises(InputError, match="attend to padding"):
+        extractor_of(saved(family))
 
 
 def test_a_model_that_attends_to_padding_is_refused(saved, monkeypatch):
