@@ -24,12 +24,13 @@ import language
 import memory
 import startup
 import sweep
+import text_encoder
 import vision
 from common import REPOSITORY, describe_machine, in_process, versions
 from report import save_section, write_results
 
 HERE = Path(__file__).parent
-SECTIONS = {section.NAME: section for section in (vision, sweep, language, finalize, memory, startup)}
+SECTIONS = {section.NAME: section for section in (vision, sweep, language, text_encoder, finalize, memory, startup)}
 
 
 def main() -> int:

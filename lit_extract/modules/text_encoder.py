@@ -250,6 +250,14 @@ class TextEncoderExtractor(HuggingFaceExtractor):
             width, self.notes = self.head.width, {"head_meaning": self.head.meaning}
         self.layer_shapes = [(width,)]
 
+    def _count_special(self, tokens: list[int], bare: list[int]) -> tuple[int, int]:
+        """Return how many tokens the tokenizer puts before and after a text, from one with and without them."""
+        n_all = len(tokens) - len(bare)
+        n_before = next((n for n in range(n_all + 1) if tokens[n : n + len(bare)] == bare), None)
+        if n_before is None:
+            raise InputError(f"model.name: the tokenizer of {self.model_name!r} puts special tokens between others")
+        return n_before, n_all - n_before
+
     def _load_tokenizer(self) -> None:
         """Read the tokenizer and the files of sentence-transformers, and tell the data module what to do with them."""
         from transformers import AutoTokenizer
@@ -258,15 +266,15 @@ class TextEncoderExtractor(HuggingFaceExtractor):
         self._files = ModelFiles(self.source, where)
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.source, **self.other_options)
-            made = tokenizer([*_EXAMPLES], return_special_tokens_mask=True, verbose=False)
+            made = tokenizer([*_EXAMPLES], verbose=False)
+            bare = tokenizer([*_EXAMPLES], add_special_tokens=False, verbose=False)
             limit, prefix = longest_text(self._files), default_prompt(self._files)
         except InputError:
             raise
         except Exception as error:  # of the hub, the disk and the format
             raise self.unavailable(error) from error
         self._examples: list[list[int]] = made["input_ids"]
-        special = made["special_tokens_mask"][0]
-        self._n_special = _run_of_ones(special), _run_of_ones(special[::-1])
+        self._n_special = self._count_special(self._examples[0], bare["input_ids"][0])
         first = tokenizer.cls_token_id
         self._has_class_token = first is not None and self._examples[0][0] == first
         limits = [limit or tokenizer.model_max_length, self._positions or _NO_LIMIT]
@@ -283,7 +291,3 @@ class TextEncoderExtractor(HuggingFaceExtractor):
             "pad_id": tokenizer.pad_token_id or 0,
             "pad_to": self._positions if self._sees_padding else None,
         }
-
-
-def _run_of_ones(mask: list[int]) -> int:
-    return mask.index(0) if 0 in mask else len(mask)

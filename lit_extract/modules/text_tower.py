@@ -38,8 +38,8 @@ def encoder_class(config: Any) -> str:
     """Return the class of Transformers that makes a text encoder; of T5 and its kin, without the decoder."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
-    alone = getattr(config, "is_encoder_decoder", False) and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
-    return "AutoModelForTextEncoding" if alone else "AutoModel"
+    known = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    return "AutoModelForTextEncoding" if known and known.__name__.endswith("EncoderModel") else "AutoModel"
 
 
 def make_skeleton(config: Any, settings: Mapping[str, Any], name: str) -> Any:

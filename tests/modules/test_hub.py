@@ -11,6 +11,7 @@ import sys
 import pytest
 import timm
 from helpers.language_models import save_model
+from helpers.text_encoders import save_encoder, save_head
 from helpers.vision_families import FAMILIES, save
 from safetensors.torch import save_file
 
@@ -29,6 +30,7 @@ LANGUAGE = (
     *("--config", "{configs}/demo/language.yaml", "--model.name", "someone/tiny"),
     *("--data.captions", "{configs}/../derivatives/captions/demo-captions-handwritten.csv"),
 )
+TEXT_ENCODER = (*(text.replace("language", "text_encoder") for text in LANGUAGE), "--model.pool", "head")
 
 
 def commit(folder, repository, number, content):
@@ -57,7 +59,7 @@ def predict(tmp_path, request):
     return run
 
 
-@pytest.mark.parametrize("kind", ["vision", "vision of transformers", "language"])
+@pytest.mark.parametrize("kind", ["vision", "vision of transformers", "text encoder", "language"])
 def test_a_commit_to_the_card_stops_no_run(kind, predict, tmp_path):
     content = tmp_path / "content"
     if kind == "vision":
@@ -68,6 +70,10 @@ def test_a_commit_to_the_card_stops_no_run(kind, predict, tmp_path):
     elif kind == "vision of transformers":
         save(content, *FAMILIES["DINOv3"][:2])
         repository, settings = "someone/tiny", TRANSFORMERS_VISION
+    elif kind == "text encoder":
+        save_encoder(content, "t5")
+        save_head(content, dense=[(16, "torch.nn.modules.linear.Identity")], prompts={"query": "a "}, default="query")
+        repository, settings = "someone/tiny", TEXT_ENCODER
     else:
         save_model(content, "llama")
         repository, settings = "someone/tiny", LANGUAGE

@@ -267,6 +267,20 @@ def test_the_head_is_what_sentence_transformers_returns(saved, captions, family,
     torch.testing.assert_close(features(extractor_of(folder, pool="head"), captions)["head"][:, 0], expected, **CLOSE)
 
 
+@pytest.mark.parametrize("family", ["mpnet", "gemma3", "t5"])
+def test_a_folder_that_sentence_transformers_wrote(saved, captions, tmp_path, family):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+
+    torch.manual_seed(3)
+    parts = [Transformer(str(saved(family))), Pooling(32, "mean"), Dense(32, 48), Dense(48, 16, False), Normalize()]
+    model = sentence_transformers.SentenceTransformer(modules=parts, device="cpu", prompts={"query": "a "})
+    model.save(str(tmp_path / "written"))
+    actual = features(extractor_of(tmp_path / "written", pool="head"), captions)["head"][:, 0]
+    texts = pd.read_csv(captions)["caption"].tolist()
+    torch.testing.assert_close(actual, model.encode(texts, convert_to_tensor=True, show_progress_bar=False), **CLOSE)
+
+
 def test_older_files_name_poolings_otherwise(saved, captions):
     folder = saved("bert")
     save_head(folder, normalize=False)

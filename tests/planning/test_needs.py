@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.language_models import save_captions, save_model
+from helpers.text_encoders import save_encoder
 
 from lit_extract import LanguageExtractor, VisionExtractor, load_features
 from lit_extract.planning.memory import device_bytes, estimate_forward
@@ -101,6 +102,15 @@ def test_every_language_config_is_planned_with_a_local_model(plan, llama, config
     assert (code, err) == (0, "")
     assert f"1,000 captions of {config.parent.name}" in out
     assert "captions were not looked at" in out
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*/text_encoder.yaml")), ids=lambda path: path.parent.name)
+def test_every_text_encoder_config_is_planned_with_a_local_model(plan, tmp_path, config):
+    save_encoder(tmp_path, "mpnet")
+    code, out, err = plan("--config", config, "--model.checkpoint", tmp_path, "--rows", 1000)
+    assert (code, err) == (0, "")
+    assert f"1,000 captions of {config.parent.name}" in out
+    assert "3×32" in out
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*/captions.yaml")), ids=lambda path: path.parent.name)
