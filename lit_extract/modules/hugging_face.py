@@ -24,7 +24,7 @@ class HuggingFaceExtractor(Extractor):
     """
 
     checkpoint_on_hub = True
-    auto_class: ClassVar[str]  # of Transformers, which makes the model
+    auto_class: str  # of Transformers, which makes the model
     parts: ClassVar[str]  # what a local folder has besides the configuration and the weights
 
     def __init__(

@@ -38,20 +38,31 @@ def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[
     return model, tokenizer
 
 
-def check_config(config: Any, name: str) -> None:
-    """Raise InputError unless a configuration is of one plain model, of a size that can be built."""
+def text_config_of(config: Any, name: str) -> Any:
+    """Return the configuration of the language model: the whole one, or that part of a composed one.
+
+    Raises:
+        InputError: There is none, or a part is of a size that can't be built.
+    """
+    what = f"model.name: the configuration of {name!r}"
+    try:
+        text_config = config.get_text_config(decoder=True)
+    except ValueError as error:  # several
+        raise InputError(f"{what} ({config.model_type}) is of more than one language model") from error
+    if not hasattr(text_config, "model_type"):
+        raise InputError(f"{what} ({config.model_type}) is not composed of configurations that Transformers knows")
     for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
-        value = getattr(config, field, None)
-        what = f"model.name: the configuration of {name!r}"
-        if isinstance(value, int) and not 1 <= value <= most:
-            raise InputError(f"{what} has {field} {shorten(value)}, which must be 1 to {most:,}")
+        value = getattr(text_config, field, None)
         if not isinstance(value, int):
-            parts = [part for part in getattr(config, "sub_configs", {}) if hasattr(config, part)]
-            of_parts = f", being composed of {', '.join(parts)}" if parts else ""
-            raise InputError(
-                f"{what} ({config.model_type}) has no one {field}{of_parts}, which is not supported; choose a plain "
-                "causal language model"
-            )
+            raise InputError(f"{what} ({config.model_type}) has no one {field}; choose a causal language model")
+        if not 1 <= value <= most:
+            raise InputError(f"{what} has {field} {shorten(value)}, which must be 1 to {most:,}")
+    for part in config.sub_configs:
+        for field, most in (("num_hidden_layers", MAX_LAYERS), ("depth", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
+            value = getattr(getattr(config, part, None), field, None)
+            if isinstance(value, int) and not 0 <= value <= most:
+                raise InputError(f"{what} has {part}.{field} {shorten(value)}, which must be {most:,} at most")
+    return text_config
 
 
 def check_parts(config: Any, name: str) -> Any:
@@ -60,21 +71,12 @@ def check_parts(config: Any, name: str) -> Any:
     Raises:
         InputError: There is none, or a part is of a size that can't be built.
     """
-    text_config = config.get_text_config(decoder=True)
-    if text_config is config or not hasattr(text_config, "model_type"):
+    text_config = text_config_of(config, name)
+    if text_config is config:
         raise InputError(
             f"model.name: the configuration of {name!r} ({config.model_type}) is not composed of a language model and "
             "one that looks at images"
         )
-    check_config(text_config, name)
-    for part in config.sub_configs:
-        for field, most in (("num_hidden_layers", MAX_LAYERS), ("depth", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
-            value = getattr(getattr(config, part, None), field, None)
-            if isinstance(value, int) and not 0 <= value <= most:
-                raise InputError(
-                    f"model.name: the configuration of {name!r} has {part}.{field} {shorten(value)}, which must be "
-                    f"{most:,} at most"
-                )
     return text_config
 
 
@@ -97,13 +99,41 @@ def find_language_blocks(model: Any, name: str) -> nn.ModuleList:
         raise InputError(
             f"model.name: {name!r} ({type(model).__name__}) has no language model apart from what looks at the image"
         )
-    return find_blocks(decoder, text_config.num_hidden_layers)
+    return _decoder_blocks(model)
+
+
+def find_backbone(model: Any) -> tuple[nn.Module, nn.ModuleList]:
+    """Return the part of a model that turns tokens into the last hidden state, and its list of transformer blocks.
+
+    It is the innermost model around the blocks. What is around it adds a head, or features of images.
+    """
+    from transformers import PreTrainedModel
+
+    blocks = _decoder_blocks(model)
+    around = [part for part in model.modules() if isinstance(part, PreTrainedModel) and blocks in set(part.modules())]
+    return around[-1], blocks
+
+
+def _decoder_blocks(model: Any) -> nn.ModuleList:
+    text_config = model.config.get_text_config(decoder=True)
+    # of an encoder and a decoder in one configuration, num_hidden_layers is the encoder's
+    counts = [getattr(text_config, field, None) for field in ("decoder_layers", "num_decoder_layers")]
+    n_blocks = next((count for count in counts if isinstance(count, int)), text_config.num_hidden_layers)
+    return find_blocks(model.get_decoder(), n_blocks)
 
 
 def bos_id(config: Any) -> int | None:
     """Return the BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
     bos, eos = getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)
     return bos if isinstance(bos, int) and bos not in (eos if isinstance(eos, list) else [eos]) else None
+
+
+def auto_class_of(config: Any) -> str:
+    """Return the class of Transformers that makes a language model: of its text alone, if there is one."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    kinds = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING, type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return "AutoModelForImageTextToText" if kinds == (False, True) else "AutoModelForCausalLM"
 
 
 def create_skeleton(config: Any, settings: Mapping[str, Any], name: str, auto_class: str) -> Any:

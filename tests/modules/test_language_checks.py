@@ -154,7 +154,7 @@ def test_a_forward_pass_that_fails_is_one_clear_error(tmp_path, monkeypatch):
         configured(tmp_path)
 
 
-@pytest.mark.parametrize("model_type", ["llama4", "gemma3", "clip", "t5", "bart", "whisper", "vit", "xlnet", "blip-2"])
+@pytest.mark.parametrize("model_type", ["clip", "t5", "vit", "xlnet", "whisper"])
 @pytest.mark.parametrize("loss", [False, True])
 def test_other_models_run_or_are_refused(tmp_path, model_type, loss):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SIZES}))
