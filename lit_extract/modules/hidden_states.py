@@ -5,7 +5,7 @@ begin with the first block's output (Mamba, RWKV), or have no norm after the las
 rows of numbers until the last (DeepSeek-V4). So it is looked up, by the identity of tensors in a forward pass without
 memory for them.
 
-T tokens.
+B batch, T tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +22,15 @@ _N_TOKENS = 8
 
 
 class StateForms(NamedTuple):
-    """What a model's hidden states are, and the shape of a token in each layer."""
+    """What a model's hidden states are, and the form of each layer."""
 
     names: list[str]  # of the layers that Transformers returns as hidden_states, in this order
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]  # of a token, in each layer
+    before: int = 0  # axes of a block's states before those of the batch and the tokens, as in Gemma-3n
+
+    def tokens(self, states: Tensor) -> Tensor:
+        """Return what a block takes or gives as (B, T, D)."""
+        return states.movedim((self.before, self.before + 1), (0, 1)).flatten(2)
 
 
 def find_states(backbone: nn.Module, blocks: nn.ModuleList, width: int) -> StateForms:
@@ -34,18 +39,22 @@ def find_states(backbone: nn.Module, blocks: nn.ModuleList, width: int) -> State
     Where it can't run so, they are those of most models, each as wide as ``width``; whether that is true is checked
     when the weights are there.
     """
-    names = hidden_states(len(blocks))
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys([*names, *all_blocks(len(blocks))], (width,))
+    usual = hidden_states(len(blocks))
     ids = torch.zeros(1, _N_TOKENS, dtype=torch.long, device="meta")
     try:
         with torch.no_grad(), torch.device("meta"), _WithoutNumbers():
             seen, returned = observe(backbone.eval(), blocks, ids, lambda hidden: hidden)
     except Exception:  # of the model's own code, which may need numbers
-        return StateForms(names, shapes)
+        return StateForms(usual, dict.fromkeys([*usual, *all_blocks(len(blocks))], (width,)))
     found = [next((name for name in seen if seen[name] is state), "") for state in returned or ()]
-    return StateForms(
-        found if found and all(found) else names, {name: tuple(state.shape[2:]) for name, state in seen.items()}
-    )
+    before = 1 if seen[EMBEDDINGS].shape[1:3] == ids.shape else 0
+    shapes = {name: token_shape(state, 0 if name == NORM else before) for name, state in seen.items()}
+    return StateForms(found if found and all(found) else usual, shapes, before)
+
+
+def token_shape(states: Tensor, before: int) -> tuple[int, ...]:
+    """Return the shape of a token in a layer, from the states with so many axes before those of batch and tokens."""
+    return (*states.shape[:before], *states.shape[before + 2 :])
 
 
 def observe(

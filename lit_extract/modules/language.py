@@ -16,7 +16,15 @@ from lit_extract.modules.hooks import capture
 from lit_extract.modules.hugging_face import HuggingFaceExtractor
 from lit_extract.modules.logits import logits_of
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns
-from lit_extract.modules.pretrained import auto_class_of, bos_id, create_skeleton, find_backbone, text_config_of
+from lit_extract.modules.pretrained import (
+    auto_class_of,
+    bos_id,
+    check_decoder,
+    create_skeleton,
+    find_backbone,
+    find_with_head,
+    text_config_of,
+)
 from lit_extract.modules.probe import check_model
 from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
 from lit_extract.modules.weights import widest_output
@@ -91,6 +99,7 @@ class LanguageExtractor(HuggingFaceExtractor):
             # transformers' default attention silently leaves out Gemma-2's soft cap
             self.options.setdefault("attn_implementation", "eager")
         skeleton = create_skeleton(self.config, self.settings, name, self.auto_class)
+        check_decoder(skeleton, name)
         if not hasattr(skeleton.get_input_embeddings(), "weight"):
             raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings of tokens")
         if loss and skeleton.get_output_embeddings() is None:
@@ -137,13 +146,12 @@ class LanguageExtractor(HuggingFaceExtractor):
         poolings = [LANGUAGE_POOLINGS[name] for name in self.pools]
 
         def pool(hidden: Tensor) -> Tensor:
-            tokens = hidden.flatten(2)
-            return torch.stack([pooling(tokens, pooled_tokens, full) for pooling in poolings], dim=1)
+            return torch.stack([pooling(hidden, pooled_tokens, full) for pooling in poolings], dim=1)
 
         output = None
         with capture(
             {layer: blocks[k] for layer, k in self._hooked.items()},
-            pool,
+            lambda states: pool(self._forms.tokens(states)),
             last=None if self._needs_end else max(self._hooked, key=self._hooked.__getitem__),
             entrances={EMBEDDINGS: blocks[0]} if EMBEDDINGS in self.layers else None,
         ) as pooled:
@@ -184,10 +192,11 @@ class LanguageExtractor(HuggingFaceExtractor):
         before = output.last_hidden_state[:, :-1][predicted]  # (predicted tokens, D)
         ids, targets = input_ids[:, :-1][predicted], input_ids[:, 1:][predicted]
         chunk = max(1, LOGITS_BYTES // (4 * len(self.model.get_output_embeddings().weight)))
+        with_head = find_with_head(self.model, backbone)
         parts = [torch.split(part, chunk) for part in (before, ids, targets)] if len(before) else []
         losses = [
             functional.cross_entropy(
-                logits_of(self.model, backbone, output, states, of_states).float(), target, reduction="none"
+                logits_of(with_head, backbone, output, states, of_states).float(), target, reduction="none"
             )
             for states, of_states, target in zip(*parts, strict=True)
         ]

@@ -90,11 +90,8 @@ def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
 
 def find_language_blocks(model: Any, name: str) -> nn.ModuleList:
     """Return the list of transformer blocks of a vision-language model's language model."""
-    text_config, decoder = model.config.get_text_config(decoder=True), model.get_decoder()
-    if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
-        raise InputError(
-            f"model.name: {name!r} ({type(model).__name__}) has an encoder for its text, not a decoder alone"
-        )
+    check_decoder(model, name)
+    decoder = model.get_decoder()
     if decoder in (model, model.base_model):
         raise InputError(
             f"model.name: {name!r} ({type(model).__name__}) has no language model apart from what looks at the image"
@@ -102,24 +99,49 @@ def find_language_blocks(model: Any, name: str) -> nn.ModuleList:
     return _decoder_blocks(model)
 
 
+def check_decoder(model: Any, name: str) -> None:
+    """Raise InputError if a model's text goes through an encoder."""
+    text_config = model.config.get_text_config(decoder=True)
+    if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
+        raise InputError(
+            f"model.name: {name!r} ({type(model).__name__}) has an encoder for its text, not a decoder alone"
+        )
+
+
 def find_backbone(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     """Return the part of a model that turns tokens into the last hidden state, and its list of transformer blocks.
 
     It is the innermost model around the blocks. What is around it adds a head, or features of images.
     """
+    blocks = _decoder_blocks(model)
+    return _innermost(model, blocks), blocks
+
+
+def find_with_head(model: Any, backbone: nn.Module) -> Any:
+    """Return the part of a model that turns tokens into logits: the innermost one around the backbone and the head."""
+    return _innermost(model, backbone, model.get_output_embeddings())
+
+
+def _innermost(model: nn.Module, *parts: nn.Module) -> Any:
     from transformers import PreTrainedModel
 
-    blocks = _decoder_blocks(model)
-    around = [part for part in model.modules() if isinstance(part, PreTrainedModel) and blocks in set(part.modules())]
-    return around[-1], blocks
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return [module for module in models if {*parts} <= {*module.modules()}][-1]
 
 
 def _decoder_blocks(model: Any) -> nn.ModuleList:
+    """Return the list of blocks in a model's decoder; of some, what is called decoder is the head."""
     text_config = model.config.get_text_config(decoder=True)
-    # of an encoder and a decoder in one configuration, num_hidden_layers is the encoder's
-    counts = [getattr(text_config, field, None) for field in ("decoder_layers", "num_decoder_layers")]
-    n_blocks = next((count for count in counts if isinstance(count, int)), text_config.num_hidden_layers)
-    return find_blocks(model.get_decoder(), n_blocks)
+    # num_hidden_layers is the encoder's where there are both, and twice as many in LongCat
+    fields = ("decoder_layers", "num_decoder_layers", "num_layers", "num_hidden_layers")
+    counts = [count for field in fields if isinstance(count := getattr(text_config, field, None), int)]
+    for part in (model.get_decoder(), model.base_model):
+        for count in counts:
+            try:
+                return find_blocks(part, count)
+            except InputError:
+                continue
+    raise InputError(f"model.name: {type(model).__name__} has no list of {text_config.num_hidden_layers} blocks")
 
 
 def bos_id(config: Any) -> int | None:

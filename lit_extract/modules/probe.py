@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.modules.hidden_states import StateForms, observe
+from lit_extract.modules.hidden_states import StateForms, observe, token_shape
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.logits import logits_of
 from lit_extract.modules.precision import ieee_float32, in_float32
-from lit_extract.modules.pretrained import find_backbone, find_language_blocks
+from lit_extract.modules.pretrained import find_backbone, find_language_blocks, find_with_head
 from lit_extract.modules.selection import EMBEDDINGS, NORM, all_blocks, blocks_among
 from lit_extract.modules.weights import default_float32
 
@@ -50,14 +50,14 @@ def check_model(
     def states_of(ids: Tensor) -> list[Tensor]:
         with capture(hooked, Tensor.clone, last) as states:
             backbone(input_ids=ids, use_cache=False)
-        return [states[layer] for layer in hooked]
+        return [forms.tokens(states[layer]) for layer in hooked]
 
     reached = set(blocks.modules())
     with torch.no_grad(), default_float32():
         try:
             with register_module_forward_pre_hook(lambda module, _: reached.add(module)):
                 if loss:
-                    model(input_ids=texts[0], use_cache=False)
+                    find_with_head(model, backbone)(input_ids=texts[0], use_cache=False)
                 else:
                     states_of(texts[0])
             outside = set(model.modules()) - set(backbone.modules())
@@ -68,7 +68,7 @@ def check_model(
                 _check_states(name, *observe(backbone, blocks, texts[0]), texts[0], layers, forms)
                 _check_causal(name, states_of, (texts[0], texts[1]))
                 if loss:
-                    _check_logits(name, model, backbone, texts[0])
+                    _check_logits(name, find_with_head(model, backbone), backbone, texts[0])
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of the model's own code
@@ -176,10 +176,11 @@ def _check_states(
 ) -> None:
     """Refuse a model whose layers (1, T, …) are not those that Transformers ``returned`` as hidden states."""
     for layer in layers:
-        if (shape := tuple(seen[layer].shape)) != (*ids.shape, *forms.shapes[layer]):
+        before, shape = 0 if layer == NORM else forms.before, tuple(seen[layer].shape)
+        if shape[before : before + 2] != ids.shape or token_shape(seen[layer], before) != forms.shapes[layer]:
             raise InputError(
-                f"model.layers: {name!r} has {shape} numbers in {layer} for {tuple(ids.shape)} tokens, not "
-                f"{forms.shapes[layer]} for each"
+                f"model.layers: {name!r} has {shape} numbers in {layer} for {ids.shape[1]} tokens, "
+                f"not {forms.shapes[layer]} for each"
             )
     if returned is None:
         return

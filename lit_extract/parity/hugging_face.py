@@ -18,7 +18,7 @@ class HuggingFaceReference(Reference):
     """A model of Transformers; attention written out ("eager")."""
 
     packages: tuple[str, ...] = ("torch", "transformers")
-    auto_class: ClassVar[str]  # of Transformers, which makes the model
+    auto_class: str  # of Transformers, which makes the model
     parts: ClassVar[str]  # what a local folder has besides the configuration
 
     def find_model(self) -> None:
