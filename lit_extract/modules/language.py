@@ -104,6 +104,8 @@ class LanguageExtractor(HuggingFaceExtractor):
             raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings of tokens")
         if loss and skeleton.get_output_embeddings() is None:
             raise InputError(f"model.loss: {name!r} ({type(skeleton).__name__}) has no head of tokens")
+        if self._is_mxfp4 and not untrained:
+            self.notes = {"quantization": "mxfp4, dequantized"}
         backbone, blocks = find_backbone(skeleton)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
         self.block_width = widest_output(blocks[0])
@@ -122,6 +124,19 @@ class LanguageExtractor(HuggingFaceExtractor):
             "exclude_bos": exclude_bos,
             "bos_id": bos_id(self.text_config),
         }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of from_pretrained; MXFP4 is dequantized whichever kernels are here (gpt-oss)."""
+        from transformers import Mxfp4Config
+
+        own = {"quantization_config": Mxfp4Config(dequantize=True)} if self._is_mxfp4 else {}
+        return {**super().settings, **own}
+
+    @property
+    def _is_mxfp4(self) -> bool:
+        quantization = getattr(self.config, "quantization_config", None)
+        return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
 
     def provenance(self) -> dict[str, Any]:
         """Return what about the model changes the numbers."""

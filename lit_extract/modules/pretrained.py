@@ -206,6 +206,10 @@ def load_pretrained(
         warnings.simplefilter("ignore")
         auto = getattr(transformers, auto_class)
         model, info = auto.from_pretrained(source, dtype=dtype, device_map={"": device}, **settings)
+    if dtype == torch.float32:  # MXFP4 is dequantized to bfloat16 whatever was asked for
+        for parameter in model.parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.float()
     random = dict.fromkeys(info["missing_keys"], "missing")
     for name, found, wanted in info["mismatched_keys"]:
         random[name] = f"{list(found)} in the checkpoint, {list(wanted)} in the model"
