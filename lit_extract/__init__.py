@@ -20,6 +20,7 @@ _HOMES = {
     "VisionExtractor": "lit_extract.modules.vision",
     "TransformersVisionExtractor": "lit_extract.modules.transformers_vision",
     "LanguageExtractor": "lit_extract.modules.language",
+    "TextEncoderExtractor": "lit_extract.modules.text_encoder",
     "VisionLanguageExtractor": "lit_extract.modules.vision_language",
     "Captioner": "lit_extract.captioning.captioner",
     "CaptionDataModule": "lit_extract.data",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from lit_extract.jobs.extraction import extract as extract
     from lit_extract.jobs.trainer import predict_trainer as predict_trainer
     from lit_extract.modules.language import LanguageExtractor as LanguageExtractor
+    from lit_extract.modules.text_encoder import TextEncoderExtractor as TextEncoderExtractor
     from lit_extract.modules.transformers_vision import TransformersVisionExtractor as TransformersVisionExtractor
     from lit_extract.modules.vision import VisionExtractor as VisionExtractor
     from lit_extract.modules.vision_language import VisionLanguageExtractor as VisionLanguageExtractor

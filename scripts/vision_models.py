@@ -35,10 +35,10 @@ REMARKS = {
 
 INTRODUCTION = """# Vision models of timm
 
-Of the {n_all:,} architectures of timm {version}, {blocks:,} give the tokens of their blocks, {stages:,} give the maps
-of their stages, and {refused:,} are refused, in one line with the reason, before weights are loaded. A family is a
-module of timm. The weights, the part of a name after the dot, change nothing here.
-`python scripts/vision_models.py` asks each architecture and writes this page.
+Of the {n_all:,} architectures of timm {version}, {blocks:,} give the tokens of their blocks and {stages:,} the maps of
+their stages; {refused:,} refused, in one line with the reason, before weights are loaded. A family is a module of timm.
+The weights, the part of a name after the dot, change nothing here. `python scripts/vision_models.py` asks each
+architecture and writes this page.
 
 Pooling `head`, what the model itself outputs, is of any of them whose output is one vector an image.
 """
@@ -55,9 +55,9 @@ STAGES = """
 ## Stages
 
 All others give what timm's own `forward_intermediates` returns: a map (C, H, W) for each stage, which may differ in
-width. `layers: blocks` means all stages and indices count them. `avg` is the mean over the places of a map, before any
-final norm; there is no `cls`, `avg_all` or `norm`. A stage is called after the module whose output it is, as `layer4`,
-or `intermediates.3` where timm lists no module that puts out exactly that.
+width. `layers: blocks` means all stages and indices count them. `avg` is the mean over the places of a map, without the
+norm that comes after the last stage; there is no `cls`, `avg_all` or `norm`. A stage is called after the module whose
+output it is, as `layer4`, or `intermediates.3` where timm lists no module that puts out exactly that.
 
 Random weights (`untrained`) are timm's own initialization. In ResNets the last norm of each block starts at zero, so
 that blocks add nothing to what they get; `--model.options '{zero_init_last: false}'` changes that.

@@ -58,7 +58,7 @@ def refusal(cli, tmp_path, monkeypatch):
             (*DEMO, "--model.name", "vit_base_patch16_siglip_224.webli"),
             ["model.pool", "no class token", "avg, avg_all"],
         ),
-        ((*DEMO, "--model.name", "resnet18.a1_in1k"), ["'resnet18.a1_in1k' does not fit: its stages differ in width"]),
+        ((*DEMO, "--model.name", "resnet18.a1_in1k"), ["'resnet18.a1_in1k' are maps", "allowed: avg"]),
         ((*UNTRAINED, "--model.pool", "max"), ["model.pool", "cls", "avg_all", "max"]),
         ((*UNTRAINED, "--model.layers", "[0, 6]"), ["model.layers: 6 out of range", "6 blocks, -6 to 5"]),
         ((*UNTRAINED, "--model.layers", "[5, -1]"), ["model.layers: [5, -1]", "none twice"]),
@@ -119,7 +119,7 @@ def test_a_defect_of_ours_keeps_its_traceback(cli, monkeypatch):
     def defect(*arguments, **settings):
         raise ValueError("a defect")
 
-    monkeypatch.setattr("lit_extract.modules.vision.select_layers", defect)
+    monkeypatch.setattr("lit_extract.modules.vision.check_pools", defect)
     with pytest.raises(ValueError, match="a defect"):
         cli(*UNTRAINED)
 
@@ -217,7 +217,7 @@ def test_show_and_finalize(cli, make_store):
     assert store.path.is_dir()
     code, out, err = cli("show", store.path.parent / "m_pool-cls.pt")
     assert (code, err) == (0, "")
-    assert "10 stimuli × 3 layers, pooling cls" in out
+    assert "10 stimuli × 3 layers × 4 dimensions, pooling cls" in out
 
 
 def test_a_damaged_store_is_said_in_one_line(refusal, make_store):

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from transformers.utils.logging import disable_progress_bar
 
 import lit_extract.modules.language
+import lit_extract.modules.text_encoder
 import lit_extract.modules.transformers_vision
 import lit_extract.modules.vision
 import lit_extract.modules.vision_language  # noqa: F401  (so that help and errors know the classes)
@@ -45,10 +46,10 @@ class PredictCLI(LightningCLI):
     description = """Extract features of a dataset with a model, or caption its images. Begin with a config and override
 what differs: 'lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae'. The
 settings of the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor,
-TransformersVisionExtractor, VisionLanguageExtractor, Captioner) and --data.help NSDDataModule (or CaptionDataModule,
-ImageSourceDataModule, …) show them. A run that was interrupted goes on when the same command is given again. Exit code:
-0 done, 2 something to mend, 3 done but some rows are not finite or have no caption, or when the precision has rounded
-away what differs between stimuli."""
+TextEncoderExtractor, TransformersVisionExtractor, VisionLanguageExtractor, Captioner) and --data.help NSDDataModule
+(or CaptionDataModule, ImageSourceDataModule, …) show them. A run that was interrupted goes on when the same command is
+given again. Exit code: 0 done, 2 something to mend, 3 done but some rows are not finite or have no caption, or when the
+precision has rounded away what differs between stimuli."""
 
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(

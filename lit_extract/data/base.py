@@ -53,6 +53,7 @@ class StimulusDataModule(LightningDataModule):
 
     unit = "stimuli"
     input_columns: Sequence[str] = (N_BYTES,)  # what is noted of each row's input
+    takes_changed = False  # rows whose inputs have changed since are computed again, instead of refused
     file_suffix = ""  # what the data add to the name of a features file
     dataset_name: str
     root: str | None

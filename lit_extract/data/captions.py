@@ -1,16 +1,17 @@
 """Caption data module: tokens of all captions ahead, batches by token budget, padding on the right.
 
-B batch, T tokens.
+B rows of a batch, C captions of a batch, T tokens.
 """
 
 import hashlib
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,40 +27,71 @@ from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets import DATASETS, load_captions, load_dataset
 from lit_extract.datasets.ids import id_key
 from lit_extract.datasets.matching import places_of
+from lit_extract.storage.layout import CONTENT, INPUT_COLUMNS, INPUTS, ROW_OF, SIZE
+from lit_extract.storage.provenance import CAPTIONS
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of the captions of N rows, one caption after the other."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]  # where each caption starts among them, and where the last ends
+    rows: NDArray[np.int64]  # where each row starts among the captions, and where the last ends (N + 1,)
+    n_bytes: NDArray[np.int64]  # of each caption, in UTF-8
+
+    def captions_of(self, row: int) -> list[NDArray[np.int32]]:
+        """Return the tokens of each caption of a row."""
+        return [self.ids[self.starts[k] : self.starts[k + 1]] for k in range(self.rows[row], self.rows[row + 1])]
+
+
 class TokenBatches(Dataset[Batch]):
-    """A dataset whose items are the batches of a plan; ``starts`` has one more than there are captions."""
+    """A dataset whose items are the batches of a plan; ``inputs`` (N, 4) is what is noted of each row.
+
+    Captions are padded with ``pad_id`` to the longest of their batch, or all to ``pad_to`` tokens.
+    """
 
     def __init__(
         self,
-        tokens: NDArray[np.int32],
-        starts: NDArray[np.int64],
-        text_bytes: NDArray[np.int64],
+        tokens: Tokens,
+        inputs: NDArray[np.int64],
         batches: Sequence[Sequence[int]],
+        pad_id: int = 0,
+        pad_to: int | None = None,
     ) -> None:
-        self.tokens, self.starts, self.text_bytes, self.batches = tokens, starts, text_bytes, batches
+        self.tokens, self.inputs, self.batches = tokens, inputs, batches
+        self.pad_id, self.pad_to = pad_id, pad_to
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, item: int) -> Batch:
-        """Return ``index`` (B,), ``input_ids`` and ``attention_mask`` (B, T), ``n_bytes`` (B,) and ``bad`` (B,)."""
-        rows = list(self.batches[item])
-        captions = [self.tokens[self.starts[row] : self.starts[row + 1]] for row in rows]
-        # Padding is on the right and never attended to, so any token of the vocabulary does.
-        input_ids = torch.zeros(len(rows), max(map(len, captions)), dtype=torch.int64)
+        """Return a batch of B rows with C captions.
+
+        It has ``index`` and ``bad`` (B,), ``inputs`` (B, 4), and of the captions ``input_ids`` and ``attention_mask``
+        (C, T), ``n_bytes`` (C,) and, if a row has several, ``row_of`` (C,): the place in the batch of the row of each.
+        """
+        rows, tokens = list(self.batches[item]), self.tokens
+        by_row = [tokens.captions_of(row) for row in rows]
+        captions = list(chain.from_iterable(by_row))
+        # Padding is on the right. Language models never attend to it, so any token of the vocabulary does.
+        n_tokens = self.pad_to or max(map(len, captions))
+        input_ids = torch.full((len(captions), n_tokens), self.pad_id, dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
         for place, caption in enumerate(captions):
             input_ids[place, : len(caption)] = torch.from_numpy(caption)
             mask[place, : len(caption)] = 1
+        n_bytes = np.concatenate([tokens.n_bytes[tokens.rows[row] : tokens.rows[row + 1]] for row in rows])
+        of_rows = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(of_row) for of_row in by_row]))
         return {
             "index": torch.tensor(rows),
             "input_ids": input_ids,
             "attention_mask": mask,
-            "n_bytes": torch.from_numpy(self.text_bytes[rows]),
+            "n_bytes": torch.from_numpy(n_bytes),
+            **({ROW_OF: of_rows} if len(tokens.rows) < len(tokens.starts) else {}),
+            INPUTS: torch.from_numpy(self.inputs[rows]),
             "bad": torch.zeros(len(rows), dtype=torch.bool),
         }
 
@@ -75,6 +107,8 @@ class CaptionDataModule(StimulusDataModule):
         root: Folder of the dataset, whose index gives the order of the rows; default: the dataset's environment
             variable. Without either, what is known of the dataset and the features in the output folder do.
         prompt_name: Name of the captions, such as "coco"; goes into the name of the features file.
+        captions_used: "first", or "all": each caption of a row by itself, and the mean of their features (and of their
+            losses).
         query: pandas query that chooses captions, such as "nsd_id < 1000"; needs a subset name of its own.
         subset: Name of the chosen rows; names the output folder.
         token_budget: Tokens a forward pass at most, padding included. Default: that of the run that this one
@@ -89,6 +123,8 @@ class CaptionDataModule(StimulusDataModule):
     """
 
     unit = "captions"
+    input_columns = INPUT_COLUMNS
+    takes_changed = True
 
     def __init__(
         self,
@@ -104,6 +140,7 @@ class CaptionDataModule(StimulusDataModule):
         show_tokens: int = 0,
         num_workers: int | None = None,
         preprocessing: dict[str, Any] | None = None,
+        captions_used: Literal["first", "all"] = "first",
     ) -> None:
         super().__init__(query, subset, shard_rows, num_workers, preprocessing)
         if token_budget is not None and token_budget < 1:
@@ -116,6 +153,9 @@ class CaptionDataModule(StimulusDataModule):
             check_name(name or "none", f"data.{setting}")
         self.captions, self.dataset_name, self.root, self.prompt_name = captions, dataset, root, prompt_name
         self.file_suffix = f"_prompt-{prompt_name}"
+        if captions_used not in ("first", "all"):
+            raise InputError(f"data.captions_used: {captions_used!r} must be first or all")
+        self.captions_used = captions_used
         self.token_budget, self.truncate, self.show_tokens = token_budget, truncate, show_tokens
 
     @property
@@ -167,31 +207,70 @@ class CaptionDataModule(StimulusDataModule):
 
     @cached_property
     def input_states(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of each caption, and 0 for a time (N, 2)."""
-        return np.array([(len(text.encode()), 0) for text in self.stimuli["caption"]], dtype=np.int64)
+        """UTF-8 bytes of the captions of each row, and 0 for a time (N, 2)."""
+        sizes = [sum(len(text.encode()) for text in texts) for texts in self._texts]
+        return np.array([(size, 0) for size in sizes], dtype=np.int64)
 
     @cached_property
-    def _tokens(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Token ids of all captions, one after the other; and where each caption starts (N + 1,)."""
-        texts, ids = self.stimuli["caption"].tolist(), self.stimuli["stimulus_id"].tolist()
+    def _texts(self) -> list[list[str]]:
+        """The captions that are used of each row."""
+        return [texts if self.captions_used == "all" else texts[:1] for texts in self.stimuli["captions"]]
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        """Token ids of all captions."""
+        texts = list(chain.from_iterable(self._texts))
+        stimuli = self.stimuli["stimulus_id"].tolist()
+        ids = [stimulus for stimulus, of_row in zip(stimuli, self._texts, strict=True) for _ in of_row]
         settings = self.preprocessing
         tokenizer = load_tokenizer(settings["tokenizer"], settings["source"], settings["options"])
-        captions = tokenizer.encode(texts)
+        prefix = settings.get("prefix", "")
+        captions = tokenizer.encode([prefix + text for text in texts])
         for text, caption in zip(texts[: self.show_tokens], captions, strict=False):
             pieces = zip(caption, tokenizer.token_texts(caption), strict=True)
             shown = " ".join(f"{token}|{piece}" for token, piece in pieces)
             logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
         if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
             raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
-        captions = self._fit(captions, settings["context"], ids)
+        captions = self._fit(captions, settings["context"], settings.get("tokens_after", 0), ids)
         _check_bos(captions, tokenizer.bos_id, settings, ids)
+        left_out = settings.get("left_out", 0)
+        if alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) <= left_out]:
+            raise InputError(
+                "model.special_tokens: excluded leaves nothing to average of captions of special tokens alone: "
+                f"{name_some(alone)}; leave them out with data.query"
+            )
         starts = np.cumsum([0, *map(len, captions)], dtype=np.int64)
-        return np.fromiter(chain.from_iterable(captions), np.int32, int(starts[-1])), starts
+        return Tokens(
+            np.fromiter(chain.from_iterable(captions), np.int32, int(starts[-1])),
+            starts,
+            np.cumsum([0, *map(len, self._texts)], dtype=np.int64),
+            np.array([len(text.encode()) for text in texts], dtype=np.int64),
+        )
+
+    @cached_property
+    def contents(self) -> NDArray[np.int64]:
+        """A hash of the tokens of each caption (N,); 0 stands for one that is not known."""
+        tokens = self._tokens
+        parts = (b"\xff\xff\xff\xff".join(map(bytes, tokens.captions_of(row))) for row in range(len(self._texts)))
+        digests = b"".join(hashlib.blake2b(part, digest_size=8).digest() for part in parts)
+        return np.frombuffer(digests, "<i8") | 1
+
+    def changed(self, recorded: NDArray[np.int64], rows: NDArray[np.bool_]) -> list[int]:
+        """Return the rows whose captions have other tokens than those that were read; where unknown, other sizes."""
+        known, sizes = recorded[:, CONTENT], recorded[:, SIZE]
+        others = np.where(known != 0, known != self.contents, sizes != self.input_bytes)
+        found: list[int] = np.flatnonzero(rows & others).tolist()
+        return found
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Tokens of each caption."""
-        lengths: list[int] = np.diff(self._tokens[1]).tolist()
+        """Tokens of each row: of its caption, or of as many of its longest as the most captions of a row."""
+        tokens = self._tokens
+        pad_to = self.preprocessing.get("pad_to")
+        of_captions = np.maximum(np.diff(tokens.starts), pad_to or 0)
+        longest = np.maximum.reduceat(of_captions, tokens.rows[:-1])
+        lengths: list[int] = (longest * np.diff(tokens.rows).max()).tolist()
         return lengths
 
     def setup(self, stage: str | None = None) -> None:
@@ -218,26 +297,33 @@ class CaptionDataModule(StimulusDataModule):
         The hash of the tokens stands for the text, the tokenizer, its version and truncation at once.
         """
         identity = hashlib.sha256()
-        for part in self._tokens:
+        tokens, several = self._tokens, self.captions_used == "all"
+        parts: list[NDArray[Any]] = [tokens.ids, tokens.starts, *([tokens.rows] if several else [])]
+        for part in parts:
             identity.update(part.tobytes())
         identity.update("\0".join(map(str, self.stimuli["stimulus_id"])).encode())
         return {
             **super().provenance(),
             "subset": self.subset,
             "prompt_name": self.prompt_name,
-            "tokens_sha256": identity.hexdigest(),
+            CAPTIONS: identity.hexdigest(),
             "truncate": self.truncate,
+            **({"captions_used": "all"} if several else {}),
             "token_budget": self.plan.batch_size,
             "transformers": version("transformers"),
         }
 
     def batches_of(self, batches: Sequence[Sequence[int]]) -> TokenBatches:
         """Return tokens padded on the right."""
-        return TokenBatches(*self._tokens, self.input_bytes, batches)
+        inputs = np.zeros((len(self.lengths), len(INPUT_COLUMNS)), dtype=np.int64)
+        inputs[:, SIZE], inputs[:, CONTENT] = self.input_bytes, self.contents
+        settings = self.preprocessing
+        return TokenBatches(self._tokens, inputs, batches, settings.get("pad_id", 0), settings.get("pad_to"))
 
-    def _fit(self, captions: list[list[int]], context: int | None, ids: list[Any]) -> list[list[int]]:
+    def _fit(self, captions: list[list[int]], context: int | None, n_after: int, ids: list[Any]) -> list[list[int]]:
+        """Cut captions to the context, if that is wanted; the last ``n_after`` tokens are special, and stay."""
         too_long = [row for row, caption in enumerate(captions) if context is not None and len(caption) > context]
-        if not too_long:
+        if context is None or not too_long:
             return captions
         named = name_some([f"{ids[row]} ({len(captions[row])} tokens)" for row in too_long])
         if not self.truncate:
@@ -246,7 +332,10 @@ class CaptionDataModule(StimulusDataModule):
                 "leave them out with data.query, or pass --data.truncate true"
             )
         logger.info(f"truncated to {context} tokens: {named}")
-        return [caption[:context] for caption in captions]
+        return [
+            [*caption[: context - n_after], *caption[len(caption) - n_after :]] if len(caption) > context else caption
+            for caption in captions
+        ]
 
 
 def _check_bos(captions: list[list[int]], bos_id: int | None, settings: dict[str, Any], ids: list[Any]) -> None:

@@ -25,7 +25,7 @@ from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
 from lit_extract.data.batches import ImageBatches, ProcessedBatches, raise_if_of_the_machine
 from lit_extract.data.pixels import DECODERS, PixelCache, folder_name
 from lit_extract.data.plan import Plan, default_shard_rows
-from lit_extract.data.processors import IMAGE_PROCESSOR, PACKAGES, ProcessorSettings, recorded
+from lit_extract.data.processors import IMAGE_PROCESSOR, PACKAGES, ProcessorSettings, image_processing, recorded
 from lit_extract.datasets import DATASETS, load_dataset, table
 from lit_extract.datasets.dataset import Dataset as StimulusDataset
 from lit_extract.datasets.decode import hdf5_closed_after, read_stimulus
@@ -104,16 +104,19 @@ class ImageDataModule(StimulusDataModule):
             "stimuli_sha256": self.stimuli_sha256,
             "preprocessing": recorded(self.preprocessing),
             "batch_size": self.batch_size,
-            **{package: version(package) for package in (PACKAGES if self._has_processor else DECODERS)},
+            **{package: version(package) for package in (PACKAGES if self._processor else DECODERS)},
         }
 
     def readable(self, rows: Sequence[int]) -> list[int]:
-        """Return those of the rows whose images decode now."""
+        """Return those of the rows whose images decode now, and are taken by the model's processor if it has one."""
+        process = image_processing(self._processor) if rows and self._processor else None
 
         def decodes(source: tuple[str, int | None]) -> bool:
             try:
-                read_stimulus(*source).decode()
-            except Exception as error:  # Pillow raises almost anything on a broken file
+                image, _ = read_stimulus(*source).decode()
+                if process is not None:
+                    process(image)
+            except Exception as error:  # of Pillow on a broken file, or of the processor
                 raise_if_of_the_machine(error)
                 return False
             return True
@@ -122,14 +125,14 @@ class ImageDataModule(StimulusDataModule):
             return [row for row, good in zip(rows, threads.map(decodes, self.image_places(rows)), strict=True) if good]
 
     @property
-    def _has_processor(self) -> bool:
-        """Whether images go through a processor of Transformers; what it returns is not kept in the cache."""
-        return IMAGE_PROCESSOR in self.preprocessing
+    def _processor(self) -> ProcessorSettings | None:
+        """The processor of Transformers, if images go through one; what it makes is not kept in the cache."""
+        return cast("ProcessorSettings", self.preprocessing) if IMAGE_PROCESSOR in self.preprocessing else None
 
     def batches_of(self, batches: Sequence[Sequence[int]]) -> ImageBatches | ProcessedBatches:
         """Return images decoded, resized and cropped, or as the model's processor makes them."""
-        if self._has_processor:
-            return ProcessedBatches(self.stimuli, batches, cast("ProcessorSettings", self.preprocessing))
+        if self._processor:
+            return ProcessedBatches(self.stimuli, batches, self._processor)
         return ImageBatches(self.stimuli, batches, self.preprocessing, *self._open_cache())
 
     def _open_cache(self) -> tuple[PixelCache | None, NDArray[np.int64] | None]:

@@ -30,7 +30,8 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
         query: A :meth:`pandas.DataFrame.query` that chooses rows.
 
     Returns:
-        ``stimulus_id``, ``caption`` (without surrounding blanks), then the other columns of the file.
+        ``stimulus_id``, ``caption`` (without surrounding blanks), ``captions`` (a list of all of the row, of which that
+        is the first), then the other columns of the file.
         The id is the column that a dataset has its ids in, such as ``nsd_id``, or ``stimulus_id``, whichever the
         file has, else ``path``, else the number of the row; which one is in ``.attrs["stimulus_id_meaning"]``.
 
@@ -42,18 +43,20 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
     what = f"data.captions: {str(path)!r}"
     captions = read_table(path, "data.captions")
     column = caption_column(captions, what)
-    text = caption_texts(captions, what)
+    every = _all_texts(captions, what)
+    text = every.map(lambda texts: texts[0] if texts else "")
     id_column, meaning = _identify(what, captions)
     ids = parse_ids(captions[id_column], id_column, what) if id_column else range(len(captions))
     if empty := [
         f"row {row} ({id_column} {ids[row]})" if id_column else f"row {row}" for row in range(len(ids)) if not text[row]
     ]:
         raise InputError(f"{what} has no caption in {name_some(empty)}")
-    rest = with_numbers(captions.drop(columns=[column, "stimulus_id"], errors="ignore"))
+    rest = with_numbers(captions.drop(columns=[column, "captions", "stimulus_id"], errors="ignore"))
     if id_column is not None and id_column in rest:
         rest[id_column] = pd.Series(ids, index=rest.index)
     rest.insert(0, "stimulus_id", list(ids))
     rest.insert(1, "caption", text)
+    rest.insert(2, "captions", every)
     if rest.empty:
         raise InputError(f"{what} has no rows")
     if query is not None:
@@ -72,18 +75,25 @@ def caption_column(captions: pd.DataFrame, what: str) -> str:
 
 def caption_texts(captions: pd.DataFrame, what: str) -> "pd.Series[str]":
     """Return one caption a row, without surrounding blanks: the first of several, "" where there is none."""
+    return _all_texts(captions, what).map(lambda texts: texts[0] if texts else "")
+
+
+def _all_texts(captions: pd.DataFrame, what: str) -> "pd.Series[Any]":
+    """Return the captions of each row, a list; those after the first only if they are not blank."""
     column = caption_column(captions, what)
-    texts, wrong = [], []
+    every, wrong = [], []
     for row, value in enumerate(captions[column]):
         several = isinstance(value, list)
-        text: Any = (value[0] if value else "") if several else value
-        if not isinstance(text, str) or _LIST_SYNTAX.fullmatch(text.strip()):
-            wrong.append(f"row {row} ({str(text)[:60]!r})")
+        texts: list[Any] = value if several else [value]
+        if bad := [text for text in texts if not isinstance(text, str) or _LIST_SYNTAX.fullmatch(text.strip())]:
+            wrong.append(f"row {row} ({str(bad[0])[:60]!r})")
             continue
-        texts.append((text if several or column == "caption" else text.split(SEPARATOR)[0]).strip())
+        parts = texts if several or column == "caption" else texts[0].split(SEPARATOR)
+        stripped = [part.strip() for part in parts]
+        every.append([*stripped[:1], *(text for text in stripped[1:] if text)])
     if wrong:
         raise InputError(f"{what} has no plain text in column {column}, {name_some(wrong)}; write one caption a row")
-    return pd.Series(texts, index=captions.index, dtype=object)
+    return pd.Series(every, index=captions.index, dtype=object)
 
 
 def _identify(what: str, captions: pd.DataFrame) -> tuple[str | None, str]:

@@ -18,9 +18,9 @@ from lit_extract.storage.disk import Size, bytes_there, check_room
 from lit_extract.storage.features import load_features
 from lit_extract.storage.features_content import sizes_sha256
 from lit_extract.storage.finalize import finalize_locked, is_finished
-from lit_extract.storage.layout import BAD_INPUT, MISSING, count_shards
+from lit_extract.storage.layout import BAD_INPUT, CONTENT, INPUT_COLUMNS, MISSING, count_shards
 from lit_extract.storage.places import AnyPath, RemoteError, place_of, to_path
-from lit_extract.storage.provenance import features_provenance
+from lit_extract.storage.provenance import CAPTIONS, features_provenance
 from lit_extract.storage.repair import inputs_of, status_of
 from lit_extract.storage.store import Store, StoreSpec, is_store, remove_store
 
@@ -79,21 +79,36 @@ class FeaturesJob(Job):
         check_one_order(self.store_path.parent, self.stimulus_ids, own, self.data.source)
         if self.overwrite:
             return False
-        finished = {
-            pool: is_finished(file, features_provenance(self.provenance, pool), self.root)
-            for pool, file in self.files.items()
-        }
-        bad = sorted({row for pool, exists in finished.items() if exists for row in self._bad_rows(self.files[pool])})
-        if not all(finished.values()):
+        there = [file for file in self.files.values() if place_of(file).exists()]
+        for pool, file in self.files.items():
+            is_finished(file, features_provenance(self.provenance, pool), self.root)  # other settings are an error
+        bad = {row for file in there for row in self._bad_rows(file)}
+        if len(there) < len(self.files):
             return False
-        self.repairable = self.data.readable(bad)
+        edited = {row for file in there for row in self._edited_rows(file)}
+        self.repairable = sorted({*self.data.readable(sorted(bad)), *edited})
         return not self.repairable
+
+    def _edited_rows(self, file: AnyPath) -> list[int]:
+        """Return the rows of a file whose captions have been edited since."""
+        features = load_features(file)
+        inputs = inputs_of(features)
+        if not self.data.takes_changed or inputs is None:
+            return []
+        return self.data.changed(inputs, np.ones(len(inputs), dtype=np.bool_))
 
     def _bad_rows(self, file: AnyPath) -> list[int]:
         """Return the rows without features of a file, after a check that the others are of today's stimuli."""
         features = load_features(file)
         inputs, metadata = inputs_of(features), features.metadata
-        if inputs is not None:
+        if inputs is not None and features.stimulus_ids != self.stimulus_ids:
+            raise InputError(
+                f"{str(file)!r} has other stimuli, or in another order, though the same settings. Pass --overwrite to "
+                "replace it, or choose another --output_dir"
+            )
+        if inputs is not None and self.data.takes_changed:
+            pass  # what has changed is computed again
+        elif inputs is not None:
             self.refuse_changed(self.data.changed(inputs, status_of(features) != BAD_INPUT), file)
         elif metadata.get("n_bytes_sha256") != sizes_sha256(self.data.input_bytes):
             raise InputError(
@@ -122,7 +137,8 @@ class FeaturesJob(Job):
                 logger.info(f"resuming {store.path}: {len(done)} of {store.n_shards} shards done, {left} left")
         if again:
             named = name_some([str(self.stimulus_ids[row]) for row in again])
-            logger.info(f"{len(again)} stimuli that could not be decoded can be now, and are computed: {named}")
+            why = "captions were edited" if self.data.takes_changed else "stimuli that could not be decoded can be now"
+            logger.info(f"{len(again)} {why}, and are computed: {named}")
         return plan
 
     def _create(self) -> Store:
@@ -169,7 +185,9 @@ class FeaturesJob(Job):
 
     def _check_store(self, store: Store) -> None:
         """Check that a store has these settings and today's stimuli, and repair what is damaged."""
-        store.check_provenance(self.provenance, self.root)
+        notes_captions = self.data.takes_changed and INPUT_COLUMNS[CONTENT] in store.extras
+        old = {CAPTIONS: store.provenance.get(CAPTIONS)} if notes_captions else {}
+        store.check_provenance({**self.provenance, **old}, self.root)
         known, model = store.layout, self.model
         form = known.n_stimuli, known.layer_shapes, known.dtype
         found = known.pools, known.layers, form, known.shard_rows, known.notes["files"]
@@ -184,6 +202,9 @@ class FeaturesJob(Job):
             logger.warning(f"{len(damaged)} shards of {store.path} were damaged on disk and are computed again")
         store.repair_stimulus_ids(self.stimulus_ids)
         changed = self.data.changed(store.inputs(), ~np.isin(store.status(), (MISSING, BAD_INPUT)))
+        if old and old[CAPTIONS] != self.provenance[CAPTIONS]:
+            store.take_captions(self.provenance, changed)
+            changed = []
         self._outdated = {*changed} & {*self.repairable}
         self.refuse_changed([row for row in changed if row not in self._outdated], store.path)
 

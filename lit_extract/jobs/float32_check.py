@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.data.base import StimulusDataModule
-from lit_extract.modules.base import Extractor
+from lit_extract.modules.base import Extractor, by_row
 from lit_extract.modules.precision import ieee_float32, in_float32
 from lit_extract.modules.weights import default_float32
-from lit_extract.storage.layout import OK, feats_arrays
+from lit_extract.storage.layout import OK, ROW_OF, feats_arrays
 from lit_extract.storage.rounding import NOTE
 from lit_extract.storage.store import Store
 from lit_extract.storage.tensors import pad_layers, to_tensor
@@ -87,7 +87,9 @@ def compute_again(
                     if batch["bad"].any():
                         raise InputError(f"row {row} can't be read again")
                     inputs = move_data_to_device({name: batch[name] for name in model.inputs}, device)
-                    feats.append(model.activations(inputs)["feats"][0].cpu())  # (P, L, D)
+                    outputs = model.activations(inputs)
+                    outputs = by_row(outputs, batch[ROW_OF]) if ROW_OF in batch else outputs
+                    feats.append(outputs["feats"][0].cpu())  # (P, numbers)
         finally:
             backbone.to(was_on)
     by_pool = [pad_layers(torch.stack(rows), model.layer_shapes) for rows in zip(*feats, strict=True)]

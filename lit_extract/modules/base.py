@@ -23,7 +23,7 @@ from lit_extract.common.untrusted import shorten
 from lit_extract.modules.hub import COMMIT, hub_commit
 from lit_extract.modules.registry import find_model, own_name
 from lit_extract.modules.weights import default_float32, path_sha256
-from lit_extract.storage.layout import FLOAT32, NUMBER_BYTES
+from lit_extract.storage.layout import FLOAT32, NUMBER_BYTES, ROW_OF
 
 
 class Predictor(LightningModule):
@@ -174,6 +174,8 @@ class Extractor(Predictor):
         # backbones make tensors of the default type, which bf16-true sets to bf16
         with stopwatch("forward"), default_float32():
             outputs = self.split_on_oom({name: batch[name] for name in self.inputs})
+            if ROW_OF in batch:
+                outputs = by_row(outputs, batch[ROW_OF])
         if batch["bad"].any():
             outputs["feats"][batch["bad"].to(outputs["feats"].device)] = torch.nan
         outputs["feats"] = outputs["feats"].to(getattr(torch, self.dtype_written))
@@ -209,6 +211,21 @@ class Extractor(Predictor):
             )
         self._largest_batch = -(-limit // 2)
         return self.split_on_oom(inputs)
+
+
+def by_row(outputs: dict[str, Tensor], row_of: Tensor) -> dict[str, Tensor]:
+    """Put together what several inputs of a row gave: means of numbers that are not NaN, and sums of counts.
+
+    Outputs have an item for each of C inputs, whose rows are ``row_of`` (C,), in ascending order and none left out.
+    """
+    sizes = torch.bincount(row_of).tolist()
+
+    def together(parts: tuple[Tensor, ...]) -> Tensor:
+        if not parts[0].is_floating_point():
+            return torch.stack([part.sum(dim=0) for part in parts])
+        return torch.stack([part.mean(dim=0) if part.ndim > 1 else part.nanmean(dim=0) for part in parts])
+
+    return {name: together(torch.split(values, sizes)) for name, values in outputs.items()}
 
 
 def check_seed(seed: int) -> None:

@@ -18,8 +18,7 @@ PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 # Parts that serve pretraining only, or come after the blocks: a model without a place for them loses nothing, unless
 # it is asked for what they are for.
 _OF_PRETRAINING = {"mask_token"}
-_AFTER_BLOCKS = {"head", "head_dist", "heads", "fc", "fc_norm", "norm", "attn_pool", "aux_head"}
-_AFTER_BLOCKS |= {"classif", "classifier", "last_linear"}
+_AFTER_BLOCKS = {"head", "head_dist", "fc", "fc_norm", "norm", "attn_pool"}
 _STATISTICS = ("running_mean", "running_var")  # of batch norm, which has no gradients for them
 
 

@@ -96,18 +96,22 @@ def _grid(k: int) -> _OfImage:
 # The mean, or the last, of the tokens of a mask. From tokens (B, T, D), a mask (B, T) bool with at least one of them in
 # each row, and its full_columns(), or (0, 0), to (B, D) float32.
 LANGUAGE_POOLINGS = {"avg": _mean_of_mask, "last": _last_of_mask}
+# Of a text encoder: these, its class token, and what sentence-transformers makes of the caption.
+TEXT_POOLINGS = (*LANGUAGE_POOLINGS, CLS, HEAD)
 # Of a language model that looks at an image: the means of these tokens of its text.
 VISION_LANGUAGE_POOLINGS = ("image", "prompt", "last")
 
 if TYPE_CHECKING:
     VisionPooling: TypeAlias = str
     LanguagePooling: TypeAlias = str
+    TextPooling: TypeAlias = str
     VisionLanguagePooling: TypeAlias = str
 else:  # what --model.pool may be
     GridPooling = restricted_string_type("GridPooling", GRID_NAME, docstring="Means over a grid: grid1 to grid64.")
     VisionPooling = Literal[tuple(VISION_POOLINGS)] | GridPooling
     VisionLanguagePooling = Literal[VISION_LANGUAGE_POOLINGS]
     LanguagePooling = Literal[tuple(LANGUAGE_POOLINGS)]
+    TextPooling = Literal[TEXT_POOLINGS]
 
 
 def check_pools(pool: str | Sequence[str], known: Collection[str], allowed: Sequence[str], reason: str) -> list[str]:

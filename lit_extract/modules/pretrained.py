@@ -1,5 +1,6 @@
 """A model as Hugging Face has it: configuration, options, blocks, and weights proven to be loaded."""
 
+import copy
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -185,7 +186,8 @@ def _from_config(config: Any, settings: Mapping[str, Any], auto_class: str) -> A
     import transformers
 
     known = {name: value for name, value in settings.items() if name in ("attn_implementation", "trust_remote_code")}
-    return getattr(transformers, auto_class).from_config(config, dtype=torch.float32, **known)
+    own = copy.deepcopy(config)  # T5's encoder changes it
+    return getattr(transformers, auto_class).from_config(own, dtype=torch.float32, **known)
 
 
 def load_pretrained(

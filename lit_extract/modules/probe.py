@@ -23,6 +23,8 @@ N_TOKENS = 8
 # In float32 these hidden states of a causal model are equal bit by bit, as both passes have the same shape; only
 # experts, which get other numbers of tokens, may round otherwise. A model that looks ahead differs by more than this.
 TOLERANCE = 1e-5
+# A text alone and the same text with padding are computed in other shapes, which round otherwise.
+PADDING_TOLERANCE = 1e-4
 
 
 def check_model(
@@ -136,6 +138,49 @@ def check_looks(
         )
 
 
+def check_padding(
+    name: str,
+    model: Any,
+    layers_of: Callable[[Any, Mapping[str, Tensor]], Tensor],
+    texts: Sequence[Sequence[int]],
+    pad_id: int,
+) -> None:
+    """Refuse a text encoder whose tokens depend on padding although a mask tells them from it.
+
+    Args:
+        name: The model's.
+        model: With its weights.
+        layers_of: From a model, and ``input_ids`` and ``attention_mask`` (1, T), to what is kept of its layers, with
+            all tokens (L, 1, T, D) or pooled (L, 1, D).
+        texts: Tokens of a short text and of a longer one.
+        pad_id: The token that pads.
+    """
+    short, n_padded = torch.tensor([texts[0]]), max(map(len, texts))
+    n = short.shape[1]
+    inputs = []
+    for length in (n, n_padded):
+        padding = torch.full((1, length - n), pad_id)
+        mask = torch.cat([torch.ones_like(short), torch.zeros_like(padding)], dim=1)
+        ids = torch.cat([short, padding], dim=1)
+        inputs.append({"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)})
+    with torch.no_grad(), default_float32(), ieee_float32(), in_float32(model):
+        try:
+            alone, padded = (layers_of(model, given) for given in inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the model's own code
+            raise InputError(
+                f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
+            ) from error
+    padded = padded[:, :, :n] if alone.ndim == 4 else padded
+    change = ((alone - padded).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-30)).max().item()
+    if alone.isfinite().all() and not change <= PADDING_TOLERANCE:
+        raise InputError(
+            f"model.name: tokens of {name!r} attend to padding (it changes activations by {change:.2g} of their size), "
+            "so a caption's features would depend on those next to it; choose another model"
+        )
+
+
 def _probe_tokens(vocabulary: int, context: int | None) -> tuple[Tensor, Tensor]:
     """Return two texts (1, T) with the same first half, and a second half that differs in each token."""
     n = min(N_TOKENS, context or N_TOKENS)
@@ -162,7 +207,7 @@ def _check_causal(name: str, states_of: Callable[[Tensor], Sequence[Tensor]], te
             raise InputError(
                 f"model.name: {name!r} is not a causal language model: its tokens attend to later ones (a later token "
                 f"changes earlier activations by {change:.2g} of their size in blocks.{block}), so a caption's "
-                "features would depend on padding; choose a causal model"
+                "features would depend on padding; use TextEncoderExtractor"
             )
 
 

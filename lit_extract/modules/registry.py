@@ -18,6 +18,7 @@ from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorte
 KINDS = {
     "vision": "VisionExtractor",
     "language": "LanguageExtractor",
+    "text_encoder": "TextEncoderExtractor",
     "vision_language": "VisionLanguageExtractor",
 }
 

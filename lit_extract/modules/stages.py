@@ -33,7 +33,7 @@ class Stages(LayerSet):
         self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: Sequence[int], no_blocks: str
     ) -> None:
         self._model_name, self._no_blocks = name, no_blocks
-        self.why_no_others = f"{name!r} has maps as its layers, not tokens"
+        self.why_no_others = f"the layers of {name!r} are maps, without tokens besides their places"
         self._n_stages = len(getattr(skeleton, "feature_info", ()))
         if not (self._n_stages and hasattr(skeleton, "forward_intermediates")):
             raise self._unsupported("timm has no forward_intermediates for it")

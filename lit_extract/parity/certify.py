@@ -21,6 +21,7 @@ from lit_extract.parity.certificate import CERTIFICATE_FORMAT, FAIL, PASS, Rebui
 from lit_extract.parity.language import LanguageReference
 from lit_extract.parity.provenance_form import TRANSFORMERS_VISION, form_of
 from lit_extract.parity.reference import Recomputed, Reference
+from lit_extract.parity.text_encoder import TextEncoderReference
 from lit_extract.parity.transformers_vision import TransformersVisionReference
 from lit_extract.parity.vision import VisionReference
 from lit_extract.parity.vision_language import VisionLanguageReference
@@ -31,6 +32,7 @@ REFERENCES: dict[str, type[Reference]] = {
     "vision": VisionReference,
     TRANSFORMERS_VISION: TransformersVisionReference,
     "language": LanguageReference,
+    "text_encoder": TextEncoderReference,
     "vision_language": VisionLanguageReference,
 }
 OTHERS = 64  # rows that stand for all others in the distances between stimuli

@@ -35,6 +35,11 @@ class LanguageReference(HuggingFaceReference):
     way = "transformers output_hidden_states"
     begins_with_a_block: bool | None = None  # its hidden states; not yet known
 
+    def find_model(self) -> None:
+        """Find the model and read its configuration."""
+        super().find_model()
+        self.auto_class = auto_class_of(self.config)
+
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
         """Read the captions, which must be those of the file, to the token."""
         known = self.provenance
@@ -45,22 +50,36 @@ class LanguageReference(HuggingFaceReference):
                 "Give --captions FILE"
             )
         captions = load_captions(file, known["query"])
-        of_stimulus = dict(zip(map(id_key, captions["stimulus_id"]), captions["caption"], strict=True))
+        of_stimulus = dict(zip(map(id_key, captions["stimulus_id"]), captions["captions"], strict=True))
         if missing := [shorten(str(stimulus)) for stimulus in ids if id_key(stimulus) not in of_stimulus]:
             raise InputError(f"captions: {file!r} has none of {name_some(missing)}, which the file has")
-        self.texts: list[str] = [of_stimulus[id_key(stimulus)] for stimulus in ids]
-        check_sizes(n_bytes_sha256, [len(text.encode()) for text in self.texts])
+        n_used = None if known.get("captions_used") == "all" else 1
+        self.texts: list[list[str]] = [of_stimulus[id_key(stimulus)][:n_used] for stimulus in ids]
+        check_sizes(n_bytes_sha256, [sum(len(text.encode()) for text in texts) for texts in self.texts])
         self.find_model()
-        self.auto_class = auto_class_of(self.config)
+        self.tokens = self.tokenize()
+        found = _tokens_sha256(self.tokens, ids, of_several=n_used is None)
+        check_same("tokens_sha256", known["tokens_sha256"], found)
+
+    def tokenize(self) -> list[list[list[int]]]:
+        """Return the tokens of the captions of each row, cut as they were."""
         tokenize = self._tokenizer(self.other_options)
         text_config = self.config.get_text_config(decoder=True)
-        context = getattr(text_config, "max_position_embeddings", None) if known["truncate"] else None
-        self.tokens = [tokenize(text)[:context] for text in self.texts]
-        check_same("tokens_sha256", known["tokens_sha256"], _tokens_sha256(self.tokens, ids))
+        context = getattr(text_config, "max_position_embeddings", None) if self.provenance["truncate"] else None
+        return [[tokenize(text)[:context] for text in texts] for texts in self.texts]
 
     def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Send the captions of a row through the model, one by one, and return their means."""
+        found = [self.compute_caption(*caption) for caption in zip(self.tokens[row], self.texts[row], strict=True)]
+        layers = [
+            torch.stack(of_layer).float().mean(0) for of_layer in zip(*(layers for layers, _ in found), strict=True)
+        ]
+        losses = {name: torch.stack([of_one[name].cpu() for _, of_one in found]).nanmean() for name in found[0][1]}
+        return layers, losses
+
+    def compute_caption(self, tokens: list[int], text: str) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send one caption through the model; twice, when the last block is wanted as it is before the final norm."""
-        ids = torch.tensor([self.tokens[row]], device=self.device)
+        ids = torch.tensor([tokens], device=self.device)
         has_loss = self.provenance["loss"] and ids.shape[1] > 1
         output = self.model(input_ids=ids, labels=ids if has_loss else None, output_hidden_states=True, use_cache=False)
         states = [_tokens_first(state, ids) for state in output.hidden_states]
@@ -72,7 +91,7 @@ class LanguageReference(HuggingFaceReference):
             return layers, {}
         loss = output.loss if has_loss else torch.tensor(torch.nan)
         total = loss.double() * (ids.shape[1] - 1)
-        return layers, {"loss": loss, "bpb": total / math.log(2) / len(self.texts[row].encode())}
+        return layers, {"loss": loss, "bpb": total / math.log(2) / len(text.encode())}
 
     def _layers(self, ids: Tensor, states: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the layers (1, T, …) by name.
@@ -133,10 +152,12 @@ def _tokens_first(state: Tensor, ids: Tensor) -> Tensor:
     return state if state.shape[:2] == ids.shape else state.permute(1, 2, 0, 3)
 
 
-def _tokens_sha256(captions: list[list[int]], ids: list[Any]) -> str:
-    """As docs/store-format.md has it: token ids, where each caption begins, stimulus ids."""
-    starts = np.concatenate([[0], np.cumsum([len(caption) for caption in captions])])
+def _tokens_sha256(by_row: list[list[list[int]]], ids: list[Any], of_several: bool) -> str:
+    """As docs/store-format.md has it: token ids, where each caption begins, of several where each row does, ids."""
+    captions = [caption for of_row in by_row for caption in of_row]
     digest = hashlib.sha256(b"".join(np.array(caption, "<i4").tobytes() for caption in captions))
-    digest.update(starts.astype("<i8").tobytes())
+    lengths = [[len(caption) for caption in captions], *([[len(of_row) for of_row in by_row]] if of_several else [])]
+    for sizes in lengths:
+        digest.update(np.concatenate([[0], np.cumsum(sizes)]).astype("<i8").tobytes())
     digest.update("\0".join(map(str, ids)).encode())
     return digest.hexdigest()

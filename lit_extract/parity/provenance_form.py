@@ -17,10 +17,10 @@ from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
 from lit_extract.modules.architecture import Side, check_preprocessing, is_timm_name
 from lit_extract.modules.hub import COMMIT
-from lit_extract.modules.pooling import GRID_NAME, VISION_POOLINGS, LanguagePooling, VisionLanguagePooling
+from lit_extract.modules.pooling import GRID_NAME, VISION_POOLINGS, LanguagePooling, TextPooling, VisionLanguagePooling
 from lit_extract.modules.registry import ModelEntry, read_models
 from lit_extract.parity.certificate import RebuildSettings
-from lit_extract.storage.provenance import kind_of
+from lit_extract.storage.provenance import OF_CAPTIONS, kind_of
 
 UNTRAINED, CHECKPOINT, HUB = "untrained", "checkpoint", "hub:"
 MAX_PROMPT = 100_000  # characters
@@ -76,9 +76,22 @@ class _Language(_Provenance):
     prompt_name: ShortText
     tokens_sha256: _Sha256
     truncate: bool
+    captions_used: NotRequired[Literal["all"]]
     exclude_bos: bool | Literal["first"]
     loss: bool
     tokenizer: Literal["huggingface", "sentencepiece"]
+
+
+class _TextEncoder(_Provenance):
+    pool: TextPooling
+    source: NotRequired[ShortText]  # missing when the weights are local
+    prompt_name: ShortText
+    tokens_sha256: _Sha256
+    truncate: bool
+    captions_used: NotRequired[Literal["all"]]
+    special_tokens: Literal["included", "excluded"]
+    prefix: Annotated[str, StringConstraints(max_length=MAX_PROMPT)]
+    context: Annotated[int, Field(ge=1, le=10**6)] | None
 
 
 class _VisionLanguage(_Provenance):
@@ -163,6 +176,7 @@ class _Forms(NamedTuple):
 
 
 _TEXT_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|{_BLOCK})$")]])
+_ENCODER_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(embeddings|norm|head|{_BLOCK})$")]])
 _VISION_LAYERS = TypeAdapter(list[Annotated[str, StringConstraints(pattern=f"^(norm|head|{_BLOCK})$")]])
 TRANSFORMERS_VISION = "transformers_vision"
 _FORMS = {
@@ -179,14 +193,15 @@ _FORMS = {
         TypeAdapter(_LanguageOptions),
         _TEXT_LAYERS,
     ),
+    "text_encoder": _Forms(TypeAdapter(_TextEncoder), TypeAdapter(_LanguageOptions), _ENCODER_LAYERS),
     "vision_language": _Forms(TypeAdapter(_VisionLanguage), TypeAdapter(_VisionLanguageOptions), _TEXT_LAYERS),
 }
 
 
 def form_of(provenance: Mapping[str, Any]) -> str:
     """Return the kind of model that features are of; vision models of Transformers are one of their own here."""
-    kind = kind_of(provenance)
-    is_processed = kind == "vision" and "image_processor" in (provenance.get("preprocessing") or {})
+    kind, preprocessing = kind_of(provenance), provenance.get("preprocessing")
+    is_processed = kind == "vision" and isinstance(preprocessing, dict) and "image_processor" in preprocessing
     return TRANSFORMERS_VISION if is_processed else kind
 
 
@@ -208,7 +223,7 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
     is_local = weights == CHECKPOINT and source is None
     if kind != "vision" and not is_local and weights not in (UNTRAINED, f"{HUB}{source}"):
         raise InputError(f"provenance.source: {shorten(source)!r} does not go with weights {shorten(weights)!r}")
-    if kind != "language" and known["dataset"] not in DATASETS:
+    if kind not in OF_CAPTIONS and known["dataset"] not in DATASETS:
         raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
     if kind == "vision":
         given_preprocessing(known)

@@ -121,7 +121,7 @@ def _open_stimuli(sources: Sequence[Source], root: str | None, captions: str | N
     datasets = list(dict.fromkeys(source.features.provenance["dataset"] for source in sources))
     if len(datasets) > 1:
         notes.append(f"Features of several datasets, {', '.join(datasets)}: pictures are of {datasets[0]}.")
-    prompts = {source.features.provenance.get("prompt_name") for source in sources if source.kind == "language"}
+    prompts = {source.features.provenance.get("prompt_name") for source in sources if source.is_of_captions}
     if captions is not None and len(prompts) > 1:
         notes.append(
             f"Captions are those of {Path(captions).name}; the features are of captions of several prompts, "
@@ -170,7 +170,9 @@ def _warnings(report: ModelReport) -> list[str]:
     if layers := [layer.name for layer in report.layers if layer.follows_length]:
         way_out = (
             "look at which tokens are massive"
-            if provenance.get("exclude_bos")
+            if provenance.get("exclude_bos") or provenance.get("special_tokens") == "excluded"
+            else "leave special tokens out with --model.special_tokens excluded"
+            if "special_tokens" in provenance
             else "leave it out with --model.exclude_bos true, or first for a tokenizer without BOS"
         )
         found.append(
@@ -181,7 +183,7 @@ def _warnings(report: ModelReport) -> list[str]:
     rounded = f" ({precision} may have rounded away what differs: extract again with --trainer.precision 32-true)"
     likely = rounded if precision.startswith("bf16") else ""
     examples = "; ".join(" = ".join(map(str, group)) for group in rows.examples)
-    needed = "--captions" if report.source.kind == "language" else "the images (--root)"
+    needed = "--captions" if report.source.is_of_captions else "the images (--root)"
     for count, text in (
         (rows.identical_though_different, "are identical though their stimuli are not"),
         (rows.identical_unknown, f"are identical; whether their stimuli are can't be known without {needed}"),

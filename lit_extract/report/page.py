@@ -38,7 +38,12 @@ def write(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = _number
-    across = [pair for pair in pairs if pair.first.source.kind != pair.second.source.kind]
+    sources = [(pair, pair.first.source, pair.second.source) for pair in pairs]
+    across = [
+        pair
+        for pair, first, second in sources
+        if first.kind != second.kind and not (first.is_of_captions and second.is_of_captions)
+    ]
     across.sort(key=lambda pair: pair.agreements[MUTUAL].best or -1, reverse=True)
     labels = [model.source.label for model in models]
     with mpl.rc_context(plots.STYLE), warnings.catch_warnings():

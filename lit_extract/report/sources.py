@@ -12,7 +12,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage.features import Features, load_features
 from lit_extract.storage.places import is_folder, is_there
-from lit_extract.storage.provenance import kind_of
+from lit_extract.storage.provenance import OF_CAPTIONS, kind_of
 
 FEWEST_STIMULI = 4  # U-centring divides by n - 3
 MOST_DIMENSIONS = 2**15  # twice those of the largest model, so that a sample of its rows fits into memory
@@ -28,8 +28,13 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """Return ``vision``, ``language`` or ``vision_language``."""
+        """Return the kind of model, such as ``vision``."""
         return kind_of(self.features.provenance)
+
+    @property
+    def is_of_captions(self) -> bool:
+        """Return whether its stimuli are captions, not images."""
+        return self.kind in OF_CAPTIONS
 
     @property
     def is_untrained(self) -> bool:
@@ -47,7 +52,7 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
     """Open the features of a folder and of its sibling ``<folder>-untrained``.
 
     Returns:
-        Vision before language, trained before untrained; and what was left out, with the reason.
+        Images before captions, trained before untrained; and what was left out, with the reason.
     """
     folder = folder.absolute()
     folders = [place for place in (folder, folder.with_name(f"{folder.name}-untrained")) if is_folder(place)]
@@ -68,7 +73,7 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
         reasons = f"; left out: {'; '.join(left_out)}" if left_out else ""
         raise InputError(f"folder: {str(folder)!r} has no features, neither .pt nor .zarr{reasons}")
     sources = [Source(features, label) for features, label in zip(opened, _labels(opened), strict=True)]
-    return sorted(sources, key=lambda source: (source.kind == "language", source.is_untrained)), left_out
+    return sorted(sources, key=lambda source: (source.is_of_captions, source.is_untrained)), left_out
 
 
 def _open(path: Path) -> list[Features]:

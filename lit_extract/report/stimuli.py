@@ -13,6 +13,7 @@ from lit_extract.common.errors import InputError, one_line
 from lit_extract.datasets import load_captions, load_dataset
 from lit_extract.datasets.decode import open_image
 from lit_extract.datasets.ids import id_key
+from lit_extract.storage.provenance import OF_CAPTIONS
 
 THUMBNAIL_SIZE = 144  # pixels of each side: sharp also where a pixel of the page is several of the screen
 
@@ -68,14 +69,14 @@ class Stimuli:
         return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     def alike(self, stimuli: Sequence[Hashable], kind: str) -> Literal["same", "different", "unknown"]:
-        """Return whether stimuli are the same in themselves: pixels for ``vision``, captions for ``language``."""
+        """Return whether stimuli are the same in themselves: the captions of models that get them, else pixels."""
         known = {self._identity(stimulus, kind) for stimulus in stimuli}
         if len(known - {None}) > 1:
             return "different"
         return "unknown" if None in known else "same"
 
     def _identity(self, stimulus: Hashable, kind: str) -> str | None:
-        if kind == "language":
+        if kind in OF_CAPTIONS:
             return self.caption(stimulus) if self.captions_are_theirs else None
         if (picture := self.open(stimulus)) is None:
             return None

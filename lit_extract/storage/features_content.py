@@ -31,9 +31,8 @@ from lit_extract.storage.layout import (
     Shape,
     is_plain,
 )
-from lit_extract.storage.provenance import features_provenance
+from lit_extract.storage.provenance import CAPTIONS, features_provenance
 from lit_extract.storage.repair import Rows
-from lit_extract.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,11 @@ def content_of(there: Rows, pool: str) -> dict[str, Any]:
     notes = {**store.notes, **before["notes"]}
     if repaired := there.repaired(pool):
         notes["repaired_rows"] = sorted({*before["notes"].get("repaired_rows", []), *repaired})
-    if inputs is not None:
+    if edited := there.edited(pool):
+        earlier = {"created": before["notes"].get("created"), CAPTIONS: before["provenance"].get(CAPTIONS)}
+        now = {"created": store.notes.get("created"), CAPTIONS: store.provenance[CAPTIONS], "rows": edited}
+        notes["captions_of_rows"] = [*before["notes"].get("captions_of_rows", [earlier]), now]
+    if inputs is not None and CAPTIONS not in store.provenance:
         notes["exif_rotations"] = int((inputs[:, ROTATED] != 0).sum())
     return {
         "num_params": store.notes["num_params"],
@@ -71,7 +74,7 @@ def content_of(there: Rows, pool: str) -> dict[str, Any]:
             "bad_input_rows": np.flatnonzero(status == BAD_INPUT).tolist(),
             "not_finite_rows": np.flatnonzero(status == NOT_FINITE).tolist(),
         },
-        **{name: _mean(store.extra(name)) for name in MEANS if name in store.extras},
+        **{name: _mean(there.extra(name, pool)) for name in MEANS if name in store.extras},
     }
 
 
@@ -103,17 +106,19 @@ def tensors_of(there: Rows, pool: str) -> dict[str, Tensors]:
     if (inputs := there.inputs(pool)) is not None:
         tensors[INPUTS] = Numbers(inputs.shape, [inputs], torch.int64)
     if N_TOKENS in store.extras:
-        lengths = store.extra(N_TOKENS)
+        lengths = there.extra(N_TOKENS, pool)
         tensors["mask"] = Numbers((len(lengths), int(lengths.max())), _mask(lengths), torch.uint8)
     for name in MEANS:
         if name in store.extras:
-            tensors[f"row_{name}"] = Numbers((store.n_stimuli,), [store.extra(name)], torch.float32)
+            tensors[f"row_{name}"] = Numbers((store.n_stimuli,), [there.extra(name, pool)], torch.float32)
     return tensors
 
 
-def longest_caption(store: Store) -> int:
+def longest_caption(there: Rows) -> int:
     """Return the tokens of the longest caption; 0 of images."""
-    return int(store.extra(N_TOKENS).max()) if N_TOKENS in store.extras else 0
+    if N_TOKENS not in there.store.extras:
+        return 0
+    return max(int(there.extra(N_TOKENS, pool).max()) for pool in there.store.pools)
 
 
 def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:

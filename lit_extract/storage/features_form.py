@@ -26,7 +26,7 @@ from lit_extract.storage.layout import (
     check_format,
     is_plain,
 )
-from lit_extract.storage.provenance import kind_of
+from lit_extract.storage.provenance import OF_CAPTIONS, kind_of
 from lit_extract.storage.rounding import NOTE
 from lit_extract.storage.seen import Geometry
 
@@ -85,6 +85,7 @@ class Notes(TypedDict, total=False):
     root: str | None
     exif_rotations: Count
     repaired_rows: list[Count]
+    captions_of_rows: list[dict[str, Any]]  # where rows are of captions that were edited later
     head_meaning: ShortText  # of pooling head: what the model outputs
     precision_check: _PrecisionCheck
 
@@ -238,7 +239,7 @@ def rows_text(rows: Iterable[int]) -> str:
 def _wrong_extras(content: Mapping[str, Any], n: int, of_today: bool) -> list[str]:
     """Of what a file may have besides, and of what captions have today: the mask, and losses that were asked for."""
     provenance = content["metadata"]["provenance"]
-    is_of_captions = of_today and kind_of(provenance) == "language"
+    is_of_captions = of_today and kind_of(provenance) in OF_CAPTIONS
     has_loss = any(f"row_{name}" in content for name in MEANS) or (is_of_captions and provenance.get("loss"))
     wanted = {"mask": is_of_captions or has_loss, **{f"row_{name}": has_loss for name in MEANS}}
     problems = [

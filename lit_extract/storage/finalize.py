@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.storage.archive import read_through, write_filled
 from lit_extract.storage.disk import Size, bytes_there, check_room
-from lit_extract.storage.features import load_features, read_metadata
+from lit_extract.storage.features import load_features
 from lit_extract.storage.features_content import (
     Numbers,
     Tensors,
@@ -30,8 +30,8 @@ from lit_extract.storage.features_content import (
 from lit_extract.storage.layout import KEPT_AS, FeatsArray, feats_arrays
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
-from lit_extract.storage.provenance import differing, features_provenance
-from lit_extract.storage.repair import Rows
+from lit_extract.storage.provenance import CAPTIONS, differing, features_provenance
+from lit_extract.storage.repair import Rows, difference
 from lit_extract.storage.store import Store, is_store, remove_store
 
 
@@ -76,7 +76,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         # A remote file can't be renamed: it appears before it is read back, and its run may have been killed meanwhile.
         or (not place_of(file).appears_verified and not store.is_kept and read_back(file))
     ]
-    size = Size(store.n_stimuli, store.layer_shapes, 1, store.dtype).file() + store.n_stimuli * longest_caption(store)
+    size = Size(store.n_stimuli, store.layer_shapes, 1, store.dtype).file() + store.n_stimuli * longest_caption(there)
     check_room(
         store.path.parent,
         store=0,
@@ -111,21 +111,24 @@ def _check_earlier(files: Iterable[AnyPath]) -> None:
 
 
 def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = None) -> bool:
-    """Return whether ``file`` exists, with exactly this provenance; else an InputError names the differing settings."""
+    """Return whether ``file`` exists, with exactly this provenance; else an InputError names the differing settings.
+
+    A file of other captions, which notes which each row is of, is not finished: only its other rows are.
+    """
     if not place_of(file).exists():
         return False
     try:
-        found = read_metadata(file)
+        found = load_features(file)
     except InputError as error:
         raise InputError(
             f"{error}. Move it elsewhere, pass --overwrite to predict to replace it, or choose another --output_dir"
         ) from None
-    if difference := differing(found["provenance"], provenance, found.get("notes", {}).get("root"), root):
+    if others := difference(found, provenance, root):
         raise InputError(
-            f"{str(file)!r} was made with other settings: {difference}. Pass --overwrite to predict to replace it, or "
+            f"{str(file)!r} was made with other settings: {others}. Pass --overwrite to predict to replace it, or "
             "choose another --output_dir"
         )
-    return True
+    return found.provenance.get(CAPTIONS) == provenance.get(CAPTIONS)
 
 
 def _check_same(store: Store, pool: str, file: AnyPath) -> None:

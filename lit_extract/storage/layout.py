@@ -32,6 +32,7 @@ N_BYTES = "n_bytes"  # the extra that says how large each row's input was when i
 # size and time of its file, a hash of its content (0: not known), and whether it has an EXIF rotation.
 INPUT_COLUMNS = (N_BYTES, "mtime_ns", "content", "rotated")
 INPUTS = "inputs"
+ROW_OF = "row_of"  # in a batch whose rows have several inputs each, as captions: the place of the row of each input
 SIZE, MTIME, CONTENT, ROTATED = range(len(INPUT_COLUMNS))
 # The most that a store or a features file may have, far above what models have.
 MAX_LAYERS, MAX_DIM, MAX_TOKENS = 10_000, 2**20, 2**20

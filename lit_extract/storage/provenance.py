@@ -7,16 +7,19 @@ from typing import Any
 from lit_extract.common.errors import name_some
 
 STIMULI = "stimuli_sha256"
+CAPTIONS = "tokens_sha256"
+OF_CAPTIONS = ("language", "text_encoder")  # kinds of models
 _LONGEST = 60
 
 
 def kind_of(provenance: Mapping[str, Any]) -> str:
-    """Return the kind of model that features are of: ``vision``, ``language`` or ``vision_language``.
+    """Return the kind of model that features are of, one of those of models.yml.
 
-    Those of captions have tokens; those of images that a model was asked about have the prompt's text.
+    Those of captions have tokens, of which text encoders take some as special; those of images that a model was asked
+    about have the prompt's text.
     """
-    if "tokens_sha256" in provenance:
-        return "language"
+    if CAPTIONS in provenance:
+        return "text_encoder" if "special_tokens" in provenance else "language"
     return "vision_language" if "prompt_text" in provenance else "vision"
 
 

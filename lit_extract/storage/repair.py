@@ -1,4 +1,6 @@
-"""Rows whose input could not be read when they were computed, and can be now: only they are computed again.
+"""Rows whose input could not be read when they were computed, and can be now, or whose caption was edited since.
+
+Only they are computed again.
 
 The store of a repair needs only the shards with repaired rows: all others are taken from the features files that
 were made before, with the same provenance. If these files are deleted, the store is filled like any other.
@@ -15,9 +17,19 @@ from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
 from lit_extract.storage.features import Features, load_features
-from lit_extract.storage.layout import BAD_INPUT, CONTENT, INPUT_COLUMNS, INPUTS, NANS, NOT_FINITE, OK, FeatsArray
+from lit_extract.storage.layout import (
+    BAD_INPUT,
+    CONTENT,
+    INPUT_COLUMNS,
+    INPUTS,
+    N_TOKENS,
+    NANS,
+    NOT_FINITE,
+    OK,
+    FeatsArray,
+)
 from lit_extract.storage.places import AnyPath, RemoteError, place_of
-from lit_extract.storage.provenance import differing, features_provenance
+from lit_extract.storage.provenance import CAPTIONS, differing, features_provenance
 from lit_extract.storage.store import Store
 from lit_extract.storage.tensors import to_numbers
 
@@ -33,6 +45,17 @@ def status_of(features: Features) -> NDArray[np.uint8]:
 def inputs_of(features: Features) -> NDArray[np.int64] | None:
     """Return what a features file notes of each row's input (N, 4); None of captions, and of earlier versions."""
     return features.extras[INPUTS].numpy() if INPUTS in features.extras else None
+
+
+def difference(features: Features, provenance: Mapping[str, Any], root: str | None = None) -> str:
+    """Return the settings in which a features file differs from a provenance, in words; "" when none does.
+
+    Other captions are no other setting where the file notes which caption each row is of.
+    """
+    old = features.provenance
+    if {*old, *provenance} >= {CAPTIONS} and inputs_of(features) is not None:
+        old = {**old, CAPTIONS: provenance.get(CAPTIONS)}
+    return differing(old, provenance, features.metadata["notes"].get("root"), root)
 
 
 class Rows:
@@ -74,6 +97,22 @@ class Rows:
             return None
         return self._merge(self.store.inputs(), earlier)
 
+    def extra(self, name: str, pool: str) -> NDArray[Any]:
+        """Return a further value of each row (N,), of captions."""
+        earlier = self.files[pool].extras if pool in self.files else {}
+        if name == N_TOKENS and "mask" in earlier:
+            return self._merge(self.store.extra(name), earlier["mask"].sum(dim=1).numpy())
+        known = earlier.get(f"row_{name}")
+        return self._merge(self.store.extra(name), None if known is None else known.numpy())
+
+    def edited(self, pool: str) -> list[int]:
+        """Return the rows whose captions are others than those that the features file has."""
+        earlier, now = inputs_of(self.files[pool]) if pool in self.files else None, self.inputs(pool)
+        if earlier is None or now is None or CAPTIONS not in self.store.provenance:
+            return []
+        rows: list[int] = np.flatnonzero(earlier[:, CONTENT] != now[:, CONTENT]).tolist()
+        return rows
+
     def repaired(self, pool: str) -> list[int]:
         """Return the rows that are bad in the features file and no longer so."""
         earlier = self.files[pool].metadata["bad_input_rows"] if pool in self.files else []
@@ -105,7 +144,7 @@ def _earlier_files(store: Store) -> Mapping[str, Features]:
             raise
         except InputError:  # finalize, which replaces it, names what is wrong with it
             return {}
-        if differing(files[pool].provenance, features_provenance(store.provenance, pool)):
+        if difference(files[pool], features_provenance(store.provenance, pool)):
             return {}
         form = store.layer_shapes, store.dtype, store.layers
         if (files[pool].layer_shapes, files[pool].dtype, files[pool].layers) != form:

@@ -305,6 +305,14 @@ class Store:
                 "resume, pass --overwrite to start from scratch, or choose another --output_dir"
             )
 
+    def take_captions(self, provenance: Mapping[str, Any], changed: Sequence[int]) -> None:
+        """Become the store of edited captions, first without the shards that have a changed row."""
+        for shard in {row // self.shard_rows for row in changed} & self.done_shards():
+            for array in self.feats_arrays.values():
+                place_of(self.path / array.key(shard)).remove_file()
+        self.provenance = dict(provenance)
+        self._change(provenance=self.provenance)
+
     def keep(self) -> None:
         """Record that the store was kept on purpose, so that no later run takes it for a leftover."""
         self._change(kept=True)

@@ -66,6 +66,8 @@ class _ShardBuffer:
             inputs = there.inputs(pool)
             if inputs is not None:
                 self.inputs = inputs[rows].copy()
+        for name in self.names:
+            self.extras[name] = there.extra(name, next(iter(self.by_pool)))[rows].copy()
         self.status[np.array(left) - rows.start] = MISSING
         self.replaces = self.shard in there.done
 
@@ -136,7 +138,7 @@ class ActivationWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch."""
-        inputs = (batch or {}).get(INPUTS)  # of images; of captions only the size is known
+        inputs = (batch or {}).get(INPUTS)
         before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
         if before is not None:
             self._place(before)

@@ -113,6 +113,7 @@ def test_an_image_that_the_processor_refuses_is_a_bad_one(image_folder):
     assert list(batch["errors"]) == [2]
     with pytest.raises(InputError, match="row 2"):
         data.on_before_batch_transfer(batch, 0)
+    assert data.readable([1, 2]) == [1], "else each run would try it again"
 
 
 def test_nothing_is_kept_in_the_cache(image_folder, tmp_path):

@@ -16,10 +16,11 @@ def write(tmp_path, text, name="captions.csv", encoding="utf-8"):
 def test_order_ids_and_other_columns_are_kept(tmp_path):
     path = write(tmp_path, 'nsd_id,split,caption\n7,a,"Two dogs, running."\n3,b," A café in 東京 "\n')
     table = load_captions(path)
-    assert table.columns.tolist() == ["stimulus_id", "caption", "nsd_id", "split"]
+    assert table.columns.tolist() == ["stimulus_id", "caption", "captions", "nsd_id", "split"]
     assert table.to_dict("list") == {
         "stimulus_id": [7, 3],
         "caption": ["Two dogs, running.", "A café in 東京"],
+        "captions": [["Two dogs, running."], ["A café in 東京"]],
         "nsd_id": [7, 3],
         "split": ["a", "b"],
     }

@@ -50,7 +50,23 @@ LANGUAGE = {
 }
 LOCAL = {key: value for key, value in LANGUAGE.items() if key not in ("source", "revision")}
 LOCAL |= {"model": "tiny", "weights": "checkpoint", "checkpoint_sha256": SHA}
-GOOD = [VISION, UNTRAINED, LANGUAGE, LOCAL]
+VISION_LANGUAGE = {
+    **RUN,
+    "model": "google/gemma-3-4b-it",
+    "source": "google/gemma-3-4b-it",
+    "options": {"do_pan_and_scan": True, "size": {"height": 896, "width": 896}},
+    "weights": "hub:google/gemma-3-4b-it",
+    "revision": COMMIT,
+    "pool": "image",
+    "dataset": "nsd",
+    "stimuli_sha256": SHA,
+    "preprocessing": {"image_processor": "Gemma3ImageProcessor", "backend": "torchvision", "settings": {}, "call": {}},
+    "prompt_name": "caption",
+    "prompt_text": "What is there?",
+    "chat_tokens_sha256": SHA,
+    "image_token": "<image_soft_token>",
+}
+GOOD = [VISION, UNTRAINED, LANGUAGE, LOCAL, VISION_LANGUAGE]
 
 ADDRESSES = (
     "hf_hub:a/b local-dir:/tmp https://127.0.0.1/x test_vit.r160_in1k/../x vit:x main HEAD test_vit test_vit.x "
@@ -74,16 +90,17 @@ def folder(tmp_path_factory):
 def is_right(known, layers):
     """Check the promise of check_provenance in another way."""
     models = read_models(default_models_file())
-    is_language = "tokens_sha256" in known
-    kind = "language" if is_language else "vision"
+    is_of_text = "tokens_sha256" in known or "prompt_text" in known
+    kind = "language" if "tokens_sha256" in known else "vision_language" if is_of_text else "vision"
     texts = [known[key] for key in ("model", "weights", "dataset", "precision", "pool")]
     assert all(type(text) is str and not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text) for text in texts)
     assert known["query"] is None or type(known["query"]) is str
-    if is_language:
+    if kind != "language":
+        assert known["dataset"] in ("nsd", "bold5000", "things", "folder", "demo")
+    if is_of_text:
         assert "source" not in known or known["source"] in {e.checkpoint or e.name for e in models[kind]}
         assert known["weights"] in ("untrained", "checkpoint", f"hub:{known.get('source')}")
     else:
-        assert known["dataset"] in ("nsd", "bold5000", "things", "folder", "demo")
         name = known["model"]
         is_listed = name in timm.list_models() + timm.list_pretrained() + [entry.name for entry in models[kind]]
         assert is_listed or known["weights"] == "checkpoint"
@@ -104,7 +121,8 @@ def is_right(known, layers):
     }
     assert not paths & set(known["options"])
     assert re.fullmatch(r"[^/\\]+[.]gguf", known["options"].get("gguf_file", "x.gguf"))
-    assert all(re.fullmatch(r"embeddings|norm|blocks\.[0-9]+", layer) for layer in layers)
+    allowed = r"embeddings|norm|blocks\.[0-9]+" if is_of_text else r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*"
+    assert all(re.fullmatch(allowed, layer) for layer in layers)
     return True
 
 

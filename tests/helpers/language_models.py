@@ -7,6 +7,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from lit_extract.data import CaptionDataModule
+
 VOCABULARY = 300
 WORDS = "a man woman dog cat sits stands on near the red blue car street tree with and two people riding".split()
 
@@ -74,3 +76,23 @@ def save_captions(path, lengths, seed=0):
     ]
     path.write_text("nsd_id,caption\n" + "".join(f"{i},{json.dumps(text)}\n" for i, text in enumerate(texts)))
     return texts
+
+
+@torch.no_grad()
+def features(extractor, captions, **settings):
+    """All rows in order, with the extras, as the predict loop would compute them."""
+    data = CaptionDataModule(str(captions), "test", preprocessing=extractor.preprocessing, **settings)
+    data.setup()
+    rows = {}
+    for batch in data.predict_dataloader():
+        prediction = extractor.predict_step(batch)
+        for place, row in enumerate(prediction["index"].tolist()):
+            values = {name: prediction[name][place] for name in extractor.extras}
+            rows[row] = {
+                **{
+                    pool: feats[place].unflatten(0, (len(extractor.layers), -1))
+                    for pool, feats in prediction["feats"].items()
+                },
+                **values,
+            }
+    return {name: torch.stack([rows[row][name] for row in range(len(rows))]) for name in rows[0]}

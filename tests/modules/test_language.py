@@ -10,10 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.language_models import CONFIGS, save_captions, save_model
+from helpers.language_models import CONFIGS, features, save_captions, save_model
 
 from lit_extract.common.errors import InputError
-from lit_extract.data import CaptionDataModule
 from lit_extract.modules.language import LanguageExtractor
 
 LENGTHS = [3, 17, 1, 40, 8, 8, 2, 25]
@@ -44,26 +43,6 @@ def extractor_of(folder, **settings):
     extractor = LanguageExtractor(str(folder), **settings).eval()
     extractor.configure_model()
     return extractor
-
-
-@torch.no_grad()
-def features(extractor, captions, **settings):
-    """All rows in order, with the extras, as the predict loop would compute them."""
-    data = CaptionDataModule(str(captions), "test", preprocessing=extractor.preprocessing, **settings)
-    data.setup()
-    rows = {}
-    for batch in data.predict_dataloader():
-        prediction = extractor.predict_step(batch)
-        for place, row in enumerate(prediction["index"].tolist()):
-            values = {name: prediction[name][place] for name in extractor.extras}
-            rows[row] = {
-                **{
-                    pool: feats[place].unflatten(0, (len(extractor.layers), -1))
-                    for pool, feats in prediction["feats"].items()
-                },
-                **values,
-            }
-    return {name: torch.stack([rows[row][name] for row in range(len(rows))]) for name in rows[0]}
 
 
 @torch.no_grad()

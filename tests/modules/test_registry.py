@@ -8,6 +8,7 @@ import timm
 
 from lit_extract.common.errors import InputError
 from lit_extract.modules.registry import (
+    KINDS,
     ModelEntry,
     default_models_file,
     find_model,
@@ -47,13 +48,14 @@ vision:
             ModelEntry("c", None, None, {}),
         ],
         "language": [],
+        "text_encoder": [],
         "vision_language": [],
     }
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "vision:\n  # - all commented out\n"])
 def test_empty_lists(models_file, text):
-    assert read_models(models_file(text)) == {"vision": [], "language": [], "vision_language": []}
+    assert read_models(models_file(text)) == {kind: [] for kind in KINDS}
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,7 @@ def test_the_working_directory_comes_before_the_shipped_file(tmp_path, monkeypat
 def test_shipped_file_lists_the_models_of_the_study():
     models = read_models(SHIPPED)
     assert [len(models["vision"]), len(models["language"])] == [17, 16]
+    assert models["text_encoder"][0].name == "sentence-transformers/all-mpnet-base-v2"
     assert all(len({entry.name for entry in entries}) == len(entries) for entries in models.values())
 
 

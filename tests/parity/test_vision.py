@@ -8,11 +8,14 @@ import h5py
 import numpy as np
 import pytest
 import timm
+import torch
 from helpers.parity import PRECISIONS, TINY, exceeds, model_of, rewrite, run
 from PIL import Image
 from safetensors.torch import save_file
 
-from lit_extract import DemoDataModule, ImageFolderDataModule, NSDDataModule, VisionExtractor
+from lit_extract import DemoDataModule, ImageFolderDataModule, NSDDataModule, VisionExtractor, extract
+from lit_extract.jobs.trainer import predict_trainer
+from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import VISION_POOLINGS
 
 NARROW = {"depth": 2, "embed_dim": 96, "num_heads": 2}
@@ -37,8 +40,9 @@ def test_nothing_of_what_made_the_file_is_used(file, after_blocks, of, tmp_path,
 
     for name in (
         "lit_extract.modules.hooks.capture",
-        "lit_extract.modules.vision.capture",
-        "lit_extract.modules.vision.find_layers",
+        "lit_extract.modules.blocks.capture",
+        "lit_extract.modules.blocks.Blocks.run",
+        "lit_extract.modules.after_blocks.Output.run",
         "lit_extract.modules.vision.VisionExtractor.normalize",
         "lit_extract.modules.vision.VisionExtractor.activations",
         "lit_extract.datasets.decode.open_image",
@@ -248,9 +252,13 @@ def test_what_comes_after_the_blocks_but_went_wrong(tmp_path, certify, monkeypat
     is_norm = fault != "probabilities for logits"
     if is_norm:
         place = "blocks.5" if fault == "the last block for the norm" else "blocks.4.norm2"
-        monkeypatch.setattr(
-            "lit_extract.modules.vision.find_layers", lambda model, *_: {"norm": model.get_submodule(place)}
-        )
+
+        def run_wrong(self, model, images, pool):
+            with capture({"norm": model.get_submodule(place)}, lambda tokens: pool(tokens, self.forms[0])) as pooled:
+                model(images)
+            return pooled
+
+        monkeypatch.setattr("lit_extract.modules.blocks.Blocks.run", run_wrong)
     else:
         wrong = VISION_POOLINGS["head"]._replace(pool=lambda output, _: output.float().softmax(-1))
         monkeypatch.setitem(VISION_POOLINGS, "head", wrong)
@@ -402,3 +410,23 @@ def test_ids_that_are_not_those_of_the_dataset(file, certify):
     code, out, _ = certify(file)
     assert code == 2
     assert "row 3 of the file is stimulus 4, but of the dataset 3" in out
+
+
+@pytest.mark.parametrize("name", [TINY, "test_resnet.r160_in1k"])
+@pytest.mark.parametrize(("pool", "dtype"), [("grid4", "float32"), ("grid3", "float16"), ("tokens", "bfloat16")])
+def test_several_vectors_a_stimulus_are_certified(tmp_path, certify, name, pool, dtype):
+    extractor = VisionExtractor(name, untrained=True, pool=pool, dtype=dtype)
+    data = DemoDataModule(query="demo_id < 8", subset="few", num_workers=0)
+    (file,) = extract(
+        extractor, data, predict_trainer("cpu", devices=1, precision="32-true"), str(tmp_path), finalize=True
+    ).files
+    code, out, certificate = certify(file)
+    assert code == 0, out
+    assert [layer["layer"] for layer in certificate["layers"]] == extractor.layers
+    content = torch.load(file, weights_only=True)
+    layers = content["feats"].values() if isinstance(content["feats"], dict) else content["feats"].unbind(1)
+    for layer in layers:  # the first vector, and all in their reversed order
+        layer.copy_(layer.flip(1).clone())
+    torch.save(content, file)
+    code, out, _ = certify(file)
+    assert code == 2, out

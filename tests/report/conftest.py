@@ -9,6 +9,7 @@ import torch
 from lit_extract.report.make import measure, report
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import BAD_INPUT, NOT_FINITE, OK
+from lit_extract.storage.provenance import OF_CAPTIONS
 from lit_extract.storage.store import Store, StoreSpec
 
 
@@ -35,7 +36,8 @@ def save(tmp_path):
         n, depth, dim = feats.shape
         folder = tmp_path / "demo" / ("all-untrained" if untrained else "all")
         weights = {"weights": "untrained", "seed": 0} if untrained else {"weights": "checkpoint"}
-        of_captions = {"prompt_name": "own", "tokens_sha256": "0" * 64} if kind == "language" else {}
+        of_captions = {"prompt_name": "own", "tokens_sha256": "0" * 64} if kind in OF_CAPTIONS else {}
+        of_captions |= {"special_tokens": "included"} if kind == "text_encoder" else {}
         spec = StoreSpec(
             pools=(pool,),
             layers=layers or [f"blocks.{k}" for k in range(depth)],

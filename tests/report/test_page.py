@@ -82,3 +82,15 @@ def test_it_says_which_part_of_a_picture_a_model_saw(save, random_features, page
     assert "Sees the middle 88 % × 88 % of a square picture (77 % of its area), resized to 224 × 224." in html
     assert "Sees the whole picture, squashed to 224 × 224." in html
     assert html.count("Sees ") == 2
+
+
+def test_two_models_of_captions_are_not_vision_against_language(save, random_features, page, tmp_path):
+    save("llm", random_features(seed=1), kind="language")
+    save("encoder", random_features(seed=2), kind="text_encoder")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("demo_id,caption\n" + "".join(f"{k},Caption {k}\n" for k in range(24)))
+    html = page(captions=str(captions))
+    assert 'id="vision-language"' not in html
+    assert "Text-encoder, trained" in html
+    save("vit", random_features(seed=3))
+    assert 'id="vision-language"' in page(captions=str(captions))

@@ -16,6 +16,7 @@ VISION = {
     "folder": "ImageFolderDataModule",
     "demo": "DemoDataModule",
 }
+OF_CAPTIONS = {"language": "LanguageExtractor", "text_encoder": "TextEncoderExtractor"}
 JOBS = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "trainer"]
 HARDWARE = sorted((CONFIGS / "trainer").glob("*.yaml"))
 
@@ -26,7 +27,7 @@ def name(path):
 
 def parsed(capsys, *configs):
     """The settings that a run with these configs has; nothing is run."""
-    captions = ["--data.captions=x.csv", "--data.prompt_name=x"] if configs[0].stem == "language" else []
+    captions = ["--data.captions=x.csv", "--data.prompt_name=x"] if configs[0].stem in OF_CAPTIONS else []
     with pytest.raises(SystemExit) as end:
         PredictCLI([f"--config={config}" for config in configs] + captions + ["--print_config"])
     assert end.value.code == 0
@@ -37,6 +38,7 @@ def test_there_are_configs_for_each_dataset():
     assert {name(path) for path in JOBS} == {
         *(f"{dataset}/vision" for dataset in VISION),
         *(f"{dataset}/language" for dataset in VISION),
+        *(f"{dataset}/text_encoder" for dataset in VISION),
         *(f"{dataset}/vision_language" for dataset in VISION),
         *(f"{dataset}/captions" for dataset in VISION),
     }
@@ -62,7 +64,7 @@ def test_alone(capsys, job):
         assert classes == ["VisionLanguageExtractor", VISION[job.parent.name]]
         assert (model["init_args"]["pool"], model["init_args"]["prompt"]) == (["image", "prompt", "last"], "caption")
     else:
-        assert classes == ["LanguageExtractor", "CaptionDataModule"]
+        assert classes == [OF_CAPTIONS[job.stem], "CaptionDataModule"]
         assert data["init_args"]["dataset"] == job.parent.name
     assert data["init_args"]["subset"] == "all"
     assert model["init_args"]["untrained"] is False

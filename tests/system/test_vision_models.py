@@ -51,6 +51,7 @@ STAGES = {
     "efficientnet_b0": ("blocks.0 blocks.1 blocks.2 blocks.4 blocks.6", (16, 24, 40, 112, 320)),
     "mobilenetv3_large_100": ("blocks.0 blocks.1 blocks.2 blocks.4 blocks.6", (16, 24, 40, 112, 960)),
     "regnety_032": ("stem s1 s2 s3 s4", (32, 72, 216, 576, 1512)),
+    "hrnet_w18_small": (" ".join(f"intermediates.{k}" for k in range(5)), (64, 128, 256, 512, 1024)),
     "pvt_v2_b2": ("stages.0 stages.1 stages.2 stages.3", (64, 128, 320, 512)),
     "mvitv2_base": ("intermediates.0 intermediates.1 intermediates.2 intermediates.3", (96, 192, 384, 768)),
     "twins_svt_base": ("intermediates.0 intermediates.1 intermediates.2 intermediates.3", (96, 192, 384, 768)),

@@ -1,0 +1,289 @@
+"""Text encoders: models of Transformers that read a whole caption at once, as sentence-transformers uses them.
+
+B batch, L layers, T tokens, D hidden size, P poolings.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.modules.hooks import capture
+from lit_extract.modules.hugging_face import HuggingFaceExtractor
+from lit_extract.modules.pooling import (
+    CLS,
+    HEAD,
+    LANGUAGE_POOLINGS,
+    TEXT_POOLINGS,
+    TextPooling,
+    check_pools,
+    full_columns,
+)
+from lit_extract.modules.pretrained import find_blocks
+from lit_extract.modules.probe import check_padding
+from lit_extract.modules.selection import (
+    EMBEDDINGS,
+    LANGUAGE_LAYERS,
+    NORM,
+    LanguageLayers,
+    blocks_among,
+    select_layers,
+)
+from lit_extract.modules.sentence_head import ModelFiles, SentenceHead, default_prompt, longest_text
+from lit_extract.modules.text_tower import (
+    attends_to_padding,
+    encoder_class,
+    find_example,
+    find_tower,
+    hidden_states,
+    make_skeleton,
+    positions,
+    run_tower,
+    text_config,
+    text_features,
+)
+from lit_extract.modules.vision_tower import tensors_behind
+from lit_extract.modules.weights import widest_output
+
+SPECIAL_TOKENS = ("included", "excluded")
+_EXAMPLES = ("a dog", "two people with a dog ride a red car down the street")
+_NO_LIMIT = 10**6  # tokenizers without a limit have a far larger number
+
+
+class TextEncoderExtractor(HuggingFaceExtractor):
+    """Pooled activations of a text encoder's blocks: BERT, MPNet, E5, BGE, T5's encoder, CLIP's text model, ….
+
+    The constructor reads configurations and the tokenizer only; weights are loaded in :meth:`configure_model`.
+
+    Args:
+        name: The model on the Hugging Face hub, such as "sentence-transformers/all-mpnet-base-v2", or a local folder
+            of the same format. Of a model of images and text, such as CLIP, it is its text model.
+        untrained: Random weights (the architecture's own initialisation) instead of trained ones.
+        seed: Seed of the random weights.
+        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called name; for
+            an untrained model, its configuration and tokenizer.
+        revision: Branch, tag or commit on the hub.
+        options: Further arguments for from_pretrained of the configuration, the weights and the tokenizer. What neither
+            the configuration nor loading weights knows is the tokenizer's.
+        pool: "avg" (mean of the tokens), "cls" (class token), "last" (last token), or a list of these, each its own
+            file; or "head" (what sentence-transformers returns for the caption, or the projected embedding of CLIP and
+            SigLIP), whose one layer is called so too.
+        layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks; of
+            some models the last is after a final norm), or the indices of some blocks; negative ones count from the
+            end.
+        special_tokens: Whether the tokens that the tokenizer puts around a caption, such as [CLS] and [SEP], are
+            "included" in avg or "excluded". The model sees them always.
+        prefix: Text that is put before each caption, such as "query: " for E5. Default: the default prompt that the
+            model's folder defines for sentence-transformers, which few do; else none.
+        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
+        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
+            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+    """
+
+    kind = "text_encoder"
+    auto_class = "AutoModel"
+    parts = "tokenizer"
+    inputs = ("input_ids", "attention_mask")
+    extras = {"n_tokens": "int32"}  # noqa: RUF012 (as the other extractors have it, per instance)
+
+    def __init__(
+        self,
+        name: str,
+        untrained: bool = False,
+        seed: int = 0,
+        checkpoint: str | None = None,
+        revision: str | None = None,
+        options: dict[str, Any] | None = None,
+        pool: TextPooling | list[TextPooling] = "avg",
+        layers: LanguageLayers | list[int] = "blocks",
+        special_tokens: Literal["included", "excluded"] = "included",
+        prefix: str | None = None,
+        models: str | None = None,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    ) -> None:
+        super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype=dtype)
+        if special_tokens not in SPECIAL_TOKENS:
+            raise InputError(f"model.special_tokens: {special_tokens!r} must be {' or '.join(SPECIAL_TOKENS)}")
+        self.special_tokens, self._given_prefix = special_tokens, prefix
+        self.config = self.load_config()
+        self._of_tower = text_config(self.config, name)
+        self.auto_class = encoder_class(self.config)
+        if getattr(self._of_tower, "attn_logit_softcapping", None) is not None:
+            # transformers' default attention silently leaves out Gemma-2's soft cap
+            self.options.setdefault("attn_implementation", "eager")
+        skeleton = self._skeleton()
+        tower = find_tower(skeleton, name)
+        blocks = find_blocks(tower, self._of_tower.num_hidden_layers)
+        self._sees_padding = attends_to_padding(self._of_tower)
+        self._positions = positions(tower, self._of_tower)
+        self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
+        self.n_dim = int(self._of_tower.hidden_size)
+        self.block_width = widest_output(blocks[0])
+        self._example = find_example(name, tower)
+        states = hidden_states(name, tower, self._of_tower, self._example)
+        known = {**LANGUAGE_LAYERS, "hidden_states": lambda n_blocks: states}
+        self.layers = select_layers(layers, len(blocks), known)
+        self._load_tokenizer()
+        allowed = [pooling for pooling in TEXT_POOLINGS if pooling != CLS or self._has_class_token]
+        self.pools = check_pools(pool, TEXT_POOLINGS, allowed, f"the tokenizer of {name!r} puts no class token first")
+        self.layer_shapes = [(self.n_dim,)] * len(self.layers)
+        self.head: SentenceHead | None = None
+        if HEAD in self.pools:
+            self._find_head(layers, skeleton)
+        self._hooked = blocks_among(self.layers)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what about the model changes the numbers."""
+        own = {
+            "special_tokens": self.special_tokens,
+            "prefix": self.preprocessing["prefix"],
+            "context": self.preprocessing["context"],
+        }
+        return {**super().provenance(), **own}
+
+    def use_revision(self, commit: str) -> None:
+        """Take the tokenizer, and what sentence-transformers knows of the model, from a commit on the hub."""
+        self.other_options["revision"] = commit
+        self._load_tokenizer()
+        if self.head is not None:
+            self._find_head("blocks", self._skeleton())
+
+    def check_loaded(self, model: Any, random: dict[str, str]) -> None:
+        """Refuse a model of which a caption's features depend on padding, or on random parameters."""
+        if random:
+            skeleton = self._skeleton()
+            with torch.enable_grad():
+                outputs = self._layers_of(skeleton, self._example, Tensor.sum)
+                needed = tensors_behind(skeleton, torch.stack(list(outputs.values())))
+            if missing := [f"{name} ({reason})" for name, reason in sorted(random.items()) if name in needed]:
+                raise InputError(
+                    f"model.checkpoint: {self.source!r} has no weights {name_some(missing)}, which would be random; "
+                    "give a checkpoint that has them"
+                )
+        if self.head is not None:
+            self.head.load(model.device, self.seed if self.untrained else None)
+        if not self._sees_padding:
+            check_padding(self.model_name, model, self._run, self._examples, self.preprocessing["pad_id"])
+
+    def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
+        mask = inputs["attention_mask"].bool()
+        given = {name: inputs[name] for name in self.inputs if name != "attention_mask" or not self._sees_padding}
+        keep = partial(self._embed, mask=mask) if HEAD in self.pools else partial(self._pool, masks=self._masks(mask))
+        pooled = self._layers_of(self.model, given, keep)
+        return {"feats": torch.cat([pooled[layer] for layer in self.layers], dim=2), "n_tokens": mask.sum(dim=1)}
+
+    def _masks(self, mask: Tensor) -> dict[str, tuple[Tensor, tuple[int, int]]]:
+        """Return the tokens that each pooling sees, (B, T) bool, and the columns that all of them have."""
+        masks = {"avg": mask, "last": mask}
+        if self.special_tokens == "excluded":
+            n_before, n_after = self._n_special
+            places = torch.arange(mask.shape[1], device=mask.device)
+            masks["avg"] = mask & (places >= n_before) & (places < mask.sum(dim=1, keepdim=True) - n_after)
+        return {name: (found, full_columns(found)) for name, found in masks.items()}
+
+    def _pool(self, hidden: Tensor, masks: Mapping[str, tuple[Tensor, tuple[int, int]]]) -> Tensor:
+        """Pool tokens (B, T, D) into (B, P, D) float32."""
+        pooled = [
+            hidden[:, 0].float() if name == CLS else LANGUAGE_POOLINGS[name](hidden, *masks[name])
+            for name in self.pools
+        ]
+        return torch.stack(pooled, dim=1)
+
+    def _embed(self, output: Tensor, mask: Tensor) -> Tensor:
+        """Return the embeddings (B, 1, D) of last hidden states (B, T, D), or of what is an embedding already."""
+        return (output.float() if self.head is None else self.head(output, mask))[:, None]
+
+    def _layers_of(
+        self, model: Any, inputs: Mapping[str, Tensor], keep: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """Return what is kept of each layer's output for texts; of the head, of what it is made from."""
+        if self.layers == [HEAD] and self.head is None:
+            return {HEAD: keep(text_features(model, inputs))}
+        tower = find_tower(model, self.model_name)
+        blocks = find_blocks(tower, self._of_tower.num_hidden_layers)
+        needs_end = HEAD in self.layers or NORM in self.layers
+        output = None
+        with capture(
+            {layer: blocks[k] for layer, k in self._hooked.items()},
+            keep,
+            last=None if needs_end else max(self._hooked, key=self._hooked.__getitem__),
+            entrances={EMBEDDINGS: blocks[0]} if EMBEDDINGS in self.layers else None,
+        ) as kept:
+            output = run_tower(tower, inputs).last_hidden_state
+        if needs_end:
+            assert output is not None
+            kept[self.layers[-1]] = keep(output)
+        return kept
+
+    def _run(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the layers of texts, (L, B, T, D); of CLIP's head, its embedding for each token."""
+        layers = self._layers_of(model, inputs, lambda output: output.float())
+        return torch.stack([layers[layer] for layer in self.layers])
+
+    def numbers_a_row(self, n_tokens: int) -> int:
+        """Estimate them in a block's MLP, which may be gated; and eager attention's scores."""
+        is_eager = self.options.get("attn_implementation") == "eager"
+        scores = 3 * n_tokens * self._of_tower.num_attention_heads if is_eager else 0
+        return n_tokens * (4 * self.n_dim + 4 * self.block_width + scores)
+
+    def input_bytes(self, n_tokens: int) -> int:
+        """Return those of its tokens and mask, int64."""
+        return 16 * n_tokens
+
+    def _skeleton(self) -> Any:
+        return make_skeleton(self.config, self.settings, self.model_name)
+
+    def _find_head(self, layers: Any, skeleton: Any) -> None:
+        """Note the one layer of the head, what it is and how many numbers it has."""
+        if layers != "blocks":
+            raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
+        self.layers = [HEAD]
+        if hasattr(skeleton, "get_text_features"):
+            width = text_features(skeleton, self._example).shape[1]
+            self.notes = {"head_meaning": f"embedding: get_text_features of {type(skeleton).__name__}"}
+        else:
+            self.head = SentenceHead(self._files, self.model_name, self.n_dim, self.preprocessing["prefix"])
+            width, self.notes = self.head.width, {"head_meaning": self.head.meaning}
+        self.layer_shapes = [(width,)]
+
+    def _load_tokenizer(self) -> None:
+        """Read the tokenizer and the files of sentence-transformers, and tell the data module what to do with them."""
+        from transformers import AutoTokenizer
+
+        where: dict[str, Any] = {name: self._from[name] for name in ("revision", "subfolder") if name in self._from}
+        self._files = ModelFiles(self.source, where)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.source, **self.other_options)
+            made = tokenizer([*_EXAMPLES], return_special_tokens_mask=True, verbose=False)
+            limit, prefix = longest_text(self._files), default_prompt(self._files)
+        except InputError:
+            raise
+        except Exception as error:  # of the hub, the disk and the format
+            raise self.unavailable(error) from error
+        self._examples: list[list[int]] = made["input_ids"]
+        special = made["special_tokens_mask"][0]
+        self._n_special = _run_of_ones(special), _run_of_ones(special[::-1])
+        first = tokenizer.cls_token_id
+        self._has_class_token = first is not None and self._examples[0][0] == first
+        limits = [limit or tokenizer.model_max_length, self._positions or _NO_LIMIT]
+        context = min(int(number) for number in limits)
+        self.preprocessing = {
+            "tokenizer": "huggingface",
+            "source": self.source,
+            "options": self.other_options,
+            "context": context if context < _NO_LIMIT else None,
+            "exclude_bos": False,
+            "prefix": prefix if self._given_prefix is None else self._given_prefix,
+            "tokens_after": self._n_special[1],
+            "left_out": sum(self._n_special) if self.special_tokens == "excluded" else 0,
+            "pad_id": tokenizer.pad_token_id or 0,
+            "pad_to": self._positions if self._sees_padding else None,
+        }
+
+
+def _run_of_ones(mask: list[int]) -> int:
+    return mask.index(0) if 0 in mask else len(mask)

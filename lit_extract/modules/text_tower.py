@@ -1,0 +1,140 @@
+"""What a text encoder of Transformers is made of: its tower, its blocks, and what it calls hidden states.
+
+A tower is the part that reads text: the text model of CLIP or SigLIP, the encoder of T5, else the model itself.
+Skeletons are on the meta device. T tokens, D hidden size.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import shorten
+from lit_extract.modules.hooks import capture
+from lit_extract.modules.pretrained import MAX_LAYERS, MAX_WIDTH, create_skeleton, find_blocks
+from lit_extract.modules.selection import EMBEDDINGS, NORM, all_blocks
+
+# These were trained without an attention mask, on texts that padding makes equally long: it is part of the text.
+_ATTEND_TO_PADDING = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
+
+
+def text_config(config: Any, name: str) -> Any:
+    """Return the configuration of the part that reads text; InputError unless it is a sequence of blocks."""
+    config = getattr(config, "text_config", None) or config
+    for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
+        value = getattr(config, field, None)
+        if not isinstance(value, int) or not 1 <= value <= most:
+            raise InputError(
+                f"model.name: the configuration of {name!r} ({config.model_type}) has {field} {shorten(value)}, which "
+                f"must be 1 to {most:,}; choose a text encoder that is a sequence of blocks of equal width"
+            )
+    return config
+
+
+def encoder_class(config: Any) -> str:
+    """Return the class of Transformers that makes a text encoder; of T5 and its kin, without the decoder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    alone = getattr(config, "is_encoder_decoder", False) and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
+    return "AutoModelForTextEncoding" if alone else "AutoModel"
+
+
+def make_skeleton(config: Any, settings: Mapping[str, Any], name: str) -> Any:
+    """Return a text encoder without memory for its weights, with attention that looks at as few numbers as possible."""
+    eager = {**settings, "attn_implementation": "eager"}
+    return create_skeleton(config, eager, name, encoder_class(config)).eval()
+
+
+def find_tower(model: Any, name: str) -> Any:
+    """Return the part of a model that reads text."""
+    config = getattr(model.config, "text_config", None)
+    if config is not None:
+        tower = next((part for part in model.modules() if type(getattr(part, "config", None)) is type(config)), None)
+    else:
+        tower = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
+    if tower is None or getattr(tower, "main_input_name", "input_ids") != "input_ids":
+        raise InputError(f"model.name: {name!r} ({type(model).__name__}) has no part that reads text alone")
+    return tower
+
+
+def attends_to_padding(config: Any) -> bool:
+    """Return whether a model wants texts of one length, with padding that it sees."""
+    return config.model_type in _ATTEND_TO_PADDING
+
+
+def positions(tower: nn.Module, config: Any) -> int | None:
+    """Return how many tokens a tower has positions for; None if there is no limit.
+
+    RoBERTa, MPNet and their kin count from the padding token's place in the table, which leaves fewer than it has.
+    """
+    known = getattr(config, "max_position_embeddings", None)
+    tables = [part for path, part in tower.named_modules() if path.endswith("position_embeddings")]
+    starts = [part.padding_idx for part in tables if isinstance(part, nn.Embedding) and part.padding_idx is not None]
+    return known - max(starts, default=-1) - 1 if isinstance(known, int) and known > 0 else None
+
+
+def run_tower(tower: Any, inputs: Mapping[str, Any], **settings: Any) -> Any:
+    """Return what a tower puts out for texts."""
+    takes_it = "use_cache" in inspect.signature(tower.forward).parameters
+    return tower(**inputs, **({"use_cache": False} if takes_it else {}), **settings)
+
+
+def text_features(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the projected embeddings of texts (B, D) by a model of images and text."""
+    output = model.get_text_features(**inputs)
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features
+
+
+def find_example(name: str, tower: Any) -> dict[str, Tensor]:
+    """Return a text of 8 tokens as a skeleton takes it.
+
+    Some models look at the numbers of a mask, which a skeleton does not have, and others at those of positions when
+    there is no mask.
+    """
+    ones = torch.ones(1, 8, dtype=torch.int64, device="meta")
+    reason: Exception | None = None
+    for example in ({"input_ids": ones}, {"input_ids": ones, "attention_mask": ones}):
+        try:
+            run_tower(tower, example)
+        except Exception as error:
+            reason = error
+        else:
+            return example
+    assert reason is not None
+    raise InputError(
+        f"model.name: the forward pass of {name!r} can't be followed without its weights, so that its layers are not "
+        f"known before a run ({type(reason).__name__}: {one_line(reason)}); choose another model"
+    ) from reason
+
+
+def hidden_states(name: str, tower: Any, config: Any, example: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the layers that Transformers calls hidden states: the embeddings, and what comes after them.
+
+    The last is the output of the last block, or what the final norm makes of it, whichever Transformers returns.
+
+    Raises:
+        InputError: The blocks differ in shape, or are not what is between two hidden states.
+    """
+    blocks = find_blocks(tower, config.num_hidden_layers)
+    outputs: list[Any] = []
+    layers = dict(zip(all_blocks(len(blocks)), blocks, strict=True))
+
+    def note(output: Any) -> Any:
+        outputs.append(output)
+        return output
+
+    with torch.no_grad(), capture(layers, note):
+        states = run_tower(tower, example, output_hidden_states=True).hidden_states
+    shapes = [tuple(output.shape) if isinstance(output, Tensor) else () for output in outputs]
+    if shapes != [(1, 8, config.hidden_size)] * len(blocks) or len(states or ()) != len(blocks) + 1:
+        found = ", ".join(dict.fromkeys(map(str, shapes))) or "nothing"
+        raise InputError(
+            f"model.name: the blocks of {name!r} put out {found} for 8 tokens, in {len(states or ())} hidden states, "
+            f"not (1, 8, {config.hidden_size}) each in {len(blocks) + 1}, which is not supported"
+        )
+    last = [*layers][-1] if states[-1] is outputs[-1] else NORM
+    return [EMBEDDINGS, *all_blocks(len(blocks) - 1), last]
