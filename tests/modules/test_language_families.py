@@ -55,7 +55,7 @@ def covered():
 @pytest.mark.parametrize("model_type", KINDS)
 def test_one_of_each_kind_equals_the_hidden_states_of_transformers(model_type):
     answer = ask(model_type)
-    assert (answer.reason, answer.hidden_states) == ("", KINDS[model_type])
+    assert (answer.reason, answer.remark, answer.hidden_states) == ("", "", KINDS[model_type])
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
@@ -72,6 +72,7 @@ def test_every_family_does_what_the_page_says(model_type):
     features, refused, unknown = covered()
     answer = ask(model_type)
     assert not answer.reason.startswith(WRONG)
+    assert answer.remark in (ROOT / PAGE).read_text()
     known = "features" if answer.hidden_states else "unknown" if answer.reason.startswith(NOT_TINY) else "refused"
     assert model_type in {"features": features, "refused": refused, "unknown": unknown}[known], answer
 
