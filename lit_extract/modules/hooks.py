@@ -38,7 +38,7 @@ def capture(
     pooled: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        pooled[name] = pool(output[0] if isinstance(output, tuple) else output)
+        pooled[name] = pool(output[0] if isinstance(output, tuple | list) else output)
         if name == last:
             raise _LastLayerReached
 

@@ -7,18 +7,23 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lit_extract.common.errors import InputError
+from lit_extract.modules.hidden_states import find_states
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.hugging_face import HuggingFaceExtractor
+from lit_extract.modules.logits import logits_of
 from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns
 from lit_extract.modules.pretrained import (
+    auto_class_of,
     bos_id,
-    check_config,
+    check_decoder,
     create_skeleton,
-    find_blocks,
+    find_backbone,
+    find_with_head,
+    text_config_of,
 )
 from lit_extract.modules.probe import check_model
 from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
@@ -88,35 +93,50 @@ class LanguageExtractor(HuggingFaceExtractor):
         self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
         self.config = self.load_config()
-        self._check_config()
-        if getattr(self.config, "attn_logit_softcapping", None) is not None:
+        self.text_config = text_config_of(self.config, name)
+        self.auto_class = auto_class_of(self.config)
+        if getattr(self.text_config, "attn_logit_softcapping", None) is not None:
             # transformers' default attention silently leaves out Gemma-2's soft cap
             self.options.setdefault("attn_implementation", "eager")
         skeleton = create_skeleton(self.config, self.settings, name, self.auto_class)
-        if skeleton.get_output_embeddings() is None or not hasattr(skeleton.get_input_embeddings(), "weight"):
-            raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings or no head of tokens")
-        blocks = find_blocks(skeleton, self.config.num_hidden_layers)
+        check_decoder(skeleton, name)
+        if not hasattr(skeleton.get_input_embeddings(), "weight"):
+            raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings of tokens")
+        if loss and skeleton.get_output_embeddings() is None:
+            raise InputError(f"model.loss: {name!r} ({type(skeleton).__name__}) has no head of tokens")
+        if self._is_mxfp4 and not untrained:
+            self.notes = {"quantization": "mxfp4, dequantized"}
+        backbone, blocks = find_backbone(skeleton)
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
-        self.n_dim = int(self.config.hidden_size)
         self.block_width = widest_output(blocks[0])
-        self.layers = select_layers(layers, len(blocks), LANGUAGE_LAYERS)
-        self.layer_shapes = [(self.n_dim,)] * len(self.layers)
+        self._forms = find_states(backbone, blocks, int(self.text_config.hidden_size))
+        self.layers = select_layers(
+            layers, len(blocks), {**LANGUAGE_LAYERS, "hidden_states": lambda n_blocks: self._forms.names}
+        )
+        self.layer_shapes = [self._forms.shapes[layer] for layer in self.layers]
         self._needs_end = loss or NORM in self.layers
         self._hooked = blocks_among(self.layers)
-        width = int(skeleton.get_output_embeddings().in_features)  # what the head takes
-        if NORM in self.layers and width != self.n_dim:
-            raise InputError(
-                f"model.layers: the last hidden state of {name!r} has {width} dimensions, its blocks have "
-                f"{self.n_dim}; use layers: blocks"
-            )
         self.preprocessing = {
             "tokenizer": backend,
             "source": self.source,
             "options": self.other_options,
-            "context": getattr(self.config, "max_position_embeddings", None),
+            "context": getattr(self.text_config, "max_position_embeddings", None),
             "exclude_bos": exclude_bos,
-            "bos_id": bos_id(self.config),
+            "bos_id": bos_id(self.text_config),
         }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of from_pretrained; MXFP4 is dequantized whichever kernels are here (gpt-oss)."""
+        from transformers import Mxfp4Config
+
+        own = {"quantization_config": Mxfp4Config(dequantize=True)} if self._is_mxfp4 else {}
+        return {**super().settings, **own}
+
+    @property
+    def _is_mxfp4(self) -> bool:
+        quantization = getattr(self.config, "quantization_config", None)
+        return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
 
     def provenance(self) -> dict[str, Any]:
         """Return what about the model changes the numbers."""
@@ -129,14 +149,12 @@ class LanguageExtractor(HuggingFaceExtractor):
 
     def check_loaded(self, model: Any, random: dict[str, str]) -> None:
         """Refuse a model that is not causal, or whose layers depend on random parameters."""
-        last = None if self._needs_end else max(self._hooked.values())
-        check_model(self.model_name, self.source, model, random, last, self.loss)
+        check_model(self.model_name, self.source, model, random, self.layers, self._forms, self.loss)
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
         mask = inputs["attention_mask"].bool()
-        base = self.model.base_model
-        blocks = find_blocks(base, self.config.num_hidden_layers)
+        backbone, blocks = find_backbone(self.model)
         pooled_tokens = mask.clone()
         pooled_tokens[:, 0] &= not self.exclude_bos
         full = full_columns(pooled_tokens)
@@ -148,64 +166,57 @@ class LanguageExtractor(HuggingFaceExtractor):
         output = None
         with capture(
             {layer: blocks[k] for layer, k in self._hooked.items()},
-            pool,
+            lambda states: pool(self._forms.tokens(states)),
             last=None if self._needs_end else max(self._hooked, key=self._hooked.__getitem__),
             entrances={EMBEDDINGS: blocks[0]} if EMBEDDINGS in self.layers else None,
         ) as pooled:
             # No attention mask: padding is on the right, where a causal model never looks, and without
             # one the fast attention kernels can run.
-            output = base(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+            output = backbone(input_ids=inputs["input_ids"], use_cache=False)
         if NORM in self.layers:
             assert output is not None
-            pooled[NORM] = pool(output)
+            pooled[NORM] = pool(output.last_hidden_state)
         outputs = {
             "feats": torch.cat([pooled[layer] for layer in self.layers], dim=2),
             "n_tokens": mask.sum(dim=1),
         }
         if self.loss:
             assert output is not None
-            outputs |= self._losses(output, inputs["input_ids"], mask, inputs["n_bytes"])
+            outputs |= self._losses(backbone, output, inputs["input_ids"], mask, inputs["n_bytes"])
         return outputs
 
     def numbers_a_row(self, n_tokens: int) -> int:
         """Estimate them in a block's MLP, which may be gated; and eager attention's scores."""
         is_eager = self.options.get("attn_implementation") == "eager"
-        scores = 3 * n_tokens * self.config.num_attention_heads if is_eager else 0
-        return n_tokens * (4 * self.n_dim + 4 * self.block_width + scores)
+        scores = 3 * n_tokens * getattr(self.text_config, "num_attention_heads", 0) if is_eager else 0
+        return n_tokens * (4 * max(map(math.prod, self.layer_shapes)) + 4 * self.block_width + scores)
 
     def input_bytes(self, n_tokens: int) -> int:
         """Return those of its tokens and mask, int64."""
         return 16 * n_tokens
 
-    def _losses(self, hidden: Tensor, input_ids: Tensor, mask: Tensor, n_bytes: Tensor) -> dict[str, Tensor]:
-        """Return loss (nats a predicted token) and bits per byte of each row (B,), from the last states (B, T, D).
+    def _losses(
+        self, backbone: nn.Module, output: Any, input_ids: Tensor, mask: Tensor, n_bytes: Tensor
+    ) -> dict[str, Tensor]:
+        """Return loss (nats a predicted token) and bits per byte of each row (B,), from the backbone's output.
 
         A few tokens' logits at a time: (B, T, V) is never in memory. The first token is not predicted; a row of
         one token has no loss: NaN.
         """
         predicted = mask[:, 1:]
-        before = hidden[:, :-1][predicted]  # (predicted tokens, D)
-        targets = input_ids[:, 1:][predicted]
+        before = output.last_hidden_state[:, :-1][predicted]  # (predicted tokens, D)
+        ids, targets = input_ids[:, :-1][predicted], input_ids[:, 1:][predicted]
         chunk = max(1, LOGITS_BYTES // (4 * len(self.model.get_output_embeddings().weight)))
+        with_head = find_with_head(self.model, backbone)
+        parts = [torch.split(part, chunk) for part in (before, ids, targets)] if len(before) else []
         losses = [
-            functional.cross_entropy(self._logits(states).float(), target, reduction="none")
-            for states, target in zip(torch.split(before, chunk), torch.split(targets, chunk), strict=True)
+            functional.cross_entropy(
+                logits_of(with_head, backbone, output, states, of_states).float(), target, reduction="none"
+            )
+            for states, of_states, target in zip(*parts, strict=True)
         ]
-        total = torch.zeros(len(mask), device=hidden.device)
+        total = torch.zeros(len(mask), device=before.device)
         rows = predicted.nonzero()[:, 0]
         total.index_add_(0, rows, torch.cat(losses) if losses else total[:0])
         count = predicted.sum(dim=1)
         return {"loss": total / count, "bpb": torch.where(count > 0, total / math.log(2) / n_bytes, torch.nan)}
-
-    def _logits(self, states: Tensor) -> Tensor:
-        logits: Tensor = self.model.get_output_embeddings()(states)
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    def _check_config(self) -> None:
-        check_config(self.config, self.model_name)
-        for unsupported in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
-            if self.loss and getattr(self.config, unsupported, None) not in (None, 1, 1.0):
-                raise InputError(
-                    f"model.loss: {self.model_name!r} scales its logits ({unsupported}), which is not supported"
-                )

@@ -39,20 +39,31 @@ def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[
     return model, tokenizer
 
 
-def check_config(config: Any, name: str) -> None:
-    """Raise InputError unless a configuration is of one plain model, of a size that can be built."""
+def text_config_of(config: Any, name: str) -> Any:
+    """Return the configuration of the language model: the whole one, or that part of a composed one.
+
+    Raises:
+        InputError: There is none, or a part is of a size that can't be built.
+    """
+    what = f"model.name: the configuration of {name!r}"
+    try:
+        text_config = config.get_text_config(decoder=True)
+    except ValueError as error:  # several
+        raise InputError(f"{what} ({config.model_type}) is of more than one language model") from error
+    if not hasattr(text_config, "model_type"):
+        raise InputError(f"{what} ({config.model_type}) is not composed of configurations that Transformers knows")
     for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
-        value = getattr(config, field, None)
-        what = f"model.name: the configuration of {name!r}"
-        if isinstance(value, int) and not 1 <= value <= most:
-            raise InputError(f"{what} has {field} {shorten(value)}, which must be 1 to {most:,}")
+        value = getattr(text_config, field, None)
         if not isinstance(value, int):
-            parts = [part for part in getattr(config, "sub_configs", {}) if hasattr(config, part)]
-            of_parts = f", being composed of {', '.join(parts)}" if parts else ""
-            raise InputError(
-                f"{what} ({config.model_type}) has no one {field}{of_parts}, which is not supported; choose a plain "
-                "causal language model"
-            )
+            raise InputError(f"{what} ({config.model_type}) has no one {field}; choose a causal language model")
+        if not 1 <= value <= most:
+            raise InputError(f"{what} has {field} {shorten(value)}, which must be 1 to {most:,}")
+    for part in config.sub_configs:
+        for field, most in (("num_hidden_layers", MAX_LAYERS), ("depth", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
+            value = getattr(getattr(config, part, None), field, None)
+            if isinstance(value, int) and not 0 <= value <= most:
+                raise InputError(f"{what} has {part}.{field} {shorten(value)}, which must be {most:,} at most")
+    return text_config
 
 
 def check_parts(config: Any, name: str) -> Any:
@@ -61,21 +72,12 @@ def check_parts(config: Any, name: str) -> Any:
     Raises:
         InputError: There is none, or a part is of a size that can't be built.
     """
-    text_config = config.get_text_config(decoder=True)
-    if text_config is config or not hasattr(text_config, "model_type"):
+    text_config = text_config_of(config, name)
+    if text_config is config:
         raise InputError(
             f"model.name: the configuration of {name!r} ({config.model_type}) is not composed of a language model and "
             "one that looks at images"
         )
-    check_config(text_config, name)
-    for part in config.sub_configs:
-        for field, most in (("num_hidden_layers", MAX_LAYERS), ("depth", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
-            value = getattr(getattr(config, part, None), field, None)
-            if isinstance(value, int) and not 0 <= value <= most:
-                raise InputError(
-                    f"model.name: the configuration of {name!r} has {part}.{field} {shorten(value)}, which must be "
-                    f"{most:,} at most"
-                )
     return text_config
 
 
@@ -89,22 +91,72 @@ def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
 
 def find_language_blocks(model: Any, name: str) -> nn.ModuleList:
     """Return the list of transformer blocks of a vision-language model's language model."""
-    text_config, decoder = model.config.get_text_config(decoder=True), model.get_decoder()
-    if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
-        raise InputError(
-            f"model.name: {name!r} ({type(model).__name__}) has an encoder for its text, not a decoder alone"
-        )
+    check_decoder(model, name)
+    decoder = model.get_decoder()
     if decoder in (model, model.base_model):
         raise InputError(
             f"model.name: {name!r} ({type(model).__name__}) has no language model apart from what looks at the image"
         )
-    return find_blocks(decoder, text_config.num_hidden_layers)
+    return _decoder_blocks(model)
+
+
+def check_decoder(model: Any, name: str) -> None:
+    """Raise InputError if a model's text goes through an encoder."""
+    text_config = model.config.get_text_config(decoder=True)
+    if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
+        raise InputError(
+            f"model.name: {name!r} ({type(model).__name__}) has an encoder for its text, not a decoder alone"
+        )
+
+
+def find_backbone(model: Any) -> tuple[nn.Module, nn.ModuleList]:
+    """Return the part of a model that turns tokens into the last hidden state, and its list of transformer blocks.
+
+    It is the innermost model around the blocks. What is around it adds a head, or features of images.
+    """
+    blocks = _decoder_blocks(model)
+    return _innermost(model, blocks), blocks
+
+
+def find_with_head(model: Any, backbone: nn.Module) -> Any:
+    """Return the part of a model that turns tokens into logits: the innermost one around the backbone and the head."""
+    return _innermost(model, backbone, model.get_output_embeddings())
+
+
+def _innermost(model: nn.Module, *parts: nn.Module) -> Any:
+    from transformers import PreTrainedModel
+
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return [module for module in models if {*parts} <= {*module.modules()}][-1]
+
+
+def _decoder_blocks(model: Any) -> nn.ModuleList:
+    """Return the list of blocks in a model's decoder; of some, what is called decoder is the head."""
+    text_config = model.config.get_text_config(decoder=True)
+    # num_hidden_layers is the encoder's where there are both, and twice as many in LongCat
+    fields = ("decoder_layers", "num_decoder_layers", "num_layers", "num_hidden_layers")
+    counts = [count for field in fields if isinstance(count := getattr(text_config, field, None), int)]
+    for part in (model.get_decoder(), model.base_model):
+        for count in counts:
+            try:
+                return find_blocks(part, count)
+            except InputError:
+                continue
+    raise InputError(f"model.name: {type(model).__name__} has no list of {text_config.num_hidden_layers} blocks")
 
 
 def bos_id(config: Any) -> int | None:
     """Return the BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
     bos, eos = getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)
     return bos if isinstance(bos, int) and bos not in (eos if isinstance(eos, list) else [eos]) else None
+
+
+def auto_class_of(config: Any) -> str:
+    """Return the class of Transformers that makes a language model: of its text alone, if there is one."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    kinds = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING, type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return "AutoModelForImageTextToText" if kinds == (False, True) else "AutoModelForCausalLM"
 
 
 def create_skeleton(config: Any, settings: Mapping[str, Any], name: str, auto_class: str) -> Any:
@@ -156,6 +208,10 @@ def load_pretrained(
         warnings.simplefilter("ignore")
         auto = getattr(transformers, auto_class)
         model, info = auto.from_pretrained(source, dtype=dtype, device_map={"": device}, **settings)
+    if dtype == torch.float32:  # MXFP4 is dequantized to bfloat16 whatever was asked for
+        for parameter in model.parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.float()
     random = dict.fromkeys(info["missing_keys"], "missing")
     for name, found, wanted in info["mismatched_keys"]:
         random[name] = f"{list(found)} in the checkpoint, {list(wanted)} in the model"

@@ -3,7 +3,7 @@
 T tokens, D hidden size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.modules.hidden_states import StateForms, observe, token_shape
 from lit_extract.modules.hooks import capture
+from lit_extract.modules.logits import logits_of
 from lit_extract.modules.precision import ieee_float32, in_float32
-from lit_extract.modules.pretrained import find_blocks, find_language_blocks
-from lit_extract.modules.selection import EMBEDDINGS, NORM, all_blocks
+from lit_extract.modules.pretrained import find_backbone, find_language_blocks, find_with_head
+from lit_extract.modules.selection import EMBEDDINGS, NORM, all_blocks, blocks_among
 from lit_extract.modules.weights import default_float32
 
 N_TOKENS = 8
@@ -26,46 +28,55 @@ PADDING_TOLERANCE = 1e-4
 
 
 def check_model(
-    name: str, source: str, model: Any, random: dict[str, str], last_block: int | None, needs_head: bool
+    name: str, source: str, model: Any, random: dict[str, str], layers: Sequence[str], forms: StateForms, loss: bool
 ) -> None:
-    """Check that the forward pass works, is causal, and depends on no weights that are random.
+    """Check that the forward pass works, is causal, and depends on no weights that are random; and what it returns.
 
     Args:
         name: The model's.
         source: Where its weights are from.
         model: With its head.
         random: Its parameters and buffers that are random, by name, and why.
-        last_block: Index of the last block that is needed; None if the end of the backbone is.
-        needs_head: Whether the head is needed.
+        layers: Those that are wanted.
+        forms: What the hidden states of the model are taken for.
+        loss: Whether the head is needed.
     """
-    base = model.base_model
-    blocks = find_blocks(base, model.config.num_hidden_layers)
-    n_needed = len(blocks) if last_block is None else last_block + 1
-    layers = dict(zip(all_blocks(n_needed), blocks, strict=False))
-    last = None if last_block is None else [*layers][-1]
-    context = getattr(model.config, "max_position_embeddings", None)
-    texts = _probe_tokens(len(model.get_input_embeddings().weight), context)
+    backbone, blocks = find_backbone(model)
+    needs_end = loss or NORM in layers
+    n_needed = len(blocks) if needs_end else max(blocks_among(layers).values(), default=0) + 1
+    hooked = dict(zip(all_blocks(n_needed), blocks, strict=False))
+    last = None if needs_end else [*hooked][-1]
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    texts = [text.to(model.device) for text in _probe_tokens(len(model.get_input_embeddings().weight), context)]
 
     def states_of(ids: Tensor) -> list[Tensor]:
-        with capture(layers, Tensor.clone, last) as states:
-            base(input_ids=ids.to(model.device), use_cache=False)
-        return [states[layer] for layer in layers]
+        with capture(hooked, Tensor.clone, last) as states:
+            backbone(input_ids=ids, use_cache=False)
+        return [forms.tokens(states[layer]) for layer in hooked]
 
     reached = set(blocks.modules())
     with torch.no_grad(), default_float32():
         try:
             with register_module_forward_pre_hook(lambda module, _: reached.add(module)):
-                states_of(texts[0])
-        except torch.OutOfMemoryError:
+                if loss:
+                    find_with_head(model, backbone)(input_ids=texts[0], use_cache=False)
+                else:
+                    states_of(texts[0])
+            outside = set(model.modules()) - set(backbone.modules())
+            norms = {part for part in backbone.modules() if "norm" in type(part).__name__.lower()}
+            unneeded = {part for block in blocks[n_needed:] for part in block.modules()}
+            _check_complete(source, model, random, unneeded | ((outside | norms) - reached))
+            with ieee_float32(), in_float32(model):
+                _check_states(name, *observe(backbone, blocks, texts[0]), texts[0], layers, forms)
+                _check_causal(name, states_of, (texts[0], texts[1]))
+                if loss:
+                    _check_logits(name, find_with_head(model, backbone), backbone, texts[0])
+        except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of the model's own code
             raise InputError(
                 f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
             ) from error
-        unneeded = [*blocks[n_needed:], *([] if needs_head else [model.get_output_embeddings()])]
-        _check_complete(source, model, random, unneeded, reached)
-        with ieee_float32(), in_float32(base):
-            _check_causal(name, states_of, texts)
 
 
 def check_looks(
@@ -115,7 +126,10 @@ def check_looks(
             raise InputError(
                 f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
             ) from error
-    _check_complete(source, model, random, [*blocks[n_needed:], model.get_output_embeddings()], reached)
+    norms = {part for part in model.base_model.modules() if "norm" in type(part).__name__.lower()}
+    of_no_use = [*blocks[n_needed:], model.get_output_embeddings()]
+    unneeded = {part for outer in of_no_use for part in outer.modules()}
+    _check_complete(source, model, random, unneeded | (norms - reached))
     if torch.equal(*entering):
         raise InputError(
             f"model.name: in {name!r}, what enters the blocks in the places of the image's tokens is the same for every"
@@ -197,24 +211,58 @@ def _check_causal(name: str, states_of: Callable[[Tensor], Sequence[Tensor]], te
             )
 
 
-def _check_complete(
-    source: str, model: Any, random: dict[str, str], unneeded: list[nn.Module], reached: set[nn.Module]
+def _check_states(
+    name: str,
+    seen: Mapping[str, Tensor],
+    returned: Sequence[Tensor] | None,
+    ids: Tensor,
+    layers: Sequence[str],
+    forms: StateForms,
 ) -> None:
+    """Refuse a model whose layers (1, T, …) are not those that Transformers ``returned`` as hidden states."""
+    for layer in layers:
+        before, shape = 0 if layer == NORM else forms.before, tuple(seen[layer].shape)
+        if shape[before : before + 2] != ids.shape or token_shape(seen[layer], before) != forms.shapes[layer]:
+            raise InputError(
+                f"model.layers: {name!r} has {shape} numbers in {layer} for {ids.shape[1]} tokens, "
+                f"not {forms.shapes[layer]} for each"
+            )
+    if returned is None:
+        return
+    unlike = [
+        layer
+        for place, layer in enumerate(forms.names)
+        if layer in layers and not (len(returned) == len(forms.names) and _are_same(seen[layer], returned[place]))
+    ]
+    if unlike:
+        raise InputError(
+            f"model.layers: {name_some(unlike)} of {name!r} are not the hidden states that transformers returns"
+        )
+
+
+def _are_same(first: Tensor, other: Tensor) -> bool:
+    return first.shape == other.shape and torch.allclose(first, other, rtol=0, atol=0, equal_nan=True)
+
+
+def _check_logits(name: str, model: Any, backbone: nn.Module, ids: Tensor) -> None:
+    """Refuse a model whose logits are not a function of its last hidden state, token by token."""
+    output = backbone(input_ids=ids, use_cache=False)
+    expected = model(input_ids=ids, use_cache=False).logits[0]
+    found = logits_of(model, backbone, output, output.last_hidden_state[0], ids[0])
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True):
+        raise InputError(f"model.loss: the logits of {name!r} do not come from its last hidden state alone")
+
+
+def _check_complete(source: str, model: Any, random: dict[str, str], unneeded: Collection[nn.Module]) -> None:
     """Refuse a model if the requested layers depend on weights that did not come from the checkpoint.
 
-    They do not depend on the head (without a loss) and on blocks after the last requested one, which are ``unneeded``,
-    nor on a norm outside the blocks that a forward pass has not ``reached``.
+    They do not depend on blocks after the last requested one, nor on norms and on what is outside the backbone that a
+    forward pass does not reach.
     """
-    unneeded += [
-        module
-        for module in model.base_model.modules()
-        if "norm" in type(module).__name__.lower() and module not in reached
-    ]
-    skipped = {module for outer in unneeded for module in outer.modules()}
     missing = [
         f"{name} ({reason})"
         for name, reason in sorted(random.items())
-        if model.get_submodule(name.rpartition(".")[0]) not in skipped
+        if model.get_submodule(name.rpartition(".")[0]) not in unneeded
     ]
     if missing:
         raise InputError(

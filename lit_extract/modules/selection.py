@@ -18,13 +18,14 @@ def all_blocks(n_blocks: int) -> list[str]:
     return [f"{_BLOCK}{k}" for k in range(n_blocks)]
 
 
-def _hidden_states(n_blocks: int) -> list[str]:
+def hidden_states(n_blocks: int) -> list[str]:
+    """Return the names of what Transformers returns as hidden_states of most models."""
     return [EMBEDDINGS, *all_blocks(n_blocks - 1), NORM]
 
 
 # What --model.layers may be besides indices of blocks, and the layers that it means.
 VISION_LAYERS = {"blocks": all_blocks, NORM: lambda n_blocks: [NORM]}
-LANGUAGE_LAYERS = {"blocks": all_blocks, "hidden_states": _hidden_states}
+LANGUAGE_LAYERS = {"blocks": all_blocks, "hidden_states": hidden_states}
 
 if TYPE_CHECKING:
     VisionLayers: TypeAlias = str

@@ -43,6 +43,9 @@ class HuggingFaceReference(Reference):
         known, own = self.provenance, {"dtype": torch.float32, "attn_implementation": "eager"}
         if known["weights"] != UNTRAINED:
             loaded: nn.Module = self.load("weights", self.auto_class, self.options, **own)
+            for parameter in loaded.parameters():
+                if parameter.dtype == torch.bfloat16:  # as MXFP4 is dequantized
+                    parameter.data = parameter.data.float()
             return loaded
         try:
             with on_cpu_in_float32(known["seed"]):

@@ -5,7 +5,7 @@ L layers, T tokens, D hidden size.
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import load_captions
 from lit_extract.datasets.ids import id_key
+from lit_extract.modules.pretrained import auto_class_of, find_backbone
 from lit_extract.parity.hugging_face import HuggingFaceReference, before_final_norm
 from lit_extract.parity.reference import check_same, check_sizes
 
@@ -30,9 +31,14 @@ POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
 class LanguageReference(HuggingFaceReference):
     """Hugging Face's own hidden states, loss and tokens of one caption."""
 
-    auto_class = "AutoModelForCausalLM"
     parts = "tokenizer"
     way = "transformers output_hidden_states"
+    begins_with_a_block: bool | None = None  # its hidden states; not yet known
+
+    def find_model(self) -> None:
+        """Find the model and read its configuration."""
+        super().find_model()
+        self.auto_class = auto_class_of(self.config)
 
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
         """Read the captions, which must be those of the file, to the token."""
@@ -58,7 +64,8 @@ class LanguageReference(HuggingFaceReference):
     def tokenize(self) -> list[list[list[int]]]:
         """Return the tokens of the captions of each row, cut as they were."""
         tokenize = self._tokenizer(self.other_options)
-        context = getattr(self.config, "max_position_embeddings", None) if self.provenance["truncate"] else None
+        text_config = self.config.get_text_config(decoder=True)
+        context = getattr(text_config, "max_position_embeddings", None) if self.provenance["truncate"] else None
         return [[tokenize(text)[:context] for text in texts] for texts in self.texts]
 
     def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -75,16 +82,8 @@ class LanguageReference(HuggingFaceReference):
         ids = torch.tensor([tokens], device=self.device)
         has_loss = self.provenance["loss"] and ids.shape[1] > 1
         output = self.model(input_ids=ids, labels=ids if has_loss else None, output_hidden_states=True, use_cache=False)
-        states, n_blocks = output.hidden_states, self.config.num_hidden_layers
-        if len(states) != n_blocks + 1:
-            raise InputError(f"parity: {self.source!r} gives {len(states)} hidden states, not {n_blocks + 1}")
-        names = ["embeddings", *(f"blocks.{k}" for k in range(n_blocks - 1)), "norm"]
-        last = f"blocks.{n_blocks - 1}"
-        tokens_of = dict(zip(names, states, strict=True))
-        if missing := [layer for layer in self.layers if layer not in (*names, last)]:
-            raise InputError(f"layers: the file has {name_some(missing)}, but the model has {n_blocks} blocks")
-        if last in self.layers:
-            tokens_of[last] = before_final_norm(self.model.base_model, lambda: self._states(ids)[-1], states[-1])
+        states = [_tokens_first(state, ids) for state in output.hidden_states]
+        tokens_of = self._layers(ids, states)
         first = 1 if self.provenance["exclude_bos"] else 0
         pool = POOLINGS[self.provenance["pool"]]
         layers = [pool(tokens_of[layer][0, first:]) for layer in self.layers]
@@ -93,6 +92,41 @@ class LanguageReference(HuggingFaceReference):
         loss = output.loss if has_loss else torch.tensor(torch.nan)
         total = loss.double() * (ids.shape[1] - 1)
         return layers, {"loss": loss, "bpb": total / math.log(2) / len(text.encode())}
+
+    def _layers(self, ids: Tensor, states: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the layers (1, T, …) by name.
+
+        Most models return what enters the first block, all blocks but the last, and the last after the final norm.
+        Some begin with the first block. Some have no norm: then the last is a block's, which is believed of a file
+        that has just these.
+        """
+        blocks = [f"blocks.{k}" for k in range(len(states) - 1)]
+        if self.layers == ["embeddings", *blocks]:
+            return dict(zip(self.layers, states, strict=True))
+        found = dict(zip(["embeddings", *blocks[:-1], "norm"], states, strict=True))
+        if unknown := [layer for layer in self.layers if layer not in (*found, *blocks)]:
+            raise InputError(f"layers: the file has {name_some(unknown)}, but the model has {len(blocks)} blocks")
+        if self.begins_with_a_block is None:
+            self.begins_with_a_block = not torch.equal(self._without_first_block(ids), states[0])
+        if self.begins_with_a_block:
+            return dict(zip([*blocks, "norm"], states, strict=True))
+        if blocks[-1] in self.layers:
+            found[blocks[-1]] = before_final_norm(
+                self.model.base_model, lambda: _tokens_first(self._states(ids)[-1], ids), states[-1]
+            )
+        return found
+
+    def _without_first_block(self, ids: Tensor) -> Tensor:
+        """Return the first of the hidden states when the first block's parameters are zero."""
+        parameters = list(find_backbone(self.model)[1][0].parameters())
+        kept = [parameter.data for parameter in parameters]
+        try:
+            for parameter in parameters:
+                parameter.data = torch.zeros_like(parameter)
+            return _tokens_first(self._states(ids)[0], ids)
+        finally:
+            for parameter, values in zip(parameters, kept, strict=True):
+                parameter.data = values
 
     def _states(self, ids: Tensor) -> tuple[Tensor, ...]:
         states: tuple[Tensor, ...] = self.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
@@ -111,6 +145,11 @@ class LanguageReference(HuggingFaceReference):
             return lambda text: [processor.bos_id(), *processor.encode(text)]
         tokenizer = self.load("tokenizer", "AutoTokenizer", options)
         return lambda text: tokenizer(text, verbose=False)["input_ids"]
+
+
+def _tokens_first(state: Tensor, ids: Tensor) -> Tensor:
+    """Return states of one caption as (1, T, …); a token may have several, which Gemma-3n has in front of all axes."""
+    return state if state.shape[:2] == ids.shape else state.permute(1, 2, 0, 3)
 
 
 def _tokens_sha256(by_row: list[list[list[int]]], ids: list[Any], of_several: bool) -> str:

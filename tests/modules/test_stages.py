@@ -88,6 +88,7 @@ def test_a_resnet_is_that_of_torchvision(name):
     close(features(extractor, images), expected)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "name",
@@ -375,6 +376,7 @@ def test_weights_of_the_stages_are_all_from_the_checkpoint(tmp_path, change, set
         torch.testing.assert_close(rows, expected[layer], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext_atto.d2_in1k", "efficientnet_b0.ra_in1k", "regnety_002.pycls_in1k"])
 def test_a_checkpoint_without_its_classifier_or_for_a_model_without_one(tmp_path, name):
     classifier = timm.create_model(name, pretrained=False).pretrained_cfg["classifier"]

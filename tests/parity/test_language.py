@@ -3,8 +3,9 @@
 import pytest
 import sentencepiece
 import torch
-from helpers.language_models import save_captions, save_model
+from helpers.language_models import save_captions, save_model, save_tokenizer
 from helpers.parity import PRECISIONS, captions_run, exceeds, given, rewrite, roll, run
+from language_models import save_tiny
 from transformers import AutoModelForCausalLM
 
 from lit_extract import CaptionDataModule, LanguageExtractor
@@ -143,3 +144,28 @@ def test_what_is_called_a_norm_must_prove_to_be_the_final_one(tmp_path, is_final
     model.model.norm.requires_grad_(False).weight += 1  # as if it had not been the one that gave this
     with pytest.raises(InputError, match="no final norm found in LlamaModel"):
         before_final_norm(model.model, last_state, normed)
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "bert", "gemma3n_text", "mistral3", "cohere", "opt"])
+@pytest.mark.parametrize("layers", ["hidden_states", [0, 1]])
+def test_families_of_other_hidden_states_are_certified(tmp_path, certify, model_type, layers):
+    folder = tmp_path / "model"
+    save_tiny(model_type, folder)
+    save_tokenizer(folder)
+    save_captions(folder / "captions.csv", (3, 17, 2, 8))
+    extractor = LanguageExtractor("tiny", checkpoint=str(folder), pool="avg", loss=True, layers=layers)
+    (file,) = run(extractor, CaptionDataModule(str(folder / "captions.csv"), "test"), tmp_path)
+    code, out, certificate = certify(file, *given(folder))
+    assert code == 0, out
+    assert all(layer["relative_error"] < 1e-5 for layer in certificate["layers"])
+    rewrite(file, roll_each)
+    assert certify(file, *given(folder))[0] == 2
+
+
+def roll_each(content):
+    feats = content["feats"]  # of layers that differ in shape, a tensor each
+    content["feats"] = (
+        {layer: of_layer.roll(1, 0) for layer, of_layer in feats.items()}
+        if isinstance(feats, dict)
+        else feats.roll(1, 0)
+    )

@@ -29,6 +29,7 @@ def stages(made, tmp_path):
     return shutil.copy(made, tmp_path / "x.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("name", "settings", "way"),
@@ -133,6 +134,7 @@ def test_layers_that_are_no_stages_of_the_model(tmp_path, certify, layers, said)
     assert said in out
 
 
+@pytest.mark.slow
 def test_a_stage_in_the_place_of_another(tmp_path, certify):
     """Of the same width, so that nothing but the numbers shows it."""
     extractor = VisionExtractor("vgg11.tv_in1k", untrained=True, pool="avg", layers=[3, 4])
