@@ -288,8 +288,8 @@ def test_status_lists_the_others_when_one_is_damaged(tmp_path):
 def test_a_store_stays_when_its_file_has_other_ids(tmp_path, make_store, monkeypatch):
     store, _ = make_store()
 
-    def other_ids(content, tensors, part):
-        save_skeleton(content | {"stimulus_ids": content["stimulus_ids"][::-1]}, tensors, part)
+    def other_ids(content, part):
+        return save_skeleton(content | {"stimulus_ids": content["stimulus_ids"][::-1]}, part)
 
     with monkeypatch.context() as patch:
         patch.setattr("lit_extract.storage.finalize.save_skeleton", other_ids)

@@ -1,9 +1,11 @@
 """Captions of widely varying length through runs that are killed, and through two ranks: the same bytes."""
 
 import random
+import shutil
 import signal
 import time
 
+import pandas as pd
 import pytest
 import torch
 from helpers import runs
@@ -100,11 +102,13 @@ def test_two_ranks_with_the_default_budget_share_it(reference, tmp_path):
     runs.assert_same_features(file_of(chosen), file_of(given))
 
 
-def test_other_captions_do_not_resume(reference, tmp_path):
-    output = reference / "features"
-    other = tmp_path / "captions.csv"
-    text = (reference / "captions.csv").read_text(encoding="utf-8")
-    other.write_text(text.replace("dog", "cat", 1), encoding="utf-8")
-    with predict(reference, output, "--data.captions", str(other)) as run:
-        assert run.wait() == 2
-        assert "tokens_sha256 was" in run.output
+def test_of_captions_that_were_edited_only_their_rows_are_computed(reference, tmp_path):
+    output = shutil.copytree(reference / "features", tmp_path / "features")
+    captions = pd.read_csv(reference / "captions.csv")
+    captions.loc[[7, 2000], "caption"] = ["another one", "and one more"]
+    captions.to_csv(tmp_path / "captions.csv", index=False)
+    said = complete(reference, output, "--data.captions", str(tmp_path / "captions.csv"))
+    assert "2 captions were edited, and are computed: 7, 2000" in said
+    found, before = (torch.load(file_of(folder), weights_only=True) for folder in (output, reference / "features"))
+    same = (found["feats"] == before["feats"]).flatten(1).all(dim=1)
+    assert (~same).nonzero().flatten().tolist() == [7, 2000]
