@@ -70,7 +70,6 @@ FAMILIES = {
     ),
     "jina_embeddings_v3": (transformers.JinaEmbeddingsV3Config(**_BERT), "[CLS]", "[SEP]"),
     "nomic_bert": (transformers.NomicBertConfig(**_BERT), "[CLS]", "[SEP]"),
-    "gte": (transformers.GteConfig(**_BERT), "[CLS]", "[SEP]"),
     "eurobert": (transformers.EuroBertConfig(**_EUROBERT), "[CLS]", "[SEP]"),
     "gemma3": (
         transformers.Gemma3TextConfig(
@@ -115,6 +114,8 @@ DEPENDING_ON_PADDING = {
     "mobilebert": (transformers.MobileBertConfig(**_BERT), "[CLS]", "[SEP]"),
     "fnet": (transformers.FNetConfig(**_BERT), "[CLS]", "[SEP]"),
 }
+if hasattr(transformers, "GteConfig"):  # which not every version has
+    FAMILIES["gte"] = (transformers.GteConfig(**_BERT), "[CLS]", "[SEP]")
 
 
 def save_tokenizer(folder, before, after, longest=64):

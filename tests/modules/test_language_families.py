@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from language_models import NOT_TINY, PAGE, WRONG, all_families, ask, by_hand, padded, save_tiny
 from safetensors.torch import load_file, save_file
 
@@ -78,6 +79,8 @@ def test_every_family_does_what_the_page_says(model_type):
 
 
 def test_the_page_has_every_family_once():
+    if f" of Transformers {transformers.__version__} " not in (ROOT / PAGE).read_text():
+        pytest.skip(f"the page is not of Transformers {transformers.__version__}")
     parts = covered()
     assert sum(map(len, parts)) == len(all_families())
     assert set.union(*parts) == {*all_families()}
