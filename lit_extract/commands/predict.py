@@ -48,7 +48,7 @@ what differs: 'lit-extract predict --config configs/nsd/vision.yaml --model.name
 settings of the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor,
 TextEncoderExtractor, TransformersVisionExtractor, VisionLanguageExtractor, Captioner) and --data.help NSDDataModule
 (or CaptionDataModule, ImageSourceDataModule, …) show them. A run that was interrupted goes on when the same command is
-given again. Exit code: 0 done, 2 something to mend, 3 done but some rows are not finite or have no caption, or when the
+given again. Exit code: 0 done, 2 something to fix, 3 done but some rows are not finite or have no caption, or when the
 precision has rounded away what differs between stimuli."""
 
     def __init__(self, args: ArgsType = None) -> None:

@@ -15,7 +15,7 @@ from lit_extract.jobs.job import Job
 from lit_extract.jobs.outputs import check_one_order, ids_in_folder, output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.storage.disk import Size, bytes_there, check_room
-from lit_extract.storage.features import load_features
+from lit_extract.storage.features import Features, load_features
 from lit_extract.storage.features_content import sizes_sha256
 from lit_extract.storage.finalize import finalize_locked, is_finished
 from lit_extract.storage.layout import BAD_INPUT, CONTENT, INPUT_COLUMNS, MISSING, count_shards
@@ -79,38 +79,37 @@ class FeaturesJob(Job):
         check_one_order(self.store_path.parent, self.stimulus_ids, own, self.data.source)
         if self.overwrite:
             return False
-        there = [file for file in self.files.values() if place_of(file).exists()]
         for pool, file in self.files.items():
             is_finished(file, features_provenance(self.provenance, pool), self.root)  # other settings are an error
-        bad = {row for file in there for row in self._bad_rows(file)}
+        there = {file: load_features(file) for file in self.files.values() if place_of(file).exists()}
+        bad = {row for file, features in there.items() for row in self._bad_rows(file, features)}
         if len(there) < len(self.files):
             return False
-        edited = {row for file in there for row in self._edited_rows(file)}
+        edited = {row for features in there.values() for row in self._edited_rows(features)}
         self.repairable = sorted({*self.data.readable(sorted(bad)), *edited})
         return not self.repairable
 
-    def _edited_rows(self, file: AnyPath) -> list[int]:
+    def _edited_rows(self, features: Features) -> list[int]:
         """Return the rows of a file whose captions have been edited since."""
-        features = load_features(file)
         inputs = inputs_of(features)
         if not self.data.takes_changed or inputs is None:
             return []
         return self.data.changed(inputs, np.ones(len(inputs), dtype=np.bool_))
 
-    def _bad_rows(self, file: AnyPath) -> list[int]:
-        """Return the rows without features of a file, after a check that the others are of today's stimuli."""
-        features = load_features(file)
+    def _bad_rows(self, file: AnyPath, features: Features) -> list[int]:
+        """Return the rows without features of a file, after a check that the others are of today's stimuli.
+
+        Where what has changed is computed again, others may be too.
+        """
         inputs, metadata = inputs_of(features), features.metadata
         if inputs is not None and features.stimulus_ids != self.stimulus_ids:
             raise InputError(
                 f"{str(file)!r} has other stimuli, or in another order, though the same settings. Pass --overwrite to "
                 "replace it, or choose another --output_dir"
             )
-        if inputs is not None and self.data.takes_changed:
-            pass  # what has changed is computed again
-        elif inputs is not None:
+        if inputs is not None and not self.data.takes_changed:
             self.refuse_changed(self.data.changed(inputs, status_of(features) != BAD_INPUT), file)
-        elif metadata.get("n_bytes_sha256") != sizes_sha256(self.data.input_bytes):
+        elif inputs is None and metadata.get("n_bytes_sha256") != sizes_sha256(self.data.input_bytes):
             raise InputError(
                 f"stimuli have changed since {str(file)!r} was written: some of their files have another size. Restore "
                 "them, or pass --overwrite to compute all from scratch"
