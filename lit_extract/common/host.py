@@ -18,6 +18,23 @@ def host_memory() -> int:
     return min([physical, *cgroup_limits(), *slurm_limits(os.environ, usable_cores())])
 
 
+def free_host_memory() -> int:
+    """Return the bytes of memory that this process may still use here; files that the system caches give way."""
+    own = _numbers_of(Path("/proc/self/status")).get("RssAnon", 0)
+    available = _numbers_of(Path("/proc/meminfo")).get("MemAvailable", host_memory())
+    return max(0, min(available, host_memory() - own))
+
+
+def _numbers_of(file: Path) -> dict[str, int]:
+    """Return the sizes, in bytes, that a file of Linux gives in lines such as ``MemAvailable: 123 kB``."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError:  # another system
+        return {}
+    fields = [line.split() for line in lines if line.endswith(" kB")]
+    return {name.rstrip(":"): int(number) * 1024 for name, number, _ in fields}
+
+
 def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
     """Yield the limits in bytes of this process's cgroup (version 1 or 2) and of all cgroups above it."""
     try:

@@ -20,7 +20,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.signals import ignore_in_worker
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import check_name, shorten
-from lit_extract.data.plan import Plan
+from lit_extract.data.plan import Plan, passes
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import contents
 from lit_extract.storage.layout import CONTENT, MTIME, N_BYTES, SIZE
@@ -46,6 +46,7 @@ class Connection:
     output_dir: Path | None = None  # of all features, if it is a local one
     plan: Plan | None = None  # what is left to do; None: all
     reserved_bytes: int = 0  # of the disk, which the features will take
+    pass_rows: int | None = None  # that go through a model together whose blocks are streamed; None: a batch
 
 
 class StimulusDataModule(LightningDataModule):
@@ -131,6 +132,11 @@ class StimulusDataModule(LightningDataModule):
         """Size in bytes, and time of the last change in ns, of each row's input (N, 2); of captions the time is 0."""
 
     @property
+    def tokens_a_row(self) -> int:
+        """Tokens of ours that a row has on average; an image has none."""
+        return 0
+
+    @property
     def input_bytes(self) -> NDArray[np.int64]:
         """Size of each row's input (N,)."""
         return self.input_states[:, SIZE]
@@ -191,22 +197,30 @@ class StimulusDataModule(LightningDataModule):
         """Return how many processes prepare batches, when not given."""
         return 0
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move what the model needs to the device; the rest stays, as the writer would wait to have it back."""
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move what the model needs of a batch, or of each of several, to the device.
+
+        The rest stays, as the writer would wait to have it back.
+        """
         assert self.trainer is not None
+        if isinstance(batch, list):
+            return [self.transfer_batch_to_device(one, device, dataloader_idx) for one in batch]
         names: Any = self.trainer.lightning_module.inputs
         with stopwatch("to the device"):
             inputs = {name: move_data_to_device(batch[name], device) for name in names}
         return {**batch, **inputs}
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return this rank's batches of what is left."""
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return this rank's batches of what is left; lists of them, where several go through the model together."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         batches = self.plan.batches(rank, world_size)
         workers = self.num_workers if self.num_workers is not None else self.workers(on_gpu, world_size)
+        dataset: Dataset[Any] = self.batches_of(batches)
+        if self.connection.pass_rows is not None:
+            dataset = _Passes(dataset, passes(batches, self.plan.shard_rows, self.connection.pass_rows))
         return _TimedLoader(
-            self.batches_of(batches),
+            dataset,
             batch_size=None,
             num_workers=min(workers, len(batches)),
             pin_memory=on_gpu,
@@ -214,10 +228,23 @@ class StimulusDataModule(LightningDataModule):
         )
 
 
-class _TimedLoader(DataLoader[Batch]):
+class _Passes(Dataset[list[Batch]]):
+    """A dataset whose items are lists of batches."""
+
+    def __init__(self, batches: Dataset[Batch], groups: Sequence[Sequence[int]]) -> None:
+        self.batches, self.groups = batches, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, item: int) -> list[Batch]:
+        return [self.batches[place] for place in self.groups[item]]
+
+
+class _TimedLoader(DataLoader[Any]):
     """A DataLoader that counts how long its batches are waited for."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
         while True:
             with stopwatch("waiting for data"):

@@ -5,6 +5,7 @@ B rows of a batch, C captions of a batch, T tokens.
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -272,6 +273,11 @@ class CaptionDataModule(StimulusDataModule):
         longest = np.maximum.reduceat(of_captions, tokens.rows[:-1])
         lengths: list[int] = (longest * np.diff(tokens.rows).max()).tolist()
         return lengths
+
+    @property
+    def tokens_a_row(self) -> int:
+        """Tokens of a row, on average."""
+        return math.ceil(np.mean(self.lengths))
 
     def setup(self, stage: str | None = None) -> None:
         """Load and tokenize the captions, once."""

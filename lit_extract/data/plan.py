@@ -68,6 +68,26 @@ class Plan:
         return batches
 
 
+def passes(batches: Sequence[Sequence[int]], shard_rows: int, n_rows: int) -> list[list[int]]:
+    """Return which batches go through a model together, as places among the ``batches`` of a rank.
+
+    They have ``n_rows`` rows at most, if no single batch has more. Shards stay whole where they fit.
+    """
+    groups: list[list[int]] = []
+    rows = n_rows  # of the last group, to which nothing is added once it is full
+    for _, of_shard in groupby(enumerate(batches), lambda item: item[1][0] // shard_rows):
+        sizes = {place: len(batch) for place, batch in of_shard}
+        units = [[*sizes]] if sum(sizes.values()) <= n_rows else [[place] for place in sizes]
+        for unit in units:
+            size = sum(sizes[place] for place in unit)
+            if rows + size > n_rows or not groups:
+                groups.append([])
+                rows = 0
+            groups[-1] += unit
+            rows += size
+    return groups
+
+
 def _batches_by_length(rows: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Return batches of like length; a single row may have more tokens than the budget."""
     batches: list[list[int]] = []

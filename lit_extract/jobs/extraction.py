@@ -111,8 +111,10 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
 
     def start(plan: Plan) -> None:
         reserved = max(0, sum(job.bytes_to_write()) - bytes_there([job.store_path]))
-        job.data.connect(replace(job.data.connection, plan=plan, reserved_bytes=reserved))
-        writer.open(Store(job.store_path), plan.left, job.data.input_bytes)
+        rows = job.model.pass_rows(trainer, job.data.tokens_a_row)
+        job.data.connect(replace(job.data.connection, plan=plan, reserved_bytes=reserved, pass_rows=rows))
+        at_once = -(-(rows or 1) // plan.shard_rows)  # shards, which one pass through streamed blocks leaves
+        writer.open(Store(job.store_path), plan.left, job.data.input_bytes, at_once)
 
     with ieee_float32() if job.provenance["precision"] == "32-true" else nullcontext():
         run_predict(trainer, job.model, job.data, [_Agreement(plan, start), writer, *progress])

@@ -81,13 +81,14 @@ def compute_again(
         try:
             with in_float32(backbone):
                 batches = data.batches_of([[row] for row in rows])
-                feats = []
+                inputs, feats = [], []
                 for place, row in enumerate(rows):
                     batch = batches[place]
                     if batch["bad"].any():
                         raise InputError(f"row {row} can't be read again")
-                    inputs = move_data_to_device({name: batch[name] for name in model.inputs}, device)
-                    outputs = model.activations(inputs)
+                    inputs.append(move_data_to_device({name: batch[name] for name in model.inputs}, device))
+                for place, outputs in enumerate(model.compute(inputs)):
+                    batch = batches[place]
                     outputs = by_row(outputs, batch[ROW_OF]) if ROW_OF in batch else outputs
                     feats.append(outputs["feats"][0].cpu())  # (P, numbers)
         finally:

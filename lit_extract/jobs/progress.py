@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from functools import partial
 from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -29,7 +30,9 @@ class Progress(Callback):
 
     def __init__(self, writer: Writer, plan: Plan, unit: str) -> None:
         self.writer, self.plan, self.unit = writer, plan, unit
-        self.done = 0
+        self.done = 0  # rows; those that are in a model's streamed blocks count by how many they have passed
+        self.in_blocks = ""
+        self.rows_after = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what this rank has to do."""
@@ -41,12 +44,33 @@ class Progress(Callback):
         disable, unit = not sys.stderr.isatty(), f" {self.unit}"
         self.bar = tqdm(total=self.total, desc=self.what, unit=unit, dynamic_ncols=True, disable=disable)
 
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        """Prepare to count the blocks that the batches of a list pass together."""
+        if isinstance(batch, list):
+            rows = sum(len(one["index"]) for one in batch)
+            streamed: Any = pl_module.streamed
+            streamed.on_block = partial(self._count_block, self.done, rows)
+            self.rows_after = self.done + rows
+
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Count a batch, and show it now and then."""
-        rows, now = len(outputs["index"]), time.monotonic()
-        self.done += rows
-        self.bar.set_postfix_str(f"{as_size(self.writer.bytes_written)} written", refresh=False)
-        self.bar.update(rows)
+        if isinstance(outputs, list):
+            streamed: Any = pl_module.streamed
+            streamed.on_block = None
+            self.done, self.in_blocks = self.rows_after, ""
+        else:
+            self.done += len(outputs["index"])
+        self._show()
+
+    def _count_block(self, before: int, rows: int, blocks: int, of: int) -> None:
+        """Count a block that rows have passed."""
+        self.done, self.in_blocks = before + rows * blocks // of, f"block {blocks} of {of} of {rows} {self.unit}, "
+        self._show()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        self.bar.set_postfix_str(f"{self.in_blocks}{as_size(self.writer.bytes_written)} written", refresh=False)
+        self.bar.update(self.done - self.bar.n)
         if now - self.last_record >= SECONDS_BETWEEN_RECORDS:
             self.last_record = now
             self._record()
@@ -81,4 +105,5 @@ class Progress(Callback):
             rate = self._rate()
             left = tqdm.format_interval((self.total - self.done) / rate)
             done = f"{self.done} of {self.total} {self.unit}, {rate:.1f} {self.unit}/s"
+            left = f"{self.in_blocks}{left}"
             logger.info("%s: %s, %s left, %s written", self.what, done, left, as_size(self.writer.bytes_written))

@@ -3,12 +3,13 @@
 B batch, P poolings, W numbers of a row: those of all its layers, one layer after the other.
 """
 
+import logging
 import math
 import re
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -17,13 +18,22 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError
+from lit_extract.common.host import host_memory
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import shorten
 from lit_extract.modules.hub import COMMIT, hub_commit
 from lit_extract.modules.registry import find_model, own_name
+from lit_extract.modules.streaming import StreamedBlocks, call_each, free_memory
 from lit_extract.modules.weights import default_float32, path_sha256
 from lit_extract.storage.layout import FLOAT32, NUMBER_BYTES, ROW_OF
+
+logger = logging.getLogger(__name__)
+
+# Tokens that go through a block at most while its weights are there: reading then takes less time than computing, on an
+# A40 at 75 TFLOP/s from a disk of 0.6 GB/s, on two cores with AMX at 2 TFLOP/s from one of 0.07 GB/s.
+TOKENS_ON_CPU, TOKENS_ON_GPU = 32_768, 131_072
 
 
 class Predictor(LightningModule):
@@ -58,6 +68,13 @@ class Extractor(Predictor):
     makes_files: bool = True  # out of the store when all rows are done, unless the user says otherwise
     num_params: int
 
+    # of those whose weights may stay on disk
+    stream: bool | None = False  # None: when they do not fit the memory
+    block_params: Sequence[int] = ()  # parameters of each block; none: they can't be streamed
+    streamed: StreamedBlocks | None = None  # once the model is loaded
+    _params_outside: int  # of the blocks
+    _is_streamed: bool | None = None
+
     def __init__(
         self,
         name: str,
@@ -83,7 +100,8 @@ class Extractor(Predictor):
             self.checkpoint = None if revision and is_local else entry.checkpoint
             self.revision = revision or entry.revision
         self.options: dict[str, Any] = {**(entry.options if entry else {}), **(options or {})}
-        self._largest_batch: int | None = None
+        self._largest_batch: int | None = None  # rows of which a forward pass fitted the device's memory
+        self._batches_at_once: int | None = None
 
     @abstractmethod
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -106,6 +124,76 @@ class Extractor(Predictor):
     @abstractmethod
     def input_bytes(self, n_tokens: int) -> int:
         """Return the bytes of a row's inputs."""
+
+    def numbers_between_blocks(self, n_tokens: int) -> int:
+        """Estimate how many numbers a row holds while it waits for the next block; as :meth:`numbers_a_row`."""
+        raise NotImplementedError
+
+    def tokens_a_row(self, n_tokens: int) -> int:
+        """Return how many tokens go through a block, of a row whose input has ``n_tokens`` of ours."""
+        return n_tokens
+
+    def bytes_when_streamed(self, dtype: torch.dtype) -> int:
+        """Return the bytes of weights in memory at once when blocks come from disk: of two blocks and the rest."""
+        return (self._params_outside + 2 * max(self.block_params)) * dtype.itemsize
+
+    def note_blocks(self, blocks: Iterable[nn.Module]) -> None:
+        """Note the sizes of a model's blocks, which may be streamed then."""
+        self.block_params = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+        self._params_outside = max(0, self.num_params - sum(self.block_params))
+
+    def is_streamed(self, dtype: torch.dtype, device: torch.device, sharing: int = 1) -> bool:
+        """Return whether weights of this type stay on disk in this process: the first answer is kept.
+
+        Args:
+            dtype: Data type of the weights in the run.
+            device: Where the run computes.
+            sharing: How many processes share the memory of the device.
+
+        Raises:
+            InputError: They can't, or there is too little memory for that too.
+        """
+        if self._is_streamed is None:
+            self._is_streamed = self._decide_streaming(dtype, free_memory(device) // sharing)
+        return self._is_streamed
+
+    def _decide_streaming(self, dtype: torch.dtype, free: int) -> bool:
+        weights = self.num_params * dtype.itemsize
+        if self.stream is False or (self.stream is None and (weights <= free or not self.block_params)):
+            return False
+        if not self.block_params:
+            raise InputError(
+                f"model.stream: true can't be given for {self.model_name!r}, whose layers are not a list of blocks; "
+                "leave it out"
+            )
+        if (least := self.bytes_when_streamed(dtype)) > free:
+            raise InputError(
+                f"model.stream: {self.model_name!r} needs {as_size(least)} of memory even when its blocks come from "
+                f"disk, for two of them and the rest; {as_size(free)} are free"
+            )
+        logger.info(
+            f"{self.model_name}: of {as_size(weights)} of weights {as_size(weights - least)} stay on disk, from where "
+            f"block after block is read ({as_size(free)} of memory are free)"
+        )
+        return True
+
+    def pass_rows(self, trainer: Trainer, n_tokens: int) -> int | None:
+        """Return how many rows go through each block while its weights are there; None if it is not streamed.
+
+        So many that reading takes less time than computing, if they fit the memory. On a GPU the host has to hold what
+        they leave, too. A row has ``n_tokens`` of ours on average.
+        """
+        dtype, device, sharing = where_it_runs(trainer)
+        if not self.is_streamed(dtype, device, sharing):
+            return None
+        results = 4 * len(self.pools) * self.n_numbers
+        a_row = dtype.itemsize * self.numbers_between_blocks(n_tokens) + self.input_bytes(n_tokens) + 2 * results
+        most, free = TOKENS_ON_GPU, free_memory(device) // sharing - self.bytes_when_streamed(dtype)
+        at_most = host_memory() // 2 // (2 * results)
+        if device.type == "cpu":
+            a_row, most = a_row + 2 * results, TOKENS_ON_CPU
+        rows = min(most // max(1, self.tokens_a_row(n_tokens)), at_most, free * 2 // 3 // a_row)
+        return max(1, rows)
 
     @property
     @abstractmethod
@@ -159,23 +247,29 @@ class Extractor(Predictor):
             return {**known, "weights": "checkpoint", "checkpoint_sha256": path_sha256(local)}
         return {**known, "weights": f"hub:{self.weights_source()[0]}", "revision": self.commit}
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> dict[str, Any]:
-        """Return pooled activations of a batch.
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Any:
+        """Return pooled activations of a batch, or of each of several that go through streamed blocks together.
 
         Args:
-            batch: ``index`` (B,) and ``bad`` (B,) on the host, and the ``inputs`` of this extractor on the device.
+            batch: ``index`` (B,) and ``bad`` (B,) on the host, and the ``inputs`` of this extractor on the device; or a
+                list of such batches.
             batch_idx: Not used; the index travels in the batch.
 
         Returns:
             On the host: ``index`` (B,), ``feats`` with (B, W) for each pooling, of the data type in which they are
             written, ``bad`` (B,), the extras (B,), and ``arrived``: from a GPU, an event to wait for before any of the
-            others is read; else None.
+            others is read; else None. Of several batches, a list of these.
         """
+        batches = batch if isinstance(batch, list) else [batch]
         # backbones make tensors of the default type, which bf16-true sets to bf16
         with stopwatch("forward"), default_float32():
-            outputs = self.split_on_oom({name: batch[name] for name in self.inputs})
-            if ROW_OF in batch:
-                outputs = by_row(outputs, batch[ROW_OF])
+            outputs = self.compute([{name: one[name] for name in self.inputs} for one in batches])
+        predictions = [self._to_prediction(one, outputs.pop(0)) for one in batches]
+        return predictions if isinstance(batch, list) else predictions[0]
+
+    def _to_prediction(self, batch: dict[str, Any], outputs: dict[str, Tensor]) -> dict[str, Any]:
+        """Return the prediction of a batch, on its way to the host."""
+        outputs = by_row(outputs, batch[ROW_OF]) if ROW_OF in batch else outputs
         if batch["bad"].any():
             outputs["feats"][batch["bad"].to(outputs["feats"].device)] = torch.nan
         outputs["feats"] = outputs["feats"].to(getattr(torch, self.dtype_written))
@@ -185,32 +279,64 @@ class Extractor(Predictor):
         by_pool = {pool: feats[:, place] for place, pool in enumerate(self.pools)}
         return {"index": batch["index"], "feats": by_pool, "bad": batch["bad"], **host, "arrived": arrived}
 
-    def split_on_oom(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Run :meth:`activations`, in parts when the device is out of memory; what fitted is remembered."""
-        first_input = inputs[self.inputs[0]]
-        rows = len(first_input)
-        at_most = self._largest_batch or (self.rows_a_pass_on_cpu if first_input.device.type == "cpu" else None)
-        limit = min(rows, at_most or rows)
+    def compute(self, batches: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Return :meth:`activations` of each batch of inputs.
+
+        Large batches are computed in parts, and fewer batches at once where blocks are streamed, when the device is out
+        of memory; what fitted is remembered.
+        """
+        at_once = self._batches_at_once or len(batches)
+        if at_once < len(batches):
+            groups = [batches[first : first + at_once] for first in range(0, len(batches), at_once)]
+            return [outputs for group in groups for outputs in self.compute(group)]
+        rows = max(len(inputs[self.inputs[0]]) for inputs in batches)
+        on_cpu = batches[0][self.inputs[0]].device.type == "cpu"
+        limit = min(rows, self._largest_batch or (self.rows_a_pass_on_cpu if on_cpu else None) or rows)
         try:
-            parts = [
-                self.activations({name: tensor[first : first + limit] for name, tensor in inputs.items()})
-                for first in range(0, rows, limit)
-            ]
-            return parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+            return self._compute_in_parts(batches, limit)
         except torch.OutOfMemoryError:
-            if limit == 1:
+            if limit == 1 and len(batches) == 1:
                 raise
         # Outside the except block: the exception would keep the activations of the failed pass alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if self._largest_batch is None:
+        if self._largest_batch is None and self._batches_at_once is None:
             warnings.warn(
-                f"{limit} rows do not fit the device's memory; continuing with smaller batches "
-                "(a smaller batch size avoids this)",
+                f"{sum(len(inputs[self.inputs[0]]) for inputs in batches)} rows do not fit the device's memory; "
+                "continuing with fewer at once (a smaller batch size avoids this)",
                 stacklevel=2,
             )
-        self._largest_batch = -(-limit // 2)
-        return self.split_on_oom(inputs)
+        if len(batches) > 1:
+            self._batches_at_once = -(-len(batches) // 2)
+        else:
+            self._largest_batch = -(-limit // 2)
+        return self.compute(batches)
+
+    def _compute_in_parts(self, batches: Sequence[dict[str, Tensor]], limit: int) -> list[dict[str, Tensor]]:
+        """Return activations of each batch of inputs, of no more than ``limit`` rows in a forward pass."""
+        counts = [-(-len(inputs[self.inputs[0]]) // limit) for inputs in batches]
+        calls = [
+            partial(self.activations, {name: tensor[k * limit : (k + 1) * limit] for name, tensor in inputs.items()})
+            for inputs, count in zip(batches, counts, strict=True)
+            for k in range(count)
+        ]
+        outputs = call_each(calls) if self.streamed is None else self.streamed.run(calls)
+        together = []
+        for count in counts:
+            parts, outputs = outputs[:count], outputs[count:]
+            if count > 1:
+                parts = [{name: torch.cat([part[name] for part in parts]) for name in parts[0]}]
+            together += parts
+        return together
+
+
+def where_it_runs(trainer: Trainer | None) -> tuple[torch.dtype, torch.device, int]:
+    """Return the data type of weights in a run, its device, and how many processes share the memory of that."""
+    if trainer is None:
+        return torch.float32, torch.device("cpu"), 1
+    device: torch.device = trainer.strategy.root_device
+    dtype = torch.bfloat16 if trainer.precision == "bf16-true" else torch.float32
+    return dtype, device, trainer.num_devices if device.type == "cpu" else 1
 
 
 def by_row(outputs: dict[str, Tensor], row_of: Tensor) -> dict[str, Tensor]:

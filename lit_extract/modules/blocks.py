@@ -15,7 +15,7 @@ from lit_extract.modules.after_blocks import norm_tokens
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.layer_set import LayerSet, Pool, columns_of, held_at_once, outputs_noted
 from lit_extract.modules.pooling import CLS, GRID, VISION_POOLINGS, LayerForm
-from lit_extract.modules.selection import NORM, VISION_LAYERS, blocks_among, select_layers
+from lit_extract.modules.selection import NORM, VISION_LAYERS, all_blocks, blocks_among, select_layers
 
 
 class NoBlocks(Exception):  # noqa: N818  (a finding, not an error: other layers may do)
@@ -44,7 +44,7 @@ class Blocks(LayerSet):
         prefix = prefix_tokens(name, trunk, tokens)
         self._width, self._last_prefix, self.held = width, prefix[-1], held_at_once(outputs)
         self.layers = select_layers(layers, len(tokens), VISION_LAYERS)
-        blocks = blocks_among(self.layers)
+        self._n_blocks, blocks = len(tokens), blocks_among(self.layers)
         self.stop_after = NORM if NORM in self.layers else max(blocks, key=blocks.__getitem__)
         self.n_prefix = {layer: prefix[k] for layer, k in blocks.items()}
         self._patches_of(tokens[-1] - prefix[-1], size)
@@ -77,6 +77,10 @@ class Blocks(LayerSet):
             self.why_no_others += f" before blocks.{of_blocks.count(0)}"
         elif getattr(trunk, "attn_pool", None) is not None:
             self.why_no_others += " (its own pooling is by attention: head)"
+
+    def blocks_of(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Return all of the blocks."""
+        return [model.get_submodule(f"{self._trunk}{block}") for block in all_blocks(self._n_blocks)]
 
     def measure(self, skeleton: nn.Module, size: Sequence[int]) -> None:
         """Note how many tokens images of another size have; those before the patches stay as many."""

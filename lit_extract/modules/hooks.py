@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from greenlet import getcurrent
 from torch import Tensor, nn
 
 
@@ -21,8 +22,9 @@ def capture(
 ) -> Iterator[dict[str, Tensor]]:
     """Collect ``pool(output)`` of named modules during the forward pass in the ``with`` block.
 
-    Pooling runs inside the hook, so that no more than one layer's tokens are in memory. Hooks are removed at the end
-    of the block, whatever happens in it.
+    Other passes that are on their way at the same time, in coroutines of their own, are not collected. Pooling runs
+    inside the hook, so that no more than one layer's tokens are in memory. Hooks are removed at the end of the block,
+    whatever happens in it.
 
     Args:
         layers: Module of each layer to capture, by the layer's name.
@@ -36,14 +38,18 @@ def capture(
         A dict that fills up with the pooled outputs, by layer name.
     """
     pooled: dict[str, Tensor] = {}
+    own = getcurrent()
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if getcurrent() is not own:
+            return
         pooled[name] = pool(output[0] if isinstance(output, tuple | list) else output)
         if name == last:
             raise _LastLayerReached
 
     def keep_input(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        pooled[name] = pool(args[0] if args else kwargs["hidden_states"])
+        if getcurrent() is own:
+            pooled[name] = pool(args[0] if args else kwargs["hidden_states"])
 
     handles = [module.register_forward_hook(partial(keep, name)) for name, module in layers.items()]
     for name, module in (entrances or {}).items():

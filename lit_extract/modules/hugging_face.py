@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +10,16 @@ from torch import nn
 
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.timing import stopwatch
-from lit_extract.modules.base import Extractor
-from lit_extract.modules.pretrained import create_random, load_pretrained, split_options
+from lit_extract.modules.base import Extractor, where_it_runs
+from lit_extract.modules.pretrained import (
+    create_random,
+    create_streamed,
+    load_pretrained,
+    load_streamed,
+    split_options,
+)
 from lit_extract.modules.weights import check_shards, config_sha256
+from lit_extract.modules.weights_on_disk import stream_blocks
 from lit_extract.storage.layout import FLOAT32
 
 
@@ -89,21 +96,40 @@ class HuggingFaceExtractor(Extractor):
         """
         if self._model:
             return
-        trainer = self._trainer
-        device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
-        dtype = torch.bfloat16 if trainer is not None and trainer.precision == "bf16-true" else torch.float32
-        random: dict[str, str] = {}
+        dtype, device, sharing = where_it_runs(self._trainer)
         with stopwatch("weights"):
-            if self.untrained:
-                model = create_random(self.config, self.settings, self.seed, dtype, device, self.auto_class)
-            else:
-                try:
-                    model, random = load_pretrained(self.source, self.settings, dtype, device, self.auto_class)
-                except Exception as error:  # of the hub, the network, the disk and the format
-                    raise self.unavailable(error) from error
+            try:
+                load = self._load_streamed if self.is_streamed(dtype, device, sharing) else self._load
+                model, random = load(dtype, device)
+            except InputError:
+                raise
+            except Exception as error:  # of the hub, the network, the disk and the format
+                raise self.unavailable(error) from error
         model.eval().requires_grad_(False)
         self.check_loaded(model, random)
         self._model.append(model)
+
+    def _load(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, str]]:
+        """Return the model, and those of its parameters that are random although they should not be."""
+        if self.untrained:
+            return create_random(self.config, self.settings, self.seed, dtype, device, self.auto_class), {}
+        return load_pretrained(self.source, self.settings, dtype, device, self.auto_class)
+
+    def _load_streamed(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, str]]:
+        """Return the model with all but its blocks in memory, and its random parameters, as :meth:`_load`."""
+        random: dict[str, str] = {}
+        if self.untrained:
+            model, places = create_streamed(
+                self.config, self.settings, self.seed, dtype, self.auto_class, self.num_params
+            )
+        else:
+            model, places, random = load_streamed(self.config, self.source, self.settings, dtype, self.auto_class)
+        self.streamed = stream_blocks(model, [*self.blocks_of(model)], places, device)
+        return model, random
+
+    def blocks_of(self, model: Any) -> Iterable[nn.Module]:
+        """Return the blocks of a model that can be streamed."""
+        raise NotImplementedError
 
     @property
     def model(self) -> Any:

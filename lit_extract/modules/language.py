@@ -27,6 +27,7 @@ from lit_extract.modules.pretrained import (
 )
 from lit_extract.modules.probe import check_model
 from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
+from lit_extract.modules.streaming import call_each
 from lit_extract.modules.weights import widest_output
 
 LOGITS_BYTES = 256 * 2**20
@@ -57,6 +58,8 @@ class LanguageExtractor(HuggingFaceExtractor):
         tokenizer: "huggingface", or "sentencepiece" to read tokenizer.model with sentencepiece itself.
         trust_remote_code: Run code that comes with the model.
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
+        stream: Read the weights of each block from disk when its turn comes, for many captions at once, so that two
+            blocks fit the memory, and the rest of the model. Same numbers. Default: when all weights do not fit.
         dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
             half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
     """
@@ -82,11 +85,12 @@ class LanguageExtractor(HuggingFaceExtractor):
         trust_remote_code: bool = False,
         models: str | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        stream: bool | None = None,
     ) -> None:
         super().__init__(name, untrained, seed, checkpoint, revision, options, models, trust_remote_code, dtype)
         if exclude_bos not in (True, False, "first"):
             raise InputError(f"model.exclude_bos: {exclude_bos!r} must be true, false or 'first'")
-        self.exclude_bos, self.loss = exclude_bos, loss
+        self.exclude_bos, self.loss, self.stream = exclude_bos, loss, stream
         self._from.pop("tokenizer", None)
         backend = tokenizer or self.options.pop("tokenizer", "huggingface")
         self.pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
@@ -116,6 +120,7 @@ class LanguageExtractor(HuggingFaceExtractor):
         self.layer_shapes = [self._forms.shapes[layer] for layer in self.layers]
         self._needs_end = loss or NORM in self.layers
         self._hooked = blocks_among(self.layers)
+        self.note_blocks(blocks)
         self.preprocessing = {
             "tokenizer": backend,
             "source": self.source,
@@ -149,7 +154,12 @@ class LanguageExtractor(HuggingFaceExtractor):
 
     def check_loaded(self, model: Any, random: dict[str, str]) -> None:
         """Refuse a model that is not causal, or whose layers depend on random parameters."""
-        check_model(self.model_name, self.source, model, random, self.layers, self._forms, self.loss)
+        run = call_each if self.streamed is None else self.streamed.run
+        check_model(self.model_name, self.source, model, random, self.layers, self._forms, self.loss, run)
+
+    def blocks_of(self, model: Any) -> nn.ModuleList:
+        """Return the transformer blocks."""
+        return find_backbone(model)[1]
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
@@ -190,6 +200,10 @@ class LanguageExtractor(HuggingFaceExtractor):
         is_eager = self.options.get("attn_implementation") == "eager"
         scores = 3 * n_tokens * getattr(self.text_config, "num_attention_heads", 0) if is_eager else 0
         return n_tokens * (4 * max(map(math.prod, self.layer_shapes)) + 4 * self.block_width + scores)
+
+    def numbers_between_blocks(self, n_tokens: int) -> int:
+        """Estimate them: its hidden state, and what the model hands to each block, such as rotary tables."""
+        return 3 * n_tokens * max(map(math.prod, self.layer_shapes))
 
     def input_bytes(self, n_tokens: int) -> int:
         """Return those of its tokens and mask, int64."""

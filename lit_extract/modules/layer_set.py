@@ -39,6 +39,10 @@ class LayerSet(ABC):
     def forms(self) -> list[LayerForm]:
         """The form of each layer."""
 
+    def blocks_of(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Return the blocks of a model through which all tokens go one after the other; none if it has no such list."""
+        return ()
+
     @abstractmethod
     def measure(self, skeleton: nn.Module, size: Sequence[int]) -> None:
         """Note what depends on the size (3, H, W) of the images; InputError if the model does not take it."""

@@ -3,14 +3,18 @@
 import copy
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.untrusted import shorten
-from lit_extract.modules.weights import on_cpu_in_float32
+from lit_extract.common.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate_json
+from lit_extract.modules.streaming import OnDisk
+from lit_extract.modules.weights import WEIGHTS_INDEX, default_float32, on_cpu_in_float32
+from lit_extract.modules.weights_on_disk import ALIGNED, ScratchFile, load_on_disk, read_headers
 
 MAX_LAYERS, MAX_WIDTH = 1000, 2**20  # far more than models have; layers are made one by one to know their shapes
 
@@ -22,6 +26,9 @@ _WEIGHTS = frozenset(
     "variant weights_only".split()
 )
 _OF_BOTH = ("trust_remote_code", "revision", "gguf_file", "subfolder")
+# Those that shape a model whose tensors are given, and those that say where files are.
+_OF_MODEL = frozenset(("attn_implementation", "experts_implementation", "key_mapping", "quantization_config"))
+_WHERE = frozenset(("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download"))
 
 
 def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -212,10 +219,94 @@ def load_pretrained(
         for parameter in model.parameters():
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = parameter.data.float()
+    if device.type == "cpu":
+        # Tensors of a file that is mapped into memory lie where the file has them, and the last bits of a product may
+        # depend on that.
+        for parameter in model.parameters():
+            if parameter.data_ptr() % ALIGNED:
+                parameter.data = parameter.data.clone()
+    return model, _not_loaded(model, info)
+
+
+def load_streamed(
+    config: Any, source: str, settings: dict[str, Any], dtype: torch.dtype, auto_class: str
+) -> tuple[Any, dict[str, OnDisk], dict[str, str]]:
+    """Load a model, of which all numbers stay on disk, from a repository on the hub or a local folder.
+
+    Returns:
+        The model, where the numbers of its parameters and persistent buffers are, and those that did not come from the
+        checkpoint, with the reason.
+    """
+    model_class = type(create_skeleton(config, settings, source, auto_class))
+    known = {name: value for name, value in settings.items() if name in _OF_MODEL}
+
+    def load(state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype, device: str) -> Any:
+        with warnings.catch_warnings(), default_float32():
+            warnings.simplefilter("ignore")
+            return model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(state_dict),
+                dtype=dtype,
+                device_map={"": device},
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **known,
+            )
+
+    model, places, info = load_on_disk(read_headers(_safetensors_of(source, settings)), load, dtype)
+    if dtype == torch.float32:
+        halves = (torch.bfloat16, torch.float16)
+        places = {
+            name: replace(at, wanted=torch.float32 if at.wanted in halves else at.wanted) for name, at in places.items()
+        }
+    return model, places, _not_loaded(model, info)
+
+
+def create_streamed(
+    config: Any, settings: Mapping[str, Any], seed: int, dtype: torch.dtype, auto_class: str, n_parameters: int
+) -> tuple[Any, dict[str, OnDisk]]:
+    """Return a model with the random weights of :func:`create_random`, which are in a file; and where they are."""
+    room = torch.float32.itemsize * n_parameters
+    scratch = ScratchFile(room, 2 * room + 2**30)  # parameters that will be tied have room of their own at first
+    with on_cpu_in_float32(seed), scratch.parameters_kept():
+        model = _from_config(config, settings, auto_class)
+    return model, scratch.places_of(model, dtype)
+
+
+def _safetensors_of(source: str, settings: Mapping[str, Any]) -> list[str]:
+    """Return the files of a checkpoint, of the hub's in the local cache.
+
+    Raises:
+        InputError: The checkpoint has another format.
+    """
+    from transformers.utils import cached_file
+
+    if "gguf_file" in settings:
+        raise InputError("model.stream: a GGUF file can't be streamed; give a checkpoint in safetensors format")
+    where = {name: settings[name] for name in _WHERE if name in settings}
+    variant = f".{settings['variant']}" if settings.get("variant") else ""
+    try:
+        return [str(cached_file(source, f"model{variant}.safetensors", **where))]
+    except OSError:  # of the hub, or the weights are in several files
+        pass
+    try:
+        index = str(cached_file(source, f"model.safetensors.index{variant}.json", **where))
+        content = read_regular(Path(index), MAX_RECORD_BYTES)
+        names = validate_json(WEIGHTS_INDEX, content, f"model.checkpoint: {index}")["weight_map"].values()
+        return [str(cached_file(source, name, **where)) for name in sorted(set(names))]
+    except OSError as error:
+        raise InputError(
+            f"model.stream: {source!r} has no weights in safetensors format, which streaming needs ({one_line(error)})"
+        ) from error
+
+
+def _not_loaded(model: Any, info: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters and buffers that did not come from the checkpoint, with the reason."""
     random = dict.fromkeys(info["missing_keys"], "missing")
     for name, found, wanted in info["mismatched_keys"]:
         random[name] = f"{list(found)} in the checkpoint, {list(wanted)} in the model"
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             random.setdefault(name, "missing")
-    return model, random
+    return random

@@ -4,6 +4,7 @@ T tokens, D hidden size.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,14 @@ PADDING_TOLERANCE = 1e-4
 
 
 def check_model(
-    name: str, source: str, model: Any, random: dict[str, str], layers: Sequence[str], forms: StateForms, loss: bool
+    name: str,
+    source: str,
+    model: Any,
+    random: dict[str, str],
+    layers: Sequence[str],
+    forms: StateForms,
+    loss: bool,
+    run: Callable[[Sequence[Callable[[], Any]]], list[Any]],
 ) -> None:
     """Check that the forward pass works, is causal, and depends on no weights that are random; and what it returns.
 
@@ -40,6 +48,7 @@ def check_model(
         layers: Those that are wanted.
         forms: What the hidden states of the model are taken for.
         loss: Whether the head is needed.
+        run: Calls functions that each send a text through the model, and returns what they return.
     """
     backbone, blocks = find_backbone(model)
     needs_end = loss or NORM in layers
@@ -54,23 +63,26 @@ def check_model(
             backbone(input_ids=ids, use_cache=False)
         return [forms.tokens(states[layer]) for layer in hooked]
 
+    with_head: Any = find_with_head(model, backbone) if loss else backbone
     reached = set(blocks.modules())
     with torch.no_grad(), default_float32():
         try:
             with register_module_forward_pre_hook(lambda module, _: reached.add(module)):
-                if loss:
-                    find_with_head(model, backbone)(input_ids=texts[0], use_cache=False)
-                else:
-                    states_of(texts[0])
+                run([partial(with_head, input_ids=texts[0], use_cache=False) if loss else partial(states_of, texts[0])])
             outside = set(model.modules()) - set(backbone.modules())
             norms = {part for part in backbone.modules() if "norm" in type(part).__name__.lower()}
             unneeded = {part for block in blocks[n_needed:] for part in block.modules()}
             _check_complete(source, model, random, unneeded | ((outside | norms) - reached))
             with ieee_float32(), in_float32(model):
-                _check_states(name, *observe(backbone, blocks, texts[0]), texts[0], layers, forms)
-                _check_causal(name, states_of, (texts[0], texts[1]))
+                calls: list[Callable[[], Any]] = [partial(observe, backbone, blocks, texts[0])]
+                calls += [partial(states_of, text) for text in texts]
                 if loss:
-                    _check_logits(name, find_with_head(model, backbone), backbone, texts[0])
+                    calls += [partial(part, input_ids=texts[0], use_cache=False) for part in (backbone, with_head)]
+                (seen, returned), first, other, *outputs = run(calls)
+                _check_states(name, seen, returned, texts[0], layers, forms)
+                _check_causal(name, first, other)
+                if loss:
+                    _check_logits(name, with_head, backbone, outputs[0], outputs[1], texts[0])
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of the model's own code
@@ -191,15 +203,15 @@ def _probe_tokens(vocabulary: int, context: int | None) -> tuple[Tensor, Tensor]
     return first[None], other[None]
 
 
-def _check_causal(name: str, states_of: Callable[[Tensor], Sequence[Tensor]], texts: tuple[Tensor, Tensor]) -> None:
+def _check_causal(name: str, first: Sequence[Tensor], other: Sequence[Tensor]) -> None:
     """Refuse a model in which an early token depends on a later one, as it would on padding.
 
     This needs no list of architectures. It is done in float32, where nothing but looking ahead makes a difference.
-    ``states_of`` goes from a text (1, T) to the hidden states (1, T, D) of the blocks, in their order.
+    Given are the hidden states (1, T, D) of the blocks, in their order, of two texts with the same first half.
     """
-    n_same = texts[0].shape[1] // 2
-    for block, (first, other) in enumerate(zip(*map(states_of, texts), strict=True)):
-        before, after = first[0, :n_same], other[0, :n_same]
+    for block, (of_first, of_other) in enumerate(zip(first, other, strict=True)):
+        n_same = of_first.shape[1] // 2
+        before, after = of_first[0, :n_same], of_other[0, :n_same]
         if not (before.isfinite().all() and after.isfinite().all()):
             continue
         change = ((before - after).norm(dim=1) / before.norm(dim=1).clamp_min(1e-30)).max().item()
@@ -244,10 +256,12 @@ def _are_same(first: Tensor, other: Tensor) -> bool:
     return first.shape == other.shape and torch.allclose(first, other, rtol=0, atol=0, equal_nan=True)
 
 
-def _check_logits(name: str, model: Any, backbone: nn.Module, ids: Tensor) -> None:
-    """Refuse a model whose logits are not a function of its last hidden state, token by token."""
-    output = backbone(input_ids=ids, use_cache=False)
-    expected = model(input_ids=ids, use_cache=False).logits[0]
+def _check_logits(name: str, model: Any, backbone: nn.Module, output: Any, with_logits: Any, ids: Tensor) -> None:
+    """Refuse a model whose logits are not a function of its last hidden state, token by token.
+
+    Given are the outputs of the backbone, and of the model with its head, for tokens (1, T).
+    """
+    expected = with_logits.logits[0]
     found = logits_of(model, backbone, output, output.last_hidden_state[0], ids[0])
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True):
         raise InputError(f"model.loss: the logits of {name!r} do not come from its last hidden state alone")

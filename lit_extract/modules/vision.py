@@ -7,6 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import stopwatch
 from lit_extract.modules.after_blocks import Output
 from lit_extract.modules.architecture import check_config, check_preprocessing, create_skeleton, preprocessing_of
-from lit_extract.modules.base import Extractor
+from lit_extract.modules.base import Extractor, where_it_runs
 from lit_extract.modules.blocks import Blocks, NoBlocks
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
 from lit_extract.modules.layer_set import LayerSet
@@ -36,6 +37,7 @@ from lit_extract.modules.pooling import (
 from lit_extract.modules.selection import VisionLayers
 from lit_extract.modules.stages import Stages
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256
+from lit_extract.modules.weights_on_disk import ScratchFile, stream_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class VisionExtractor(Extractor):
         channels_last: Images and convolutions in channels-last memory format; last bits differ.
         preprocessing: Settings of timm's evaluation transform instead of the model's own, such as {crop_pct: 1.0,
             crop_mode: squash}; also interpolation, mean, std, and input_size (3, H, W) where the model can.
+        stream: Read the weights of each block from disk when its turn comes, for many images at once, so that two
+            blocks fit the memory, and the rest of the model. Same numbers. Default: when all weights do not fit.
         dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
             half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
     """
@@ -90,10 +94,11 @@ class VisionExtractor(Extractor):
         channels_last: bool = False,
         preprocessing: dict[str, Any] | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        stream: bool | None = None,
     ) -> None:
         super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._models = models
+        self._models, self.stream = models, stream
         self._timm_name = name if self.model_name == name else f"local-dir:{Path(name.removeprefix('local-dir:'))}"
         self._folder = None if self.model_name == name else self._timm_name.removeprefix("local-dir:")
         self._check_settings(checkpoint, revision)
@@ -110,6 +115,8 @@ class VisionExtractor(Extractor):
         self.layer_shapes = [vision_pooling(self.pools[0]).shape(form) for form in self.layer_set.forms]
         self.makes_files = TOKENS not in self.pools
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
+        if not channels_last:  # which is a property of the memory of weights
+            self.note_blocks(self.layer_set.blocks_of(skeleton))
         notes = skeleton.pretrained_cfg.get("notes") or ()
         self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
         self.hub_id = str(skeleton.pretrained_cfg.get("hf_hub_id"))
@@ -163,10 +170,27 @@ class VisionExtractor(Extractor):
         """Build the backbone and load its weights, once, in float32; Lightning moves and casts it."""
         if self.backbone is not None:
             return
-        with stopwatch("weights"), on_cpu_in_float32(self.seed):
+        dtype, device, sharing = where_it_runs(self._trainer)
+        with stopwatch("weights"):
             self._warn_of_activation()
-            backbone: nn.Module = self._create_backbone()
+            load = partial(self._streamed_backbone, dtype, device)
+            backbone = (load if self.is_streamed(dtype, device, sharing) else self._new_backbone)()
         self.backbone = backbone.eval().requires_grad_(False).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def _new_backbone(self) -> nn.Module:
+        with on_cpu_in_float32(self.seed):
+            backbone: nn.Module = self._create_backbone()
+        return backbone
+
+    def _streamed_backbone(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """Return the backbone, of whose blocks the weights are in a file: timm makes models in memory only."""
+        room = torch.float32.itemsize * self.num_params
+        scratch = ScratchFile(room, 2 * room + 2**30)
+        with scratch.parameters_kept():
+            backbone = self._new_backbone()
+        places = scratch.places_of(backbone, dtype)
+        self.streamed = stream_blocks(backbone, self.layer_set.blocks_of(backbone), places, device)
+        return backbone
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn images (B, 3, H, W) uint8 into pooled activations (B, P, numbers of a row) float32, on the device."""
@@ -195,6 +219,14 @@ class VisionExtractor(Extractor):
     def numbers_a_row(self, n_tokens: int) -> int:
         """Estimate them from a forward pass without data."""
         return self.input_bytes(0) + self.layer_set.held
+
+    def numbers_between_blocks(self, n_tokens: int) -> int:
+        """Estimate them: its tokens, and what the model hands to each block."""
+        return self.input_bytes(0) + 2 * self.tokens_a_row(0) * max(form.width for form in self.layer_set.forms)
+
+    def tokens_a_row(self, n_tokens: int) -> int:
+        """Return how many tokens an image has."""
+        return max(form.n_tokens for form in self.layer_set.forms)
 
     def input_bytes(self, n_tokens: int) -> int:
         """Return those of its pixels."""

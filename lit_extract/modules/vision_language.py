@@ -5,7 +5,7 @@ B batch, L layers, T tokens, D hidden size, P poolings.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -129,9 +129,9 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         examples = [self._to_device(row, model) for row in self.chat.examples]
         check_looks(self.model_name, self.source, model, random, last, examples, self.chat.image_token_id)
 
-    def split_on_oom(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Run :meth:`activations`, which has no more than one image on the way at any time."""
-        return self.activations(inputs)
+    def compute(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+        """Return :meth:`activations` of each batch, of which no more than one image is on the way at any time."""
+        return [self.activations(inputs) for inputs in batches]
 
     def activations(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Turn what the processor made of B images, row by row, into pooled activations (B, P, L·D) float32."""

@@ -48,14 +48,14 @@ def check_shards(folder: str | Path) -> None:
             content = read_regular(index, MAX_RECORD_BYTES)
         except OSError as error:
             raise InputError(f"{what} can't be read: {error.strerror}") from None
-        validate_json(_INDEX, content, what)
+        validate_json(WEIGHTS_INDEX, content, what)
 
 
 class _Index(TypedDict):
     weight_map: dict[str, OneName]
 
 
-_INDEX = TypeAdapter(_Index)
+WEIGHTS_INDEX = TypeAdapter(_Index)
 
 
 def config_sha256(config: Any) -> str:

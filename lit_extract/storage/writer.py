@@ -104,7 +104,7 @@ class _ShardBuffer:
 class ActivationWriter(BasePredictionWriter):
     """Streams predictions into a store.
 
-    A thread writes, behind a queue of one shard: at most three shards are in memory (filling, waiting,
+    A thread writes, behind a queue, by default of one shard: then at most three shards are in memory (filling, waiting,
     being written), however long the run. When the thread fails, the next batch raises its error.
     """
 
@@ -117,12 +117,15 @@ class ActivationWriter(BasePredictionWriter):
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def open(self, store: Store, left: Mapping[int, Sequence[int]], input_bytes: NDArray[np.int64]) -> None:
+    def open(
+        self, store: Store, left: Mapping[int, Sequence[int]], input_bytes: NDArray[np.int64], waiting: int = 1
+    ) -> None:
         """Start to write.
 
         ``left`` has the rows that are computed of each shard of which the others are kept, ``input_bytes`` (N,) the
-        size of each row's input, for rows of which a batch does not note it.
+        size of each row's input, for rows of which a batch does not note it. So many shards may be ``waiting``.
         """
+        self._full = queue.Queue(maxsize=waiting)
         self.store, self.left, self.input_bytes = store, left, input_bytes
         self._thread = threading.Thread(target=self._write, name="lit-extract writer", daemon=True)
         self._thread.start()
@@ -137,7 +140,14 @@ class ActivationWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch."""
+        """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch.
+
+        Of several batches that went through the model together, there are lists.
+        """
+        if isinstance(prediction, list):
+            for place, one in enumerate(prediction):
+                self.write_on_batch_end(trainer, pl_module, one, None, batch[place], batch_idx, dataloader_idx)
+            return
         inputs = (batch or {}).get(INPUTS)
         before, self._on_its_way = self._on_its_way, {**prediction, INPUTS: inputs}
         if before is not None:

@@ -32,6 +32,7 @@ class Trainer:
     """As much of a trainer as loading looks at."""
 
     precision = "bf16-true"
+    num_devices = 1
 
     class strategy:  # noqa: N801
         root_device = torch.device("cpu")

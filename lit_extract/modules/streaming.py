@@ -1,0 +1,181 @@
+"""Blocks whose weights are not in memory: each comes from disk once for many batches, while the block before computes.
+
+A model's ``forward`` stays as it is. Each batch runs in a coroutine of its own, which stops at the entrance of each
+block until all the others are there too; then the block's weights are put in place, and each batch passes through it.
+The same kernels see the same batches as in an ordinary pass, so the results have the same bits. Masks, rotary tables
+and arguments of layers remain the model's own business.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from typing import Any, TypeVar
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.host import free_host_memory
+from lit_extract.common.timing import stopwatch
+
+T = TypeVar("T")
+
+
+def call_each(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Return what each of the calls returns, of a model with all of its weights."""
+    return [call() for call in calls]
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Where the numbers of a tensor are on disk, and of which type they are in the model."""
+
+    file: str | FileIO  # a path, or an open file without a name
+    offset: int  # in bytes
+    shape: tuple[int, ...]
+    dtype: torch.dtype  # in the file
+    wanted: torch.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        """Return how many bytes it has in the file."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+    def read(self, device: torch.device) -> Tensor:
+        """Return the tensor on a device.
+
+        It is read, not mapped into memory: an error of the disk would end the process then.
+
+        Raises:
+            InputError: The file ends too early, or the disk or the memory fails.
+        """
+        try:
+            numbers = torch.empty(self.n_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            into = memoryview(numbers.numpy())  # type: ignore[arg-type]
+            with FileIO(self.file) if isinstance(self.file, str) else nullcontext(self.file) as file:
+                file.seek(self.offset)
+                while into:
+                    if not (count := file.readinto(into)):
+                        raise OSError("the file ends too early")
+                    into = into[count:]
+        except (OSError, RuntimeError) as error:  # RuntimeError: no memory
+            what = self.file if isinstance(self.file, str) else "a temporary file"
+            raise InputError(f"model.stream: weights can't be read from {what}: {one_line(error)}") from error
+        return numbers.view(self.dtype).view(self.shape).to(device, non_blocking=True).to(self.wanted)
+
+
+class StreamedBlocks:
+    """The blocks of a model, of which no more than two have weights in memory: the one at work and the next.
+
+    Args:
+        blocks: All of them, in the order in which a forward pass calls them.
+        weights: The tensors of each block, and where their numbers are.
+        device: Where the model computes.
+    """
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], weights: Sequence[Sequence[tuple[Tensor, OnDisk]]], device: torch.device
+    ) -> None:
+        self.weights, self.device = weights, device
+        self.on_block: Callable[[int, int], None] | None = None  # is called after each block of a run
+        self._nothing = {on_disk.wanted: torch.empty(0, dtype=on_disk.wanted) for of in weights for _, on_disk in of}
+        self._here: int | None = None  # the block that has its weights
+        self._end = len(blocks)  # how many of them the last run has needed
+        self._reader = ThreadPoolExecutor(1, "lit-extract weights")
+        self._next: tuple[int, Future[list[Tensor]]] | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._tasks: list[greenlet] = []
+        for k, block in enumerate(blocks):
+            block.register_forward_pre_hook(partial(self._enter, k))
+            self._empty(k)
+
+    def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Return what each of the calls returns, each of which sends a batch through all blocks.
+
+        Raises:
+            InputError: Weights can't be read.
+        """
+        self._tasks = [greenlet(call) for call in calls]
+        results: dict[greenlet, T] = {}
+        waits_for: dict[greenlet, int] = {}
+
+        def resume(task: greenlet) -> None:
+            answer: Any = task.switch()
+            if task.dead:
+                waits_for.pop(task, None)
+                results[task] = answer
+            else:
+                waits_for[task] = answer
+
+        try:
+            for task in self._tasks:
+                resume(task)
+            while waits_for:
+                block = min(waits_for.values())
+                self._bring(block)
+                for task in [task for task in waits_for if waits_for[task] == block]:
+                    resume(task)
+                if self.on_block is not None:
+                    self.on_block(block + 1, self._end)
+                if not waits_for:
+                    self._end = block + 1
+            return [results[task] for task in self._tasks]
+        finally:
+            for task in self._tasks:
+                task.throw()  # ends what an error has left unfinished, so that its hooks go
+            self._tasks = []
+
+    def _enter(self, block: int, module: nn.Module, args: Any) -> None:
+        """Stop a batch at the entrance of a block until the block has its weights."""
+        current = getcurrent()
+        if current in self._tasks:
+            assert current.parent is not None
+            current.parent.switch(block)
+        else:
+            self._bring(block)
+
+    def _bring(self, block: int) -> None:
+        if self._here == block:
+            return
+        if self._here is not None:
+            if self._stream is not None:
+                torch.cuda.current_stream().synchronize()  # else the host would run ahead, and hold more blocks
+            self._empty(self._here)
+        with stopwatch("waiting for weights"):
+            if self._next is None or self._next[0] != block:
+                self._read_ahead(block)
+            assert self._next is not None
+            tensors = self._next[1].result()
+        self._here = block
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+        self._read_ahead((block + 1) % self._end)
+        for (tensor, _), numbers in zip(self.weights[block], tensors, strict=True):
+            if self._stream is not None:
+                numbers.record_stream(torch.cuda.current_stream())
+            tensor.data = numbers
+
+    def _read_ahead(self, block: int) -> None:
+        self._next = block, self._reader.submit(self._read, block)
+
+    def _read(self, block: int) -> list[Tensor]:
+        with torch.cuda.stream(self._stream):
+            return [on_disk.read(self.device) for _, on_disk in self.weights[block]]
+
+    def _empty(self, block: int) -> None:
+        self._here = None
+        for tensor, on_disk in self.weights[block]:
+            tensor.data = self._nothing[on_disk.wanted]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that this process may still use on a device."""
+    if device.type != "cuda":
+        return free_host_memory()
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = round(torch.cuda.get_per_process_memory_fraction(device) * total) - torch.cuda.memory_reserved(device)
+    return min(free, allowed)
