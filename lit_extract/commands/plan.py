@@ -1,6 +1,7 @@
 """``lit-extract plan``: what predict will need, for the model of a config or all of models.yml, as a table or JSON."""
 
 import json
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,11 +33,12 @@ from lit_extract.planning.needs import (
     fits_disk,
     pixels_bytes,
 )
+from lit_extract.planning.streaming import Rates, measure_rates
 from lit_extract.storage.disk import free_bytes
 from lit_extract.storage.layout import shapes_in_words
 from lit_extract.storage.places import place_of, to_path
 
-PLAN_FORMAT = 2  # of --json, docs/store-format.md
+PLAN_FORMAT = 3  # of --json, docs/store-format.md
 _WIDTH = 120
 _COUNTS = {"B": 10**9, "M": 10**6, "k": 10**3}
 
@@ -92,7 +94,11 @@ def main(args: list[str]) -> int:
     ]
     if len(names) == 1 and plans[0].problem:
         raise InputError(plans[0].problem)
-    print(as_json(plans, machine) if config.json else as_text(plans, machine, _data(config), config.output_dir))
+    rates = _rates(plans, machine)
+    if config.json:
+        print(as_json(plans, machine, rates))
+    else:
+        print(as_text(plans, machine, _data(config), config.output_dir, rates))
     fits = fits_disk(plans, machine) and all(plan.fits not in ("no", "host") for plan in plans)
     return exit_codes.DONE if fits else exit_codes.LOOK
 
@@ -159,12 +165,22 @@ def _machine(config: Namespace) -> Machine:
     return Machine("GPU" if config.card_memory else "A40", memory, precision, free, host)
 
 
-def as_json(plans: Sequence[Needs], machine: Machine) -> str:
+def _rates(plans: Sequence[Needs], machine: Machine) -> Rates | None:
+    """Measure what decides how long streamed models take, if there are any."""
+    streamed = [plan for plan in plans if plan.streamed is not None]
+    if not streamed:
+        return None
+    dtype = torch.bfloat16 if machine.precision == "bf16-true" else torch.float32
+    return measure_rates([plan.checkpoint for plan in streamed if plan.checkpoint], machine.card is not None, dtype)
+
+
+def as_json(plans: Sequence[Needs], machine: Machine, rates: Rates | None) -> str:
     """Return one object, see docs/store-format.md; sizes are in bytes."""
     one_by_one, at_once = disk_needed(plans)
     content = {
         "format": PLAN_FORMAT,
         "machine": asdict(machine),
+        "rates": None if rates is None else asdict(rates),
         "models": [asdict(plan) for plan in plans],
         "total": {
             "features": sum(plan.features for plan in plans),
@@ -177,7 +193,9 @@ def as_json(plans: Sequence[Needs], machine: Machine) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def as_text(plans: Sequence[Needs], machine: Machine, data: StimulusDataModule, output_dir: str) -> str:
+def as_text(
+    plans: Sequence[Needs], machine: Machine, data: StimulusDataModule, output_dir: str, rates: Rates | None
+) -> str:
     """Return what all models share, a table with a line a model, and what they need together."""
     planned = [plan for plan in plans if plan.problem is None]
     lines = []
@@ -187,6 +205,7 @@ def as_text(plans: Sequence[Needs], machine: Machine, data: StimulusDataModule, 
         cells = [_cells(plan, machine) for plan in planned]
         lines = [f"{what}, {machine.card or 'CPU'} of {as_size(machine.memory)}", ""]
         lines += [*as_table(cells, right=list(cells[0])[1:]), "", *_explanations(planned, data, machine), ""]
+        lines += _streamed(planned, data, rates) if rates is not None else []
         lines += _totals(planned, machine, output_dir)
     problems = [textwrap.shorten(f"{plan.model}: {plan.problem}", _WIDTH - 2) for plan in plans if plan.problem]
     if problems:
@@ -222,6 +241,23 @@ def _explanations(planned: Sequence[Needs], data: StimulusDataModule, machine: M
     if isinstance(data, CaptionDataModule) and data.captions is None:
         lines.append(f"captions were not looked at: the longest is taken to have {TOKENS_A_CAPTION} tokens")
     return lines
+
+
+def _streamed(planned: Sequence[Needs], data: StimulusDataModule, rates: Rates) -> list[str]:
+    """Return what streamed models take, and why."""
+    lines = ["streamed: the weights do not fit; blocks come from disk one after the other, each for many rows at once:"]
+    for plan in planned:
+        if plan.streamed is None:
+            continue
+        bound, seconds = rates.bound(plan.streamed)
+        hours = seconds * math.ceil(plan.rows / plan.streamed.rows) / 3600
+        lines.append(
+            f"  {plan.model}: {as_size(plan.streamed.bytes_read)} for every {plan.streamed.rows:,} {data.unit}, "
+            f"bounded by {bound}: {hours:.1f} hours"
+        )
+    measured = "measured here" if rates.is_measured else "the disk's measured here, of arithmetic an A40's"
+    rate = f"{as_size(rates.disk)}/s from the disk, {rates.operations / 1e12:.1f} TFLOP/s"
+    return [*lines, f"  rates are {measured}: {rate}", ""]
 
 
 def _totals(planned: Sequence[Needs], machine: Machine, output_dir: str) -> list[str]:

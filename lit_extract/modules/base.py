@@ -3,7 +3,6 @@
 B batch, P poolings, W numbers of a row: those of all its layers, one layer after the other.
 """
 
-import logging
 import math
 import re
 import warnings
@@ -18,22 +17,16 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError
 from lit_extract.common.host import host_memory
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import shorten
 from lit_extract.modules.hub import COMMIT, hub_commit
 from lit_extract.modules.registry import find_model, own_name
-from lit_extract.modules.streaming import StreamedBlocks, call_each, free_memory
+from lit_extract.modules.room import check_room, free_memory, is_streamed, rows_of_a_pass, where_it_runs
+from lit_extract.modules.streaming import StreamedBlocks, call_each
 from lit_extract.modules.weights import default_float32, path_sha256
 from lit_extract.storage.layout import FLOAT32, NUMBER_BYTES, ROW_OF
-
-logger = logging.getLogger(__name__)
-
-# Tokens that go through a block at most while its weights are there: reading then takes less time than computing, on an
-# A40 at 75 TFLOP/s from a disk of 0.6 GB/s, on two cores with AMX at 2 TFLOP/s from one of 0.07 GB/s.
-TOKENS_ON_CPU, TOKENS_ON_GPU = 32_768, 131_072
 
 
 class Predictor(LightningModule):
@@ -72,7 +65,6 @@ class Extractor(Predictor):
     stream: bool | None = False  # None: when they do not fit the memory
     block_params: Sequence[int] = ()  # parameters of each block; none: they can't be streamed
     streamed: StreamedBlocks | None = None  # once the model is loaded
-    _params_outside: int  # of the blocks
     _is_streamed: bool | None = None
 
     def __init__(
@@ -133,67 +125,33 @@ class Extractor(Predictor):
         """Return how many tokens go through a block, of a row whose input has ``n_tokens`` of ours."""
         return n_tokens
 
-    def bytes_when_streamed(self, dtype: torch.dtype) -> int:
-        """Return the bytes of weights in memory at once when blocks come from disk: of two blocks and the rest."""
-        return (self._params_outside + 2 * max(self.block_params)) * dtype.itemsize
-
     def note_blocks(self, blocks: Iterable[nn.Module]) -> None:
         """Note the sizes of a model's blocks, which may be streamed then."""
         self.block_params = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
-        self._params_outside = max(0, self.num_params - sum(self.block_params))
 
-    def is_streamed(self, dtype: torch.dtype, device: torch.device, sharing: int = 1) -> bool:
-        """Return whether weights of this type stay on disk in this process: the first answer is kept.
-
-        Args:
-            dtype: Data type of the weights in the run.
-            device: Where the run computes.
-            sharing: How many processes share the memory of the device.
+    def is_streamed(self, trainer: Trainer | None) -> bool:
+        """Return whether the blocks come from disk in this process; the first answer is kept.
 
         Raises:
             InputError: They can't, or there is too little memory for that too.
         """
         if self._is_streamed is None:
-            self._is_streamed = self._decide_streaming(dtype, free_memory(device) // sharing)
+            dtype, device, sharing = where_it_runs(trainer)
+            free = free_memory(device) // sharing
+            if is_streamed(self, dtype, free):
+                check_room(self, dtype, free)
+                self._is_streamed = True
+            else:
+                self._is_streamed = False
         return self._is_streamed
 
-    def _decide_streaming(self, dtype: torch.dtype, free: int) -> bool:
-        weights = self.num_params * dtype.itemsize
-        if self.stream is False or (self.stream is None and (weights <= free or not self.block_params)):
-            return False
-        if not self.block_params:
-            raise InputError(
-                f"model.stream: true can't be given for {self.model_name!r}, whose layers are not a list of blocks; "
-                "leave it out"
-            )
-        if (least := self.bytes_when_streamed(dtype)) > free:
-            raise InputError(
-                f"model.stream: {self.model_name!r} needs {as_size(least)} of memory even when its blocks come from "
-                f"disk, for two of them and the rest; {as_size(free)} are free"
-            )
-        logger.info(
-            f"{self.model_name}: of {as_size(weights)} of weights {as_size(weights - least)} stay on disk, from where "
-            f"block after block is read ({as_size(free)} of memory are free)"
-        )
-        return True
-
     def pass_rows(self, trainer: Trainer, n_tokens: int) -> int | None:
-        """Return how many rows go through each block while its weights are there; None if it is not streamed.
-
-        So many that reading takes less time than computing, if they fit the memory. On a GPU the host has to hold what
-        they leave, too. A row has ``n_tokens`` of ours on average.
-        """
-        dtype, device, sharing = where_it_runs(trainer)
-        if not self.is_streamed(dtype, device, sharing):
+        """Return how many rows go through streamed blocks together, of so many tokens of ours; None: not streamed."""
+        if not self.is_streamed(trainer):
             return None
-        results = 4 * len(self.pools) * self.n_numbers
-        a_row = dtype.itemsize * self.numbers_between_blocks(n_tokens) + self.input_bytes(n_tokens) + 2 * results
-        most, free = TOKENS_ON_GPU, free_memory(device) // sharing - self.bytes_when_streamed(dtype)
-        at_most = host_memory() // 2 // (2 * results)
-        if device.type == "cpu":
-            a_row, most = a_row + 2 * results, TOKENS_ON_CPU
-        rows = min(most // max(1, self.tokens_a_row(n_tokens)), at_most, free * 2 // 3 // a_row)
-        return max(1, rows)
+        dtype, device, sharing = where_it_runs(trainer)
+        free = free_memory(device) // sharing
+        return rows_of_a_pass(self, dtype, device.type == "cuda", free, host_memory() // sharing, n_tokens)
 
     @property
     @abstractmethod
@@ -328,15 +286,6 @@ class Extractor(Predictor):
                 parts = [{name: torch.cat([part[name] for part in parts]) for name in parts[0]}]
             together += parts
         return together
-
-
-def where_it_runs(trainer: Trainer | None) -> tuple[torch.dtype, torch.device, int]:
-    """Return the data type of weights in a run, its device, and how many processes share the memory of that."""
-    if trainer is None:
-        return torch.float32, torch.device("cpu"), 1
-    device: torch.device = trainer.strategy.root_device
-    dtype = torch.bfloat16 if trainer.precision == "bf16-true" else torch.float32
-    return dtype, device, trainer.num_devices if device.type == "cpu" else 1
 
 
 def by_row(outputs: dict[str, Tensor], row_of: Tensor) -> dict[str, Tensor]:

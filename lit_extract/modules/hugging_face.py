@@ -10,7 +10,7 @@ from torch import nn
 
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.timing import stopwatch
-from lit_extract.modules.base import Extractor, where_it_runs
+from lit_extract.modules.base import Extractor
 from lit_extract.modules.pretrained import (
     create_random,
     create_streamed,
@@ -18,6 +18,7 @@ from lit_extract.modules.pretrained import (
     load_streamed,
     split_options,
 )
+from lit_extract.modules.room import where_it_runs
 from lit_extract.modules.weights import check_shards, config_sha256
 from lit_extract.modules.weights_on_disk import stream_blocks
 from lit_extract.storage.layout import FLOAT32
@@ -96,10 +97,10 @@ class HuggingFaceExtractor(Extractor):
         """
         if self._model:
             return
-        dtype, device, sharing = where_it_runs(self._trainer)
+        dtype, device, _ = where_it_runs(self._trainer)
         with stopwatch("weights"):
             try:
-                load = self._load_streamed if self.is_streamed(dtype, device, sharing) else self._load
+                load = self._load_streamed if self.is_streamed(self._trainer) else self._load
                 model, random = load(dtype, device)
             except InputError:
                 raise

@@ -19,7 +19,6 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.host import free_host_memory
 from lit_extract.common.timing import stopwatch
 
 T = TypeVar("T")
@@ -170,12 +169,3 @@ class StreamedBlocks:
         self._here = None
         for tensor, on_disk in self.weights[block]:
             tensor.data = self._nothing[on_disk.wanted]
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of memory that this process may still use on a device."""
-    if device.type != "cuda":
-        return free_host_memory()
-    free, total = torch.cuda.mem_get_info(device)
-    allowed = round(torch.cuda.get_per_process_memory_fraction(device) * total) - torch.cuda.memory_reserved(device)
-    return min(free, allowed)

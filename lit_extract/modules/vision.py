@@ -20,7 +20,7 @@ from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import stopwatch
 from lit_extract.modules.after_blocks import Output
 from lit_extract.modules.architecture import check_config, check_preprocessing, create_skeleton, preprocessing_of
-from lit_extract.modules.base import Extractor, where_it_runs
+from lit_extract.modules.base import Extractor
 from lit_extract.modules.blocks import Blocks, NoBlocks
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
 from lit_extract.modules.layer_set import LayerSet
@@ -34,6 +34,7 @@ from lit_extract.modules.pooling import (
     check_pools,
     vision_pooling,
 )
+from lit_extract.modules.room import where_it_runs
 from lit_extract.modules.selection import VisionLayers
 from lit_extract.modules.stages import Stages
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256
@@ -170,11 +171,11 @@ class VisionExtractor(Extractor):
         """Build the backbone and load its weights, once, in float32; Lightning moves and casts it."""
         if self.backbone is not None:
             return
-        dtype, device, sharing = where_it_runs(self._trainer)
+        dtype, device, _ = where_it_runs(self._trainer)
         with stopwatch("weights"):
             self._warn_of_activation()
             load = partial(self._streamed_backbone, dtype, device)
-            backbone = (load if self.is_streamed(dtype, device, sharing) else self._new_backbone)()
+            backbone = (load if self.is_streamed(self._trainer) else self._new_backbone)()
         self.backbone = backbone.eval().requires_grad_(False).to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def _new_backbone(self) -> nn.Module:

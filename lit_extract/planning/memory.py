@@ -19,12 +19,15 @@ SHARDS_HELD = 4  # filling, waiting, being written, and encoded for that
 BATCHES_A_WORKER = 2
 
 
-def estimate_forward(model: Extractor, n_rows: int, n_tokens: int, precision: str, on_gpu: bool) -> int:
+def estimate_forward(
+    model: Extractor, n_rows: int, n_tokens: int, precision: str, on_gpu: bool, weights: int | None = None
+) -> int:
     """Estimate the most bytes at once, weights included, while a batch goes through a model; on a CPU, in slices.
 
-    Its longest caption has ``n_tokens``; images know their own.
+    Its longest caption has ``n_tokens``; images know their own. Of a streamed model only some ``weights`` are there.
     """
-    weights = model.num_params * (2 if precision == "bf16-true" else 4)
+    if weights is None:
+        weights = model.num_params * (2 if precision == "bf16-true" else 4)
     rows = min(n_rows, model.rows_a_pass or (None if on_gpu else model.rows_a_pass_on_cpu) or n_rows)
     pooled = 2 * 4 * n_rows * len(model.pools) * model.n_numbers  # and stacked
     activations = rows * model.numbers_a_row(n_tokens) * (4 if precision == "32-true" else 2)
@@ -32,15 +35,19 @@ def estimate_forward(model: Extractor, n_rows: int, n_tokens: int, precision: st
     return weights + inputs + activations + pooled + model.constant_bytes
 
 
-def host_bytes(model: Extractor, forward: int, on_gpu: bool, shard: int, batch: int, workers: int) -> int:
+def host_bytes(
+    model: Extractor, forward: int, on_gpu: bool, held: int, batch: int, workers: int, streamed: bool = False
+) -> int:
     """Estimate the most memory on the host at once: while weights are loaded, or while the run is under way.
 
-    A ``shard`` of all poolings and a ``batch`` have so many bytes; so many ``workers`` prepare batches.
+    The results that are ``held`` until they are written, and a ``batch``, have so many bytes; so many ``workers``
+    prepare batches. Of a ``streamed`` model, two blocks are on their way to a GPU.
     """
     # Of trained images' models the checkpoint and the model are loaded; captions' go from the file to the device.
-    copies = 1 if model.untrained else 2 if model.kind == "vision" else 0
+    copies = 0 if streamed else 1 if model.untrained else 2 if model.kind == "vision" else 0
     loading = copies * 4 * model.num_params
-    running = SHARDS_HELD * shard + max(1, BATCHES_A_WORKER * workers) * batch + (0 if on_gpu else forward)
+    on_the_way = 2 * 4 * max(model.block_params) if streamed and on_gpu else 0
+    running = held + on_the_way + max(1, BATCHES_A_WORKER * workers) * batch + (0 if on_gpu else forward)
     return PROCESS_BYTES + workers * WORKER_BYTES + on_gpu * CUDA_HOST_BYTES + max(loading, running)
 
 

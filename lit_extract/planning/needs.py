@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal
 
+import torch
+
 from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
@@ -13,13 +15,16 @@ from lit_extract.data.pixels import geometry
 from lit_extract.data.plan import default_shard_rows
 from lit_extract.jobs.outputs import output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
-from lit_extract.planning.memory import device_bytes, estimate_forward, host_bytes
+from lit_extract.modules.room import bytes_when_streamed, is_streamed
+from lit_extract.planning.memory import SHARDS_HELD, device_bytes, estimate_forward, host_bytes
+from lit_extract.planning.streaming import Pass, plan_pass
 from lit_extract.storage.disk import Size, bytes_there
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.seen import part_seen
 
 # A caption's tokens when there are none to look at; few captions of images have more.
 TOKENS_A_CAPTION = 128
+_HOST_BYTES = 64 * 10**9  # of the host of a GPU that is elsewhere
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Machine:
 class Needs:
     """What one model needs; sizes are in bytes.
 
-    It fits: "yes"; "split": the batch does not, but less of it does, and the run splits it; "host": the device
-    suffices, but not the memory of the host; "no".
+    It fits: "yes"; "split": the batch does not, but less of it does, and the run splits it; "streamed": two blocks and
+    what is not in blocks do; "host": the device suffices, but not the memory of the host; "no".
     """
 
     model: str
@@ -55,7 +60,9 @@ class Needs:
     disk_kept: int = 0  # what of it stays in the end
     device: int | None = None  # None on a CPU
     host: int = 0
-    fits: Literal["yes", "split", "host", "no"] = "no"
+    fits: Literal["yes", "split", "streamed", "host", "no"] = "no"
+    streamed: Pass | None = None  # rows that go through the blocks together, if these come from disk
+    checkpoint: str | None = None  # folder or file of local weights
     geometry: str = ""  # how the model sees images; models with the same share a cache of pixels
     pixels: int = 0  # that cache
     seen: str = ""  # which part of a picture, in words
@@ -101,6 +108,7 @@ def estimate_needs(
         geometry=str([*geometry(model.preprocessing).values()]) if isinstance(data, ImageDataModule) else "",
         pixels=rows * math.prod(model.preprocessing.get("input_size", [0])) if keeps_pixels else 0,
         seen=part_seen(model.preprocessing),
+        checkpoint=model.local_checkpoint(),
         **_estimate_memory(model, data, rows, shard_rows, machine),
     )
 
@@ -110,21 +118,31 @@ def _estimate_memory(
 ) -> dict[str, Any]:
     """Return the ``batch``, ``device``, ``host`` and ``fits`` of what a model needs."""
     on_gpu = machine.card is not None
+    dtype = torch.bfloat16 if machine.precision == "bf16-true" else torch.float32
+    streamed = is_streamed(model, dtype, machine.memory)
+    weights = bytes_when_streamed(model, dtype) if streamed else model.num_params * dtype.itemsize
     forwards = {
-        batch: estimate_forward(model, *batch, machine.precision, on_gpu)
+        batch: estimate_forward(model, *batch, machine.precision, on_gpu, weights)
         for batch in _largest_batches(model, data, rows)
     }
     batch, forward = max(forwards.items(), key=itemgetter(1))
     workers = data.num_workers if data.num_workers is not None else data.workers(on_gpu, 1)
-    shard_size = len(model.pools) * shard_rows * model.row_bytes
-    host = host_bytes(model, forward, on_gpu, shard_size, batch[0] * model.input_bytes(batch[1]), workers)
-    needed, fits = device_bytes(forward) if on_gpu else host, "yes"
+    held = SHARDS_HELD * len(model.pools) * shard_rows * model.row_bytes
+    one_pass = None
+    if streamed:
+        n_tokens = data.tokens_a_row if isinstance(data, CaptionDataModule) and data.captions else batch[1]
+        one_pass = plan_pass(model, dtype, on_gpu, machine.memory, machine.host_memory or _HOST_BYTES, n_tokens)
+        held += 2 * len(model.pools) * one_pass.rows * model.row_bytes
+    host = host_bytes(model, forward, on_gpu, held, batch[0] * model.input_bytes(batch[1]), workers, streamed)
+    needed = device_bytes(forward) if on_gpu else host
+    fits = "streamed" if streamed else "yes"
     if needed > machine.memory:
-        one_row = estimate_forward(model, 1, batch[1], machine.precision, on_gpu)
-        fits = "split" if on_gpu and device_bytes(one_row) <= machine.memory else "no"
+        one_row = estimate_forward(model, 1, batch[1], machine.precision, on_gpu, weights)
+        fits = "split" if on_gpu and device_bytes(one_row) <= machine.memory and not streamed else "no"
     if on_gpu and fits != "no" and machine.host_memory is not None and host > machine.host_memory:
         fits = "host"
-    return {"batch": batch, "device": needed if on_gpu else None, "host": host, "fits": fits}
+    streamed_pass = one_pass if fits == "streamed" else None
+    return {"batch": batch, "device": needed if on_gpu else None, "host": host, "fits": fits, "streamed": streamed_pass}
 
 
 def _largest_batches(model: Extractor, data: StimulusDataModule, rows: int) -> set[tuple[int, int]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.language_models import save_captions, save_model
 from helpers.text_encoders import save_encoder
+from transformers import LlamaConfig
 
 from lit_extract import LanguageExtractor, VisionExtractor, load_features
 from lit_extract.planning.memory import device_bytes, estimate_forward
@@ -270,6 +271,54 @@ def test_a_gpu_gets_larger_batches_than_a_cpu_whatever_memory_it_has(planned, ll
     assert on_gpu == [[16384 // 128, 128]] * 2
     on_cpu = planned(*settings, "--trainer.accelerator", "cpu")["models"][0]["batch"]
     assert on_cpu == [2048 // 128, 128]
+
+
+@pytest.fixture(scope="module")
+def llama_70b(tmp_path_factory):
+    """The configuration alone of a model of 141 GB in bf16."""
+    folder = tmp_path_factory.mktemp("llama-70b")
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    LlamaConfig(**sizes, vocab_size=128256, num_key_value_heads=8, dtype="bfloat16").save_pretrained(folder)
+    return ("--config", CONFIGS / "nsd" / "language.yaml", "--model.name", folder, "--rows", 73_000)
+
+
+@pytest.fixture
+def on_a_large_disk(monkeypatch):
+    monkeypatch.setattr("lit_extract.commands.plan.free_bytes", lambda folder: 10**12)
+
+
+def test_a_model_larger_than_the_card_is_streamed(plan, planned, llama_70b, on_a_large_disk):
+    of_a_block = 2 * (2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672 + 2 * 8192)  # bytes
+    (model,) = planned(*llama_70b)["models"]
+    assert model["fits"] == "streamed"
+    assert model["device"] > 2 * of_a_block + 2 * 2 * 8192 * 128256, "two blocks, embeddings and head"
+    assert model["device"] < 20 * GB
+    one = model["streamed"]
+    assert one["bytes_read"] == one["bytes_sent"] == 80 * of_a_block
+    assert one["operations"] == 80 * of_a_block * one["rows"] * 128, "two for each of the numbers of two bytes"
+    assert one["rows"] == 131_072 // 128
+    _, out, _ = plan(*llama_70b)
+    assert "streamed: the weights do not fit" in out
+    assert "136.9 GB for every 1,024 captions, bounded by" in out
+    assert max(map(len, out.splitlines())) <= 140, "the folder's name is long"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fits"),
+    [
+        (("--model.stream", "false"), "no"),
+        (("--card_memory", "12"), "no"),
+        (("--card_memory", "200"), "yes"),
+        (("--card_memory", "200", "--model.stream", "true"), "streamed"),
+        (("--host_memory", "8"), "host"),
+        (("--trainer.accelerator", "cpu", "--host_memory", "24"), "streamed"),
+    ],
+)
+def test_when_a_model_is_streamed(plan, llama_70b, on_a_large_disk, arguments, fits):
+    code, out, _ = plan(*llama_70b, *arguments, "--json")
+    (model,) = json.loads(out)["models"]
+    assert code == (0 if fits in ("yes", "streamed") else 3)
+    assert (model["fits"], model["streamed"] is not None) == (fits, fits == "streamed")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""Whether the weights of a model stay in memory, or its blocks come from disk; and how many rows go through them then.
+
+A model is streamed when its weights do not fit, but two of its blocks do, and what is not in blocks. That changes no
+number, so none of it is part of the provenance.
+"""
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch import Trainer
+
+from lit_extract.common.console import as_size
+from lit_extract.common.errors import InputError
+from lit_extract.common.host import free_host_memory
+
+if TYPE_CHECKING:
+    from lit_extract.modules.base import Extractor
+
+logger = logging.getLogger(__name__)
+
+# Tokens that go through a block at most while its weights are there: reading then takes less time than computing, on an
+# A40 at 75 TFLOP/s from a disk of 0.6 GB/s, on two cores with AMX at 2 TFLOP/s from one of 0.07 GB/s.
+TOKENS_ON_CPU, TOKENS_ON_GPU = 32_768, 131_072
+
+
+def where_it_runs(trainer: Trainer | None) -> tuple[torch.dtype, torch.device, int]:
+    """Return the data type of weights in a run, its device, and how many processes share the memory of that."""
+    if trainer is None:
+        return torch.float32, torch.device("cpu"), 1
+    device: torch.device = trainer.strategy.root_device
+    dtype = torch.bfloat16 if trainer.precision == "bf16-true" else torch.float32
+    return dtype, device, trainer.num_devices if device.type == "cpu" else 1
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that this process may still use on a device."""
+    if device.type != "cuda":
+        return free_host_memory()
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = round(torch.cuda.get_per_process_memory_fraction(device) * total) - torch.cuda.memory_reserved(device)
+    return min(free, allowed)
+
+
+def bytes_when_streamed(model: "Extractor", dtype: torch.dtype) -> int:
+    """Return the bytes of weights in memory at once when blocks come from disk: of two blocks and the rest."""
+    outside = max(0, model.num_params - sum(model.block_params))
+    return (outside + 2 * max(model.block_params)) * dtype.itemsize
+
+
+def is_streamed(model: "Extractor", dtype: torch.dtype, free: int) -> bool:
+    """Return whether blocks of a model with weights of this type come from disk, where so much memory is free.
+
+    Raises:
+        InputError: That is asked for, but its layers are not a list of blocks.
+    """
+    if model.stream and not model.block_params:
+        raise InputError(
+            f"model.stream: true can't be given for {model.model_name!r}, whose layers are not a list of blocks; leave "
+            "it out"
+        )
+    too_large = model.num_params * dtype.itemsize > free and len(model.block_params) > 0
+    return too_large if model.stream is None else model.stream
+
+
+def check_room(model: "Extractor", dtype: torch.dtype, free: int) -> None:
+    """Report that a model is streamed.
+
+    Raises:
+        InputError: There is too little memory for that too.
+    """
+    weights, least = model.num_params * dtype.itemsize, bytes_when_streamed(model, dtype)
+    if least > free:
+        raise InputError(
+            f"model.stream: {model.model_name!r} needs {as_size(least)} of memory even when its blocks come from disk, "
+            f"for two of them and the rest; {as_size(free)} are free"
+        )
+    logger.info(
+        f"{model.model_name}: of {as_size(weights)} of weights {as_size(weights - least)} stay on disk, and are read "
+        f"block by block ({as_size(free)} of memory are free)"
+    )
+
+
+def rows_of_a_pass(model: "Extractor", dtype: torch.dtype, on_gpu: bool, free: int, host: int, n_tokens: int) -> int:
+    """Return how many rows go through each block while its weights are there.
+
+    So many that reading takes less time than computing, if they fit the memory.
+
+    Args:
+        model: The extractor.
+        dtype: Data type of its weights in the run.
+        on_gpu: Whether it computes on a GPU; then the host has to hold the results too.
+        free: Bytes of the device, without the model.
+        host: Bytes of the host.
+        n_tokens: Tokens of ours that a row has on average; images have their own.
+    """
+    results = 4 * len(model.pools) * model.n_numbers  # gathered of all layers, and stacked: twice
+    waiting = dtype.itemsize * model.numbers_between_blocks(n_tokens) + model.input_bytes(n_tokens)
+    a_row = waiting + (2 if on_gpu else 4) * results
+    room = (free - bytes_when_streamed(model, dtype)) * 2 // 3  # a third for the batch at work
+    tokens = max(1, model.tokens_a_row(n_tokens))
+    most = (TOKENS_ON_GPU if on_gpu else TOKENS_ON_CPU) // tokens
+    return max(1, min(most, room // a_row, host // 2 // (2 * results)))
