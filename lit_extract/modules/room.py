@@ -43,9 +43,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def bytes_when_streamed(model: "Extractor", dtype: torch.dtype) -> int:
-    """Return the bytes of weights in memory at once when blocks come from disk: of two blocks and the rest."""
-    outside = max(0, model.num_params - sum(model.block_params))
-    return (outside + 2 * max(model.block_params)) * dtype.itemsize
+    """Return the bytes of weights in memory at once when blocks come from disk: of two blocks and the rest.
+
+    While the model is checked, what is at work is in float32.
+    """
+    at_work = max(0, model.num_params - sum(model.block_params)) + max(model.block_params)
+    return torch.float32.itemsize * at_work + dtype.itemsize * max(model.block_params)
 
 
 def is_streamed(model: "Extractor", dtype: torch.dtype, free: int) -> bool:
