@@ -292,7 +292,7 @@ def test_a_model_larger_than_the_card_is_streamed(plan, planned, llama_70b, on_a
     (model,) = planned(*llama_70b)["models"]
     assert model["fits"] == "streamed"
     assert model["device"] > 2 * of_a_block + 2 * 2 * 8192 * 128256, "two blocks, embeddings and head"
-    assert model["device"] < 20 * GB
+    assert model["device"] < 24 * GB
     one = model["streamed"]
     assert one["bytes_read"] == one["bytes_sent"] == 80 * of_a_block
     assert one["operations"] == 80 * of_a_block * one["rows"] * 128, "two for each of the numbers of two bytes"
