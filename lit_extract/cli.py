@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "Extract features of a dataset with a model, or caption its images; resumes by itself.",
     "plan": "Print what predict will need of disk, device and host, for one model or all of models.yml.",
     "sweep": "Run predict for every model of models.yml, one process each; resumes by itself.",
+    "configs": "List the configs that ship with the package, or print one as a starting point.",
     "status": "List the features files and stores below a folder, and which models of models.yml are missing.",
     "finalize": "Turn a complete store into its features files.",
     "show": "Print what a features file or an unfinished store holds, and draw it.",

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_extract.commands.arguments import CLASS_OPTIONS, CONFIG_OPTIONS
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, nearest
+from lit_extract.common.shipped import shipped_config, shipped_configs
 from lit_extract.common.untrusted import MAX_PATH_BYTES, parse_yaml, read_yaml, shorten
 
 # Options whose value jsonargparse also takes for the name of a file to read.
@@ -22,13 +23,42 @@ _CLASS_NAME = re.compile(r"[A-Za-z_][0-9A-Za-z_]*(\.[A-Za-z_][0-9A-Za-z_]*)*")
 _CLASS_KEYS = {"class_path": str, "init_args": dict, "dict_kwargs": dict}
 
 
+def find_config(value: str) -> str:
+    """Return the path of a config: of the user's own file, else of the one that ships under this name.
+
+    ``nsd/vision`` and ``configs/nsd/vision.yaml`` are names of the same one. Any other value is returned as it is.
+    """
+    if os.path.isdir(value) or not os.path.exists(value):  # noqa: PTH110, PTH112 (Path's raise if it is too long)
+        return str(shipped_config(value) or value)
+    return value
+
+
+def with_found_configs(args: Sequence[str]) -> list[str]:
+    """Return a command line in which the shipped configs are given by their paths."""
+    found = list(args)
+    for place, part in enumerate(args):
+        option, has_value, value = part.partition("=")
+        if part in CONFIG_OPTIONS and place + 1 < len(args):
+            found[place + 1] = find_config(args[place + 1])
+        elif option in CONFIG_OPTIONS and has_value:
+            found[place] = f"{option}={find_config(value)}"
+        elif part[:2] in CONFIG_OPTIONS and not part.startswith("--"):
+            found[place] = part[:2] + find_config(part[2:])
+    return found
+
+
 def read_config(value: str) -> dict[str, Any]:
     """Return the settings of a config, a file or YAML itself.
 
     What the model, the data, the trainer and its callbacks are must be in it, and not in another file that it names.
     """
     what = f"config: {shorten(repr(value), MAX_PATH_BYTES)}"
-    content = parse_yaml(value, what) if _is_text(value) else read_yaml(Path(value), what)
+    path = find_config(value)
+    if not (_is_text(value) or os.path.exists(path)):  # noqa: PTH110 (Path's raises if it is too long)
+        known = [*shipped_configs(), *(f"configs/{name}.yaml" for name in shipped_configs())]
+        hint = nearest(value, known) or "; lit-extract configs lists those that ship with the package"
+        raise InputError(f"{what} can't be read: No such file or directory{hint}")
+    content = parse_yaml(value, what) if _is_text(value) else read_yaml(Path(path), what)
     if not isinstance(content, dict):
         raise InputError(f"{what} holds no settings, but {shorten(content)}")
     trainer = content.get("trainer", {})

@@ -22,7 +22,7 @@ import lit_extract.modules.vision_language  # noqa: F401  (so that help and erro
 from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.job import Captions, caption
 from lit_extract.commands.arguments import FLAG, in_order, parse, refuse_null
-from lit_extract.commands.config import check_files
+from lit_extract.commands.config import check_files, with_found_configs
 from lit_extract.common import exit_codes
 from lit_extract.common.errors import InputError, name_some, one_line, printable, wrong_setting
 from lit_extract.common.timing import seconds_since_start, stopwatch
@@ -44,7 +44,7 @@ class PredictCLI(LightningCLI):
 
     prog = "lit-extract predict"
     description = """Extract features of a dataset with a model, or caption its images. Begin with a config and override
-what differs: 'lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae'. The
+what differs: 'lit-extract predict --config nsd/vision --model.name vit_base_patch16_224.mae'. The
 settings of the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor,
 TextEncoderExtractor, TransformersVisionExtractor, VisionLanguageExtractor, Captioner) and --data.help NSDDataModule
 (or CaptionDataModule, ImageSourceDataModule, …) show them. A run that was interrupted goes on when the same command is
@@ -99,7 +99,7 @@ precision has rounded away what differs between stimuli."""
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As LightningCLI, which would warn about the arguments of the outer command; their order does not matter."""
         assert isinstance(args, list)
-        given = in_order(args)
+        given = with_found_configs(in_order(args))
         check_files(given)
         self.config = config = parse(parser, given)
         refuse_null(vars(config), extract, "")

@@ -1,7 +1,9 @@
 """Errors of the user, and how messages are printed."""
 
+import difflib
 import re
 from argparse import ArgumentError
+from collections.abc import Iterable
 
 LONGEST_MESSAGE = 4000  # characters
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obeys some, and others can't be encoded
@@ -32,6 +34,12 @@ def name_some(items: list[str], limit: int = 5) -> str:
     """Return the first few of many offenders, with the count of all."""
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 1) -> str:
+    """Return the end of an error's sentence, with the known names that are most like a wrong one; "" if none is."""
+    close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
+    return f"; did you mean {name_some(close)}?" if close else ""
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:

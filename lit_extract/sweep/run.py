@@ -30,7 +30,7 @@ SECONDS_BETWEEN_LOOKS = 0.25
 _DESCRIPTION = """Run predict for every model of models.yml of the configs' kind (vision or language), one process each.
 Models that are done are skipped, models that were started are resumed, and a failure does not keep the others from
 running. All options except the ones below are predict's, and hold for every model: lit-extract sweep --config
-configs/nsd/vision.yaml --config configs/trainer/a40.yaml --data.root /data/nsd --model.pool '[cls, avg]'. Exit code:
+nsd/vision --config trainer/a40 --data.root /data/nsd --model.pool '[cls, avg]'. Exit code:
 0 all are done; 1 some failed (the summary has the reasons); 2 something to fix before anything runs; 3 all are done,
 but some rows are not finite; 130 or 143 stopped by a signal: the same command resumes."""
 

@@ -53,7 +53,7 @@ def test_the_wheel_has_what_the_package_reads():
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["packages"] == ["lit_extract"]
     for source, target in wheel["force-include"].items():
-        assert (REPOSITORY / source).is_file()
+        assert (REPOSITORY / source).exists()
         assert Path(target).parts[0] == "lit_extract"
     assert "lit_extract/models.yml" in wheel["force-include"].values(), "default_models_file looks for it there"
     for name in project["project"]["license-files"]:
