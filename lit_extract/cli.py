@@ -3,6 +3,7 @@
 A command is a module of ``lit_extract/commands/`` with a function ``main(args) -> exit code``, and a line below.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -56,9 +57,10 @@ def _main(args: list[str]) -> int:
         command = _command(args[:1])
         package = "sweep.run" if command == "sweep" else f"commands.{command.replace('-', '_')}"
         with _watched() if command == "predict" else nullcontext():
-            with heavy_imports():
-                module = import_module(f"lit_extract.{package}")
-            code: int = module.main(args[1:])
+            with _answered_ahead(command, args[1:]) if command in ("predict", "plan") else nullcontext():
+                with heavy_imports():
+                    module = import_module(f"lit_extract.{package}")
+                code: int = module.main(args[1:])
             return code
     except (InputError, ArgumentError) as error:
         print(f"lit-extract: error: {wrong_setting(error)}", file=sys.stderr)
@@ -71,6 +73,25 @@ def _watched() -> Iterator[None]:
     from lit_extract.jobs.run_state import failures_recorded
 
     with stoppable(exit_at_second=True), failures_recorded():
+        yield
+
+
+@contextmanager
+def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[None]:
+    """Print help, refuse names that there are not, and say what will run, before the ten seconds of heavy imports."""
+    from lit_extract.commands.help import help_asked_for
+    from lit_extract.commands.options import PLAN_OPTIONS, PREDICT_OPTIONS
+    from lit_extract.commands.origins import origins_named
+    from lit_extract.commands.spelling import check_spelling, what_will_run
+
+    options = PLAN_OPTIONS if command == "plan" else PREDICT_OPTIONS
+    if text := help_asked_for(command, args, options):
+        print(text)
+        raise SystemExit(exit_codes.DONE)
+    check_spelling(args, options)
+    if command == "predict" and (text := what_will_run(args)):
+        logging.getLogger("lit_extract").info(text)
+    with origins_named(args):
         yield
 
 

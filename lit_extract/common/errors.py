@@ -64,4 +64,17 @@ def wrong_setting(error: BaseException) -> InputError | None:
         innermost, reason = reason, reason.__cause__ or reason.__context__
     if not isinstance(error, ArgumentError):
         return None
-    return InputError(f"{'.'.join(names)}{': ' if names else ''}{one_line(innermost)}")
+    return InputError(f"{'.'.join(names)}{': ' if names else ''}{_in_words(one_line(innermost))}")
+
+
+_TYPES = {"int": "a whole number (int)", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def _in_words(reason: str) -> str:
+    """Return jsonargparse's words for a value of another type in ours, with the nearest of the values that may be."""
+    if choice := re.fullmatch(r"Expected a typing\.Literal\[(.+)\]\. Got value: (.*)", reason):
+        allowed = re.findall(r"'([^']*)'", choice[1]) or [choice[1]]
+        return f"{choice[2]!r} must be one of {', '.join(allowed)}{nearest(choice[2], allowed)}"
+    if (kind := re.fullmatch(r"Expected a <class '(\w+)'>\. Got value: (.*)", reason)) and kind[1] in _TYPES:
+        return f"{kind[2]!r} must be {_TYPES[kind[1]]}"
+    return reason

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, nearest
 from lit_extract.datasets import table
 from lit_extract.datasets.dataset import Dataset
 
@@ -34,7 +34,7 @@ __all__ = ["DATASETS", "Dataset", "DatasetName", "find_dataset", "load_captions"
 def find_dataset(name: str) -> Dataset:
     """Return the dataset of this name."""
     if name not in DATASETS:
-        raise InputError(f"dataset: {name!r} is not one of {', '.join(DATASETS)}")
+        raise InputError(f"dataset: {name!r} is not one of {', '.join(DATASETS)}{nearest(name, DATASETS)}")
     return DATASETS[name]
 
 
