@@ -31,8 +31,8 @@ _EXAMPLES = {
 }
 # Their help here is the first sentence, of settings of a class that of the first class that has them.
 _USUAL = (
-    "--config --model.name --model.pool --model.layers --data.root --data.batch_size --trainer.precision "
-    "--trainer.devices --output_dir --overwrite"
+    "--config --model.name --model.pool --model.layers --data.root --data.limit --data.batch_size --trainer.devices "
+    "--output_dir --tag"
 ).split()
 _EXIT_CODES = {
     "predict": "0 done; 2 something to fix; 3 done, but some rows are not finite or have no caption, or the precision "

@@ -35,11 +35,12 @@ def _with_origin(message: str, args: Sequence[str]) -> str:
     if found[0] == "model.name" and "did you mean" not in message:
         message += _nearest_model(args)
     is_section = part is None and any(arg.startswith(f"--{name}.") for arg in args)
-    if is_section or any(repr(value) in message for value in values):
+    if is_section:
         return message
     for config in reversed(values_of(args, CONFIG_OPTIONS)):
         value = _value_at(read_config(config), path)
-        if value is not None and (not values or repr(str(value)) in message):
+        # a wrong value in a config is refused also when an option replaces it
+        if value is not None and (not values or f": {str(value)!r} must be" in message):
             return f"{place_of(config, path)}: {message}"
     return message
 

@@ -78,7 +78,7 @@ def _plan_or_problem(
         model = extractor(**{**config.model.init_args.as_dict(), "name": name, **untrained, **models})
         folder = to_path(config.output_dir, "output_dir")
         keep = config.finalize, config.keep_store
-        return estimate_needs(model, _data(config), rows, machine, folder, *keep, config.overwrite)
+        return estimate_needs(model, _data(config), rows, machine, folder, *keep, config.overwrite, config.tag)
     except InputError as error:
         return Needs(name, problem=str(error))
     except Exception as error:  # of this model alone; the others can be planned

@@ -120,7 +120,7 @@ class PredictCLI(LightningCLI):
         config = self.config_init
         if config["profile"] and torch.cuda.is_available():
             stopwatch.synchronize = torch.cuda.synchronize
-        features = {name: config[name] for name in ("output_dir", "finalize", "keep_store")}
+        features = {name: config[name] for name in ("output_dir", "finalize", "keep_store", "tag")}
         if isinstance(self.model, Captioner):
             given = {name: value != _DEFAULTS[name] for name, value in features.items()}
             _refuse_settings(given, "features", "captions")
@@ -145,7 +145,8 @@ def answer_if_done(args: list[str]) -> Outcome | None:
         asks_for_files = config["finalize"] is not False and not config["keep_store"]
         if not isinstance(model, Extractor) or config["overwrite"] or not asks_for_files:
             return None
-        done = find_finished(model, cli.datamodule, str(cli.trainer.precision), config["output_dir"])
+        where = config["output_dir"], config["tag"]
+        done = find_finished(model, cli.datamodule, str(cli.trainer.precision), *where)
     return None if done is None else _outcome(done, *_summarize_features(done))
 
 

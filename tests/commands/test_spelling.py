@@ -184,6 +184,8 @@ def test_a_value_in_a_config_is_named_with_its_line_and_the_nearest_choice(cli, 
 def test_a_value_of_the_command_line_is_not_blamed_on_a_config(cli, own):
     _, _, err = cli("predict", "--config", own(), "--model.pool", "clss")
     assert err.startswith("lit-extract: error: model.pool: 'clss' must be one of cls,")
+    _, _, err = cli("predict", "--config", own(), "--model.pool", "[cls, clss]")
+    assert err.startswith("lit-extract: error: model.pool: ")
     _, _, err = cli("predict", "--config", own(pool="clss"), "--model.pool", "avg")
     assert err.startswith("lit-extract: error: config: 'own.yaml', line 5: model.pool: 'clss' must be")
 
