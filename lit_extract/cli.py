@@ -33,6 +33,7 @@ COMMANDS = {
     "trials": "Write which stimulus a subject saw in each trial, in the order of the dataset's beta files.",
     "check": "Flag captions that a person should look at; accept reviewed ones.",
     "review": "Look at captions next to their images on a page in the browser, and edit them.",
+    "doctor": "Print versions, GPU, disk, hub and datasets, and how to get what is missing; for bug reports too.",
     "coco-captions": "Build nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.",
 }
 

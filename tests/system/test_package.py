@@ -73,6 +73,7 @@ def test_nothing_that_ships_is_ignored_by_git():
 
 
 def test_the_public_names_are_there_and_no_other():
+    assert dir(lit_extract) == sorted(lit_extract.__all__)
     for name in lit_extract.__all__:
         assert getattr(lit_extract, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
