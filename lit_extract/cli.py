@@ -90,8 +90,11 @@ def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[None]:
         print(text)
         raise SystemExit(exit_codes.DONE)
     check_spelling(args, options)
-    if command == "predict" and (text := what_will_run(args)):
+    text = what_will_run(args)
+    if text and command == "predict":
         logging.getLogger("lit_extract").info(text)
+    elif text and sys.stderr.isatty():  # what plan prints on stdout is for programs too
+        print(text, file=sys.stderr)
     with origins_named(args):
         yield
 
