@@ -3,6 +3,7 @@
 A command is a module of ``lit_extract/commands/`` with a function ``main(args) -> exit code``, and a line below.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ COMMANDS = {
     "predict": "Extract features of a dataset with a model, or caption its images; resumes by itself.",
     "plan": "Print what predict will need of disk, device and host, for one model or all of models.yml.",
     "sweep": "Run predict for every model of models.yml, one process each; resumes by itself.",
+    "configs": "List the configs that ship with the package, or print one as a starting point.",
     "status": "List the features files and stores below a folder, and which models of models.yml are missing.",
     "finalize": "Turn a complete store into its features files.",
     "show": "Print what a features file or an unfinished store holds, and draw it.",
@@ -31,6 +33,7 @@ COMMANDS = {
     "trials": "Write which stimulus a subject saw in each trial, in the order of the dataset's beta files.",
     "check": "Flag captions that a person should look at; accept reviewed ones.",
     "review": "Look at captions next to their images on a page in the browser, and edit them.",
+    "doctor": "Print versions, GPU, disk, hub and datasets, and how to get what is missing; for bug reports too.",
     "coco-captions": "Build nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.",
 }
 
@@ -55,9 +58,10 @@ def _main(args: list[str]) -> int:
         command = _command(args[:1])
         package = "sweep.run" if command == "sweep" else f"commands.{command.replace('-', '_')}"
         with _watched() if command == "predict" else nullcontext():
-            with heavy_imports():
-                module = import_module(f"lit_extract.{package}")
-            code: int = module.main(args[1:])
+            with _answered_ahead(command, args[1:]) if command in ("predict", "plan") else nullcontext():
+                with heavy_imports():
+                    module = import_module(f"lit_extract.{package}")
+                code: int = module.main(args[1:])
             return code
     except (InputError, ArgumentError) as error:
         print(f"lit-extract: error: {wrong_setting(error)}", file=sys.stderr)
@@ -70,6 +74,28 @@ def _watched() -> Iterator[None]:
     from lit_extract.jobs.run_state import failures_recorded
 
     with stoppable(exit_at_second=True), failures_recorded():
+        yield
+
+
+@contextmanager
+def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[None]:
+    """Print help, refuse names that there are not, and say what will run, before the ten seconds of heavy imports."""
+    from lit_extract.commands.help import help_asked_for
+    from lit_extract.commands.options import PLAN_OPTIONS, PREDICT_OPTIONS
+    from lit_extract.commands.origins import origins_named
+    from lit_extract.commands.spelling import check_spelling, what_will_run
+
+    options = PLAN_OPTIONS if command == "plan" else PREDICT_OPTIONS
+    if text := help_asked_for(command, args, options):
+        print(text)
+        raise SystemExit(exit_codes.DONE)
+    check_spelling(args, options)
+    text = what_will_run(args)
+    if text and command == "predict":
+        logging.getLogger("lit_extract").info(text)
+    elif text and sys.stderr.isatty():  # what plan prints on stdout is for programs too
+        print(text, file=sys.stderr)
+    with origins_named(args):
         yield
 
 

@@ -11,15 +11,42 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lit_extract.commands.arguments import CLASS_OPTIONS, CONFIG_OPTIONS
-from lit_extract.common.errors import InputError
-from lit_extract.common.untrusted import MAX_PATH_BYTES, parse_yaml, read_yaml, shorten
+from lit_extract.common.errors import InputError, nearest, one_line
+from lit_extract.common.shipped import shipped_config, shipped_configs
+from lit_extract.common.untrusted import MAX_CONFIG_BYTES, MAX_PATH_BYTES, parse_yaml, read_regular, read_yaml, shorten
 
 # Options whose value jsonargparse also takes for the name of a file to read.
 _FILE_OPTIONS = (*CLASS_OPTIONS, "--trainer", "--trainer.callbacks", "--model.init_args", "--data.init_args")
 
-_CLASS_NAME = re.compile(r"[A-Za-z_][0-9A-Za-z_]*(\.[A-Za-z_][0-9A-Za-z_]*)*")
+CLASS_NAME = re.compile(r"[A-Za-z_][0-9A-Za-z_]*(\.[A-Za-z_][0-9A-Za-z_]*)*")
 _CLASS_KEYS = {"class_path": str, "init_args": dict, "dict_kwargs": dict}
+
+
+def find_config(value: str) -> str:
+    """Return the path of a config: of the user's own file, else of the one that ships under this name.
+
+    ``nsd/vision`` and ``configs/nsd/vision.yaml`` are names of the same one. Any other value is returned as it is.
+    """
+    if os.path.isdir(value) or not os.path.exists(value):  # noqa: PTH110, PTH112 (Path's raise if it is too long)
+        return str(shipped_config(value) or value)
+    return value
+
+
+def with_found_configs(args: Sequence[str]) -> list[str]:
+    """Return a command line in which the shipped configs are given by their paths."""
+    found = list(args)
+    for place, part in enumerate(args):
+        option, has_value, value = part.partition("=")
+        if part in CONFIG_OPTIONS and place + 1 < len(args):
+            found[place + 1] = find_config(args[place + 1])
+        elif option in CONFIG_OPTIONS and has_value:
+            found[place] = f"{option}={find_config(value)}"
+        elif part[:2] in CONFIG_OPTIONS and not part.startswith("--"):
+            found[place] = part[:2] + find_config(part[2:])
+    return found
 
 
 def read_config(value: str) -> dict[str, Any]:
@@ -27,8 +54,12 @@ def read_config(value: str) -> dict[str, Any]:
 
     What the model, the data, the trainer and its callbacks are must be in it, and not in another file that it names.
     """
-    what = f"config: {shorten(repr(value), MAX_PATH_BYTES)}"
-    content = parse_yaml(value, what) if _is_text(value) else read_yaml(Path(value), what)
+    what, path = name_config(value), find_config(value)
+    if not (_is_text(value) or os.path.exists(path)):  # noqa: PTH110 (Path's raises if it is too long)
+        known = [*shipped_configs(), *(f"configs/{name}.yaml" for name in shipped_configs())]
+        hint = nearest(value, known) or "; lit-extract configs lists those that ship with the package"
+        raise InputError(f"{what} can't be read: No such file or directory{hint}")
+    content = parse_yaml(config_text(value), what)
     if not isinstance(content, dict):
         raise InputError(f"{what} holds no settings, but {shorten(content)}")
     trainer = content.get("trainer", {})
@@ -40,8 +71,56 @@ def read_config(value: str) -> dict[str, Any]:
     classes += [("trainer.callbacks", callback) for callback in trainer.get("callbacks") or []]
     folder = Path() if _is_text(value) else Path(value).parent
     for setting, named in classes:
+        for key in named if isinstance(named, dict) else ():
+            if key not in _CLASS_KEYS and (hint := nearest(str(key), _CLASS_KEYS)):
+                raise InputError(f"{place_of(value, (setting, str(key)))}: {setting}.{key}: no such key{hint}")
         _check_class(named, f"{what}: {setting}", folder)
     return content
+
+
+def config_text(value: str) -> bytes | str:
+    """Return the YAML of a config."""
+    if _is_text(value):
+        return value
+    try:
+        return read_regular(Path(find_config(value)), MAX_CONFIG_BYTES)
+    except OSError as error:
+        raise InputError(f"{name_config(value)} can't be read: {error.strerror or one_line(error)}") from None
+
+
+def name_config(value: str) -> str:
+    """Return how errors call a config."""
+    return f"config: {shorten(repr(value), MAX_PATH_BYTES)}"
+
+
+def place_of(config: str, path: Sequence[str]) -> str:
+    """Return how errors call a place in a config: its name, and the line of a key, as of (model, init_args, pool)."""
+    node: Any = yaml.compose(config_text(config), Loader=yaml.SafeLoader)
+    line = ""
+    for key in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next((pair for pair in pairs if pair[0].value == key), None)
+        if found is None:
+            break
+        line, node = f", line {found[0].start_mark.line + 1}", found[1]
+    return name_config(config) + line
+
+
+def class_in(named: Any) -> str | None:
+    """Return the class that a config names for the model or the data: by its name alone, or by its class_path."""
+    name = named.get("class_path") if isinstance(named, dict) else named
+    return name if isinstance(name, str) else None
+
+
+def given_class(args: Sequence[str], part: str) -> str | None:
+    """Return the class of the model, or of the data, that a command line and its configs name; the last one counts."""
+    in_configs = [class_in(read_config(config).get(part)) for config in values_of(args, CONFIG_OPTIONS)]
+    return next((name for name in reversed([*in_configs, *values_of(args, class_options(part))]) if name), None)
+
+
+def class_options(part: str) -> tuple[str, ...]:
+    """Return the options that name the class of the model, or of the data."""
+    return tuple(option for option in CLASS_OPTIONS if option.startswith(f"--{part}"))
 
 
 def _check_class(named: Any, what: str, folder: Path) -> None:
@@ -49,7 +128,7 @@ def _check_class(named: Any, what: str, folder: Path) -> None:
     name = settings.get("class_path")
     is_class = all(key in _CLASS_KEYS and isinstance(value, _CLASS_KEYS[key]) for key, value in settings.items())
     if is_class and name is not None:  # without a name its settings are added to those of another config
-        is_class = bool(_CLASS_NAME.fullmatch(name)) and not any((place / name).exists() for place in (Path(), folder))
+        is_class = bool(CLASS_NAME.fullmatch(name)) and not any((place / name).exists() for place in (Path(), folder))
     if not is_class:
         raise InputError(
             f"{what}: must be the name of a class, or its class_path with init_args, not {shorten(named)}; settings in "

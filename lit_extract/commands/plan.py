@@ -9,11 +9,9 @@ from pydoc import locate
 
 import torch
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveFloat, PositiveInt
-from lightning.pytorch.cli import LightningArgumentParser
 from tqdm import tqdm
 
-from lit_extract.commands.arguments import FLAG
+from lit_extract.commands.options import PLAN_OPTIONS
 from lit_extract.commands.predict import PredictCLI
 from lit_extract.common import exit_codes
 from lit_extract.common.console import as_size, as_table
@@ -23,7 +21,7 @@ from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.jobs.trainer import default_precision
 from lit_extract.modules.base import Extractor
-from lit_extract.modules.registry import default_models_file, matching_models
+from lit_extract.modules.registry import matching_models
 from lit_extract.planning.needs import (
     TOKENS_A_CAPTION,
     Machine,
@@ -47,33 +45,7 @@ class PlanCLI(PredictCLI):
     """The settings of predict and of plan; the model and the data are not made yet."""
 
     prog = "lit-extract plan"
-    description = """Print what a run will need, before it runs: size of the features, room on the disk, memory of the
-device and of the host; for the model of a config, or for all of its kind in models.yml. No weights are loaded. Exit
-code: 0 all is planned and fits, 2 something to fix, 3 some models do not fit or can't be planned."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add those of predict and those of plan."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument(
-            "--models",
-            type=str | None,
-            nargs="?",
-            const=str(default_models_file()),
-            help="Estimate every model of the config's kind in this models file; without a FILE, in models.yml.",
-        )
-        options = {
-            "--match": (str, "Only models like this: a part of their names, or a pattern as '*clip*'."),
-            "--rows": (PositiveInt, "Number of stimuli, when the dataset is not on this machine."),
-            "--card_memory": (PositiveFloat, "GB of the GPU; default: the GPU here, else an A40's 48."),
-            "--host_memory": (
-                PositiveFloat,
-                "GB of the host; default: what this machine, its cgroup or SLURM allows, when the run is for it.",
-            ),
-        }
-        for name, (kind, meaning) in options.items():
-            parser.add_argument(name, type=kind | None, help=meaning)
-        parser.add_argument("--untrained", **FLAG, help="Random weights, as --model.untrained true.")
-        parser.add_argument("--json", **FLAG, help="Print JSON, in bytes.")
+    options = PLAN_OPTIONS
 
     def instantiate_classes(self) -> None:
         """Make nothing: each model is made when it is planned."""
@@ -112,7 +84,7 @@ def _plan_or_problem(
         model = extractor(**{**config.model.init_args.as_dict(), "name": name, **untrained, **models})
         folder = to_path(config.output_dir, "output_dir")
         keep = config.finalize, config.keep_store
-        return estimate_needs(model, _data(config), rows, machine, folder, *keep, config.overwrite)
+        return estimate_needs(model, _data(config), rows, machine, folder, *keep, config.overwrite, config.tag)
     except InputError as error:
         return Needs(name, problem=str(error))
     except Exception as error:  # of this model alone; the others can be planned

@@ -21,8 +21,9 @@ import lit_extract.modules.vision
 import lit_extract.modules.vision_language  # noqa: F401  (so that help and errors know the classes)
 from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.job import Captions, caption
-from lit_extract.commands.arguments import FLAG, in_order, parse, refuse_null
-from lit_extract.commands.config import check_files
+from lit_extract.commands.arguments import in_order, parse, refuse_null
+from lit_extract.commands.config import check_files, with_found_configs
+from lit_extract.commands.options import NOT_FROM_EXTRACT, PREDICT_OPTIONS
 from lit_extract.common import exit_codes
 from lit_extract.common.errors import InputError, name_some, one_line, printable, wrong_setting
 from lit_extract.common.timing import seconds_since_start, stopwatch
@@ -42,14 +43,8 @@ FAILURES_SHOWN = 10
 class PredictCLI(LightningCLI):
     """The predict command: model, data and trainer from YAML and options, then :func:`extract` or :func:`caption`."""
 
-    prog = "lit-extract predict"
-    description = """Extract features of a dataset with a model, or caption its images. Begin with a config and override
-what differs: 'lit-extract predict --config configs/nsd/vision.yaml --model.name vit_base_patch16_224.mae'. The
-settings of the model and the data depend on their class: --model.help VisionExtractor (or LanguageExtractor,
-TextEncoderExtractor, TransformersVisionExtractor, VisionLanguageExtractor, Captioner) and --data.help NSDDataModule
-(or CaptionDataModule, ImageSourceDataModule, …) show them. A run that was interrupted goes on when the same command is
-given again. Exit code: 0 done, 2 something to fix, 3 done but some rows are not finite or have no caption, or when the
-precision has rounded away what differs between stimuli."""
+    prog = "lit-extract predict"  # commands/help.py has its help
+    options = PREDICT_OPTIONS
 
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
@@ -64,7 +59,6 @@ precision has rounded away what differs between stimuli."""
             run=False,
             parser_kwargs={
                 "prog": self.prog,
-                "description": self.description,
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
@@ -88,18 +82,15 @@ precision has rounded away what differs between stimuli."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings of a job; link the preprocessing that the model hands to its data."""
-        parser.add_function_arguments(extract, skip={"model", "data", "trainer", "overwrite"})
-        parser.add_argument("--output", type=str | None, help="Captions only: the CSV or Parquet to make.")
-        overwrite = "Start from scratch: delete an existing store or features files."
-        parser.add_argument("--overwrite", **FLAG, help=overwrite)
-        profile = "Print at the end where the time went. On a GPU nothing overlaps then, which takes longer."
-        parser.add_argument("--profile", **FLAG, help=profile)
+        parser.add_function_arguments(extract, skip=set(NOT_FROM_EXTRACT))
+        for name, settings in self.options.items():
+            parser.add_argument(name, **settings)
         parser.link_arguments("model.preprocessing", "data.init_args.preprocessing", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """As LightningCLI, which would warn about the arguments of the outer command; their order does not matter."""
         assert isinstance(args, list)
-        given = in_order(args)
+        given = with_found_configs(in_order(args))
         check_files(given)
         self.config = config = parse(parser, given)
         refuse_null(vars(config), extract, "")
@@ -129,7 +120,7 @@ precision has rounded away what differs between stimuli."""
         config = self.config_init
         if config["profile"] and torch.cuda.is_available():
             stopwatch.synchronize = torch.cuda.synchronize
-        features = {name: config[name] for name in ("output_dir", "finalize", "keep_store")}
+        features = {name: config[name] for name in ("output_dir", "finalize", "keep_store", "tag")}
         if isinstance(self.model, Captioner):
             given = {name: value != _DEFAULTS[name] for name, value in features.items()}
             _refuse_settings(given, "features", "captions")
@@ -154,7 +145,8 @@ def answer_if_done(args: list[str]) -> Outcome | None:
         asks_for_files = config["finalize"] is not False and not config["keep_store"]
         if not isinstance(model, Extractor) or config["overwrite"] or not asks_for_files:
             return None
-        done = find_finished(model, cli.datamodule, str(cli.trainer.precision), config["output_dir"])
+        where = config["output_dir"], config["tag"]
+        done = find_finished(model, cli.datamodule, str(cli.trainer.precision), *where)
     return None if done is None else _outcome(done, *_summarize_features(done))
 
 

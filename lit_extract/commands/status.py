@@ -84,7 +84,7 @@ def _folder_lines(folder: AnyPath, entries: Sequence[Entry], found: Survey) -> l
     lines = [", ".join(title)]
     for kind in KINDS:
         of_kind = [entry for entry in ours if entry.kind == kind]
-        of_kind.sort(key=lambda entry: (entry.prompt or "", entry.path))
+        of_kind.sort(key=lambda entry: (entry.prompt or "", entry.tag or "", entry.path))
         table = as_table([_columns(entry, shared) for entry in of_kind], right=("rows", "bad", "left", "L×D", "size"))
         lines += [f"  {line}" for line in table]
         lines += _missing_lines(folder, kind, found)
@@ -98,6 +98,7 @@ def _missing_lines(folder: AnyPath, kind: str, found: Survey) -> list[str]:
         if (missing.folder, missing.kind) != (folder, kind):
             continue
         prompt = f", prompt {shorten(missing.prompt)}" if missing.prompt else ""
+        prompt += f", tag {shorten(missing.tag)}" if missing.tag else ""
         n_missing = len(missing.models)
         if n_missing == missing.n_expected:
             n, names = f"all {n_missing}", ""
@@ -130,6 +131,7 @@ def _columns(entry: Entry, shared: Sequence[str]) -> dict[str, str]:
         "model": entry.model or "",
         "pool": "+".join(entry.pools),
         "prompt": entry.prompt or "",
+        "tag": entry.tag or "",
         "state": entry.state,
         "rows": str(n_stimuli) if entry.rows_done == n_stimuli else f"{entry.rows_done}/{n_stimuli}",
         "bad": str(entry.bad_rows or ""),

@@ -1,7 +1,9 @@
 """Errors of the user, and how messages are printed."""
 
+import difflib
 import re
 from argparse import ArgumentError
+from collections.abc import Iterable
 
 LONGEST_MESSAGE = 4000  # characters
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obeys some, and others can't be encoded
@@ -34,6 +36,12 @@ def name_some(items: list[str], limit: int = 5) -> str:
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
 
 
+def nearest(name: str, known: Iterable[str], limit: int = 1) -> str:
+    """Return the end of an error's sentence, with the known names that are most like a wrong one; "" if none is."""
+    close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
+    return f"; did you mean {name_some(close)}?" if close else ""
+
+
 def one_line(error: BaseException, limit: int = 400) -> str:
     """Return another library's error as part of a message of ours: one line, printable, short."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
@@ -56,4 +64,17 @@ def wrong_setting(error: BaseException) -> InputError | None:
         innermost, reason = reason, reason.__cause__ or reason.__context__
     if not isinstance(error, ArgumentError):
         return None
-    return InputError(f"{'.'.join(names)}{': ' if names else ''}{one_line(innermost)}")
+    return InputError(f"{'.'.join(names)}{': ' if names else ''}{_in_words(one_line(innermost))}")
+
+
+_TYPES = {"int": "a whole number (int)", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def _in_words(reason: str) -> str:
+    """Return jsonargparse's words for a value of another type in ours, with the nearest of the values that may be."""
+    if choice := re.fullmatch(r"Expected a typing\.Literal\[(.+)\]\. Got value: (.*)", reason):
+        allowed = re.findall(r"'([^']*)'", choice[1]) or [choice[1]]
+        return f"{choice[2]!r} must be one of {', '.join(allowed)}{nearest(choice[2], allowed)}"
+    if (kind := re.fullmatch(r"Expected a <class '(\w+)'>\. Got value: (.*)", reason)) and kind[1] in _TYPES:
+        return f"{kind[2]!r} must be {_TYPES[kind[1]]}"
+    return reason

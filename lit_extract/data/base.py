@@ -66,6 +66,7 @@ class StimulusDataModule(LightningDataModule):
         shard_rows: int | None,
         num_workers: int | None,
         preprocessing: dict[str, Any] | None,
+        limit: int | None = None,
     ) -> None:
         super().__init__()
         # A rank may have nothing left to do when a run is resumed. Lightning's constructor sets it to False.
@@ -75,6 +76,11 @@ class StimulusDataModule(LightningDataModule):
                 f"data.query: {query!r} chooses some of the rows, but data.subset is {subset!r}; "
                 "name the rows with --data.subset NAME, so that no one takes them for the whole dataset"
             )
+        if limit is not None and limit < 1:
+            raise InputError(f"data.limit: {limit} stimuli; must be 1 or more")
+        if limit is not None and (query is not None or subset == WHOLE_SUBSET):
+            first = f"first{limit}"
+            subset = first if subset == WHOLE_SUBSET else f"{subset}-{first}"
         check_name(subset, "data.subset")
         if subset.startswith(".") or len(subset.encode()) > SUBSET_BYTES_AT_MOST:
             raise InputError(
@@ -87,7 +93,7 @@ class StimulusDataModule(LightningDataModule):
         ):
             if value is not None and not least <= value <= most:
                 raise InputError(f"data.{setting}: {shorten(value)} must be {least} or more, and {most:,} at most")
-        self.query, self.subset = query, subset
+        self.query, self.subset, self.limit = query, subset, limit
         self.shard_rows, self.num_workers = shard_rows, num_workers
         self.connection = Connection(preprocessing)
 
@@ -116,7 +122,7 @@ class StimulusDataModule(LightningDataModule):
 
     def read_table(self) -> pd.DataFrame:
         """Return the table of the stimuli that the query chooses, without a look at the stimuli themselves."""
-        return load_dataset(self.dataset_name, self.root, self.query)
+        return load_dataset(self.dataset_name, self.root, self.query, self.limit)
 
     @cached_property
     def stimuli(self) -> pd.DataFrame:
@@ -154,6 +160,7 @@ class StimulusDataModule(LightningDataModule):
         return {
             "dataset": self.dataset_name,
             "query": self.query,
+            **({} if self.limit is None else {"limit": self.limit}),
             "n_stimuli": len(self.stimuli),
             "shard_rows": self.plan.shard_rows,
         }

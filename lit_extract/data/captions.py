@@ -25,7 +25,7 @@ from lit_extract.common.untrusted import check_name
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import TOKENS_ON_CPU, TOKENS_ON_GPU, Plan, default_shard_rows
 from lit_extract.data.tokens import load_tokenizer
-from lit_extract.datasets import DATASETS, load_captions, load_dataset
+from lit_extract.datasets import DATASETS, load_captions, load_dataset, table
 from lit_extract.datasets.ids import id_key
 from lit_extract.datasets.matching import places_of
 from lit_extract.storage.layout import CONTENT, INPUT_COLUMNS, INPUTS, ROW_OF, SIZE
@@ -112,6 +112,8 @@ class CaptionDataModule(StimulusDataModule):
             losses).
         query: pandas query that chooses captions, such as "nsd_id < 1000"; needs a subset name of its own.
         subset: Name of the chosen rows; names the output folder.
+        limit: Only the first so many stimuli of the dataset, or of those that the query chooses; their subset is called
+            first50, for example, unless it has a name.
         token_budget: Tokens a forward pass at most, padding included. Default: that of the run that this one
             resumes, else 2,048 on a CPU and 16,384 on a GPU. A batch that does not fit is split.
         shard_rows: Captions a shard, the unit of writing and resuming. Default: about 128 MB of
@@ -142,8 +144,9 @@ class CaptionDataModule(StimulusDataModule):
         num_workers: int | None = None,
         preprocessing: dict[str, Any] | None = None,
         captions_used: Literal["first", "all"] = "first",
+        limit: int | None = None,
     ) -> None:
-        super().__init__(query, subset, shard_rows, num_workers, preprocessing)
+        super().__init__(query, subset, shard_rows, num_workers, preprocessing, limit)
         if token_budget is not None and token_budget < 1:
             raise InputError(f"data.token_budget: {token_budget} must be 1 or more")
         if captions is not None and prompt_name is None:
@@ -175,14 +178,19 @@ class CaptionDataModule(StimulusDataModule):
                 f"data.captions: {self.captions!r} has no column {id_column}, which captions of data.dataset "
                 f"{self.dataset_name!r} need; it has {', '.join(captions.columns)}"
             )
-        ids = captions["stimulus_id"].tolist()
-        places = places_of(
-            self._stimuli_of_dataset(ids), ids, self.source, self.dataset_name, self.subset != WHOLE_SUBSET
-        )
+        attrs, ids = captions.attrs, captions["stimulus_id"].tolist()
+        stimuli, is_part = self._stimuli_of_dataset(ids), self.subset not in (WHOLE_SUBSET, f"first{self.limit}")
+        if self.limit is not None and not is_part:  # each of the first stimuli must have a caption, and no other
+            stimuli = stimuli[: self.limit]
+            captions = captions[captions["stimulus_id"].map(id_key).isin([id_key(stimulus) for stimulus in stimuli])]
+            ids = captions["stimulus_id"].tolist()
+        places = places_of(stimuli, ids, self.source, self.dataset_name, is_part)
         if places != list(range(len(ids))):
             logger.info(f"{self.captions}: rows are put in the order of {self.dataset_name}")
         ordered = captions.iloc[places].reset_index(drop=True)
-        ordered.attrs = captions.attrs
+        if self.limit is not None:
+            ordered = table.first(ordered, self.limit)
+        ordered.attrs = attrs
         return ordered
 
     def _stimuli_of_dataset(self, ids: list[int] | list[str]) -> Sequence[int] | Sequence[str]:

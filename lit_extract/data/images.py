@@ -44,6 +44,8 @@ class ImageDataModule(StimulusDataModule):
         root: Folder of the dataset; default: the dataset's environment variable.
         query: pandas query that chooses rows, such as "nsd_id < 1000"; needs a subset name of its own.
         subset: Name of the chosen rows; names the output folder.
+        limit: Only the first so many stimuli of the dataset, or of those that the query chooses; their subset is called
+            first50, for example, unless it has a name.
         batch_size: Images a forward pass.
         shard_rows: Images a shard, the unit of writing and resuming; a multiple of batch_size.
             Default: about 128 MB of activations, at most 2,048 images.
@@ -70,8 +72,9 @@ class ImageDataModule(StimulusDataModule):
         on_bad_image: Literal["stop", "skip"] = "stop",
         cache: str = "auto",
         preprocessing: dict[str, Any] | None = None,
+        limit: int | None = None,
     ) -> None:
-        super().__init__(query, subset, shard_rows, num_workers, preprocessing)
+        super().__init__(query, subset, shard_rows, num_workers, preprocessing, limit)
         if batch_size < 1:
             raise InputError(f"data.batch_size: {batch_size} rows; must be 1 or more")
         if shard_rows is not None and shard_rows % batch_size:
@@ -142,8 +145,9 @@ class ImageDataModule(StimulusDataModule):
             folder = None if self.cache == "off" else absolute_path(self.cache, "data.cache")
         if folder is None:
             return None, None
-        whole = self.stimuli if self.query is None else load_dataset(self.dataset_name, self.root)
-        whole_sha256 = self.stimuli_sha256 if self.query is None else table.fingerprint(whole)
+        is_whole = self.query is None and self.limit is None
+        whole = self.stimuli if is_whole else load_dataset(self.dataset_name, self.root)
+        whole_sha256 = self.stimuli_sha256 if is_whole else table.fingerprint(whole)
         places = pd.Index(whole["stimulus_id"]).get_indexer(self.stimuli["stimulus_id"]).astype(np.int64)
         name = folder_name(self.dataset_name, whole_sha256, self.preprocessing)
         cache = PixelCache(folder / name, len(whole), self.preprocessing["input_size"])

@@ -84,6 +84,7 @@ class ImageSourceDataModule(StimulusDataModule):
         dataset: Name of the dataset.
         root: Folder of the dataset; default: the dataset's environment variable.
         query: pandas query that chooses rows, such as "nsd_id < 1000".
+        limit: Only the first so many of these images.
         shard_rows: Images that are sent together, and the unit of writing and resuming.
         preprocessing: Largest size of an image; linked from the model.
     """
@@ -97,9 +98,10 @@ class ImageSourceDataModule(StimulusDataModule):
         query: str | None = None,
         shard_rows: int = SHARD_ROWS,
         preprocessing: dict[str, Any] | None = None,
+        limit: int | None = None,
     ) -> None:
         # The output is a file that the user names: a query needs no name of its own.
-        super().__init__(None, WHOLE_SUBSET, shard_rows, 0, preprocessing)
+        super().__init__(None, WHOLE_SUBSET, shard_rows, 0, preprocessing, limit)
         self.dataset_name, self.root, self.query = dataset, root, query
 
     @cached_property

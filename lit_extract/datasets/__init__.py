@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, nearest
 from lit_extract.datasets import table
 from lit_extract.datasets.dataset import Dataset
 
@@ -34,11 +34,13 @@ __all__ = ["DATASETS", "Dataset", "DatasetName", "find_dataset", "load_captions"
 def find_dataset(name: str) -> Dataset:
     """Return the dataset of this name."""
     if name not in DATASETS:
-        raise InputError(f"dataset: {name!r} is not one of {', '.join(DATASETS)}")
+        raise InputError(f"dataset: {name!r} is not one of {', '.join(DATASETS)}{nearest(name, DATASETS)}")
     return DATASETS[name]
 
 
-def load_dataset(name: str, root: str | Path | None = None, query: str | None = None) -> pd.DataFrame:
+def load_dataset(
+    name: str, root: str | Path | None = None, query: str | None = None, limit: int | None = None
+) -> pd.DataFrame:
     """Return the stimulus table of a dataset.
 
     Args:
@@ -46,6 +48,7 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
         root: The dataset's folder; default: the dataset's environment variable, such as ``NSD_DATASET``.
             ``demo`` needs none.
         query: A :meth:`pandas.DataFrame.query` that chooses rows, such as ``"nsd_id < 1000"``.
+        limit: Only the first so many of these rows.
 
     Returns:
         One row a stimulus, in dataset order: ``stimulus_id``, ``image`` (absolute path), then the
@@ -55,7 +58,7 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
 
     Raises:
         InputError: An unknown dataset; a missing root, image or column; a query that fails or
-            leaves no row.
+            leaves no row; a limit beyond the rows.
     """
     dataset = find_dataset(name)
     folder = dataset.find_root(root)
@@ -63,6 +66,8 @@ def load_dataset(name: str, root: str | Path | None = None, query: str | None = 
     findings = stimuli.attrs.get(table.FINDINGS, [])
     if query is not None:
         stimuli = table.select(stimuli, query)
+    if limit is not None:
+        stimuli = table.first(stimuli, limit)
     stimuli.attrs = {
         table.DATASET: name,
         table.ID_MEANING: dataset.id_meaning,

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.shipped import shipped_file
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import DATASETS, table
 from lit_extract.datasets.ids import parse_ids
@@ -26,7 +27,8 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
 
     Args:
         path: CSV or Parquet with a column ``caption``, or ``captions`` of which several are separated
-            by ``;`` (in Parquet, they may be lists) and the first counts.
+            by ``;`` (in Parquet, they may be lists) and the first counts. The captions that ship with the package are
+            found by their path in a clone.
         query: A :meth:`pandas.DataFrame.query` that chooses rows.
 
     Returns:
@@ -39,9 +41,9 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
         InputError: A missing or unreadable file, no caption column, empty captions, ids that are
             missing or occur twice, or a query that fails or leaves no row.
     """
-    path = Path(path)
     what = f"data.captions: {str(path)!r}"
-    captions = read_table(path, "data.captions")
+    path = Path(path)
+    captions = read_table(path if path.exists() else shipped_file(str(path)) or path, "data.captions")
     column = caption_column(captions, what)
     every = _all_texts(captions, what)
     text = every.map(lambda texts: texts[0] if texts else "")

@@ -44,6 +44,13 @@ def fingerprint(table: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
+def first(loaded: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Return the first rows, so many."""
+    if not 1 <= limit <= len(loaded):
+        raise InputError(f"data.limit: {limit} must be 1 or more, and {len(loaded)} at most, as many as there are")
+    return loaded.head(limit)
+
+
 def select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
     """Return the rows that a query chooses, in their order; see :mod:`lit_extract.datasets.query`."""
     chosen = loaded[evaluate(query, loaded)]

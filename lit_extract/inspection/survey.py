@@ -45,6 +45,7 @@ class Entry:
     untrained: bool | None = None
     pools: tuple[str, ...] = ()
     prompt: str | None = None
+    tag: str | None = None
     shape: tuple[int, ...] | None = None  # (N, L, D); (N, L) if layers differ in shape
     layer_shapes: Sequence[tuple[int, ...]] | None = None  # of a row in each layer
     dtype: str | None = None
@@ -64,6 +65,7 @@ class Missing:
     prompt: str | None
     models: list[str]
     n_expected: int  # all of this kind in models.yml
+    tag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,14 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
 
 
 def find_missing(entries: Iterable[Entry], expected: Mapping[str, list[str]]) -> list[Missing]:
-    """Return the expected models (names by kind) that are missing, for each folder, kind and prompt with others."""
-    found: dict[tuple[AnyPath, str, str | None], set[str]] = {}
+    """Return the expected models (names by kind) that are missing, by folder, kind, prompt and tag that has others."""
+    found: dict[tuple[AnyPath, str, str | None, str | None], set[str]] = {}
     for entry in entries:
         if entry.model is not None and entry.kind is not None:
-            found.setdefault((entry.path.parent, entry.kind, entry.prompt), set()).add(entry.model)
+            found.setdefault((entry.path.parent, entry.kind, entry.prompt, entry.tag), set()).add(entry.model)
     groups = [
-        Missing(folder, kind, prompt, [name for name in expected[kind] if name not in models], len(expected[kind]))
-        for (folder, kind, prompt), models in found.items()
+        Missing(folder, kind, prompt, [name for name in expected[kind] if name not in models], len(expected[kind]), tag)
+        for (folder, kind, prompt, tag), models in found.items()
     ]
     return [group for group in groups if group.models]
 
@@ -205,5 +207,5 @@ def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[s
         "kind": kind_of(provenance),
         "untrained": provenance["weights"] == "untrained",
         "prompt": provenance.get("prompt_name"),
-        **{key: notes.get(key) for key in ("created", "lit_extract")},
+        **{key: notes.get(key) for key in ("tag", "created", "lit_extract")},
     }

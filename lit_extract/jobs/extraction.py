@@ -49,6 +49,7 @@ def extract(
     finalize: bool | None = None,
     keep_store: bool = False,
     overwrite: bool = False,
+    tag: str | None = None,
 ) -> Extraction:
     """Extract features, or resume an earlier run with the same settings.
 
@@ -62,6 +63,7 @@ def extract(
             store is kept.
         keep_store: Leave the store in place after that.
         overwrite: Start from scratch: delete a store or features files that exist.
+        tag: A name that goes into those of the files, so that variants of one model stand side by side.
 
     Returns:
         The files, and the rows to look at; on ranks other than zero nothing.
@@ -72,7 +74,7 @@ def extract(
     """
     trainer = trainer or predict_trainer(precision="32-true" if model.untrained else None)
     on_gpu = trainer.strategy.root_device.type == "cuda"
-    job = FeaturesJob(model, data, str(trainer.precision), output_dir, finalize, overwrite, on_gpu)
+    job = FeaturesJob(model, data, str(trainer.precision), output_dir, finalize, overwrite, on_gpu, tag)
     with stoppable(), ExitStack() as locks:
         if not is_rank_zero():
             with suppress(NothingLeft):  # which rank zero reports
@@ -98,9 +100,11 @@ def extract(
         return _report(job, was_done)
 
 
-def find_finished(model: Extractor, data: StimulusDataModule, precision: str, output_dir: str) -> Extraction | None:
+def find_finished(
+    model: Extractor, data: StimulusDataModule, precision: str, output_dir: str, tag: str | None = None
+) -> Extraction | None:
     """Return what a job has made, if nothing of it is left to do; nothing is computed, written or removed."""
-    job = FeaturesJob(model, data, precision, output_dir)
+    job = FeaturesJob(model, data, precision, output_dir, tag=tag)
     return _report(job, was_done=True) if job.is_done() and not place_of(job.store_path).remains() else None
 
 

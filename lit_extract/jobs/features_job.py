@@ -39,6 +39,7 @@ class FeaturesJob(Job):
         finalize: bool | None = None,
         overwrite: bool = False,
         on_gpu: bool = False,
+        tag: str | None = None,
     ) -> None:
         if data.connection.preprocessing not in (None, model.preprocessing):
             raise InputError(
@@ -46,9 +47,9 @@ class FeaturesJob(Job):
                 f"{model.preprocessing}; make a data module for each model"
             )
         folder = to_path(output_dir, "output_dir")
-        self.model, self.overwrite = model, overwrite
+        self.model, self.overwrite, self.tag = model, overwrite, tag
         self.finalize = model.makes_files if finalize is None else finalize
-        self.files, self.store_path = output_paths(model, data, folder)
+        self.files, self.store_path = output_paths(model, data, folder, tag)
         recorded = {} if overwrite else recorded_provenance(self.files.values(), self.store_path)
         model.use_commit_of(recorded)  # before the tokenizer is loaded, which is of the same commit
         with stopwatch("stimuli"):
@@ -145,6 +146,7 @@ class FeaturesJob(Job):
         notes = {
             **self.notes(),
             **model.notes,
+            **({} if self.tag is None else {"tag": self.tag}),
             "files": self._file_names,
             "num_params": model.num_params,
             "root": self.root,

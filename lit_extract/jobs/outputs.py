@@ -3,11 +3,13 @@
 All features of one folder have the same stimuli in the same order, as they are compared row by row.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import shorten
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.matching import Ids, first_difference
 from lit_extract.modules.base import Extractor
@@ -31,19 +33,27 @@ def recorded_provenance(files: Iterable[AnyPath], store: AnyPath) -> dict[str, A
     return {}
 
 
-def output_paths(model: Extractor, data: StimulusDataModule, output_dir: AnyPath) -> tuple[dict[str, AnyPath], AnyPath]:
-    """Return the features file of each pooling, and the store that they are made of."""
+def output_paths(
+    model: Extractor, data: StimulusDataModule, output_dir: AnyPath, tag: str | None = None
+) -> tuple[dict[str, AnyPath], AnyPath]:
+    """Return the features file of each pooling, and the store that they are made of.
+
+    A tag in their names keeps variants side by side, such as other layers or sizes of images.
+    """
+    if tag is not None and not re.fullmatch(r"[A-Za-z0-9+-][A-Za-z0-9._+-]*", tag):
+        raise InputError(f"tag: {shorten(repr(tag))} names files: use letters, digits and ._+-")
     untrained = "-untrained" if model.untrained else ""
     folder = output_dir / data.dataset_name / f"{data.subset}{untrained}"
     stem = f"{safe_name(model.model_name)}_pool-"
-    ending = f"{data.file_suffix}{model.file_suffix}{untrained}"
+    tagged = "" if tag is None else f"_tag-{tag}"
+    ending = f"{data.file_suffix}{model.file_suffix}{tagged}{untrained}"
     files: dict[str, AnyPath] = {pool: folder / f"{stem}{pool}{ending}.pt" for pool in model.pools}
     store = f"{stem}{'+'.join(model.pools)}{ending}.zarr"
     if (length := len(f".{store}.lock".encode())) > LONGEST_NAME:
         shown = model.model_name if len(model.model_name) <= 80 else f"{model.model_name[:79]}…"
         raise InputError(
-            f"model.name: {shown!r} makes a file name of {length} bytes, with poolings and prompt; {LONGEST_NAME} at "
-            "most are possible. Give a shorter name, and the place of the weights in --model.checkpoint"
+            f"model.name: {shown!r} makes a file name of {length} bytes, with poolings, prompt and tag; {LONGEST_NAME} "
+            "at most are possible. Give a shorter name, and the place of the weights in --model.checkpoint"
         )
     return files, folder / store
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import torch
-from jsonargparse.typing import restricted_string_type
+from jsonargparse.typing import register_type, restricted_string_type
 from torch import Tensor
 from torch.nn import functional
 
@@ -108,6 +108,8 @@ if TYPE_CHECKING:
     VisionLanguagePooling: TypeAlias = str
 else:  # what --model.pool may be
     GridPooling = restricted_string_type("GridPooling", GRID_NAME, docstring="Means over a grid: grid1 to grid64.")
+    # else --print_config writes a list of poolings as the text of one
+    register_type(GridPooling, lambda pool: str(GridPooling(pool)), fail_already_registered=False)
     VisionPooling = Literal[tuple(VISION_POOLINGS)] | GridPooling
     VisionLanguagePooling = Literal[VISION_LANGUAGE_POOLINGS]
     LanguagePooling = Literal[tuple(LANGUAGE_POOLINGS)]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, StringConstraints, TypeAdapter
 
 from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.shipped import shipped_file
 from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate_json
 
 # Kinds of models, and who extracts their features.
@@ -22,7 +23,6 @@ KINDS = {
     "vision_language": "VisionLanguageExtractor",
 }
 
-_PACKAGE = Path(__file__).parents[1]
 _Name = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_PATH_BYTES)]
 
 
@@ -43,8 +43,8 @@ _ENTRY = TypeAdapter(ModelEntry)
 
 def default_models_file() -> Path:
     """Return ``models.yml`` of the working directory, else the one shipped with the package."""
-    candidates = [Path("models.yml"), _PACKAGE / "models.yml", _PACKAGE.parent / "models.yml"]
-    return next((path for path in candidates if path.is_file()), candidates[-1])
+    own = Path("models.yml")
+    return own if own.is_file() else shipped_file("models.yml") or own
 
 
 def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:

@@ -41,6 +41,7 @@ class _Provenance(TypedDict):
     precision: Literal["bf16-true", "bf16-mixed", "32-true"]
     dataset: ShortText
     query: Annotated[str, StringConstraints(max_length=MAX_LENGTH)] | None
+    limit: NotRequired[Annotated[int, Field(ge=1)]]
 
 
 _OfImage = Literal[*VISION_POOLINGS] | Annotated[str, StringConstraints(pattern=GRID_NAME)]  # type: ignore[valid-type]

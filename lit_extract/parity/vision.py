@@ -39,7 +39,7 @@ class VisionReference(Reference):
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
         """Read the stimulus table, which must have the rows of the file, and images of their sizes."""
         known = self.provenance
-        stimuli = load_dataset(known["dataset"], self.settings.root, known["query"])
+        stimuli = load_dataset(known["dataset"], self.settings.root, known["query"], known.get("limit"))
         check_same("stimuli_sha256", known["stimuli_sha256"], table.fingerprint(stimuli))
         theirs = stimuli["stimulus_id"].tolist()
         if len(ids) != len(theirs):

@@ -77,6 +77,7 @@ def estimate_needs(
     finalize: bool | None,
     keep_store: bool,
     overwrite: bool,
+    tag: str | None = None,
 ) -> Needs:
     """Estimate what one model on one dataset needs; the data module is set up when it has captions to look at."""
     finalize = model.makes_files if finalize is None else finalize
@@ -86,7 +87,7 @@ def estimate_needs(
     store, features = size.store(shard_rows), len(model.pools) * size.file() if finalize else 0
     peak = store + features
     kept = features + (store if keep_store or not finalize else 0)
-    files, store_path = output_paths(model, data, output_dir)
+    files, store_path = output_paths(model, data, output_dir, tag)
     existing = bytes_there([store_path, *files.values()])
     local = place_of(store_path).local  # no requests to a server are made
     is_done = finalize and local is not None and all(place_of(file).exists() for file in files.values())

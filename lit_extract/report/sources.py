@@ -97,13 +97,13 @@ def _open(path: Path) -> list[Features]:
 
 
 def _labels(opened: Sequence[Features]) -> list[str]:
-    """Model, then pooling, prompt and file where models would be taken for each other without."""
-    known = [features.provenance for features in opened]
+    """Model, then pooling, prompt, tag and file where models would be taken for each other without."""
+    known = [{**features.provenance, "tag": features.metadata["notes"].get("tag")} for features in opened]
     labels = []
     for own in known:
         same = [other for other in known if other["model"] == own["model"]]
-        telling = [key for key in ("pool", "prompt_name") if len({other.get(key) for other in same}) > 1]
-        parts = [own["model"], *(own.get(key) for key in telling)]
+        telling = [key for key in ("pool", "prompt_name", "tag") if len({other.get(key) for other in same}) > 1]
+        parts = [own["model"], *(own[key] for key in telling if own.get(key) is not None)]
         labels.append(" ".join(map(shorten, parts)) + (" (untrained)" if own["weights"] == "untrained" else ""))
     counts = Counter(labels)
     return [

@@ -83,6 +83,7 @@ class Notes(TypedDict, total=False):
     lit_extract: ShortText
     created: ShortText
     root: str | None
+    tag: ShortText
     exif_rotations: Count
     repaired_rows: list[Count]
     captions_of_rows: list[dict[str, Any]]  # where rows are of captions that were edited later

@@ -125,8 +125,8 @@ def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = No
         ) from None
     if others := difference(found, provenance, root):
         raise InputError(
-            f"{str(file)!r} was made with other settings: {others}. Pass --overwrite to predict to replace it, or "
-            "choose another --output_dir"
+            f"{str(file)!r} was made with other settings: {others}. To have both, give this run a name with "
+            "--tag NAME; --overwrite replaces it"
         )
     return found.provenance.get(CAPTIONS) == provenance.get(CAPTIONS)
 

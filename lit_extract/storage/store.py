@@ -302,7 +302,7 @@ class Store:
         if difference := differing(self.provenance, provenance, self.notes.get("root"), root):
             raise InputError(
                 f"{str(self.path)!r} was started with other settings: {difference}. Run with the same settings to "
-                "resume, pass --overwrite to start from scratch, or choose another --output_dir"
+                "resume, give this run a name with --tag NAME to have both, or pass --overwrite to start from scratch"
             )
 
     def take_captions(self, provenance: Mapping[str, Any], changed: Sequence[int]) -> None:

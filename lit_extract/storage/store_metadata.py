@@ -93,6 +93,7 @@ class _Notes(TypedDict):
     files: dict[OneName, Annotated[OneName, AfterValidator(_features_name)]]
     num_params: Count
     root: NotRequired[str | None]
+    tag: NotRequired[ShortText]
     created: NotRequired[Text | None]
     lit_extract: NotRequired[Text | None]
 

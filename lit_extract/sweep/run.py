@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from lit_extract.commands.arguments import CONFIG_OPTIONS
+from lit_extract.commands.options import PREDICT_OPTIONS
+from lit_extract.commands.spelling import check_spelling
 from lit_extract.common import exit_codes
 from lit_extract.common.errors import InputError
 from lit_extract.common.imports import heavy_imports
@@ -30,7 +32,7 @@ SECONDS_BETWEEN_LOOKS = 0.25
 _DESCRIPTION = """Run predict for every model of models.yml of the configs' kind (vision or language), one process each.
 Models that are done are skipped, models that were started are resumed, and a failure does not keep the others from
 running. All options except the ones below are predict's, and hold for every model: lit-extract sweep --config
-configs/nsd/vision.yaml --config configs/trainer/a40.yaml --data.root /data/nsd --model.pool '[cls, avg]'. Exit code:
+nsd/vision --config trainer/a40 --data.root /data/nsd --model.pool '[cls, avg]'. Exit code:
 0 all are done; 1 some failed (the summary has the reasons); 2 something to fix before anything runs; 3 all are done,
 but some rows are not finite; 130 or 143 stopped by a signal: the same command resumes."""
 
@@ -38,6 +40,7 @@ but some rows are not finite; 130 or 143 stopped by a signal: the same command r
 def main(args: Sequence[str]) -> int:
     """Run ``lit-extract sweep`` with the given arguments; return the exit code."""
     own, options = _parser().parse_known_args(args)
+    check_spelling([part for config in own.config for part in ("--config", config)] + options, PREDICT_OPTIONS)
     runs = plan_runs(own.config, options, own.models, own.match, own.untrained)
     if own.dry_run:
         print("\n".join(shlex.join(run.command) for run in runs))

@@ -82,7 +82,7 @@ def _model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def kind_of(class_path: str | None) -> str:
     """Return the kind of models of which a class extracts features."""
     if class_path is None:
-        raise InputError("config: none of them has a model; give one such as configs/nsd/vision.yaml")
+        raise InputError("config: none of them has a model; give one such as --config nsd/vision")
     name = class_path.rpartition(".")[2]
     if name in KIND_OF_CLASS:
         return KIND_OF_CLASS[name]

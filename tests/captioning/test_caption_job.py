@@ -39,7 +39,7 @@ def test_a_finished_file_is_answered_at_once(caption, engine):
     caption()
     _, code, printed, _ = caption()
     assert (code, engine.started) == (0, 1)
-    assert printed.startswith("already done: ")
+    assert "already done: " in printed
 
 
 def test_interrupted_and_resumed_asks_nothing_twice(caption, engine, tmp_path):
@@ -268,7 +268,7 @@ def test_a_sidecar_of_an_earlier_version_still_answers(caption, engine, images):
     _another(images / "02.png")
     _, code, printed, _ = caption()
     assert (code, engine.started) == (0, 1)
-    assert printed.startswith("already done: ")
+    assert "already done: " in printed
 
 
 def test_exif_rotations_are_counted(caption, images):

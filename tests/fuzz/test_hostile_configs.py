@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_extract.commands.config import check_files
+from lit_extract.commands.options import PREDICT_OPTIONS
 from lit_extract.commands.plan import PlanCLI
 from lit_extract.commands.predict import PredictCLI
+from lit_extract.commands.spelling import check_spelling
 from lit_extract.common.errors import InputError
 from lit_extract.modules.registry import read_models
 from lit_extract.sweep.runs import plan_runs
@@ -127,6 +129,18 @@ def read(cli, file):
 def test_a_changed_config_is_what_it_says_or_refused(folder, content):
     file = write(folder, content)
     outcome("config of predict", folder, lambda: read(PredictCLI, file), lambda cli: says(cli.config, content))
+
+
+@fuzzed(60)
+@given(MUTATED)
+def test_what_is_refused_for_its_names_is_refused_by_jsonargparse_too(folder, content):
+    file = write(folder, content)
+    found = outcome(
+        "names in a config", folder, lambda: check_spelling(["--config", file], PREDICT_OPTIONS), lambda _: True
+    )
+    if found == REFUSED:
+        with pytest.raises(InputError):
+            read(PredictCLI, file)
 
 
 @fuzzed(40)

@@ -282,13 +282,14 @@ def test_the_models_of_models_yml_fit_into_120_columns(tmp_path, cli):
 
 
 def test_find_missing():
-    def entry(folder, model, kind="vision", prompt=None):
-        return Entry(Path(folder) / "x", "done", 0, 0.0, model=model, kind=kind, prompt=prompt)
+    def entry(folder, model, kind="vision", prompt=None, tag=None):
+        return Entry(Path(folder) / "x", "done", 0, 0.0, model=model, kind=kind, prompt=prompt, tag=tag)
 
     entries = [
         entry("a", "v1"),
         entry("a", "v1"),
         entry("a", "of my own"),
+        entry("a", "v3", tag="518"),
         entry("b", "l2", "language", "coco"),
         entry("b", "l1", "language", "mine"),
         entry("b", "l2", "language", "mine"),
@@ -296,6 +297,7 @@ def test_find_missing():
     ]
     assert find_missing(entries, {"vision": ["v1", "v2", "v3"], "language": ["l1", "l2"]}) == [
         Missing(Path("a"), "vision", None, ["v2", "v3"], 3),
+        Missing(Path("a"), "vision", None, ["v1", "v2"], 3, "518"),
         Missing(Path("b"), "language", "coco", ["l1"], 2),
     ]
 

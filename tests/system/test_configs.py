@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.markdown import blocks_of
 
+from lit_extract.commands.options import PREDICT_OPTIONS
 from lit_extract.commands.predict import PredictCLI
+from lit_extract.commands.spelling import check_spelling, settings_of_job
 from lit_extract.storage.features import load_features
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -98,3 +101,15 @@ def test_demo_runs(cli, tmp_path):
     assert features.stimulus_ids == list(range(24))
     assert features.feats.isfinite().all()
     assert len(features.layer(-1).unique(dim=0)) == 24
+
+
+def test_the_yaml_of_the_readme_has_all_top_level_keys_and_is_right(capsys, tmp_path):
+    (block,) = [block for block in blocks_of(CONFIGS.parent / "README.md") if block.marks == "yaml"]
+    whole = block.code.replace("# output:", "output:")
+    (tmp_path / "whole.yaml").write_text(whole)
+    keys = {*yaml.safe_load(whole)}
+    assert keys == {"model", "data", "trainer", *settings_of_job(), *(name[2:] for name in PREDICT_OPTIONS)}
+    check_spelling(["--config", str(tmp_path / "whole.yaml")], PREDICT_OPTIONS)
+    (tmp_path / "own.yaml").write_text(block.code.replace("gpu", "cpu"))
+    config = parsed(capsys, tmp_path / "own.yaml")
+    assert (config["model"]["init_args"]["pool"], config["tag"], config["output"]) == (["cls", "avg"], "224", None)

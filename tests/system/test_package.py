@@ -53,7 +53,7 @@ def test_the_wheel_has_what_the_package_reads():
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["packages"] == ["lit_extract"]
     for source, target in wheel["force-include"].items():
-        assert (REPOSITORY / source).is_file()
+        assert (REPOSITORY / source).exists()
         assert Path(target).parts[0] == "lit_extract"
     assert "lit_extract/models.yml" in wheel["force-include"].values(), "default_models_file looks for it there"
     for name in project["project"]["license-files"]:
@@ -73,6 +73,7 @@ def test_nothing_that_ships_is_ignored_by_git():
 
 
 def test_the_public_names_are_there_and_no_other():
+    assert dir(lit_extract) == sorted(lit_extract.__all__)
     for name in lit_extract.__all__:
         assert getattr(lit_extract, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

@@ -1,0 +1,118 @@
+"""The help of predict and plan: examples, the settings that people use, then the rest; without heavy imports."""
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lit_extract.commands.config import values_of
+from lit_extract.commands.signatures import Setting, class_signature
+from lit_extract.commands.spelling import PARTS, known_classes, settings_of_job, settings_of_trainer
+
+_INTRODUCTIONS = {
+    "predict": """Extract features of a dataset with a model, or caption its images. A run that was interrupted
+resumes when the same command is given again.""",
+    "plan": """Print what a run will need, before it runs: size of the features, room on the disk, memory of the
+device and of the host; for the model of a config, or for all of its kind in models.yml. No weights are loaded.""",
+}
+_EXAMPLES = {
+    "predict": (
+        "lit-extract predict --config nsd/vision --data.root /data/nsd --model.name vit_base_patch16_224.mae",
+        "lit-extract predict --config nsd/language --data.captions coco.csv --data.prompt_name coco --model.name gpt2",
+        "lit-extract predict --model VisionExtractor --model.name vit_tiny_patch16_224.augreg_in21k \\\n"
+        "      --data ImageFolderDataModule --data.root pictures",
+    ),
+    "plan": (
+        "lit-extract plan --config nsd/vision --data.root /data/nsd --model.name vit_base_patch16_224.mae",
+        "lit-extract plan --config nsd/vision --models --rows 73000",
+        "lit-extract plan --config nsd/language --models --match bloom --rows 73000 --card_memory 24",
+    ),
+}
+# Their help here is the first sentence, of settings of a class that of the first class that has them.
+_USUAL = (
+    "--config --model.name --model.pool --model.layers --data.root --data.limit --data.batch_size --trainer.devices "
+    "--output_dir --tag"
+).split()
+_EXIT_CODES = {
+    "predict": "0 done; 2 something to fix; 3 done, but some rows are not finite or have no caption, or the precision "
+    "has rounded away what differs between stimuli.",
+    "plan": "0 all is planned and fits; 2 something to fix; 3 some models do not fit or can't be planned.",
+}
+_OF_PARSER = {
+    "--config": "YAML with settings: a file, or one that is installed, such as nsd/vision (lit-extract configs lists "
+    "them); may be given several times. Options win over it.",
+    "--print_config": "Print all settings as YAML, and run nothing.",
+    "--help": "Print this help.",
+}
+
+
+def help_asked_for(command: str, args: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the help that a command line asks for; None if it asks for none, or for that of a class of others."""
+    if "--help" in args or "-h" in args:
+        return "\n".join(_help(command, options))
+    for part in PARTS:
+        for name in values_of(args, (f"--{part}.help",)):
+            own = name.removeprefix("lit_extract.")
+            return "\n".join(_help_of_class(part, own)) if own in known_classes(part) else None
+    return None
+
+
+def _help(command: str, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    known = {
+        **_OF_PARSER,
+        **{f"--{name}": _words(setting) for name, setting in settings_of_job().items()},
+        **{option: settings["help"] for option, settings in options.items()},
+        **{f"--trainer.{name}": _words(setting) for name, setting in settings_of_trainer().items()},
+    }
+    for part in PARTS:
+        for name in known_classes(part):
+            settings = class_signature(name).settings.items()
+            known = {**{f"--{part}.{key}": _words(setting) for key, setting in settings}, **known}
+    yield f"usage: lit-extract {command} [--config CONFIG] [--model CLASS] [--data CLASS] [--SETTING VALUE …]\n"
+    yield from _wrapped(_INTRODUCTIONS[command], "")
+    yield "\nexamples:"
+    for example in _EXAMPLES[command]:
+        yield f"  {example}"
+    yield "\nthe settings that people use:"
+    for option in _USUAL:
+        yield from _item(option, re.split(r"(?<=[.]) ", known[option])[0])
+    yield "\nall others:"
+    for option, words in known.items():
+        if option not in _USUAL and option.partition(".")[0] not in ("--model", "--data"):
+            yield from _item(option, words)
+    for part in PARTS:
+        yield f"\n--{part} CLASS, each with settings of its own; --{part}.help CLASS prints them:"
+        for name in known_classes(part):
+            yield from _item(name, class_signature(name).summary)
+    yield ""
+    yield from _wrapped(f"exit code: {_EXIT_CODES[command]}", "")
+
+
+def _help_of_class(part: str, name: str) -> Iterator[str]:
+    signature = class_signature(name)
+    yield f"--{part} {name}"
+    yield from _wrapped(signature.summary, "")
+    yield "\nsettings:"
+    for setting, known in signature.settings.items():
+        yield from _item(f"--{part}.{setting}", _words(known))
+
+
+def _words(setting: Setting) -> str:
+    """Return the help of a setting, with its default unless the help says it."""
+    if setting.default is None:
+        return f"{setting.help} (required)"
+    is_said = setting.default == "None" or re.search(r"\bdefault\b", setting.help, re.IGNORECASE)
+    return setting.help if is_said else f"{setting.help} (default: {setting.default.strip(chr(39))})"
+
+
+def _item(name: str, words: str) -> Iterator[str]:
+    yield f"  {name}"
+    yield from _wrapped(words, " " * 8)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    width = min(shutil.get_terminal_size().columns, 120)
+    return textwrap.wrap(
+        " ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
