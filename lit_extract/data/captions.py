@@ -273,6 +273,11 @@ class CaptionDataModule(StimulusDataModule):
         lengths: list[int] = (longest * np.diff(tokens.rows).max()).tolist()
         return lengths
 
+    @property
+    def longest(self) -> int | None:  # type: ignore[override]
+        """Tokens of the longest caption; None where a row may have several."""
+        return None if self.captions_used == "all" else int(np.diff(self._tokens.starts).max())
+
     def setup(self, stage: str | None = None) -> None:
         """Load and tokenize the captions, once."""
         super().setup(stage)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lit_extract.common.errors import InputError
+from lit_extract.modules.captions import CaptionExtractor
 from lit_extract.modules.hidden_states import find_states
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.hugging_face import HuggingFaceExtractor
 from lit_extract.modules.logits import logits_of
-from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns
+from lit_extract.modules.pooling import LANGUAGE_POOLINGS, TOKENS, LanguagePooling, check_pools
 from lit_extract.modules.pretrained import (
     auto_class_of,
     bos_id,
@@ -32,7 +32,7 @@ from lit_extract.modules.weights import widest_output
 LOGITS_BYTES = 256 * 2**20
 
 
-class LanguageExtractor(HuggingFaceExtractor):
+class LanguageExtractor(CaptionExtractor):
     """Pooled activations of a causal language model's blocks.
 
     The constructor reads the model's configuration only; weights are loaded in :meth:`configure_model`,
@@ -48,7 +48,9 @@ class LanguageExtractor(HuggingFaceExtractor):
         options: Further arguments for from_pretrained of the configuration, the weights and the tokenizer, such as
             {gguf_file: model.gguf}. What neither the configuration nor loading weights knows is the tokenizer's, such
             as {add_bos_token: true}.
-        pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file.
+        pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file; or "tokens" (each
+            token as it is, with as many places a row as the longest caption has tokens), of which the store is the
+            output.
         layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks, of
             which the last is after the final norm), or the indices of some blocks; negative ones count from the end.
         exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models; "first":
@@ -63,7 +65,6 @@ class LanguageExtractor(HuggingFaceExtractor):
 
     kind = "language"
     auto_class = "AutoModelForCausalLM"
-    parts = "tokenizer"
     inputs = ("input_ids", "attention_mask", "n_bytes")
 
     def __init__(
@@ -89,7 +90,9 @@ class LanguageExtractor(HuggingFaceExtractor):
         self.exclude_bos, self.loss = exclude_bos, loss
         self._from.pop("tokenizer", None)
         backend = tokenizer or self.options.pop("tokenizer", "huggingface")
-        self.pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
+        pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
+        if TOKENS in pools and exclude_bos:
+            raise InputError(f"model.exclude_bos: {exclude_bos!r} with model.pool tokens, which keeps all tokens")
         self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
         self.config = self.load_config()
@@ -113,7 +116,7 @@ class LanguageExtractor(HuggingFaceExtractor):
         self.layers = select_layers(
             layers, len(blocks), {**LANGUAGE_LAYERS, "hidden_states": lambda n_blocks: self._forms.names}
         )
-        self.layer_shapes = [self._forms.shapes[layer] for layer in self.layers]
+        self.shape_rows(pools, [self._forms.shapes[layer] for layer in self.layers])
         self._needs_end = loss or NORM in self.layers
         self._hooked = blocks_among(self.layers)
         self.preprocessing = {
@@ -157,16 +160,11 @@ class LanguageExtractor(HuggingFaceExtractor):
         backbone, blocks = find_backbone(self.model)
         pooled_tokens = mask.clone()
         pooled_tokens[:, 0] &= not self.exclude_bos
-        full = full_columns(pooled_tokens)
-        poolings = [LANGUAGE_POOLINGS[name] for name in self.pools]
-
-        def pool(hidden: Tensor) -> Tensor:
-            return torch.stack([pooling(hidden, pooled_tokens, full) for pooling in poolings], dim=1)
-
+        masks = self.masks(dict.fromkeys(self.pools, pooled_tokens))
         output = None
         with capture(
             {layer: blocks[k] for layer, k in self._hooked.items()},
-            lambda states: pool(self._forms.tokens(states)),
+            lambda states: self.pool(self._forms.tokens(states), masks),
             last=None if self._needs_end else max(self._hooked, key=self._hooked.__getitem__),
             entrances={EMBEDDINGS: blocks[0]} if EMBEDDINGS in self.layers else None,
         ) as pooled:
@@ -175,11 +173,8 @@ class LanguageExtractor(HuggingFaceExtractor):
             output = backbone(input_ids=inputs["input_ids"], use_cache=False)
         if NORM in self.layers:
             assert output is not None
-            pooled[NORM] = pool(output.last_hidden_state)
-        outputs = {
-            "feats": torch.cat([pooled[layer] for layer in self.layers], dim=2),
-            "n_tokens": mask.sum(dim=1),
-        }
+            pooled[NORM] = self.pool(output.last_hidden_state, masks)
+        outputs = self.outputs(pooled, inputs)
         if self.loss:
             assert output is not None
             outputs |= self._losses(backbone, output, inputs["input_ids"], mask, inputs["n_bytes"])
@@ -189,7 +184,7 @@ class LanguageExtractor(HuggingFaceExtractor):
         """Estimate them in a block's MLP, which may be gated; and eager attention's scores."""
         is_eager = self.options.get("attn_implementation") == "eager"
         scores = 3 * n_tokens * getattr(self.text_config, "num_attention_heads", 0) if is_eager else 0
-        return n_tokens * (4 * max(map(math.prod, self.layer_shapes)) + 4 * self.block_width + scores)
+        return n_tokens * (4 * self.token_width + 4 * self.block_width + scores)
 
     def input_bytes(self, n_tokens: int) -> int:
         """Return those of its tokens and mask, int64."""

@@ -32,6 +32,11 @@ def _last_of_mask(hidden: Tensor, mask: Tensor, full: tuple[int, int]) -> Tensor
     return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
 
 
+def _tokens_of_mask(hidden: Tensor, mask: Tensor, full: tuple[int, int]) -> Tensor:
+    more = mask.shape[1] - hidden.shape[1]
+    return functional.pad(hidden, (0, 0, 0, more)).masked_fill(~mask[..., None], 0).flatten(1).float()
+
+
 class LayerForm(NamedTuple):
     """The tokens of a layer of a vision model: first those that stand for no place of the image, then the patches."""
 
@@ -93,9 +98,10 @@ def _grid(k: int) -> _OfImage:
     return _OfImage(pool, lambda form: (k * k, form.width))
 
 
-# The mean, or the last, of the tokens of a mask. From tokens (B, T, D), a mask (B, T) bool with at least one of them in
-# each row, and its full_columns(), or (0, 0), to (B, D) float32.
-LANGUAGE_POOLINGS = {"avg": _mean_of_mask, "last": _last_of_mask}
+# The mean, or the last, of the tokens of a mask, or all of them. From tokens (B, T, D), a mask (B, T) bool with one of
+# them at least in each row, and its full_columns(), or (0, 0), to (B, D) float32. Of all tokens the mask has as many
+# columns as are kept, more or fewer than there are: (B, columns · D), 0 where the mask is not set.
+LANGUAGE_POOLINGS = {"avg": _mean_of_mask, "last": _last_of_mask, TOKENS: _tokens_of_mask}
 # Of a text encoder: these, its class token, and what sentence-transformers makes of the caption.
 TEXT_POOLINGS = (*LANGUAGE_POOLINGS, CLS, HEAD)
 # Of a language model that looks at an image: the means of these tokens of its text.

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from lit_extract.common.errors import InputError, name_some
+from lit_extract.modules.captions import CaptionExtractor
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.hugging_face import HuggingFaceExtractor
-from lit_extract.modules.pooling import (
-    CLS,
-    HEAD,
-    LANGUAGE_POOLINGS,
-    TEXT_POOLINGS,
-    TextPooling,
-    check_pools,
-    full_columns,
-)
+from lit_extract.modules.pooling import CLS, HEAD, TEXT_POOLINGS, TOKENS, TextPooling, check_pools
 from lit_extract.modules.pretrained import find_blocks
 from lit_extract.modules.probe import check_padding
 from lit_extract.modules.selection import (
@@ -53,7 +45,7 @@ _EXAMPLES = ("a dog", "two people with a dog ride a red car down the street")
 _NO_LIMIT = 10**6  # tokenizers without a limit have a far larger number
 
 
-class TextEncoderExtractor(HuggingFaceExtractor):
+class TextEncoderExtractor(CaptionExtractor):
     """Pooled activations of a text encoder's blocks: BERT, MPNet, E5, BGE, T5's encoder, CLIP's text model, ….
 
     The constructor reads configurations and the tokenizer only; weights are loaded in :meth:`configure_model`.
@@ -70,7 +62,8 @@ class TextEncoderExtractor(HuggingFaceExtractor):
             the configuration nor loading weights knows is the tokenizer's.
         pool: "avg" (mean of the tokens), "cls" (class token), "last" (last token), or a list of these, each its own
             file; or "head" (what sentence-transformers returns for the caption, or the projected embedding of CLIP and
-            SigLIP), whose one layer is called so too.
+            SigLIP), whose one layer is called so too; or "tokens" (each token as it is, with as many places a row as
+            the longest caption has tokens), of which the store is the output.
         layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks; of
             some models the last is after a final norm), or the indices of some blocks; negative ones count from the
             end.
@@ -85,7 +78,6 @@ class TextEncoderExtractor(HuggingFaceExtractor):
 
     kind = "text_encoder"
     auto_class = "AutoModel"
-    parts = "tokenizer"
     inputs = ("input_ids", "attention_mask")
     extras = {"n_tokens": "int32"}  # noqa: RUF012 (as the other extractors have it, per instance)
 
@@ -128,8 +120,10 @@ class TextEncoderExtractor(HuggingFaceExtractor):
         self.layers = select_layers(layers, len(blocks), known)
         self._load_tokenizer()
         allowed = [pooling for pooling in TEXT_POOLINGS if pooling != CLS or self._has_class_token]
-        self.pools = check_pools(pool, TEXT_POOLINGS, allowed, f"the tokenizer of {name!r} puts no class token first")
-        self.layer_shapes = [(self.n_dim,)] * len(self.layers)
+        pools = check_pools(pool, TEXT_POOLINGS, allowed, f"the tokenizer of {name!r} puts no class token first")
+        if TOKENS in pools and special_tokens == "excluded":
+            raise InputError("model.special_tokens: excluded with model.pool tokens, which keeps all tokens")
+        self.shape_rows(pools, [(self.n_dim,)] * len(self.layers))
         self.head: SentenceHead | None = None
         if HEAD in self.pools:
             self._find_head(layers, skeleton)
@@ -172,26 +166,18 @@ class TextEncoderExtractor(HuggingFaceExtractor):
         """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
         mask = inputs["attention_mask"].bool()
         given = {name: inputs[name] for name in self.inputs if name != "attention_mask" or not self._sees_padding}
-        keep = partial(self._embed, mask=mask) if HEAD in self.pools else partial(self._pool, masks=self._masks(mask))
+        keep = partial(self._embed, mask=mask) if HEAD in self.pools else partial(self.pool, masks=self._masks(mask))
         pooled = self._layers_of(self.model, given, keep)
-        return {"feats": torch.cat([pooled[layer] for layer in self.layers], dim=2), "n_tokens": mask.sum(dim=1)}
+        return self.outputs(pooled, inputs)
 
     def _masks(self, mask: Tensor) -> dict[str, tuple[Tensor, tuple[int, int]]]:
         """Return the tokens that each pooling sees, (B, T) bool, and the columns that all of them have."""
-        masks = {"avg": mask, "last": mask}
+        masks = dict.fromkeys(self.pools, mask)
         if self.special_tokens == "excluded":
             n_before, n_after = self._n_special
             places = torch.arange(mask.shape[1], device=mask.device)
             masks["avg"] = mask & (places >= n_before) & (places < mask.sum(dim=1, keepdim=True) - n_after)
-        return {name: (found, full_columns(found)) for name, found in masks.items()}
-
-    def _pool(self, hidden: Tensor, masks: Mapping[str, tuple[Tensor, tuple[int, int]]]) -> Tensor:
-        """Pool tokens (B, T, D) into (B, P, D) float32."""
-        pooled = [
-            hidden[:, 0].float() if name == CLS else LANGUAGE_POOLINGS[name](hidden, *masks[name])
-            for name in self.pools
-        ]
-        return torch.stack(pooled, dim=1)
+        return self.masks(masks)
 
     def _embed(self, output: Tensor, mask: Tensor) -> Tensor:
         """Return the embeddings (B, 1, D) of last hidden states (B, T, D), or of what is an embedding already."""

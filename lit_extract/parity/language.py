@@ -12,19 +12,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import load_captions
 from lit_extract.datasets.ids import id_key
+from lit_extract.modules.pooling import TOKENS
 from lit_extract.modules.pretrained import auto_class_of, find_backbone
+from lit_extract.parity.certificate import RebuildSettings
 from lit_extract.parity.hugging_face import HuggingFaceReference, before_final_norm
 from lit_extract.parity.reference import check_same, check_sizes
+from lit_extract.storage.features import Features
+from lit_extract.storage.layout import TOKEN_IDS
 
-# By the name of a pooling: tokens (T, D) to (D,).
+# By the name of a pooling: tokens (T, D) to (D,), or all of them.
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda tokens: tokens.float().mean(0),
     "last": lambda tokens: tokens[-1],
+    TOKENS: lambda tokens: tokens.flatten(1),
 }
 
 
@@ -34,6 +40,11 @@ class LanguageReference(HuggingFaceReference):
     parts = "tokenizer"
     way = "transformers output_hidden_states"
     begins_with_a_block: bool | None = None  # its hidden states; not yet known
+
+    def __init__(self, features: Features, settings: RebuildSettings) -> None:
+        super().__init__(features, settings)
+        if TOKEN_IDS in features.extras:
+            self._check_ids(features)
 
     def find_model(self) -> None:
         """Find the model and read its configuration."""
@@ -74,6 +85,9 @@ class LanguageReference(HuggingFaceReference):
         layers = [
             torch.stack(of_layer).float().mean(0) for of_layer in zip(*(layers for layers, _ in found), strict=True)
         ]
+        if self.provenance["pool"] == TOKENS:
+            longest = max(len(caption) for of_row in self.tokens for caption in of_row)
+            layers = [functional.pad(layer, (0, 0, 0, longest - len(layer))) for layer in layers]
         losses = {name: torch.stack([of_one[name].cpu() for _, of_one in found]).nanmean() for name in found[0][1]}
         return layers, losses
 
@@ -92,6 +106,12 @@ class LanguageReference(HuggingFaceReference):
         loss = output.loss if has_loss else torch.tensor(torch.nan)
         total = loss.double() * (ids.shape[1] - 1)
         return layers, {"loss": loss, "bpb": total / math.log(2) / len(text.encode())}
+
+    def _check_ids(self, features: Features) -> None:
+        """See that the file has the token ids of the captions, each in its own row."""
+        pairs = enumerate(zip(features.extras[TOKEN_IDS].tolist(), self.tokens, strict=True))
+        if others := [str(row) for row, (ids, (own,)) in pairs if ids != own + [0] * (len(ids) - len(own))]:
+            raise InputError(f"token_ids: those of row {name_some(others)} are not the tokens of its caption")
 
     def _layers(self, ids: Tensor, states: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the layers (1, T, …) by name.

@@ -28,6 +28,7 @@ from lit_extract.storage.layout import (
     PLAIN_FEATURES_FORMAT,
     ROTATED,
     SIZE,
+    TOKEN_IDS,
     Shape,
     is_plain,
 )
@@ -111,14 +112,18 @@ def tensors_of(there: Rows, pool: str) -> dict[str, Tensors]:
     for name in MEANS:
         if name in store.extras:
             tensors[f"row_{name}"] = Numbers((store.n_stimuli,), [there.extra(name, pool)], torch.float32)
+    if TOKEN_IDS in store.extras:
+        ids = there.extra(TOKEN_IDS, pool)
+        tensors[TOKEN_IDS] = Numbers(ids.shape, [ids], torch.int32)
     return tensors
 
 
-def longest_caption(there: Rows) -> int:
-    """Return the tokens of the longest caption; 0 of images."""
+def tokens_bytes(there: Rows) -> int:
+    """Return the bytes of a row's mask, and of its token ids where they are kept; 0 of images."""
     if N_TOKENS not in there.store.extras:
         return 0
-    return max(int(there.extra(N_TOKENS, pool).max()) for pool in there.store.pools)
+    longest = max(int(there.extra(N_TOKENS, pool).max()) for pool in there.store.pools)
+    return longest * (5 if TOKEN_IDS in there.store.extras else 1)
 
 
 def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:

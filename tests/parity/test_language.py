@@ -57,6 +57,45 @@ def test_captions_tokenized_by_sentencepiece_and_cut(tmp_path, certify):
     assert torch.load(file, weights_only=True)["mask"].sum(dim=1).max() == 128
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layers", ["blocks", "hidden_states"])
+def test_all_tokens_of_captions_are_certified(tmp_path, certify, precision, layers):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, precision, pool="tokens", layers=layers)
+    code, out, certificate = certify(file, *given(folder), parity=8)
+    assert code == 0, out
+    limit = 1e-5 if precision == "32-true" else 3e-2
+    assert all(layer["relative_error"] < limit for layer in certificate["layers"])
+
+
+def swap_ids(content):
+    content["token_ids"] = content["token_ids"][[0, 1, 2, 3, 5, 4, 6, 7]]
+
+
+def next_token(content):
+    content["feats"] = content["feats"].roll(1, dims=2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (swap_ids, "token_ids: those of row 4, 5 are not the tokens of its caption"),
+        (next_token, "layers that differ by more than 32-true explains"),
+        (lambda content: content.pop("token_ids"), "token_ids is no int32 tensor of 2 axes"),
+        (lambda content: content.update(token_ids=content["token_ids"][:, :-1]), "token_ids has 40 tokens, mask 41"),
+        (lambda content: content.update(mask=content["mask"][:, :-1]), "token_ids has 41 tokens, mask 40"),
+        (lambda content: content["metadata"]["provenance"].update(longest_caption=9), "the longest caption 9"),
+    ],
+)
+def test_a_fault_in_a_file_of_all_tokens(tmp_path, certify, fault, said):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, pool="tokens")
+    rewrite(file, fault)
+    code, out, _ = certify(file, *given(folder), parity=8)
+    assert code == 2
+    assert said in out
+
+
 def norm_the_last_block(content, folder):
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
