@@ -15,7 +15,7 @@ from lit_extract.modules.captions import CaptionExtractor
 from lit_extract.modules.hidden_states import find_states
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.logits import logits_of
-from lit_extract.modules.pooling import LANGUAGE_POOLINGS, TOKENS, LanguagePooling, check_pools
+from lit_extract.modules.pooling import LANGUAGE_POOLINGS, TOKENS, Excluded, LanguagePooling, check_exclude, check_pools
 from lit_extract.modules.pretrained import (
     auto_class_of,
     bos_id,
@@ -61,11 +61,14 @@ class LanguageExtractor(CaptionExtractor):
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
         dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
             half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+        exclude: Leave tokens out of avg and last: "bos" (the BOS token), "special" (all that the tokenizer adds, and
+            its special tokens), "sinks" (attention sinks: in each layer the tokens with a norm of more than 10 times
+            the median of their caption), or a list of these.
     """
 
     kind = "language"
     auto_class = "AutoModelForCausalLM"
-    inputs = ("input_ids", "attention_mask", "n_bytes")
+    inputs = ("input_ids", "attention_mask", "pooled", "n_bytes")
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class LanguageExtractor(CaptionExtractor):
         trust_remote_code: bool = False,
         models: str | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        exclude: Excluded | list[Excluded] | None = None,
     ) -> None:
         super().__init__(name, untrained, seed, checkpoint, revision, options, models, trust_remote_code, dtype)
         if exclude_bos not in (True, False, "first"):
@@ -91,6 +95,7 @@ class LanguageExtractor(CaptionExtractor):
         self._from.pop("tokenizer", None)
         backend = tokenizer or self.options.pop("tokenizer", "huggingface")
         pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
+        self.exclude = check_exclude(exclude, pools, f"model.exclude_bos {exclude_bos!r}" if exclude_bos else None)
         if TOKENS in pools and exclude_bos:
             raise InputError(f"model.exclude_bos: {exclude_bos!r} with model.pool tokens, which keeps all tokens")
         self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
@@ -125,6 +130,7 @@ class LanguageExtractor(CaptionExtractor):
             "options": self.other_options,
             "context": getattr(self.text_config, "max_position_embeddings", None),
             "exclude_bos": exclude_bos,
+            "exclude": self.exclude,
             "bos_id": bos_id(self.text_config),
         }
 
@@ -156,11 +162,8 @@ class LanguageExtractor(CaptionExtractor):
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
-        mask = inputs["attention_mask"].bool()
         backbone, blocks = find_backbone(self.model)
-        pooled_tokens = mask.clone()
-        pooled_tokens[:, 0] &= not self.exclude_bos
-        masks = self.masks(dict.fromkeys(self.pools, pooled_tokens))
+        masks = self.masks(inputs)
         output = None
         with capture(
             {layer: blocks[k] for layer, k in self._hooked.items()},
@@ -177,6 +180,7 @@ class LanguageExtractor(CaptionExtractor):
         outputs = self.outputs(pooled, inputs)
         if self.loss:
             assert output is not None
+            mask = inputs["attention_mask"].bool()
             outputs |= self._losses(backbone, output, inputs["input_ids"], mask, inputs["n_bytes"])
         return outputs
 
@@ -187,8 +191,8 @@ class LanguageExtractor(CaptionExtractor):
         return n_tokens * (4 * self.token_width + 4 * self.block_width + scores)
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of its tokens and mask, int64."""
-        return 16 * n_tokens
+        """Return those of its tokens and mask, int64, and of which tokens are pooled."""
+        return 17 * n_tokens
 
     def _losses(
         self, backbone: nn.Module, output: Any, input_ids: Tensor, mask: Tensor, n_bytes: Tensor

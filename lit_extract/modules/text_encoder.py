@@ -13,7 +13,16 @@ from torch import Tensor
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.modules.captions import CaptionExtractor
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.pooling import CLS, HEAD, TEXT_POOLINGS, TOKENS, TextPooling, check_pools
+from lit_extract.modules.pooling import (
+    CLS,
+    HEAD,
+    TEXT_POOLINGS,
+    TOKENS,
+    Excluded,
+    TextPooling,
+    check_exclude,
+    check_pools,
+)
 from lit_extract.modules.pretrained import find_blocks
 from lit_extract.modules.probe import check_padding
 from lit_extract.modules.selection import (
@@ -74,11 +83,14 @@ class TextEncoderExtractor(CaptionExtractor):
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
         dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
             half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+        exclude: Leave tokens out of avg and last: "bos" (the BOS token), "special" (all that the tokenizer adds, and
+            its special tokens), "sinks" (attention sinks: in each layer the tokens with a norm of more than 10 times
+            the median of their caption), or a list of these.
     """
 
     kind = "text_encoder"
     auto_class = "AutoModel"
-    inputs = ("input_ids", "attention_mask")
+    inputs = ("input_ids", "attention_mask", "pooled")
     extras = {"n_tokens": "int32"}  # noqa: RUF012 (as the other extractors have it, per instance)
 
     def __init__(
@@ -95,11 +107,15 @@ class TextEncoderExtractor(CaptionExtractor):
         prefix: str | None = None,
         models: str | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        exclude: Excluded | list[Excluded] | None = None,
     ) -> None:
         super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype=dtype)
         if special_tokens not in SPECIAL_TOKENS:
             raise InputError(f"model.special_tokens: {special_tokens!r} must be {' or '.join(SPECIAL_TOKENS)}")
         self.special_tokens, self._given_prefix = special_tokens, prefix
+        other = "model.special_tokens excluded" if special_tokens == "excluded" else None
+        self.exclude = check_exclude(exclude, pool, other)
+        self.sees_all = (TOKENS, "last") if other else (TOKENS,)
         self.config = self.load_config()
         self._of_tower = text_config(self.config, name)
         self.auto_class = encoder_class(self.config)
@@ -165,19 +181,11 @@ class TextEncoderExtractor(CaptionExtractor):
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
         mask = inputs["attention_mask"].bool()
-        given = {name: inputs[name] for name in self.inputs if name != "attention_mask" or not self._sees_padding}
-        keep = partial(self._embed, mask=mask) if HEAD in self.pools else partial(self.pool, masks=self._masks(mask))
+        given = {"input_ids": inputs["input_ids"]}
+        given |= {} if self._sees_padding else {"attention_mask": inputs["attention_mask"]}
+        keep = partial(self._embed, mask=mask) if HEAD in self.pools else partial(self.pool, masks=self.masks(inputs))
         pooled = self._layers_of(self.model, given, keep)
         return self.outputs(pooled, inputs)
-
-    def _masks(self, mask: Tensor) -> dict[str, tuple[Tensor, tuple[int, int]]]:
-        """Return the tokens that each pooling sees, (B, T) bool, and the columns that all of them have."""
-        masks = dict.fromkeys(self.pools, mask)
-        if self.special_tokens == "excluded":
-            n_before, n_after = self._n_special
-            places = torch.arange(mask.shape[1], device=mask.device)
-            masks["avg"] = mask & (places >= n_before) & (places < mask.sum(dim=1, keepdim=True) - n_after)
-        return self.masks(masks)
 
     def _embed(self, output: Tensor, mask: Tensor) -> Tensor:
         """Return the embeddings (B, 1, D) of last hidden states (B, T, D), or of what is an embedding already."""
@@ -217,8 +225,8 @@ class TextEncoderExtractor(CaptionExtractor):
         return n_tokens * (4 * self.n_dim + 4 * self.block_width + scores)
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of its tokens and mask, int64."""
-        return 16 * n_tokens
+        """Return those of its tokens and mask, int64, and of which tokens are pooled."""
+        return 17 * n_tokens
 
     def _skeleton(self) -> Any:
         return make_skeleton(self.config, self.settings, self.model_name)
@@ -273,7 +281,8 @@ class TextEncoderExtractor(CaptionExtractor):
             "exclude_bos": False,
             "prefix": prefix if self._given_prefix is None else self._given_prefix,
             "tokens_after": self._n_special[1],
-            "left_out": sum(self._n_special) if self.special_tokens == "excluded" else 0,
+            "exclude": self.exclude,
+            "around": self._n_special if self.special_tokens == "excluded" else (0, 0),
             "pad_id": tokenizer.pad_token_id or 0,
             "pad_to": self._positions if self._sees_padding else None,
         }

@@ -23,6 +23,8 @@ from lit_extract.storage.layout import (
     INPUTS,
     MISSING,
     N_BYTES,
+    N_EXCLUDED,
+    N_SINKS,
     N_TOKENS,
     NOT_FINITE,
     PLAIN_FEATURES_FORMAT,
@@ -112,9 +114,10 @@ def tensors_of(there: Rows, pool: str) -> dict[str, Tensors]:
     for name in MEANS:
         if name in store.extras:
             tensors[f"row_{name}"] = Numbers((store.n_stimuli,), [there.extra(name, pool)], torch.float32)
-    if TOKEN_IDS in store.extras:
-        ids = there.extra(TOKEN_IDS, pool)
-        tensors[TOKEN_IDS] = Numbers(ids.shape, [ids], torch.int32)
+    for name in (TOKEN_IDS, N_EXCLUDED, N_SINKS):
+        if name in store.extras:
+            values = there.extra(name, pool)
+            tensors[name] = Numbers(values.shape, [values], torch.int32)
     return tensors
 
 

@@ -22,6 +22,8 @@ from lit_extract.storage.layout import (
     MAX_DIM,
     MAX_LAYERS,
     MAX_TOKENS,
+    N_EXCLUDED,
+    N_SINKS,
     TOKEN_IDS,
     Shape,
     check_format,
@@ -41,6 +43,8 @@ FEATS_DTYPES: Mapping[str, str] = {"<f4": "float32", "<f2": "float16", "|V2": "b
 TENSORS: Mapping[str, tuple[str, int]] = {
     "mask": ("|u1", 2),  # (N, T), of captions
     TOKEN_IDS: ("<i4", 2),  # (N, T), of captions of which all tokens are kept, 0 where mask is 0
+    N_EXCLUDED: ("<i4", 1),  # (N,), of captions of which some tokens are left out of poolings
+    N_SINKS: ("<i4", 2),  # (N, L), likewise
     INPUTS: ("<i8", 2),  # (N, 4), of images
     **{f"row_{name}": ("<f4", 1) for name in MEANS},  # (N,), of captions, when asked for
 }
@@ -67,6 +71,7 @@ class Provenance(TypedDict, total=False):
     prompt_name: _Name | None
     tokens_sha256: ShortText
     exclude_bos: bool | Text
+    exclude: list[ShortText]
     longest_caption: Count
     loss: bool
 
@@ -246,13 +251,17 @@ def _wrong_extras(content: Mapping[str, Any], n: int, of_today: bool) -> list[st
     is_of_captions = of_today and kind_of(provenance) in OF_CAPTIONS
     has_loss = any(f"row_{name}" in content for name in MEANS) or (is_of_captions and provenance.get("loss"))
     has_tokens = TOKEN_IDS in content or (is_of_captions and provenance["pool"] == "tokens")
+    excluded = set(provenance.get("exclude", ())) if is_of_captions else set()
     wanted = {"mask": is_of_captions or has_loss or has_tokens, TOKEN_IDS: has_tokens}
+    wanted |= {N_EXCLUDED: bool(excluded - {"sinks"}), N_SINKS: "sinks" in excluded}
     wanted |= {f"row_{name}": has_loss for name in MEANS}
     problems = [
         _wrong_tensor(name, content.get(name), n) for name in TENSORS if name in content or wanted.get(name, False)
     ]
     problems += [f"{name} is missing" for name in MEANS if has_loss and name not in content]
     found = [problem for problem in problems if problem]
+    if not found and N_SINKS in content and content[N_SINKS].shape[1] != len(content["layers"]):
+        found = [f"{N_SINKS} has {content[N_SINKS].shape[1]} columns for {len(content['layers'])} layers"]
     return found or (_wrong_widths(content) if has_tokens else [])
 
 

@@ -28,6 +28,8 @@ STATUS_NUMBERS = {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_fin
 
 STATUS, STIMULUS_ID = "status", "stimulus_id"
 N_TOKENS = "n_tokens"  # the extra that says how long each caption is
+N_EXCLUDED = "n_excluded"  # how many of them poolings leave out, as BOS or special tokens
+N_SINKS = "n_sinks"  # and how many in each layer as attention sinks
 TOKEN_IDS = "token_ids"  # the extra that says which they are, as many as the longest caption has
 N_BYTES = "n_bytes"  # the extra that says how large each row's input was when it was read
 # What was noted of each row's image when it was read, extras of a store and columns of a features file's "inputs":
@@ -117,7 +119,7 @@ def is_plain(layer_shapes: Sequence[Shape], dtype: str) -> bool:
 
 def extra_shape(name: str, layer_shapes: Sequence[Shape]) -> Shape:
     """Return the shape of a further value of a row: () of most."""
-    return layer_shapes[0][:1] if name == TOKEN_IDS else ()
+    return {TOKEN_IDS: layer_shapes[0][:1], N_SINKS: (len(layer_shapes),)}.get(name, ())
 
 
 def store_format(layer_shapes: Sequence[Shape], dtype: str, extras: Iterable[str]) -> int:

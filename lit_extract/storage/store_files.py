@@ -16,6 +16,8 @@ from lit_extract.common.errors import InputError
 from lit_extract.storage.layout import (
     KEPT_AS,
     MAX_TOKENS,
+    N_EXCLUDED,
+    N_SINKS,
     N_TOKENS,
     NANS,
     NOT_FINITE,
@@ -38,7 +40,11 @@ from lit_extract.storage.shards import (
 )
 
 # Lowest and highest value of rows that are done.
-_ALLOWED = {STATUS: (OK, NOT_FINITE), N_TOKENS: (0, MAX_TOKENS), TOKEN_IDS: (0, 2**31 - 1)}
+_ALLOWED = {
+    STATUS: (OK, NOT_FINITE),
+    **dict.fromkeys((N_TOKENS, N_EXCLUDED, N_SINKS), (0, MAX_TOKENS)),
+    TOKEN_IDS: (0, 2**31 - 1),
+}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from lit_extract.storage.layout import (
     MAX_DIM,
     MAX_LAYERS,
     MISSING,
+    N_SINKS,
     NANS,
     NUMBER_BYTES,
     PLAIN_STORE_FORMAT,
@@ -159,7 +160,7 @@ def rows_metadata(
         shape = extra_shape(name, layer_shapes)
         codecs = [_sharding((rows, *shape), dtype)] if version > 1 else [_bytes(dtype), _CRC32C]
         fill = float(MISSING) if dtype.startswith("float") else MISSING
-        axes = ("stimulus", *["token"] * len(shape))
+        axes = ("stimulus", *["layer" if name == N_SINKS else "token"] * len(shape))
         arrays[name] = _array((n, *shape), dtype, (rows, *shape), fill, codecs, axes)
     codecs = [_bytes(ids), *([_ZSTD] if version == 1 else []), _CRC32C]
     arrays[STIMULUS_ID] = _array((n,), ids, (n,), "" if ids == TEXTS else 0, codecs, ("stimulus",))

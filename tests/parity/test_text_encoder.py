@@ -28,6 +28,7 @@ def test_files_are_certified(tmp_path, certify, family):
     folder, files = files_of(tmp_path, family, pool=["avg", "last"])
     files += files_of(tmp_path, family, layers="hidden_states", special_tokens="excluded")[1]
     files += files_of(tmp_path, family, layers="hidden_states", pool="tokens")[1]
+    files += files_of(tmp_path, family, pool=["avg", "last"], exclude=["special", "sinks"])[1]
     for file in files:
         code, out, certificate = certify(file, *given(folder), parity=7)
         assert code == 0, out
