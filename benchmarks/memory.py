@@ -117,6 +117,7 @@ def forward(name: str, checkpoint: Path | None, precision: str) -> dict[str, flo
     if checkpoint:
         ids = torch.zeros(rows, tokens, dtype=torch.int64)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "n_bytes": ids[:, 0]}
+        inputs["pooled"] = inputs["attention_mask"].bool()
     else:
         inputs = {"image": torch.zeros(rows, *model.preprocessing["input_size"], dtype=torch.uint8)}
     inputs = {key: tensor.to(device()) for key, tensor in inputs.items()}

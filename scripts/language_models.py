@@ -222,6 +222,7 @@ def padded(captions: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         "input_ids": pad_sequence(captions, batch_first=True),
         "attention_mask": mask,
+        "pooled": mask.bool(),
         "n_bytes": 4 * mask.sum(dim=1),
     }
 

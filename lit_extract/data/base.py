@@ -54,6 +54,7 @@ class StimulusDataModule(LightningDataModule):
 
     unit = "stimuli"
     input_columns: Sequence[str] = (N_BYTES,)  # what is noted of each row's input
+    longest: int | None = 0  # tokens of the longest caption, images have none; None: a row may have several captions
     takes_changed = False  # rows whose inputs have changed since are computed again, instead of refused
     file_suffix = ""  # what the data add to the name of a features file
     dataset_name: str

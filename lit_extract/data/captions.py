@@ -24,6 +24,7 @@ from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import check_name
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import TOKENS_ON_CPU, TOKENS_ON_GPU, Plan, default_shard_rows
+from lit_extract.data.pooled import pooled_tokens
 from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets import DATASETS, load_captions, load_dataset, table
 from lit_extract.datasets.ids import id_key
@@ -42,10 +43,11 @@ class Tokens:
     starts: NDArray[np.int64]  # where each caption starts among them, and where the last ends
     rows: NDArray[np.int64]  # where each row starts among the captions, and where the last ends (N + 1,)
     n_bytes: NDArray[np.int64]  # of each caption, in UTF-8
+    pooled: NDArray[np.bool_]  # of each token, whether poolings see it
 
-    def captions_of(self, row: int) -> list[NDArray[np.int32]]:
-        """Return the tokens of each caption of a row."""
-        return [self.ids[self.starts[k] : self.starts[k + 1]] for k in range(self.rows[row], self.rows[row + 1])]
+    def spans_of(self, row: int) -> list[slice]:
+        """Return where the tokens of each caption of a row are."""
+        return [slice(*self.starts[k : k + 2]) for k in range(self.rows[row], self.rows[row + 1])]
 
 
 class TokenBatches(Dataset[Batch]):
@@ -71,25 +73,30 @@ class TokenBatches(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         """Return a batch of B rows with C captions.
 
-        It has ``index`` and ``bad`` (B,), ``inputs`` (B, 4), and of the captions ``input_ids`` and ``attention_mask``
-        (C, T), ``n_bytes`` (C,) and, if a row has several, ``row_of`` (C,): the place in the batch of the row of each.
+        It has ``index`` and ``bad`` (B,), ``inputs`` (B, 4), and of the captions ``input_ids``, ``attention_mask`` and,
+        as poolings do not see all tokens, ``pooled`` (C, T), ``n_bytes`` (C,) and, if a row has several, ``row_of``
+        (C,): the place in the batch of the row of each.
         """
         rows, tokens = list(self.batches[item]), self.tokens
-        by_row = [tokens.captions_of(row) for row in rows]
+        by_row = [tokens.spans_of(row) for row in rows]
         captions = list(chain.from_iterable(by_row))
+        lengths = [caption.stop - caption.start for caption in captions]
         # Padding is on the right. Language models never attend to it, so any token of the vocabulary does.
-        n_tokens = self.pad_to or max(map(len, captions))
+        n_tokens = self.pad_to or max(lengths)
         input_ids = torch.full((len(captions), n_tokens), self.pad_id, dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
-        for place, caption in enumerate(captions):
-            input_ids[place, : len(caption)] = torch.from_numpy(caption)
-            mask[place, : len(caption)] = 1
+        pooled = torch.zeros(mask.shape, dtype=torch.bool)
+        for place, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
+            input_ids[place, :length] = torch.from_numpy(tokens.ids[caption])
+            mask[place, :length] = 1
+            pooled[place, :length] = torch.from_numpy(tokens.pooled[caption])
         n_bytes = np.concatenate([tokens.n_bytes[tokens.rows[row] : tokens.rows[row + 1]] for row in rows])
         of_rows = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(of_row) for of_row in by_row]))
         return {
             "index": torch.tensor(rows),
             "input_ids": input_ids,
             "attention_mask": mask,
+            "pooled": pooled,
             "n_bytes": torch.from_numpy(n_bytes),
             **({ROW_OF: of_rows} if len(tokens.rows) < len(tokens.starts) else {}),
             INPUTS: torch.from_numpy(self.inputs[rows]),
@@ -233,7 +240,7 @@ class CaptionDataModule(StimulusDataModule):
         ids = [stimulus for stimulus, of_row in zip(stimuli, self._texts, strict=True) for _ in of_row]
         settings = self.preprocessing
         tokenizer = load_tokenizer(settings["tokenizer"], settings["source"], settings["options"])
-        prefix = settings.get("prefix", "")
+        prefix, n_after = settings.get("prefix", ""), settings.get("tokens_after", 0)
         captions = tokenizer.encode([prefix + text for text in texts])
         for text, caption in zip(texts[: self.show_tokens], captions, strict=False):
             pieces = zip(caption, tokenizer.token_texts(caption), strict=True)
@@ -241,27 +248,26 @@ class CaptionDataModule(StimulusDataModule):
             logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
         if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
             raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
-        captions = self._fit(captions, settings["context"], settings.get("tokens_after", 0), ids)
-        _check_bos(captions, tokenizer.bos_id, settings, ids)
-        left_out = settings.get("left_out", 0)
-        if alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) <= left_out]:
-            raise InputError(
-                "model.special_tokens: excluded leaves nothing to average of captions of special tokens alone: "
-                f"{name_some(alone)}; leave them out with data.query"
-            )
+        length = self._check_lengths(captions, ids)
+        are_special = None
+        if "special" in settings.get("exclude", ()):
+            are_special = [_cut(marks, length, n_after) for marks in tokenizer.are_special([prefix + x for x in texts])]
+        captions = [_cut(caption, length, n_after) for caption in captions]
         starts = np.cumsum([0, *map(len, captions)], dtype=np.int64)
         return Tokens(
             np.fromiter(chain.from_iterable(captions), np.int32, int(starts[-1])),
             starts,
             np.cumsum([0, *map(len, self._texts)], dtype=np.int64),
             np.array([len(text.encode()) for text in texts], dtype=np.int64),
+            pooled_tokens(captions, are_special, tokenizer.bos_id, settings, ids),
         )
 
     @cached_property
     def contents(self) -> NDArray[np.int64]:
         """A hash of the tokens of each caption (N,); 0 stands for one that is not known."""
         tokens = self._tokens
-        parts = (b"\xff\xff\xff\xff".join(map(bytes, tokens.captions_of(row))) for row in range(len(self._texts)))
+        by_row = ([bytes(tokens.ids[span]) for span in tokens.spans_of(row)] for row in range(len(self._texts)))
+        parts = map(b"\xff\xff\xff\xff".join, by_row)
         digests = b"".join(hashlib.blake2b(part, digest_size=8).digest() for part in parts)
         return np.frombuffer(digests, "<i8") | 1
 
@@ -286,6 +292,11 @@ class CaptionDataModule(StimulusDataModule):
     def tokens_a_row(self) -> int:
         """Tokens of a row, on average."""
         return math.ceil(np.mean(self.lengths))
+
+    @property
+    def longest(self) -> int | None:  # type: ignore[override]
+        """Tokens of the longest caption; None where a row may have several."""
+        return None if self.captions_used == "all" else int(np.diff(self._tokens.starts).max())
 
     def setup(self, stage: str | None = None) -> None:
         """Load and tokenize the captions, once."""
@@ -334,11 +345,12 @@ class CaptionDataModule(StimulusDataModule):
         settings = self.preprocessing
         return TokenBatches(self._tokens, inputs, batches, settings.get("pad_id", 0), settings.get("pad_to"))
 
-    def _fit(self, captions: list[list[int]], context: int | None, n_after: int, ids: list[Any]) -> list[list[int]]:
-        """Cut captions to the context, if that is wanted; the last ``n_after`` tokens are special, and stay."""
+    def _check_lengths(self, captions: list[list[int]], ids: list[Any]) -> int | None:
+        """Return the tokens to which captions are cut, if some are longer than the context and that is wanted."""
+        context: int | None = self.preprocessing["context"]
         too_long = [row for row, caption in enumerate(captions) if context is not None and len(caption) > context]
-        if context is None or not too_long:
-            return captions
+        if not too_long:
+            return None
         named = name_some([f"{ids[row]} ({len(captions[row])} tokens)" for row in too_long])
         if not self.truncate:
             raise InputError(
@@ -346,29 +358,11 @@ class CaptionDataModule(StimulusDataModule):
                 "leave them out with data.query, or pass --data.truncate true"
             )
         logger.info(f"truncated to {context} tokens: {named}")
-        return [
-            [*caption[: context - n_after], *caption[len(caption) - n_after :]] if len(caption) > context else caption
-            for caption in captions
-        ]
+        return context
 
 
-def _check_bos(captions: list[list[int]], bos_id: int | None, settings: dict[str, Any], ids: list[Any]) -> None:
-    """Refuse to leave the first token out where it is another than the one that was meant, or the only one."""
-    firsts, exclude_bos = {caption[0] for caption in captions}, settings["exclude_bos"]
-    if exclude_bos is True and firsts != {bos_id}:
-        raise InputError(
-            "model.exclude_bos is true, but the model's tokenizer does not start captions with a BOS token; "
-            "to leave out the first token whatever it is, pass --model.exclude_bos first"
-        )
-    if exclude_bos and (alone := [str(ids[row]) for row, caption in enumerate(captions) if len(caption) < 2]):
-        raise InputError(
-            f"model.exclude_bos: {exclude_bos!r} leaves nothing to average of captions of one token: "
-            f"{name_some(alone)}; leave them out with data.query"
-        )
-    # Many configurations name a token that is never used: one that also ends texts (GPT-2's), or one that the tokenizer
-    # does not know as its BOS (Qwen's). These are no reason to warn.
-    if bos_id is not None and settings.get("bos_id") == bos_id and bos_id not in firsts:
-        logger.warning(
-            f"the model's configuration names a BOS token ({bos_id}), but its tokenizer does not put it "
-            "before captions; if the model was trained with it, pass --model.options '{add_bos_token: true}'"
-        )
+def _cut(caption: list[Any], length: int | None, n_after: int) -> list[Any]:
+    """Return what is of each token without those beyond a length; the last ``n_after`` are special, and stay."""
+    if length is None or len(caption) <= length:
+        return caption
+    return [*caption[: length - n_after], *caption[len(caption) - n_after :]]

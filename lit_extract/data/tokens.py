@@ -35,6 +35,16 @@ class HuggingFaceTokenizer:
         # The length limit is ours to enforce, with the captions' ids; not a line in a log.
         return list(self.tokenizer(texts, verbose=False, return_attention_mask=False)["input_ids"])
 
+    def are_special(self, texts: list[str]) -> list[list[bool]]:
+        """Return of each token of each text whether it was added to the text or is a special token, but not unknown."""
+        own = self.tokenizer
+        named = {own.bos_token_id, own.eos_token_id, own.cls_token_id, own.sep_token_id}
+        listed = {token for token, added in own.added_tokens_decoder.items() if added.special}
+        special = listed.union(own.all_special_ids) - {own.unk_token_id} | named
+        made = own(texts, verbose=False, return_attention_mask=False, return_special_tokens_mask=True)
+        pairs = zip(made["input_ids"], made["special_tokens_mask"], strict=True)
+        return [[bool(mark) or token in special for token, mark in zip(*pair, strict=True)] for pair in pairs]
+
     def token_texts(self, ids: list[int]) -> list[str]:
         """Return each token as the tokenizer writes it, to be looked at."""
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
@@ -63,6 +73,10 @@ class SentencePieceTokenizer:
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text, with BOS; several threads share the texts."""
         return list(self.processor.encode(texts, add_bos=True, num_threads=-1))
+
+    def are_special(self, texts: list[str]) -> list[list[bool]]:
+        """Return of each token of each text whether it is BOS, or another that stands for no text."""
+        return [[self.processor.is_control(token) for token in ids] for ids in self.encode(texts)]
 
     def token_texts(self, ids: list[int]) -> list[str]:
         """Return each token as sentencepiece writes it."""

@@ -15,7 +15,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage import rounding
 from lit_extract.storage.features import Features
-from lit_extract.storage.layout import FLOAT32, shapes_in_words
+from lit_extract.storage.layout import FLOAT32, N_SINKS, shapes_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +38,10 @@ def describe(features: Features, path: str) -> list[str]:
     known.pop(rounding.NOTE, None)  # by layer and pooling; in words below
     known |= {key: metadata[key] for key in ("bad_input_rows", "not_finite_rows") if metadata[key]}
     lines += [f"{shorten(key)}: {shorten(str(value), _LONGEST)}" for key, value in known.items()]
+    if N_SINKS in features.extras:
+        means = features.extras[N_SINKS].float().mean(dim=0).tolist()
+        by_layer = ", ".join(f"{layer} {mean:.2f}" for layer, mean in zip(layers, means, strict=True))
+        lines.append(f"attention sinks left out, mean of all captions: {shorten(by_layer, _LONGEST)}")
     lines.append(rounding.describe(metadata, layers, pool))
     if warning := rounding.warning(metadata, layers, pool):
         lines.append(f"warning: {warning}")

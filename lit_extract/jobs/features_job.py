@@ -2,6 +2,7 @@
 
 import logging
 import platform
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -64,6 +65,8 @@ class FeaturesJob(Job):
                 )
             )
             data.setup("predict")
+            model.take_longest(data.longest)
+            data.connect(replace(data.connection, row_bytes=model.row_bytes))
         known = {"precision": precision, "torch": str(torch.__version__)}
         with stopwatch("weights"):  # a checkpoint is hashed
             super().__init__(data, {**model.provenance(), **data.provenance(), **known})

@@ -109,6 +109,9 @@ class Extractor(Predictor):
         """Return the bytes of a row of one pooling when it is written."""
         return self.n_numbers * NUMBER_BYTES[self.dtype_written]
 
+    def take_longest(self, n_tokens: int | None) -> None:
+        """Take how many tokens the longest caption of the dataset has, 0 of images, None of several captions a row."""
+
     @abstractmethod
     def numbers_a_row(self, n_tokens: int) -> int:
         """Estimate how many numbers of a row a forward pass holds at once; images have tokens of their own."""

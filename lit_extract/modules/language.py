@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lit_extract.common.errors import InputError
+from lit_extract.modules.captions import CaptionExtractor
 from lit_extract.modules.hidden_states import find_states
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.hugging_face import HuggingFaceExtractor
 from lit_extract.modules.logits import logits_of
-from lit_extract.modules.pooling import LANGUAGE_POOLINGS, LanguagePooling, check_pools, full_columns
+from lit_extract.modules.pooling import LANGUAGE_POOLINGS, TOKENS, Excluded, LanguagePooling, check_exclude, check_pools
 from lit_extract.modules.pretrained import (
     auto_class_of,
     bos_id,
@@ -33,7 +33,7 @@ from lit_extract.modules.weights import widest_output
 LOGITS_BYTES = 256 * 2**20
 
 
-class LanguageExtractor(HuggingFaceExtractor):
+class LanguageExtractor(CaptionExtractor):
     """Pooled activations of a causal language model's blocks.
 
     The constructor reads the model's configuration only; weights are loaded in :meth:`configure_model`,
@@ -49,7 +49,9 @@ class LanguageExtractor(HuggingFaceExtractor):
         options: Further arguments for from_pretrained of the configuration, the weights and the tokenizer, such as
             {gguf_file: model.gguf}. What neither the configuration nor loading weights knows is the tokenizer's, such
             as {add_bos_token: true}.
-        pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file.
+        pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file; or "tokens" (each
+            token as it is, with as many places a row as the longest caption has tokens), of which the store is the
+            output.
         layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks, of
             which the last is after the final norm), or the indices of some blocks; negative ones count from the end.
         exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models; "first":
@@ -62,12 +64,14 @@ class LanguageExtractor(HuggingFaceExtractor):
             blocks fit the memory, and the rest of the model. Same numbers. Default: when all weights do not fit.
         dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
             half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+        exclude: Leave tokens out of avg and last: "bos" (the BOS token), "special" (all that the tokenizer adds, and
+            its special tokens), "sinks" (attention sinks: in each layer the tokens with a norm of more than 10 times
+            the median of their caption), or a list of these.
     """
 
     kind = "language"
     auto_class = "AutoModelForCausalLM"
-    parts = "tokenizer"
-    inputs = ("input_ids", "attention_mask", "n_bytes")
+    inputs = ("input_ids", "attention_mask", "pooled", "n_bytes")
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class LanguageExtractor(HuggingFaceExtractor):
         trust_remote_code: bool = False,
         models: str | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        exclude: Excluded | list[Excluded] | None = None,
         stream: bool | None = None,
     ) -> None:
         super().__init__(name, untrained, seed, checkpoint, revision, options, models, trust_remote_code, dtype)
@@ -93,7 +98,10 @@ class LanguageExtractor(HuggingFaceExtractor):
         self.exclude_bos, self.loss, self.stream = exclude_bos, loss, stream
         self._from.pop("tokenizer", None)
         backend = tokenizer or self.options.pop("tokenizer", "huggingface")
-        self.pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
+        pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
+        self.exclude = check_exclude(exclude, pools, f"model.exclude_bos {exclude_bos!r}" if exclude_bos else None)
+        if TOKENS in pools and exclude_bos:
+            raise InputError(f"model.exclude_bos: {exclude_bos!r} with model.pool tokens, which keeps all tokens")
         self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
         self.config = self.load_config()
@@ -117,7 +125,7 @@ class LanguageExtractor(HuggingFaceExtractor):
         self.layers = select_layers(
             layers, len(blocks), {**LANGUAGE_LAYERS, "hidden_states": lambda n_blocks: self._forms.names}
         )
-        self.layer_shapes = [self._forms.shapes[layer] for layer in self.layers]
+        self.shape_rows(pools, [self._forms.shapes[layer] for layer in self.layers])
         self._needs_end = loss or NORM in self.layers
         self._hooked = blocks_among(self.layers)
         self.note_blocks(blocks)
@@ -127,6 +135,7 @@ class LanguageExtractor(HuggingFaceExtractor):
             "options": self.other_options,
             "context": getattr(self.text_config, "max_position_embeddings", None),
             "exclude_bos": exclude_bos,
+            "exclude": self.exclude,
             "bos_id": bos_id(self.text_config),
         }
 
@@ -163,20 +172,12 @@ class LanguageExtractor(HuggingFaceExtractor):
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
-        mask = inputs["attention_mask"].bool()
         backbone, blocks = find_backbone(self.model)
-        pooled_tokens = mask.clone()
-        pooled_tokens[:, 0] &= not self.exclude_bos
-        full = full_columns(pooled_tokens)
-        poolings = [LANGUAGE_POOLINGS[name] for name in self.pools]
-
-        def pool(hidden: Tensor) -> Tensor:
-            return torch.stack([pooling(hidden, pooled_tokens, full) for pooling in poolings], dim=1)
-
+        masks = self.masks(inputs)
         output = None
         with capture(
             {layer: blocks[k] for layer, k in self._hooked.items()},
-            lambda states: pool(self._forms.tokens(states)),
+            lambda states: self.pool(self._forms.tokens(states), masks),
             last=None if self._needs_end else max(self._hooked, key=self._hooked.__getitem__),
             entrances={EMBEDDINGS: blocks[0]} if EMBEDDINGS in self.layers else None,
         ) as pooled:
@@ -185,13 +186,11 @@ class LanguageExtractor(HuggingFaceExtractor):
             output = backbone(input_ids=inputs["input_ids"], use_cache=False)
         if NORM in self.layers:
             assert output is not None
-            pooled[NORM] = pool(output.last_hidden_state)
-        outputs = {
-            "feats": torch.cat([pooled[layer] for layer in self.layers], dim=2),
-            "n_tokens": mask.sum(dim=1),
-        }
+            pooled[NORM] = self.pool(output.last_hidden_state, masks)
+        outputs = self.outputs(pooled, inputs)
         if self.loss:
             assert output is not None
+            mask = inputs["attention_mask"].bool()
             outputs |= self._losses(backbone, output, inputs["input_ids"], mask, inputs["n_bytes"])
         return outputs
 
@@ -199,15 +198,15 @@ class LanguageExtractor(HuggingFaceExtractor):
         """Estimate them in a block's MLP, which may be gated; and eager attention's scores."""
         is_eager = self.options.get("attn_implementation") == "eager"
         scores = 3 * n_tokens * getattr(self.text_config, "num_attention_heads", 0) if is_eager else 0
-        return n_tokens * (4 * max(map(math.prod, self.layer_shapes)) + 4 * self.block_width + scores)
+        return n_tokens * (4 * self.token_width + 4 * self.block_width + scores)
 
     def numbers_between_blocks(self, n_tokens: int) -> int:
         """Estimate them: its hidden state, and what the model hands to each block, such as rotary tables."""
-        return 3 * n_tokens * max(map(math.prod, self.layer_shapes))
+        return 3 * n_tokens * self.token_width
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of its tokens and mask, int64."""
-        return 16 * n_tokens
+        """Return those of its tokens and mask, int64, and of which tokens are pooled."""
+        return 17 * n_tokens
 
     def _losses(
         self, backbone: nn.Module, output: Any, input_ids: Tensor, mask: Tensor, n_bytes: Tensor

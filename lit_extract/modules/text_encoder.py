@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from lit_extract.common.errors import InputError, name_some
+from lit_extract.modules.captions import CaptionExtractor
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.hugging_face import HuggingFaceExtractor
 from lit_extract.modules.pooling import (
     CLS,
     HEAD,
-    LANGUAGE_POOLINGS,
     TEXT_POOLINGS,
+    TOKENS,
+    Excluded,
     TextPooling,
+    check_exclude,
     check_pools,
-    full_columns,
 )
 from lit_extract.modules.pretrained import find_blocks
 from lit_extract.modules.probe import check_padding
@@ -53,7 +54,7 @@ _EXAMPLES = ("a dog", "two people with a dog ride a red car down the street")
 _NO_LIMIT = 10**6  # tokenizers without a limit have a far larger number
 
 
-class TextEncoderExtractor(HuggingFaceExtractor):
+class TextEncoderExtractor(CaptionExtractor):
     """Pooled activations of a text encoder's blocks: BERT, MPNet, E5, BGE, T5's encoder, CLIP's text model, ….
 
     The constructor reads configurations and the tokenizer only; weights are loaded in :meth:`configure_model`.
@@ -70,7 +71,8 @@ class TextEncoderExtractor(HuggingFaceExtractor):
             the configuration nor loading weights knows is the tokenizer's.
         pool: "avg" (mean of the tokens), "cls" (class token), "last" (last token), or a list of these, each its own
             file; or "head" (what sentence-transformers returns for the caption, or the projected embedding of CLIP and
-            SigLIP), whose one layer is called so too.
+            SigLIP), whose one layer is called so too; or "tokens" (each token as it is, with as many places a row as
+            the longest caption has tokens), of which the store is the output.
         layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks; of
             some models the last is after a final norm), or the indices of some blocks; negative ones count from the
             end.
@@ -81,12 +83,14 @@ class TextEncoderExtractor(HuggingFaceExtractor):
         models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
         dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
             half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+        exclude: Leave tokens out of avg and last: "bos" (the BOS token), "special" (all that the tokenizer adds, and
+            its special tokens), "sinks" (attention sinks: in each layer the tokens with a norm of more than 10 times
+            the median of their caption), or a list of these.
     """
 
     kind = "text_encoder"
     auto_class = "AutoModel"
-    parts = "tokenizer"
-    inputs = ("input_ids", "attention_mask")
+    inputs = ("input_ids", "attention_mask", "pooled")
     extras = {"n_tokens": "int32"}  # noqa: RUF012 (as the other extractors have it, per instance)
 
     def __init__(
@@ -103,11 +107,15 @@ class TextEncoderExtractor(HuggingFaceExtractor):
         prefix: str | None = None,
         models: str | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        exclude: Excluded | list[Excluded] | None = None,
     ) -> None:
         super().__init__(name, untrained, seed, checkpoint, revision, options, models, dtype=dtype)
         if special_tokens not in SPECIAL_TOKENS:
             raise InputError(f"model.special_tokens: {special_tokens!r} must be {' or '.join(SPECIAL_TOKENS)}")
         self.special_tokens, self._given_prefix = special_tokens, prefix
+        other = "model.special_tokens excluded" if special_tokens == "excluded" else None
+        self.exclude = check_exclude(exclude, pool, other)
+        self.sees_all = (TOKENS, "last") if other else (TOKENS,)
         self.config = self.load_config()
         self._of_tower = text_config(self.config, name)
         self.auto_class = encoder_class(self.config)
@@ -128,8 +136,10 @@ class TextEncoderExtractor(HuggingFaceExtractor):
         self.layers = select_layers(layers, len(blocks), known)
         self._load_tokenizer()
         allowed = [pooling for pooling in TEXT_POOLINGS if pooling != CLS or self._has_class_token]
-        self.pools = check_pools(pool, TEXT_POOLINGS, allowed, f"the tokenizer of {name!r} puts no class token first")
-        self.layer_shapes = [(self.n_dim,)] * len(self.layers)
+        pools = check_pools(pool, TEXT_POOLINGS, allowed, f"the tokenizer of {name!r} puts no class token first")
+        if TOKENS in pools and special_tokens == "excluded":
+            raise InputError("model.special_tokens: excluded with model.pool tokens, which keeps all tokens")
+        self.shape_rows(pools, [(self.n_dim,)] * len(self.layers))
         self.head: SentenceHead | None = None
         if HEAD in self.pools:
             self._find_head(layers, skeleton)
@@ -171,27 +181,11 @@ class TextEncoderExtractor(HuggingFaceExtractor):
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn tokens (B, T), padded on the right, into pooled activations (B, P, L·D) float32 and extras (B,)."""
         mask = inputs["attention_mask"].bool()
-        given = {name: inputs[name] for name in self.inputs if name != "attention_mask" or not self._sees_padding}
-        keep = partial(self._embed, mask=mask) if HEAD in self.pools else partial(self._pool, masks=self._masks(mask))
+        given = {"input_ids": inputs["input_ids"]}
+        given |= {} if self._sees_padding else {"attention_mask": inputs["attention_mask"]}
+        keep = partial(self._embed, mask=mask) if HEAD in self.pools else partial(self.pool, masks=self.masks(inputs))
         pooled = self._layers_of(self.model, given, keep)
-        return {"feats": torch.cat([pooled[layer] for layer in self.layers], dim=2), "n_tokens": mask.sum(dim=1)}
-
-    def _masks(self, mask: Tensor) -> dict[str, tuple[Tensor, tuple[int, int]]]:
-        """Return the tokens that each pooling sees, (B, T) bool, and the columns that all of them have."""
-        masks = {"avg": mask, "last": mask}
-        if self.special_tokens == "excluded":
-            n_before, n_after = self._n_special
-            places = torch.arange(mask.shape[1], device=mask.device)
-            masks["avg"] = mask & (places >= n_before) & (places < mask.sum(dim=1, keepdim=True) - n_after)
-        return {name: (found, full_columns(found)) for name, found in masks.items()}
-
-    def _pool(self, hidden: Tensor, masks: Mapping[str, tuple[Tensor, tuple[int, int]]]) -> Tensor:
-        """Pool tokens (B, T, D) into (B, P, D) float32."""
-        pooled = [
-            hidden[:, 0].float() if name == CLS else LANGUAGE_POOLINGS[name](hidden, *masks[name])
-            for name in self.pools
-        ]
-        return torch.stack(pooled, dim=1)
+        return self.outputs(pooled, inputs)
 
     def _embed(self, output: Tensor, mask: Tensor) -> Tensor:
         """Return the embeddings (B, 1, D) of last hidden states (B, T, D), or of what is an embedding already."""
@@ -231,8 +225,8 @@ class TextEncoderExtractor(HuggingFaceExtractor):
         return n_tokens * (4 * self.n_dim + 4 * self.block_width + scores)
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of its tokens and mask, int64."""
-        return 16 * n_tokens
+        """Return those of its tokens and mask, int64, and of which tokens are pooled."""
+        return 17 * n_tokens
 
     def _skeleton(self) -> Any:
         return make_skeleton(self.config, self.settings, self.model_name)
@@ -287,7 +281,8 @@ class TextEncoderExtractor(HuggingFaceExtractor):
             "exclude_bos": False,
             "prefix": prefix if self._given_prefix is None else self._given_prefix,
             "tokens_after": self._n_special[1],
-            "left_out": sum(self._n_special) if self.special_tokens == "excluded" else 0,
+            "exclude": self.exclude,
+            "around": self._n_special if self.special_tokens == "excluded" else (0, 0),
             "pad_id": tokenizer.pad_token_id or 0,
             "pad_to": self._positions if self._sees_padding else None,
         }

@@ -5,26 +5,32 @@ L layers, T tokens, D hidden size.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import load_captions
 from lit_extract.datasets.ids import id_key
+from lit_extract.modules.pooling import TOKENS
 from lit_extract.modules.pretrained import auto_class_of, find_backbone
+from lit_extract.parity.certificate import RebuildSettings
 from lit_extract.parity.hugging_face import HuggingFaceReference, before_final_norm
 from lit_extract.parity.reference import check_same, check_sizes
+from lit_extract.storage.features import Features
+from lit_extract.storage.layout import N_SINKS, TOKEN_IDS
 
-# By the name of a pooling: tokens (T, D) to (D,).
+# By the name of a pooling: tokens (T, D) to (D,), or all of them.
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda tokens: tokens.float().mean(0),
     "last": lambda tokens: tokens[-1],
+    TOKENS: lambda tokens: tokens.flatten(1),
 }
 
 
@@ -34,6 +40,14 @@ class LanguageReference(HuggingFaceReference):
     parts = "tokenizer"
     way = "transformers output_hidden_states"
     begins_with_a_block: bool | None = None  # its hidden states; not yet known
+
+    def __init__(self, features: Features, settings: RebuildSettings) -> None:
+        super().__init__(features, settings)
+        self.exclude = self.provenance.get("exclude", [])
+        # Of several captions a row it is their sum, which says nothing of each.
+        self._n_sinks = None if self.provenance.get("captions_used") else features.extras.get(N_SINKS)
+        if TOKEN_IDS in features.extras:
+            self._check_ids(features)
 
     def find_model(self) -> None:
         """Find the model and read its configuration."""
@@ -63,17 +77,25 @@ class LanguageReference(HuggingFaceReference):
 
     def tokenize(self) -> list[list[list[int]]]:
         """Return the tokens of the captions of each row, cut as they were."""
-        tokenize = self._tokenizer(self.other_options)
+        self._tokenize_text = self._tokenizer(self.other_options)
         text_config = self.config.get_text_config(decoder=True)
-        context = getattr(text_config, "max_position_embeddings", None) if self.provenance["truncate"] else None
-        return [[tokenize(text)[:context] for text in texts] for texts in self.texts]
+        self._context = getattr(text_config, "max_position_embeddings", None) if self.provenance["truncate"] else None
+        return [[self._tokenize_text(text)[0][: self._context] for text in texts] for texts in self.texts]
+
+    def are_special(self, text: str) -> list[bool]:
+        """Return of each token of a caption whether the tokenizer has added it, or it is a special token."""
+        return self._tokenize_text(text)[1][: self._context]
 
     def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Send the captions of a row through the model, one by one, and return their means."""
+        self._row = row
         found = [self.compute_caption(*caption) for caption in zip(self.tokens[row], self.texts[row], strict=True)]
         layers = [
             torch.stack(of_layer).float().mean(0) for of_layer in zip(*(layers for layers, _ in found), strict=True)
         ]
+        if self.provenance["pool"] == TOKENS:
+            longest = max(len(caption) for of_row in self.tokens for caption in of_row)
+            layers = [functional.pad(layer, (0, 0, 0, longest - len(layer))) for layer in layers]
         losses = {name: torch.stack([of_one[name].cpu() for _, of_one in found]).nanmean() for name in found[0][1]}
         return layers, losses
 
@@ -85,13 +107,48 @@ class LanguageReference(HuggingFaceReference):
         states = [_tokens_first(state, ids) for state in output.hidden_states]
         tokens_of = self._layers(ids, states)
         first = 1 if self.provenance["exclude_bos"] else 0
-        pool = POOLINGS[self.provenance["pool"]]
-        layers = [pool(tokens_of[layer][0, first:]) for layer in self.layers]
+        layers = [self.pool(tokens_of[layer][0], text, layer, first) for layer in self.layers]
         if not self.provenance["loss"]:
             return layers, {}
         loss = output.loss if has_loss else torch.tensor(torch.nan)
         total = loss.double() * (ids.shape[1] - 1)
         return layers, {"loss": loss, "bpb": total / math.log(2) / len(text.encode())}
+
+    def pool(self, tokens: Tensor, text: str, layer: str, first: int = 0) -> Tensor:
+        """Pool a caption's tokens (T, D) in a layer, from the first on, without those that are left out."""
+        stay = range(max(first, "bos" in self.exclude), len(tokens))
+        if "special" in self.exclude:
+            are_special = self.are_special(text)
+            stay = [place for place in stay if not are_special[place]]  # type: ignore[assignment]
+        tokens = tokens[list(stay)]
+        if "sinks" in self.exclude:
+            tokens = tokens[~self._are_sinks(tokens.float().flatten(1).norm(dim=-1), layer)]
+        return POOLINGS[self.provenance["pool"]](tokens)
+
+    def _are_sinks(self, norms: Tensor, layer: str) -> Tensor:
+        """Return which tokens of a caption are sinks in a layer, by their norms (T,).
+
+        They are as many as the file notes, if the norms of those in doubt are at the limit as far as the precision of
+        the run can tell.
+        """
+        above = self.provenance["sinks_above"]
+        times = norms / norms.sort().values[(len(norms) - 1) // 2]
+        over: Tensor = times > above
+        if self._n_sinks is None:
+            return over
+        noted = int(self._n_sinks[self._row, self.layers.index(layer)])
+        chosen = torch.zeros_like(times, dtype=torch.bool)
+        chosen[times.argsort(descending=True)[:noted]] = True
+        in_doubt = times[chosen != over] / above
+        if (in_doubt.log().abs() > (1e-3 if self.provenance["precision"] == "32-true" else 0.1)).any():
+            raise InputError(f"n_sinks: row {self._row} has {noted} in {layer}, but the model gives {int(over.sum())}")
+        return chosen
+
+    def _check_ids(self, features: Features) -> None:
+        """See that the file has the token ids of the captions, each in its own row."""
+        pairs = enumerate(zip(features.extras[TOKEN_IDS].tolist(), self.tokens, strict=True))
+        if others := [str(row) for row, (ids, (own,)) in pairs if ids != own + [0] * (len(ids) - len(own))]:
+            raise InputError(f"token_ids: those of row {name_some(others)} are not the tokens of its caption")
 
     def _layers(self, ids: Tensor, states: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the layers (1, T, …) by name.
@@ -132,7 +189,8 @@ class LanguageReference(HuggingFaceReference):
         states: tuple[Tensor, ...] = self.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         return states
 
-    def _tokenizer(self, options: dict[str, Any]) -> Callable[[str], list[int]]:
+    def _tokenizer(self, options: dict[str, Any]) -> Callable[[str], tuple[list[int], list[bool]]]:
+        """Return a function from a text to its token ids, and which of them are special."""
         if self.provenance["tokenizer"] == "sentencepiece":
             import sentencepiece
 
@@ -142,9 +200,26 @@ class LanguageReference(HuggingFaceReference):
 
                 path = Path(hf_hub_download(self.source, path.name, revision=options.get("revision")))
             processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-            return lambda text: [processor.bos_id(), *processor.encode(text)]
+            return lambda text: (
+                ids := [processor.bos_id(), *processor.encode(text)],
+                [token in (processor.bos_id(), processor.eos_id(), processor.pad_id()) for token in ids],
+            )
         tokenizer = self.load("tokenizer", "AutoTokenizer", options)
-        return lambda text: tokenizer(text, verbose=False)["input_ids"]
+
+        def tokenize(text: str) -> tuple[list[int], list[bool]]:
+            made = tokenizer(text, verbose=False, return_special_tokens_mask=True)
+            return made["input_ids"], marked_special(tokenizer, made)
+
+        return tokenize
+
+
+def marked_special(tokenizer: Any, made: Mapping[str, list[int]]) -> list[bool]:
+    """Return of each token of a text whether it was added to it, or is a special one by the tokenizer's own list."""
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
+    special = special - {tokenizer.unk_token_id} | named
+    pairs = zip(made["input_ids"], made["special_tokens_mask"], strict=True)
+    return [bool(mark) or token in special for token, mark in pairs]
 
 
 def _tokens_first(state: Tensor, ids: Tensor) -> Tensor:

@@ -17,7 +17,14 @@ from lit_extract.datasets import DATASETS
 from lit_extract.datasets.query import MAX_LENGTH
 from lit_extract.modules.architecture import Side, check_preprocessing, is_timm_name
 from lit_extract.modules.hub import COMMIT
-from lit_extract.modules.pooling import GRID_NAME, VISION_POOLINGS, LanguagePooling, TextPooling, VisionLanguagePooling
+from lit_extract.modules.pooling import (
+    GRID_NAME,
+    VISION_POOLINGS,
+    Excluded,
+    LanguagePooling,
+    TextPooling,
+    VisionLanguagePooling,
+)
 from lit_extract.modules.registry import ModelEntry, read_models
 from lit_extract.parity.certificate import RebuildSettings
 from lit_extract.storage.provenance import OF_CAPTIONS, kind_of
@@ -27,6 +34,7 @@ MAX_PROMPT = 100_000  # characters
 
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 _Pixels = Annotated[int, Field(ge=1, le=2**26)]
+_Times = Annotated[float, Field(ge=1, le=1e6)]
 _BLOCK = "blocks[.](0|[1-9][0-9]{0,3})"
 _MODULE = r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*\z"  # a path in a model
 
@@ -79,6 +87,8 @@ class _Language(_Provenance):
     truncate: bool
     captions_used: NotRequired[Literal["all"]]
     exclude_bos: bool | Literal["first"]
+    exclude: NotRequired[list[Excluded]]
+    sinks_above: NotRequired[_Times]
     loss: bool
     tokenizer: Literal["huggingface", "sentencepiece"]
 
@@ -91,6 +101,8 @@ class _TextEncoder(_Provenance):
     truncate: bool
     captions_used: NotRequired[Literal["all"]]
     special_tokens: Literal["included", "excluded"]
+    exclude: NotRequired[list[Excluded]]
+    sinks_above: NotRequired[_Times]
     prefix: Annotated[str, StringConstraints(max_length=MAX_PROMPT)]
     context: Annotated[int, Field(ge=1, le=10**6)] | None
 

@@ -16,7 +16,7 @@ from lit_extract.modules.sentence_head import ModelFiles
 from lit_extract.modules.text_tower import encoder_class
 from lit_extract.modules.weights import on_cpu_in_float32
 from lit_extract.parity.hugging_face import before_final_norm
-from lit_extract.parity.language import POOLINGS, LanguageReference
+from lit_extract.parity.language import LanguageReference, marked_special
 from lit_extract.parity.provenance_form import UNTRAINED
 
 # By the names of sentence-transformers: tokens (T, D) float32 to (D,).
@@ -87,7 +87,7 @@ class TextEncoderReference(LanguageReference):
             tokens_of[final] = self._before_norm(tower, inputs, last)
         if missing := [layer for layer in self.layers if layer not in tokens_of]:
             raise InputError(f"layers: the file has {name_some(missing)}, but the model has {name_some([*tokens_of])}")
-        return [self._pool(tokens_of[layer], text) for layer in self.layers], {}
+        return [self.pool(tokens_of[layer], text, layer) for layer in self.layers], {}
 
     def _before_norm(self, tower: Any, inputs: dict[str, Tensor], last: Tensor) -> Tensor:
         """Return the last block's output (T, D); some models return it after their final norm only, if there is one."""
@@ -109,14 +109,19 @@ class TextEncoderReference(LanguageReference):
         padding = width - tokens.shape[1], self.tokenizer.pad_token_id
         return {"input_ids": functional.pad(tokens, (0, padding[0]), value=padding[1])}
 
-    def _pool(self, tokens: Tensor, text: str) -> Tensor:
+    def are_special(self, text: str) -> list[bool]:
+        """Return of each token of a caption whether the tokenizer has added it, or it is a special token."""
+        return marked_special(self.tokenizer, self._tokenize(text))
+
+    def pool(self, tokens: Tensor, text: str, layer: str, first: int = 0) -> Tensor:
+        """Pool a caption's tokens (T, D) in a layer, without those that are left out."""
         pool = self.provenance["pool"]
         if pool == "cls":
             return tokens[0]
         if pool == "avg" and self.provenance["special_tokens"] == "excluded":
             is_special = self._tokenize(text)["special_tokens_mask"]
             tokens = tokens[[place for place, special in enumerate(is_special) if not special]]
-        return POOLINGS[pool](tokens)
+        return super().pool(tokens, text, layer, first)
 
     def _read_head(self) -> None:
         """Read the files that say what comes after the last hidden states."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -81,18 +81,21 @@ def estimate_needs(
 ) -> Needs:
     """Estimate what one model on one dataset needs; the data module is set up when it has captions to look at."""
     finalize = model.makes_files if finalize is None else finalize
+    files, store_path = output_paths(model, data, output_dir, tag)
+    local = place_of(store_path).local  # no requests to a server are made
+    recorded = recorded_provenance(files.values(), store_path) if local is not None and not overwrite else {}
+    known = Connection(model.preprocessing, on_gpu=machine.card is not None, recorded=recorded)
+    data.connect(known)
+    model.take_longest(_longest(model, data))
+    data.connect(replace(known, row_bytes=model.row_bytes))
     size, row_bytes = Size(rows, model.layer_shapes, len(model.pools), model.dtype_written), model.row_bytes
     images = data.batch_size if isinstance(data, ImageDataModule) else 1
     shard_rows = data.shard_rows or default_shard_rows(rows, images, row_bytes)
     store, features = size.store(shard_rows), len(model.pools) * size.file() if finalize else 0
     peak = store + features
     kept = features + (store if keep_store or not finalize else 0)
-    files, store_path = output_paths(model, data, output_dir, tag)
     existing = bytes_there([store_path, *files.values()])
-    local = place_of(store_path).local  # no requests to a server are made
     is_done = finalize and local is not None and all(place_of(file).exists() for file in files.values())
-    recorded = recorded_provenance(files.values(), store_path) if local is not None and not overwrite else {}
-    data.connect(Connection(model.preprocessing, row_bytes, machine.card is not None, recorded))
     cache = getattr(data, "cache", "off")
     keeps_pixels = local is not None if cache == "auto" else cache != "off"
     return Needs(
@@ -152,10 +155,17 @@ def _largest_batches(model: Extractor, data: StimulusDataModule, rows: int) -> s
         return {(min(data.batch_size, rows), 0)}
     assert isinstance(data, CaptionDataModule)
     if data.captions is None:
-        longest = min(TOKENS_A_CAPTION, model.preprocessing["context"] or TOKENS_A_CAPTION)
+        longest = _longest(model, data) or TOKENS_A_CAPTION
         return {(max(1, min(rows, data.tokens_a_batch // longest)), longest)}
     shapes = [(len(batch), data.lengths[batch[0]]) for batch in data.plan.batches()]  # the longest comes first
     return {max(shapes, key=lambda shape: shape[0] * shape[1]), max(shapes, key=lambda shape: shape[1])}
+
+
+def _longest(model: Extractor, data: StimulusDataModule) -> int | None:
+    """Return the tokens of the longest caption, a guess where there are none to look at; else as the data have it."""
+    if not isinstance(data, CaptionDataModule) or data.captions is not None:
+        return data.longest
+    return min(TOKENS_A_CAPTION, model.preprocessing["context"] or TOKENS_A_CAPTION)
 
 
 def disk_needed(models: Sequence[Needs]) -> tuple[int, int]:

@@ -170,10 +170,10 @@ def _warnings(report: ModelReport) -> list[str]:
     if layers := [layer.name for layer in report.layers if layer.follows_length]:
         way_out = (
             "look at which tokens are massive"
-            if provenance.get("exclude_bos") or provenance.get("special_tokens") == "excluded"
-            else "leave special tokens out with --model.special_tokens excluded"
-            if "special_tokens" in provenance
-            else "leave it out with --model.exclude_bos true, or first for a tokenizer without BOS"
+            if provenance.get("exclude_bos")
+            or provenance.get("special_tokens") == "excluded"
+            or "sinks" in provenance.get("exclude", ())
+            else "leave it out with --model.exclude sinks"
         )
         found.append(
             "the size of features follows 1 / number of tokens, as when one massive token is averaged in, in "

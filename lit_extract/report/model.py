@@ -15,7 +15,7 @@ from lit_extract.report.sources import FEWEST_STIMULI, Source
 from lit_extract.report.statistics import Norms, Outliers
 from lit_extract.report.stimuli import Stimuli
 from lit_extract.storage.features import Features
-from lit_extract.storage.layout import shapes_in_words
+from lit_extract.storage.layout import N_EXCLUDED, shapes_in_words
 
 ROWS_AT_ONCE = 1024
 DRAWN_AT_MOST = 200  # stimuli of an RDM: more can't be seen, and RSA between many layers takes long
@@ -212,6 +212,8 @@ def _averaged_lengths(features: Features, rows: list[int]) -> NDArray[np.int64] 
     if mask is None or features.provenance["pool"] != "avg":
         return None
     lengths: NDArray[np.int64] = mask[rows].sum(dim=1).numpy().astype(np.int64)
+    if N_EXCLUDED in features.extras:
+        lengths = lengths - features.extras[N_EXCLUDED][rows].numpy()
     return lengths - bool(features.provenance.get("exclude_bos"))
 
 

@@ -37,8 +37,10 @@ from lit_extract.storage.layout import (
     FEATURES_SUFFIX,
     KEPT_AS,
     MISSING,
+    N_TOKENS,
     NOT_FINITE,
     STORE_SUFFIX,
+    TOKEN_IDS,
     Shape,
     stacked_shape,
 )
@@ -69,7 +71,8 @@ class Features:
             are NaN.
         extras: What else a finished file holds: of language models the attention ``mask`` (N, T) and, when
             asked for, ``loss`` (nats a token) and ``bpb`` (bits a byte), means over stimuli, with
-            ``row_loss`` and ``row_bpb`` (N,); of vision models ``inputs`` (N, 4), what was noted of each image.
+            ``row_loss`` and ``row_bpb`` (N,); of vision models ``inputs`` (N, 4), what was noted of each image. Where
+            all tokens of captions are kept, ``token_ids`` (N, T) and the mask, also of a store.
     """
 
     path: AnyPath
@@ -80,7 +83,7 @@ class Features:
     layer_shapes: list[Shape]
     dtype: str
     n_done: int
-    _read: Callable[[int | None], Any] = field(repr=False)
+    _read: Callable[..., Any] = field(repr=False)  # a layer, or None for all; of a layer all rows, or some
     extras: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -113,13 +116,38 @@ class Features:
         Raises:
             InputError: No such layer.
         """
+        found: Tensor = self._read(self._place_of(layer))
+        return found
+
+    def _place_of(self, layer: str | int) -> int:
         known = layer in self.layers if isinstance(layer, str) else -len(self.layers) <= layer < len(self.layers)
         if not known:
             names = shorten(", ".join(self.layers), 4000)
             raise InputError(f"layer: {layer!r} is not one of the {len(self.layers)} layers {names}")
-        k = self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers)
-        found: Tensor = self._read(k)
-        return found
+        return self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers)
+
+    def tokens(self, layer: str | int, rows: Sequence[int] | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Return the tokens of captions in one layer, each caption's own without what fills its row up.
+
+        Args:
+            layer: Name or index.
+            rows: Rows to take, and to read from a store; default: all N.
+
+        Returns:
+            For each row its token ids (T,), as the model's tokenizer has them, and their vectors (T, D).
+
+        Raises:
+            InputError: No such layer or row; these are no features of all tokens of captions (pooling "tokens").
+        """
+        k, n = self._place_of(layer), len(self.stimulus_ids)
+        if TOKEN_IDS not in self.extras:
+            raise InputError(f"tokens: {str(self.path)!r} has not all tokens of captions, which pooling tokens keeps")
+        wanted = list(range(n)) if rows is None else [int(row) for row in rows]
+        if outside := [str(row) for row in wanted if not 0 <= row < n]:
+            raise InputError(f"rows: {name_some(outside)} must be 0 to {n - 1}")
+        ids, lengths = self.extras[TOKEN_IDS][wanted], self.extras["mask"][wanted].sum(dim=1).tolist()
+        vectors = self._read(k, wanted)
+        return [(ids[place, :length], vectors[place, :length]) for place, length in enumerate(lengths)]
 
     def padded(self, rows: Sequence[int]) -> Tensor:
         """Return some rows of all layers, float32, each layer flattened and padded with zeros to the widest.
@@ -360,11 +388,12 @@ def _from_file(path: AnyPath, pool: str | None) -> Features:
 
     all_feats = cache(lambda: _fetch_feats(path, content) if mapped is None else mapped)
 
-    def read(layer: int | None) -> Any:
+    def read(layer: int | None, rows: list[int] | None = None) -> Any:
         feats = all_feats()
         if layer is None:
             return feats
-        return feats[content["layers"][layer]] if isinstance(feats, dict) else feats[:, layer]
+        found = feats[content["layers"][layer]] if isinstance(feats, dict) else feats[:, layer]
+        return found if rows is None else found[rows]
 
     return Features(
         path,
@@ -393,10 +422,10 @@ def _from_store(path: AnyPath, pool: str | None) -> Features:
 
     is_without = torch.from_numpy(np.isin(status, (MISSING, BAD_INPUT)))
 
-    def read(layer: int | None) -> Any:
+    def read(layer: int | None, rows: list[int] | None = None) -> Any:
         if layer is not None:
-            feats = to_tensor(store.read_layer(chosen, layer))
-            feats[is_without] = torch.nan
+            feats = to_tensor(store.read_layer(chosen, layer, rows))
+            feats[is_without if rows is None else is_without[rows]] = torch.nan
             return feats
         by_layer = {name: read(k) for k, name in enumerate(store.layers)}
         return torch.stack([*by_layer.values()], dim=1) if len({*store.layer_shapes}) == 1 else by_layer
@@ -408,7 +437,12 @@ def _from_store(path: AnyPath, pool: str | None) -> Features:
         "not_finite_rows": (status == NOT_FINITE).nonzero()[0].tolist(),
     }
     validate(METADATA, metadata, f"features: {str(path)!r}")
+    extras: dict[str, Tensor] = {}
+    if TOKEN_IDS in store.extras:
+        extras[TOKEN_IDS] = torch.from_numpy(store.extra(TOKEN_IDS))
+        n_tokens = torch.from_numpy(store.extra(N_TOKENS))
+        extras["mask"] = (torch.arange(extras[TOKEN_IDS].shape[1]) < n_tokens[:, None]).byte()
     n_done = int((status != MISSING).sum())
     form = store.layer_shapes, store.dtype
     num_params = store.notes["num_params"]
-    return Features(path, store.layers, store.stimulus_ids(), num_params, metadata, *form, n_done, read)
+    return Features(path, store.layers, store.stimulus_ids(), num_params, metadata, *form, n_done, read, extras)

@@ -23,11 +23,14 @@ from lit_extract.storage.layout import (
     INPUTS,
     MISSING,
     N_BYTES,
+    N_EXCLUDED,
+    N_SINKS,
     N_TOKENS,
     NOT_FINITE,
     PLAIN_FEATURES_FORMAT,
     ROTATED,
     SIZE,
+    TOKEN_IDS,
     Shape,
     is_plain,
 )
@@ -111,14 +114,19 @@ def tensors_of(there: Rows, pool: str) -> dict[str, Tensors]:
     for name in MEANS:
         if name in store.extras:
             tensors[f"row_{name}"] = Numbers((store.n_stimuli,), [there.extra(name, pool)], torch.float32)
+    for name in (TOKEN_IDS, N_EXCLUDED, N_SINKS):
+        if name in store.extras:
+            values = there.extra(name, pool)
+            tensors[name] = Numbers(values.shape, [values], torch.int32)
     return tensors
 
 
-def longest_caption(there: Rows) -> int:
-    """Return the tokens of the longest caption; 0 of images."""
+def tokens_bytes(there: Rows) -> int:
+    """Return the bytes of a row's mask, and of its token ids where they are kept; 0 of images."""
     if N_TOKENS not in there.store.extras:
         return 0
-    return max(int(there.extra(N_TOKENS, pool).max()) for pool in there.store.pools)
+    longest = max(int(there.extra(N_TOKENS, pool).max()) for pool in there.store.pools)
+    return longest * (5 if TOKEN_IDS in there.store.extras else 1)
 
 
 def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:

@@ -22,9 +22,13 @@ from lit_extract.storage.layout import (
     MAX_DIM,
     MAX_LAYERS,
     MAX_TOKENS,
+    N_EXCLUDED,
+    N_SINKS,
+    TOKEN_IDS,
     Shape,
     check_format,
     is_plain,
+    shapes_in_words,
 )
 from lit_extract.storage.provenance import OF_CAPTIONS, kind_of
 from lit_extract.storage.rounding import NOTE
@@ -38,6 +42,9 @@ FEATS_DTYPES: Mapping[str, str] = {"<f4": "float32", "<f2": "float16", "|V2": "b
 # Data type and axes of each other tensor; all have a row a stimulus.
 TENSORS: Mapping[str, tuple[str, int]] = {
     "mask": ("|u1", 2),  # (N, T), of captions
+    TOKEN_IDS: ("<i4", 2),  # (N, T), of captions of which all tokens are kept, 0 where mask is 0
+    N_EXCLUDED: ("<i4", 1),  # (N,), of captions of which some tokens are left out of poolings
+    N_SINKS: ("<i4", 2),  # (N, L), likewise
     INPUTS: ("<i8", 2),  # (N, 4), of images
     **{f"row_{name}": ("<f4", 1) for name in MEANS},  # (N,), of captions, when asked for
 }
@@ -64,6 +71,8 @@ class Provenance(TypedDict, total=False):
     prompt_name: _Name | None
     tokens_sha256: ShortText
     exclude_bos: bool | Text
+    exclude: list[ShortText]
+    longest_caption: Count
     loss: bool
 
 
@@ -242,12 +251,29 @@ def _wrong_extras(content: Mapping[str, Any], n: int, of_today: bool) -> list[st
     provenance = content["metadata"]["provenance"]
     is_of_captions = of_today and kind_of(provenance) in OF_CAPTIONS
     has_loss = any(f"row_{name}" in content for name in MEANS) or (is_of_captions and provenance.get("loss"))
-    wanted = {"mask": is_of_captions or has_loss, **{f"row_{name}": has_loss for name in MEANS}}
+    has_tokens = TOKEN_IDS in content or (is_of_captions and provenance["pool"] == "tokens")
+    excluded = set(provenance.get("exclude", ())) if is_of_captions else set()
+    wanted = {"mask": is_of_captions or has_loss or has_tokens, TOKEN_IDS: has_tokens}
+    wanted |= {N_EXCLUDED: bool(excluded - {"sinks"}), N_SINKS: "sinks" in excluded}
+    wanted |= {f"row_{name}": has_loss for name in MEANS}
     problems = [
         _wrong_tensor(name, content.get(name), n) for name in TENSORS if name in content or wanted.get(name, False)
     ]
     problems += [f"{name} is missing" for name in MEANS if has_loss and name not in content]
-    return [problem for problem in problems if problem]
+    found = [problem for problem in problems if problem]
+    if not found and N_SINKS in content and content[N_SINKS].shape[1] != len(content["layers"]):
+        found = [f"{N_SINKS} has {content[N_SINKS].shape[1]} columns for {len(content['layers'])} layers"]
+    return found or (_wrong_widths(content) if has_tokens else [])
+
+
+def _wrong_widths(content: Mapping[str, Any]) -> list[str]:
+    """See that features of all tokens, their ids and the mask have as many tokens, as the provenance has it."""
+    shapes, ids = form_of(content).layer_shapes, content[TOKEN_IDS].shape[1]
+    others = content["mask"].shape[1], content["metadata"]["provenance"].get("longest_caption", ids)
+    if {(len(shape), shape[0]) for shape in shapes} == {(MAX_AXES, ids)} and {*others} == {ids}:
+        return []
+    found = f"mask {others[0]}, the longest caption {others[1]}, and a row of feats {shapes_in_words(shapes)}"
+    return [f"{TOKEN_IDS} has {ids} tokens, {found}"]
 
 
 def _wrong_tensor(name: str, tensor: Any, n: int) -> str | None:

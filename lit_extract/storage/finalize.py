@@ -22,9 +22,9 @@ from lit_extract.storage.features_content import (
     Numbers,
     Tensors,
     content_of,
-    longest_caption,
     save_skeleton,
     tensors_of,
+    tokens_bytes,
     with_tensors,
 )
 from lit_extract.storage.layout import KEPT_AS, FeatsArray, feats_arrays
@@ -76,7 +76,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         # A remote file can't be renamed: it appears before it is read back, and its run may have been killed meanwhile.
         or (not place_of(file).appears_verified and not store.is_kept and read_back(file))
     ]
-    size = Size(store.n_stimuli, store.layer_shapes, 1, store.dtype).file() + store.n_stimuli * longest_caption(there)
+    size = Size(store.n_stimuli, store.layer_shapes, 1, store.dtype).file() + store.n_stimuli * tokens_bytes(there)
     check_room(
         store.path.parent,
         store=0,

@@ -5,7 +5,7 @@ N stimuli, L layers, D hidden size.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from lit_extract.common.untrusted import shorten
 
 # docs/store-format.md describes both; each grows when its readers must change.
-STORE_FORMAT, FEATURES_FORMAT = 3, 2
+STORE_FORMAT, FEATURES_FORMAT = 4, 2
 PLAIN_STORE_FORMAT, PLAIN_FEATURES_FORMAT = 2, 1  # where each layer is a vector of the same width, in float32
+FORMED_STORE_FORMAT = 3  # where layers may be others, but further values of a row are one number each
 STORE_SUFFIX, FEATURES_SUFFIX = ".zarr", ".pt"
 GROUP_KEY = "zarr.json"  # below the store's folder, as all keys
 FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "metadata"})  # of each features file
@@ -27,6 +28,9 @@ STATUS_NUMBERS = {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_fin
 
 STATUS, STIMULUS_ID = "status", "stimulus_id"
 N_TOKENS = "n_tokens"  # the extra that says how long each caption is
+N_EXCLUDED = "n_excluded"  # how many of them poolings leave out, as BOS or special tokens
+N_SINKS = "n_sinks"  # and how many in each layer as attention sinks
+TOKEN_IDS = "token_ids"  # the extra that says which they are, as many as the longest caption has
 N_BYTES = "n_bytes"  # the extra that says how large each row's input was when it was read
 # What was noted of each row's image when it was read, extras of a store and columns of a features file's "inputs":
 # size and time of its file, a hash of its content (0: not known), and whether it has an EXIF rotation.
@@ -111,6 +115,18 @@ def feats_arrays(pool: str, layer_shapes: Sequence[Shape]) -> list[FeatsArray]:
 def is_plain(layer_shapes: Sequence[Shape], dtype: str) -> bool:
     """Return whether features have the form that the first formats have: (N, L, D) float32."""
     return len({*layer_shapes}) == 1 and len(layer_shapes[0]) == 1 and dtype == FLOAT32
+
+
+def extra_shape(name: str, layer_shapes: Sequence[Shape]) -> Shape:
+    """Return the shape of a further value of a row: () of most."""
+    return {TOKEN_IDS: layer_shapes[0][:1], N_SINKS: (len(layer_shapes),)}.get(name, ())
+
+
+def store_format(layer_shapes: Sequence[Shape], dtype: str, extras: Iterable[str]) -> int:
+    """Return the earliest format of a store that has all that is wanted."""
+    if any(extra_shape(name, layer_shapes) for name in extras):
+        return STORE_FORMAT
+    return PLAIN_STORE_FORMAT if is_plain(layer_shapes, dtype) else FORMED_STORE_FORMAT
 
 
 def stacked_shape(n_stimuli: int, layer_shapes: Sequence[Shape]) -> Shape:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
 from lit_extract.storage.features import Features, load_features
+from lit_extract.storage.features_form import TENSORS
 from lit_extract.storage.layout import (
     BAD_INPUT,
     CONTENT,
@@ -98,11 +99,11 @@ class Rows:
         return self._merge(self.store.inputs(), earlier)
 
     def extra(self, name: str, pool: str) -> NDArray[Any]:
-        """Return a further value of each row (N,), of captions."""
+        """Return a further value of each row (N, …), of captions."""
         earlier = self.files[pool].extras if pool in self.files else {}
         if name == N_TOKENS and "mask" in earlier:
             return self._merge(self.store.extra(name), earlier["mask"].sum(dim=1).numpy())
-        known = earlier.get(f"row_{name}")
+        known = earlier.get(name if name in TENSORS else f"row_{name}")
         return self._merge(self.store.extra(name), None if known is None else known.numpy())
 
     def edited(self, pool: str) -> list[int]:

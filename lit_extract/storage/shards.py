@@ -155,9 +155,9 @@ def _read_exactly(file: BinaryIO, offset: int, into: NDArray[np.uint8]) -> None:
 
 
 def write_values(form: Form, values: NDArray[Any]) -> Iterator[memoryview]:
-    """Yield the bytes of the file of a value of rows (rows,)."""
+    """Yield the bytes of the file of a value of rows (rows, …)."""
     if form.address is not None:
-        yield from write_layers(form, np.asarray(values).reshape(-1, 1, 1), fill=MISSING)
+        yield from write_layers(form, np.asarray(values).reshape(-1, 1, form.n_dim), fill=MISSING)
         return
     content = np.full(form.shard_rows, MISSING, dtype=form.dtype)
     content[: len(values)] = values
@@ -166,9 +166,9 @@ def write_values(form: Form, values: NDArray[Any]) -> Iterator[memoryview]:
 
 
 def read_values(content: bytes, form: Form, n_rows: int) -> NDArray[Any]:
-    """Return a value of the rows of a shard (n_rows,); errors as of :func:`read_layers`."""
+    """Return a value of the rows of a shard, one row's numbers after the other; errors as of :func:`read_layers`."""
     if form.address is not None:
-        return read_layers(io.BytesIO(content), form, [0], n_rows)[:, 0, 0]
+        return read_layers(io.BytesIO(content), form, [0], n_rows).reshape(-1)
     values, checksum = content[:-4], content[-4:]
     if len(content) != form.chunk_bytes or google_crc32c.value(values) != int.from_bytes(checksum, "little"):
         raise ValueError("their checksum differs")

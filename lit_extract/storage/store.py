@@ -28,10 +28,10 @@ from lit_extract.storage.layout import (
     PLAIN_STORE_FORMAT,
     STATUS,
     STATUS_NUMBERS,
-    STORE_FORMAT,
     Shape,
+    extra_shape,
     feats_arrays,
-    is_plain,
+    store_format,
 )
 from lit_extract.storage.places import AnyPath, RemoteError, place_of
 from lit_extract.storage.provenance import differing
@@ -58,7 +58,7 @@ class StoreSpec:
     stimulus_ids: Sequence[int] | Sequence[str]
     provenance: Mapping[str, Any]  # what changes the numbers; must be equal when the store is opened again
     notes: Mapping[str, Any]  # what else is worth knowing: versions, device, meaning of the ids, parameters
-    extras: Mapping[str, str] = field(default_factory=dict)  # further values of a row, an array (N,) each; their dtypes
+    extras: Mapping[str, str] = field(default_factory=dict)  # further values of a row, arrays (N, …); their dtypes
     dtype: str = FLOAT32  # of the features
 
 
@@ -106,12 +106,11 @@ class Store:
     @classmethod
     def create(cls, path: AnyPath, spec: StoreSpec) -> "Store":
         """Make an empty store; an OSError if there is one."""
-        plain = is_plain(spec.layer_shapes, spec.dtype)
-        version = PLAIN_STORE_FORMAT if plain else STORE_FORMAT
+        version = store_format(spec.layer_shapes, spec.dtype, spec.extras)
         n, shapes = len(spec.stimulus_ids), [tuple(shape) for shape in spec.layer_shapes]
         feats = [array for pool in spec.pools for array in feats_arrays(pool, shapes)]
         arrays = feats_metadata(feats, n, spec.shard_rows, spec.dtype)
-        arrays |= rows_metadata(version, spec.extras, n, spec.shard_rows, ids_dtype(spec.stimulus_ids))
+        arrays |= rows_metadata(version, spec.extras, n, spec.shard_rows, ids_dtype(spec.stimulus_ids), shapes)
         attributes = {
             "format": version,
             "status": STATUS_NUMBERS,
@@ -119,7 +118,7 @@ class Store:
             "pools": list(spec.pools),
             "extras": list(spec.extras),
             "layers": list(spec.layers),
-            **({} if plain else {"layer_shapes": [list(shape) for shape in shapes], "dtype": spec.dtype}),
+            **({"layer_shapes": [[*x] for x in shapes], "dtype": spec.dtype} if version > PLAIN_STORE_FORMAT else {}),
             "shard_rows": spec.shard_rows,
             "provenance": dict(spec.provenance),
             "notes": dict(spec.notes),
@@ -147,7 +146,7 @@ class Store:
         A shard that is done is replaced file by file, the status last: a run that is killed before that leaves the
         rows that were bad as bad, whatever is in their features, and the next run computes them again.
 
-        ``feats`` has (rows, …) of each array of features; status and extras are (rows,). ``replaces``: it is done
+        ``feats`` has (rows, …) of each array of features, as extras have; status is (rows,). ``replaces``: it is done
         already.
         """
         self.check_current()
@@ -183,12 +182,13 @@ class Store:
         return self.extra(STATUS)
 
     def extra(self, name: str) -> NDArray[Any]:
-        """Return a further value of every row (N,); 0 where its shard is not done, whose file is not read.
+        """Return a further value of every row (N, …); 0 where its shard is not done, whose file is not read.
 
         Raises:
             InputError: Some of them are damaged on disk.
         """
-        values = np.zeros(self.n_stimuli, dtype=self._files.form(name, 0).dtype)
+        shape = self.n_stimuli, *extra_shape(name, self.layer_shapes)
+        values = np.zeros(shape, dtype=self._files.form(name, 0).dtype)
         for shard, content in self._files.contents(name, sorted(self.done_shards())).items():
             rows = self.rows_of(shard)
             if content is None:
@@ -274,20 +274,25 @@ class Store:
                 "they were set aside: run the same predict command again to compute them again"
             ) from None
 
-    def read_layer(self, pool: str, layer: int) -> NDArray[Any]:
-        """Return one layer of all rows (N, …), NaN where rows are missing; the other layers are not read."""
+    def read_layer(self, pool: str, layer: int, wanted: Sequence[int] | None = None) -> NDArray[Any]:
+        """Return one layer of all rows (N, …), or of those that are wanted; NaN where rows are missing.
+
+        Other layers are not read, nor shards without a wanted row.
+        """
         array = next(array for array in feats_arrays(pool, self.layer_shapes) if layer in array.layers)
-        shape, place = (self.n_stimuli, *array.layer_shape), array.layers.index(layer)
+        chosen = np.arange(self.n_stimuli) if wanted is None else np.array(wanted, dtype=np.int64)
+        shape, place = (len(chosen), *array.layer_shape), array.layers.index(layer)
         try:
             feats = np.full(shape, NANS[self.dtype], dtype=KEPT_AS[self.dtype])
         except (MemoryError, ValueError):
             numbers = " × ".join(map(str, shape))
             raise InputError(f"a layer of {str(self.path)!r}, {numbers} numbers, does not fit the memory") from None
-        for shard in self.done_shards():
+        for shard in self.done_shards() & set((chosen // self.shard_rows).tolist()):
             rows = self.rows_of(shard)
+            places = np.flatnonzero(chosen // self.shard_rows == shard)
             try:
                 found = self._files.layers(array.name, shard, [place])
-                feats[rows.start : rows.stop] = found.reshape(len(rows), *array.layer_shape)
+                feats[places] = found.reshape(len(rows), *array.layer_shape)[chosen[places] - rows.start]
             except InputError:
                 raise
             except (ValueError, OSError) as error:

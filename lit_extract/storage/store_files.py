@@ -13,7 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
-from lit_extract.storage.layout import KEPT_AS, MAX_TOKENS, N_TOKENS, NANS, NOT_FINITE, OK, STATUS, Layout, rows_key
+from lit_extract.storage.layout import (
+    KEPT_AS,
+    MAX_TOKENS,
+    N_EXCLUDED,
+    N_SINKS,
+    N_TOKENS,
+    NANS,
+    NOT_FINITE,
+    OK,
+    STATUS,
+    TOKEN_IDS,
+    Layout,
+    extra_shape,
+    rows_key,
+)
 from lit_extract.storage.places import DAMAGE, AnyPath, place_of
 from lit_extract.storage.shards import (
     Address,
@@ -26,7 +40,11 @@ from lit_extract.storage.shards import (
 )
 
 # Lowest and highest value of rows that are done.
-_ALLOWED = {STATUS: (OK, NOT_FINITE), N_TOKENS: (0, MAX_TOKENS)}
+_ALLOWED = {
+    STATUS: (OK, NOT_FINITE),
+    **dict.fromkeys((N_TOKENS, N_EXCLUDED, N_SINKS), (0, MAX_TOKENS)),
+    TOKEN_IDS: (0, 2**31 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +57,8 @@ class StoreFiles:
     def key(self, name: str, shard: int) -> str:
         """Return the place of a file of an array, below the store's folder."""
         array = self.layout.feats_arrays.get(name)
-        return array.key(shard) if array else rows_key(name, shard)
+        axes = len(extra_shape(name, self.layout.layer_shapes))
+        return array.key(shard) if array else rows_key(name, shard) + "/0" * axes
 
     def form(self, name: str, shard: int) -> Form:
         """Return the form of a file of an array."""
@@ -48,10 +67,10 @@ class StoreFiles:
             kept_as, numbers = KEPT_AS[self.layout.dtype], math.prod(array.layer_shape)
             return Form(len(array.layers), self.layout.shard_rows, numbers, kept_as, address)
         dtype = np.dtype(self.layout.extras.get(name, "uint8")).newbyteorder("<").str
-        return Form(1, self.layout.shard_rows, 1, dtype, address)
+        return Form(1, self.layout.shard_rows, math.prod(extra_shape(name, self.layout.layer_shapes)), dtype, address)
 
     def write(self, name: str, shard: int, values: NDArray[Any]) -> None:
-        """Write the file of a shard of an array, (rows, …) of features, else (rows,), in the place of another."""
+        """Write the file of a shard of an array, (rows, …), in the place of another."""
         form = self.form(name, shard)
         if name in self.layout.feats_arrays:
             by_layer = values.reshape(len(values), form.n_layers, form.n_dim)
@@ -76,6 +95,7 @@ class StoreFiles:
         """Return a value of a shard's rows, out of its file; None when that is damaged."""
         try:
             values = read_values(content, self.form(name, shard), len(self.layout.rows_of(shard)))
+            values = values.reshape(-1, *extra_shape(name, self.layout.layer_shapes))
         except ForeignShardError:
             raise self._foreign(name, shard) from None
         except ValueError:

@@ -24,6 +24,7 @@ from lit_extract.storage.layout import (
     MAX_DIM,
     MAX_LAYERS,
     MISSING,
+    N_SINKS,
     NANS,
     NUMBER_BYTES,
     PLAIN_STORE_FORMAT,
@@ -35,6 +36,7 @@ from lit_extract.storage.layout import (
     Shape,
     check_format,
     count_shards,
+    extra_shape,
     feats_arrays,
 )
 from lit_extract.storage.places import AnyPath, place_of
@@ -118,7 +120,7 @@ class _Sealed(_Attributes):  # of format 2
     checksum: _Sha256
 
 
-class _Formed(_Sealed):  # of format 3
+class _Formed(_Sealed):  # of formats 3 and 4
     layer_shapes: Annotated[list[_LayerShape], Field(min_length=1, max_length=MAX_LAYERS)]
     dtype: Literal["float32", "float16", "bfloat16"]
 
@@ -128,7 +130,9 @@ class _Shaped(TypedDict):
     data_type: str
 
 
-_FORMS: dict[int, TypeAdapter[Any]] = {1: TypeAdapter(_Unsealed), 2: TypeAdapter(_Sealed), 3: TypeAdapter(_Formed)}
+_FORMS: dict[int, TypeAdapter[Any]] = {
+    version: TypeAdapter(form) for version, form in enumerate([_Unsealed, _Sealed, _Formed, _Formed], start=1)
+}
 _SHAPED: TypeAdapter[Any] = TypeAdapter(_Shaped)
 
 
@@ -148,13 +152,17 @@ def feats_metadata(feats: Iterable[FeatsArray], n: int, rows: int, dtype: str) -
     return arrays
 
 
-def rows_metadata(version: int, extras: Mapping[str, str], n: int, rows: int, ids: str) -> dict[str, dict[str, Any]]:
+def rows_metadata(
+    version: int, extras: Mapping[str, str], n: int, rows: int, ids: str, layer_shapes: Sequence[Shape]
+) -> dict[str, dict[str, Any]]:
     """Return that of status, extras, and the stimulus ids, whose data type is ``ids``."""
     arrays: dict[str, dict[str, Any]] = {}
     for name, dtype in {STATUS: "uint8", **extras}.items():
-        codecs = [_sharding((rows,), dtype)] if version > 1 else [_bytes(dtype), _CRC32C]
+        shape = extra_shape(name, layer_shapes)
+        codecs = [_sharding((rows, *shape), dtype)] if version > 1 else [_bytes(dtype), _CRC32C]
         fill = float(MISSING) if dtype.startswith("float") else MISSING
-        arrays[name] = _array((n,), dtype, (rows,), fill, codecs, ("stimulus",))
+        axes = ("stimulus", *["layer" if name == N_SINKS else "token"] * len(shape))
+        arrays[name] = _array((n, *shape), dtype, (rows, *shape), fill, codecs, axes)
     codecs = [_bytes(ids), *([_ZSTD] if version == 1 else []), _CRC32C]
     arrays[STIMULUS_ID] = _array((n,), ids, (n,), "" if ids == TEXTS else 0, codecs, ("stimulus",))
     return arrays
@@ -245,7 +253,7 @@ def read_layout(path: AnyPath) -> Layout:
         if found not in known:
             raise ValueError(f"its {name} has data type {shorten(found)}, not {' or '.join(known)}")
     feats = [array for pool in pools for array in feats_arrays(pool, layer_shapes)]
-    wanted = feats_metadata(feats, n, rows, dtype) | rows_metadata(version, dtypes, n, rows, ids)
+    wanted = feats_metadata(feats, n, rows, dtype) | rows_metadata(version, dtypes, n, rows, ids, layer_shapes)
     for name, expected in wanted.items():
         _compare(f"{name}/{GROUP_KEY}", arrays[name], expected)
     if version > 1 and checksum(attributes, arrays) != attributes["checksum"]:

@@ -82,7 +82,8 @@ class _ShardBuffer:
                 self.feats[array.name][places] = part.reshape(len(places), *array.row_shape)
         for name in self.names:
             values = prediction[name].numpy()
-            self.extras.setdefault(name, np.zeros(len(self.rows), dtype=values.dtype))[places] = values
+            all_values = np.zeros((len(self.rows), *values.shape[1:]), dtype=values.dtype)
+            self.extras.setdefault(name, all_values)[places] = values
         self.inputs[places] = inputs
         self.status[places] = np.where(prediction["bad"].numpy(), BAD_INPUT, OK)
 

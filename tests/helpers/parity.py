@@ -13,7 +13,7 @@ PRECISIONS = ("32-true", "bf16-true")
 
 def run(extractor, data, output, precision="32-true"):
     trainer = predict_trainer("cpu", devices=1, precision=precision)
-    return extract(extractor, data, trainer, output_dir=str(output)).files
+    return extract(extractor, data, trainer, output_dir=str(output), finalize=True).files
 
 
 def captions_run(folder, architecture, output, precision="32-true", lengths=(3, 17, 2, 40, 8, 8, 1, 25), **settings):

@@ -127,6 +127,7 @@ def test_weights_that_no_layer_depends_on_may_be_missing(tmp_path, names, settin
     change_weights(tmp_path / "part", without(*names))
     ids = torch.tensor([[5, 6, 7]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "n_bytes": torch.tensor([3])}
+    inputs["pooled"] = inputs["attention_mask"].bool()
     whole, part = (configured(tmp_path / name, **settings) for name in ("whole", "part"))
     assert torch.equal(part.activations(inputs)["feats"], whole.activations(inputs)["feats"])
 
@@ -252,6 +253,7 @@ def test_mxfp4_is_dequantized_and_says_so(tmp_path):
     extractor = configured(tmp_path, layers="hidden_states")
     ids = torch.arange(20, 30)[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "n_bytes": torch.tensor([3])}
+    inputs["pooled"] = inputs["attention_mask"].bool()
     with torch.no_grad():
         expected = torch.cat([state[0].mean(0) for state in plain(ids, output_hidden_states=True).hidden_states])
         actual = extractor.activations(inputs)["feats"][0, 0]

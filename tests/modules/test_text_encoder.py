@@ -103,7 +103,7 @@ def test_a_caption_is_the_same_alone_and_in_company(folder, captions):
 
 def test_the_class_token_is_the_first(folder, captions):
     if FAMILIES[folder.name][1] != "[CLS]":
-        with pytest.raises(InputError, match=r"model\.pool.*no class token.*allowed: avg, last, head"):
+        with pytest.raises(InputError, match=r"model\.pool.*no class token.*allowed: avg, last, tokens, head"):
             TextEncoderExtractor(str(folder), pool="cls")
         return
     actual = features(extractor_of(folder, pool="cls", layers=[-1, 0]), captions)["cls"]

@@ -3,7 +3,7 @@
 import pytest
 import sentencepiece
 import torch
-from helpers.language_models import save_captions, save_model, save_tokenizer
+from helpers.language_models import WORDS, save_captions, save_model, save_tokenizer
 from helpers.parity import PRECISIONS, captions_run, exceeds, given, rewrite, roll, run
 from language_models import save_tiny
 from transformers import AutoModelForCausalLM
@@ -55,6 +55,103 @@ def test_captions_tokenized_by_sentencepiece_and_cut(tmp_path, certify):
     code, out, _ = certify(file, *given(folder))
     assert code == 0, out
     assert torch.load(file, weights_only=True)["mask"].sum(dim=1).max() == 128
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layers", ["blocks", "hidden_states"])
+def test_all_tokens_of_captions_are_certified(tmp_path, certify, precision, layers):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, precision, pool="tokens", layers=layers)
+    code, out, certificate = certify(file, *given(folder), parity=8)
+    assert code == 0, out
+    limit = 1e-5 if precision == "32-true" else 3e-2
+    assert all(layer["relative_error"] < limit for layer in certificate["layers"])
+
+
+def swap_ids(content):
+    content["token_ids"] = content["token_ids"][[0, 1, 2, 3, 5, 4, 6, 7]]
+
+
+def narrow(content, name):
+    content[name] = content[name][:, :-1].contiguous()
+
+
+def next_token(content):
+    content["feats"] = content["feats"].roll(1, dims=2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (swap_ids, "token_ids: those of row 4, 5 are not the tokens of its caption"),
+        (next_token, "layers that differ by more than 32-true explains"),
+        (lambda content: content.pop("token_ids"), "token_ids is no int32 tensor of 2 axes"),
+        (
+            lambda content: narrow(content, "token_ids"),
+            "token_ids has 40 tokens, mask 41",
+        ),
+        (lambda content: narrow(content, "mask"), "token_ids has 41 tokens, mask 40"),
+        (lambda content: content["metadata"]["provenance"].update(longest_caption=9), "the longest caption 9"),
+    ],
+)
+def test_a_fault_in_a_file_of_all_tokens(tmp_path, certify, fault, said):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, pool="tokens")
+    rewrite(file, fault)
+    code, out, _ = certify(file, *given(folder), parity=8)
+    assert code == 2
+    assert said in out
+
+
+def with_sinks(folder, seed=0):
+    """A model in which a token that some captions have is massive."""
+    model = save_model(folder, "llama", seed)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3 + WORDS.index("red")] *= 200
+    model.save_pretrained(folder)
+    save_captions(folder / "captions.csv", (3, 17, 2, 40, 8, 8, 1, 25))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("exclude", [["bos", "sinks"], ["special"]])
+def test_captions_without_some_tokens_are_certified(tmp_path, certify, precision, exclude):
+    folder = tmp_path / "model"
+    with_sinks(folder)
+    for file in captions_run(folder, "llama", tmp_path, precision, exclude=exclude):
+        code, out, certificate = certify(file, *given(folder), parity=8)
+        assert code == 0, out
+        limit = 1e-5 if precision == "32-true" else 3e-2
+        assert all(layer["relative_error"] < limit for layer in certificate["layers"])
+
+
+def one_sink_more(content):
+    content["n_sinks"][3, 1] += 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (one_sink_more, "n_sinks: row 3 has "),
+        (lambda content: content.pop("n_sinks"), "n_sinks is no int32 tensor of 2 axes"),
+        (
+            lambda content: narrow(content, "n_sinks"),
+            "n_sinks has 2 columns for 3 layers",
+        ),
+        (lambda content: content.pop("n_excluded"), "n_excluded is no int32 tensor of 1 axes"),
+        (lambda content: content["metadata"]["provenance"].update(exclude=["sinks"]), "WRONG: parity"),
+        (lambda content: content["metadata"]["provenance"].update(exclude=["bos", "pad"]), "provenance: exclude"),
+        (lambda content: content["metadata"]["provenance"].update(sinks_above=0), "provenance: sinks_above"),
+        (lambda content: content["metadata"]["provenance"].update(sinks_above=1000.0), "n_sinks: row "),
+    ],
+)
+def test_a_fault_in_what_was_left_out(tmp_path, certify, fault, said):
+    folder = tmp_path / "model"
+    with_sinks(folder)
+    (file,) = captions_run(folder, "llama", tmp_path, pool="avg", exclude=["bos", "sinks"])
+    rewrite(file, fault)
+    code, out, _ = certify(file, *given(folder), parity=8)
+    assert code == 2
+    assert said in out
 
 
 def norm_the_last_block(content, folder):

@@ -35,6 +35,16 @@ def test_files_are_certified(tmp_path, certify, family):
         assert all(layer["relative_error"] < 1e-5 for layer in certificate["layers"])
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "siglip"])
+def test_all_tokens_and_what_stays_of_them_are_certified(tmp_path, certify, family):
+    folder, files = files_of(tmp_path, family, layers="hidden_states", pool="tokens")
+    files += files_of(tmp_path, family, pool=["avg", "last"], exclude=["special", "sinks"])[1]
+    for file in files:
+        code, out, certificate = certify(file, *given(folder), parity=7)
+        assert code == 0, out
+        assert all(layer["relative_error"] < 1e-5 for layer in certificate["layers"])
+
+
 TANH = "torch.nn.modules.activation.Tanh"
 
 

@@ -74,6 +74,7 @@ def test_captions_need_what_is_estimated(tmp_path, monkeypatch):
     model = LanguageExtractor("x", checkpoint=str(tmp_path / "model"))
     tokens = torch.zeros(16, 64, dtype=torch.int64)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "n_bytes": tokens[:, 0]}
+    inputs["pooled"] = inputs["attention_mask"].bool()
     compare(model, inputs, estimate_forward(model, 16, 64, "32-true", on_gpu=False), tmp_path / "trace.json")
 
 

@@ -399,3 +399,15 @@ def test_tokens_are_planned_as_a_store(cli, planned, tmp_path):
     (store,) = tmp_path.glob("out/demo/*/*.zarr")
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
     assert size <= model["disk_peak"] == model["disk_kept"] <= size + 80 * KB * model["rows"]
+
+
+def test_tokens_of_captions_are_planned_with_a_place_for_each_of_the_longest(cli, planned, llama, tmp_path):
+    on_cpu = ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--model.pool", "tokens")
+    settings = (*language(llama), *captions(llama), *on_cpu, "--output_dir", tmp_path / "out")
+    (model,) = planned(*settings)["models"]
+    assert (model["features"], model["layer_shapes"]) == (0, [[60, 32]] * 3)
+    assert planned(*language(llama), *on_cpu, "--rows", 50)["models"][0]["layer_shapes"] == [[128, 32]] * 3
+    assert cli("predict", *settings)[0] == 0
+    (store,) = tmp_path.glob("out/nsd/first/*.zarr")
+    size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    assert size <= model["disk_peak"] == model["disk_kept"] <= size + 80 * KB * 4

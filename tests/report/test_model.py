@@ -113,9 +113,7 @@ def test_a_massive_first_token_in_the_average_is_warned_of_with_the_way_out(save
     found = numbers()
     warnings = [warning for warning in found["warnings"] if "1 / number of tokens" in warning]
     assert [warning.partition(":")[0] for warning in warnings] == ["left", "sink"]
-    assert warnings[1].endswith(
-        "in blocks.1, blocks.2; leave it out with --model.exclude_bos true, or first for a tokenizer without BOS"
-    )
-    assert "--model.exclude_bos" not in warnings[0]
+    assert warnings[1].endswith("in blocks.1, blocks.2; leave it out with --model.exclude sinks")
+    assert "--model.exclude" not in warnings[0]
     (sink,) = [model for model in found["models"] if model["label"] == "sink"]
     assert [layer["follows_length"] for layer in sink["layers"]] == [False, True, True]

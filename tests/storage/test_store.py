@@ -245,7 +245,7 @@ def test_what_is_no_store_is_refused(tmp_path, make):
 def test_a_store_of_another_format_is_refused(make_store):
     store, _ = make_store()
     store._change(format=99)
-    with pytest.raises(InputError, match="has format 99; this version reads 3"):
+    with pytest.raises(InputError, match="has format 99; this version reads 4"):
         Store(store.path)
 
 

@@ -1,0 +1,115 @@
+"""What extractors of captions share: poolings of tokens, and rows with as many tokens as the longest caption has.
+
+B batch, L layers, T tokens, D hidden size, P poolings.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lit_extract.common.errors import InputError
+from lit_extract.modules.hugging_face import HuggingFaceExtractor
+from lit_extract.modules.pooling import (
+    CLS,
+    LANGUAGE_POOLINGS,
+    SINKS,
+    SINKS_ABOVE,
+    TOKENS,
+    find_sinks,
+    full_columns,
+)
+from lit_extract.storage.layout import N_EXCLUDED, N_SINKS, TOKEN_IDS, Shape
+
+
+class _Mask(NamedTuple):
+    tokens: Tensor  # that a pooling sees, (B, T) bool
+    full: tuple[int, int]  # their full_columns()
+
+
+class CaptionExtractor(HuggingFaceExtractor):
+    """A model of Transformers that reads captions, as tokens that are padded on the right."""
+
+    parts = "tokenizer"
+    exclude: Sequence[str] = ()  # of EXCLUDED: tokens that poolings leave out
+    sees_all: Sequence[str] = (TOKENS,)  # poolings that leave out none
+    longest: int | None = None  # tokens of a caption of the dataset; None: not known yet
+
+    def shape_rows(self, pools: Sequence[str], token_shapes: Sequence[Shape]) -> None:
+        """Take the poolings, and the shape of a token in each layer."""
+        self.pools, self.keeps_tokens = pools, TOKENS in pools
+        self.token_width = max(map(math.prod, token_shapes))
+        self.layer_shapes = list(token_shapes)
+        if self.keeps_tokens:
+            self.layer_shapes = [(1, math.prod(shape)) for shape in token_shapes]  # until the captions are known
+            self.extras = {**self.extras, TOKEN_IDS: "int32"}
+            self.makes_files = False
+        if set(self.exclude) - {SINKS}:
+            self.extras = {**self.extras, N_EXCLUDED: "int32"}
+        if SINKS in self.exclude:
+            self.extras = {**self.extras, N_SINKS: "int32"}
+
+    def take_longest(self, n_tokens: int | None) -> None:
+        """Take how many tokens the longest caption has: where all are kept, each row has a place for so many."""
+        self.longest = n_tokens
+        if self.keeps_tokens:
+            if n_tokens is None:
+                raise InputError(
+                    "model.pool: tokens of one caption a row can be kept, but data.captions_used is 'all'; use 'first'"
+                )
+            self.layer_shapes = [(n_tokens, width) for _, width in self.layer_shapes]
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what about the model changes the numbers, with the tokens that are left out, and places of a row."""
+        own: dict[str, Any] = {"longest_caption": self.longest} if self.keeps_tokens else {}
+        own |= {"exclude": list(self.exclude)} if self.exclude else {}
+        own |= {"sinks_above": SINKS_ABOVE} if SINKS in self.exclude else {}
+        return {**super().provenance(), **own}
+
+    def masks(self, inputs: Mapping[str, Tensor]) -> dict[str, _Mask]:
+        """Return the tokens that each pooling sees."""
+        every, some = inputs["attention_mask"].bool(), inputs["pooled"]
+        seen = {name: every if name in self.sees_all else some for name in self.pools}
+        seen |= {TOKENS: self._fill_up(every)} if self.keeps_tokens else {}
+        return {name: _Mask(mask, full_columns(mask)) for name, mask in seen.items()}
+
+    def pool(self, hidden: Tensor, masks: Mapping[str, _Mask]) -> Tensor:
+        """Pool a layer's tokens (B, T, D) into (B, P, W) float32.
+
+        Where sinks are left out, which depends on the layer, each row has a number more: how many these were.
+        """
+        if SINKS not in self.exclude:
+            return self._pool(hidden, masks)
+        (mask, _), *_ = masks.values()  # all poolings see the same
+        is_sink = find_sinks(hidden, mask)
+        kept = mask & ~is_sink
+        pooled = self._pool(hidden, dict.fromkeys(masks, _Mask(kept, full_columns(kept))))
+        counts = is_sink.sum(dim=1)[:, None, None].expand(-1, len(self.pools), -1)
+        return torch.cat([pooled, counts], dim=2)
+
+    def _pool(self, hidden: Tensor, masks: Mapping[str, _Mask]) -> Tensor:
+        pooled = [
+            hidden[:, 0].float() if name == CLS else LANGUAGE_POOLINGS[name](hidden, *masks[name])
+            for name in self.pools
+        ]
+        return torch.stack(pooled, dim=1)
+
+    def _fill_up(self, by_token: Tensor) -> Tensor:
+        """Return what is known of each token (B, T) with a place for each token of the longest caption."""
+        return functional.pad(by_token, (0, (self.longest or by_token.shape[1]) - by_token.shape[1]))
+
+    def outputs(self, pooled: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the features (B, P, L·W) of what was pooled of each layer, and the extras (B, …) of all captions."""
+        mask, layers = inputs["attention_mask"].bool(), [pooled[layer] for layer in self.layers]
+        outputs = {"n_tokens": mask.sum(dim=1)}
+        if SINKS in self.exclude:
+            outputs[N_SINKS] = torch.stack([layer[:, 0, -1] for layer in layers], dim=1).int()
+            layers = [layer[..., :-1] for layer in layers]
+        if N_EXCLUDED in self.extras:
+            outputs[N_EXCLUDED] = (mask & ~inputs["pooled"]).sum(dim=1)
+        if self.keeps_tokens:
+            outputs[TOKEN_IDS] = self._fill_up(inputs["input_ids"].masked_fill(~mask, 0)).int()
+        return {"feats": torch.cat(layers, dim=2), **outputs}
