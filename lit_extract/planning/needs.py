@@ -10,7 +10,6 @@ from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
 from lit_extract.data.pixels import geometry
-from lit_extract.data.plan import default_shard_rows
 from lit_extract.jobs.outputs import output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.planning.memory import device_bytes, estimate_forward, host_bytes
@@ -74,17 +73,16 @@ def estimate_needs(
     """Estimate what one model on one dataset needs; the data module is set up when it has captions to look at."""
     finalize = model.makes_files if finalize is None else finalize
     size, row_bytes = Size(rows, model.layer_shapes, len(model.pools), model.dtype_written), model.row_bytes
-    images = data.batch_size if isinstance(data, ImageDataModule) else 1
-    shard_rows = data.shard_rows or default_shard_rows(rows, images, row_bytes)
-    store, features = size.store(shard_rows), len(model.pools) * size.file() if finalize else 0
-    peak = store + features
-    kept = features + (store if keep_store or not finalize else 0)
     files, store_path = output_paths(model, data, output_dir)
     existing = bytes_there([store_path, *files.values()])
     local = place_of(store_path).local  # no requests to a server are made
     is_done = finalize and local is not None and all(place_of(file).exists() for file in files.values())
     recorded = recorded_provenance(files.values(), store_path) if local is not None and not overwrite else {}
     data.connect(Connection(model.preprocessing, row_bytes, machine.card is not None, recorded))
+    shard_rows = data.rows_a_shard(rows)
+    store, features = size.store(shard_rows), len(model.pools) * size.file() if finalize else 0
+    peak = store + features
+    kept = features + (store if keep_store or not finalize else 0)
     cache = getattr(data, "cache", "off")
     keeps_pixels = local is not None if cache == "auto" else cache != "off"
     return Needs(
