@@ -5,8 +5,8 @@
 #       --model.name vit_giant_patch14_dinov2.lvd142m
 #
 # --ntasks-per-node is the number of GPUs of a machine, as in --gres. The output folder must be one that all
-# machines see. 90 seconds before the time is up SLURM sends USR1; the run then finishes its batch and is queued
-# again.
+# machines see, which the run checks. 90 seconds before the time is up SLURM sends USR1; the run then finishes its batch
+# and is queued again.
 
 #SBATCH --job-name=lit-extract
 #SBATCH --output=%x-%j.log

@@ -2,14 +2,45 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _UNLIMITED = 2**60  # cgroup v1 writes a number like this for "no limit"
+_INTERACTIVE_STEP = str(2**32 - 6)  # SLURM's number of the step in which salloc may start its shell
 
 
-def usable_cores() -> int:
-    """Return the number of cores that this process may run on; not every system has such a limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
+    """Return the cores that a process may use here: those of its affinity, and no more than cgroups or SLURM allow.
+
+    Not every system has an affinity.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    of_job = _number(environment.get("SLURM_CPUS_ON_NODE")) or affinity
+    return max(1, min([affinity, of_job, *cgroup_cores()]))
+
+
+def cores_of_rank(ranks: int, cores: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Return the cores of one of so many ranks on this machine: those of its own task of srun, or its share of all.
+
+    ``cores`` are those that this process may use. srun starts a task for each rank, or one that torchrun divides.
+    """
+    of_task = _number(environment.get("SLURM_CPUS_PER_TASK"))
+    is_bound = cores < _number(environment.get("SLURM_CPUS_ON_NODE"))  # to fewer cores than the job has here
+    if is_task_of_srun(environment) and (of_task or is_bound):
+        tasks = _number(environment.get("SLURM_NTASKS_PER_NODE")) or 1
+        cores, ranks = min(cores, of_task or cores), -(-ranks // tasks)
+    return max(1, cores // ranks)
+
+
+def is_task_of_srun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether srun has started this process as one of its tasks.
+
+    Inside a batch script or an interactive shell SLURM's variables describe what was asked for, such as 8 tasks that
+    nobody has started.
+    """
+    step = environment.get("SLURM_STEP_ID")
+    return step not in (None, _INTERACTIVE_STEP) and "SLURM_PTY_PORT" not in environment
 
 
 def host_memory() -> int:
@@ -35,25 +66,37 @@ def _numbers_of(file: Path) -> dict[str, int]:
     return {name.rstrip(":"): int(number) * 1024 for name, number, _ in fields}
 
 
-def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+def cgroup_limits(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Iterator[int]:
     """Yield the limits in bytes of this process's cgroup (version 1 or 2) and of all cgroups above it."""
+    for version, folder in _cgroups("memory", root, own):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limit = int((folder / ("memory.limit_in_bytes" if version == 1 else "memory.max")).read_text("ascii"))
+            if limit < _UNLIMITED:
+                yield limit
+
+
+def cgroup_cores(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Iterator[int]:
+    """Yield how many cores' time this process's cgroup and all cgroups above it may use, as with docker --cpus."""
+    for version, folder in _cgroups("cpu", root, own):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            names = ["cpu.cfs_quota_us", "cpu.cfs_period_us"] if version == 1 else ["cpu.max"]
+            quota, period = (int(number) for name in names for number in (folder / name).read_text("ascii").split())
+            if quota > 0 and period > 0:  # -1 is no limit
+                yield max(1, quota // period)
+
+
+def _cgroups(controller: str, root: Path, own: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the version and folder of each cgroup that limits this process by a controller, from its own upwards."""
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top = root / "memory" if controllers else root
-        name = "memory.limit_in_bytes" if controllers else "memory.max"
-        below = Path(path.lstrip("/"))
+        top, below = root / controller if controllers else root, Path(path.lstrip("/"))
         for folder in (below, *below.parents):
-            try:
-                limit = int((top / folder / name).read_text(encoding="ascii"))
-            except (OSError, ValueError):  # no such file, or "max"
-                continue
-            if limit < _UNLIMITED:
-                yield limit
+            yield 1 if controllers else 2, top / folder
 
 
 def slurm_limits(environment: Mapping[str, str], cores: int) -> Iterator[int]:

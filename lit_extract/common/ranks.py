@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _RANK_ZERO = "LIT_EXTRACT_RANK_ZERO"  # environment variable: process id of the rank zero that launched this rank
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")  # of torchrun, Lightning, srun; of a machine without them
 _PR_SET_PDEATHSIG = 1
 
 
@@ -16,7 +17,7 @@ def is_rank_zero() -> bool:
     lightning = sys.modules.get("lightning_utilities.core.rank_zero")  # not imported for this: it takes a while
     rank = getattr(getattr(lightning, "rank_zero_only", None), "rank", None)
     if rank is None:
-        rank = next((os.environ[key] for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if key in os.environ), 0)
+        rank = next((os.environ[key] for key in _RANKS if key in os.environ), 0)
     return int(rank) == 0
 
 

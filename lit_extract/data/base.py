@@ -20,7 +20,7 @@ from lit_extract.common.errors import InputError
 from lit_extract.common.signals import ignore_in_worker
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import check_name, shorten
-from lit_extract.data.plan import Plan, passes
+from lit_extract.data.plan import Plan, even_shard_rows, passes
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import contents
 from lit_extract.storage.layout import CONTENT, MTIME, N_BYTES, SIZE
@@ -57,6 +57,8 @@ class StimulusDataModule(LightningDataModule):
     longest: int | None = 0  # tokens of the longest caption, images have none; None: a row may have several captions
     takes_changed = False  # rows whose inputs have changed since are computed again, instead of refused
     file_suffix = ""  # what the data add to the name of a features file
+    batch_size = 1  # rows that a shard has a multiple of, where that leaves even shares
+    shard_rows_at_most = 2048
     dataset_name: str
     root: str | None
 
@@ -152,6 +154,12 @@ class StimulusDataModule(LightningDataModule):
         """Read the stimuli, once, and see that they can be had."""
         _ = self.input_states
 
+    def rows_a_shard(self, n_rows: int) -> int:
+        """Return the rows a shard: as given, as recorded by the run to resume, or what suits so many rows."""
+        recorded = self.connection.recorded.get("shard_rows")
+        known = self.shard_rows or (recorded if type(recorded) is int and 0 < recorded <= MAX_SHARD_ROWS else None)
+        return known or even_shard_rows(n_rows, self.batch_size, self.connection.row_bytes, self.shard_rows_at_most)
+
     @abstractmethod
     def plan_all(self) -> Plan:
         """Return the plan of all rows."""
@@ -201,8 +209,8 @@ class StimulusDataModule(LightningDataModule):
     def batches_of(self, batches: Sequence[Sequence[int]]) -> Dataset[Batch]:
         """Return a dataset whose items are the batches of these rows; Lightning would re-create a batch sampler."""
 
-    def workers(self, on_gpu: bool, world_size: int) -> int:
-        """Return how many processes prepare batches, when not given."""
+    def workers(self, on_gpu: bool, ranks_here: int) -> int:
+        """Return how many processes prepare batches for each of the ranks on this machine, when not given."""
         return 0
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -220,10 +228,11 @@ class StimulusDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return this rank's batches of what is left; lists of them, where several go through the model together."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        known = self.trainer
+        rank, world_size, ranks_here = (known.global_rank, known.world_size, known.num_devices) if known else (0, 1, 1)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         batches = self.plan.batches(rank, world_size)
-        workers = self.num_workers if self.num_workers is not None else self.workers(on_gpu, world_size)
+        workers = self.num_workers if self.num_workers is not None else self.workers(on_gpu, ranks_here)
         dataset: Dataset[Any] = self.batches_of(batches)
         if self.connection.pass_rows is not None:
             dataset = _Passes(dataset, passes(batches, self.plan.shard_rows, self.connection.pass_rows))

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import check_name
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
-from lit_extract.data.plan import TOKENS_ON_CPU, TOKENS_ON_GPU, Plan, default_shard_rows
+from lit_extract.data.plan import TOKENS_ON_CPU, TOKENS_ON_GPU, Plan
 from lit_extract.data.pooled import pooled_tokens
 from lit_extract.data.tokens import load_tokenizer
 from lit_extract.datasets import DATASETS, load_captions, load_dataset, table
@@ -123,8 +123,8 @@ class CaptionDataModule(StimulusDataModule):
             first50, for example, unless it has a name.
         token_budget: Tokens a forward pass at most, padding included. Default: that of the run that this one
             resumes, else 2,048 on a CPU and 16,384 on a GPU. A batch that does not fit is split.
-        shard_rows: Captions a shard, the unit of writing and resuming. Default: about 128 MB of
-            activations, at most 2,048 captions.
+        shard_rows: Captions a shard, the unit of writing and resuming. Default: that of the run that this one
+            resumes, else at most 2,048 captions and 128 MB of activations, so that ranks have even shares.
         truncate: Cut captions that are longer than the model's context, which is recorded, instead of
             refusing them.
         show_tokens: Print so many of the first captions as the model sees them.
@@ -311,10 +311,9 @@ class CaptionDataModule(StimulusDataModule):
         return known or (TOKENS_ON_GPU if self.connection.on_gpu else TOKENS_ON_CPU)
 
     def plan_all(self) -> Plan:
-        """Return captions of like length together, in shards of about 128 MB."""
+        """Return captions of like length together, in shards."""
         n_rows = len(self.lengths)
-        shard_rows = self.shard_rows or default_shard_rows(n_rows, 1, self.connection.row_bytes)
-        return Plan(n_rows, shard_rows, self.tokens_a_batch, self.lengths)
+        return Plan(n_rows, self.rows_a_shard(n_rows), self.tokens_a_batch, self.lengths)
 
     def provenance(self) -> dict[str, Any]:
         """Return what about the captions changes the numbers.

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from lit_extract.common.console import EVERY_RANK, as_size
 from lit_extract.common.errors import InputError
-from lit_extract.common.host import usable_cores
+from lit_extract.common.host import cores_of_rank, usable_cores
 from lit_extract.common.untrusted import absolute_path
 from lit_extract.data.base import WHOLE_SUBSET, StimulusDataModule
 from lit_extract.data.batches import ImageBatches, ProcessedBatches, raise_if_of_the_machine
 from lit_extract.data.pixels import DECODERS, PixelCache, folder_name
-from lit_extract.data.plan import Plan, default_shard_rows
+from lit_extract.data.plan import Plan
 from lit_extract.data.processors import IMAGE_PROCESSOR, PACKAGES, ProcessorSettings, image_processing, recorded
 from lit_extract.datasets import DATASETS, load_dataset, table
 from lit_extract.datasets.dataset import Dataset as StimulusDataset
@@ -47,8 +47,9 @@ class ImageDataModule(StimulusDataModule):
         limit: Only the first so many stimuli of the dataset, or of those that the query chooses; their subset is called
             first50, for example, unless it has a name.
         batch_size: Images a forward pass.
-        shard_rows: Images a shard, the unit of writing and resuming; a multiple of batch_size.
-            Default: about 128 MB of activations, at most 2,048 images.
+        shard_rows: Images a shard, the unit of writing and resuming; a multiple of batch_size. Default: that of
+            the run that this one resumes, else at most 512 images and 128 MB of activations, so that ranks have
+            even shares.
         num_workers: Processes that decode images; default: chosen for the machine.
         on_bad_image: What an image that will not decode does: "stop" the run, or "skip", which
             leaves its row NaN, lists it in the output and ends with exit code 3.
@@ -60,6 +61,7 @@ class ImageDataModule(StimulusDataModule):
 
     unit = "images"
     input_columns = INPUT_COLUMNS
+    shard_rows_at_most = 512  # what a kill may cost: minutes, at an image or two a second
 
     def __init__(
         self,
@@ -94,10 +96,9 @@ class ImageDataModule(StimulusDataModule):
         return table.fingerprint(self.stimuli)
 
     def plan_all(self) -> Plan:
-        """Return consecutive rows, a batch size at a time, in shards of about 128 MB."""
+        """Return consecutive rows, a batch size at a time, in shards."""
         n_rows = len(self.stimuli)
-        shard_rows = self.shard_rows or default_shard_rows(n_rows, self.batch_size, self.connection.row_bytes)
-        return Plan(n_rows, shard_rows, self.batch_size)
+        return Plan(n_rows, self.rows_a_shard(n_rows), self.batch_size)
 
     def provenance(self) -> dict[str, Any]:
         """Return what about the data changes the numbers."""
@@ -160,13 +161,13 @@ class ImageDataModule(StimulusDataModule):
             )
         return cache, places
 
-    def workers(self, on_gpu: bool, world_size: int) -> int:
-        """Return how many processes decode: with a GPU one a core; without, none.
+    def workers(self, on_gpu: bool, ranks_here: int) -> int:
+        """Return how many processes decode for each of the ranks on this machine: with a GPU one a core; without, none.
 
         On a CPU decoding and the model take turns, each with all threads: at the same time each would wait for
         the other's in every layer.
         """
-        return max(1, min(usable_cores() // world_size, WORKERS_AT_MOST)) if on_gpu else 0
+        return min(cores_of_rank(ranks_here, usable_cores()), WORKERS_AT_MOST) if on_gpu else 0
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Stop at a bad image, or report that it is skipped."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, takewhile
 
 SHARD_BYTES = 128 * 2**20
-# A small model's 128 MB would be 14,000 rows: too few shards to share among ranks, too much to lose.
-SHARD_ROWS_AT_MOST = 2048
+SHARD_ROWS_AT_LEAST = 64  # fewer are hardly worth a share
+EVEN_RANKS, UNEVEN_AT_MOST = 8, 0.05  # the GPUs of a machine; what is even for 8 is so for 2 and 4, too
 # Tokens a batch, padding included, whatever memory is free: which captions share a batch decides their last bits; what
 # does not fit is split. More fill the caches of a CPU: 8192 tokens take 1.0 to 1.5 times as long for each. On a GPU
 # more take more memory and hardly less time.
@@ -102,10 +102,24 @@ def _batches_by_length(rows: Sequence[int], lengths: Sequence[int], token_budget
     return batches
 
 
-def default_shard_rows(n_rows: int, batch_size: int, row_bytes: int) -> int:
-    """Return the rows a shard: about 128 MB of activations, at most 2,048 rows, a multiple of the batch size.
+def even_shard_rows(n_rows: int, batch_size: int, row_bytes: int, at_most: int) -> int:
+    """Return the rows a shard: at most ``at_most`` and 128 MB of activations, so that 8 ranks have even shares.
 
-    No more than a dataset of ``n_rows`` needs, whose activations take ``row_bytes`` a row, of all layers.
+    A multiple of the batch size, if one leaves them even shares; one batch at least, but no more than ``n_rows`` need.
+    The activations take ``row_bytes`` a row, of all layers.
     """
-    rows = min(SHARD_ROWS_AT_MOST, SHARD_BYTES // row_bytes)
-    return max(1, min(rows // batch_size, -(-n_rows // batch_size))) * batch_size
+    most = max(batch_size, min(at_most, SHARD_BYTES // row_bytes))
+    least = max(batch_size, min(SHARD_ROWS_AT_LEAST, most // 2))
+    whole_batches = range(most // batch_size * batch_size, least - 1, -batch_size)
+    sizes = [*whole_batches, *range(most, least - 1, -1)]
+    even = (rows for rows in sizes if _unevenness(n_rows, rows) < UNEVEN_AT_MOST)
+    rows: int = next(even, None) or min(sizes, key=lambda rows: _unevenness(n_rows, rows))
+    return min(rows, max(1, -(-n_rows // batch_size)) * batch_size)
+
+
+def _unevenness(n_rows: int, shard_rows: int) -> float:
+    """Return by how much the largest share of :data:`EVEN_RANKS` ranks is larger than the smallest, as a part of it."""
+    n_shards = -(-n_rows // shard_rows)
+    shares = [shard_rows * len(range(rank, n_shards, EVEN_RANKS)) for rank in range(EVEN_RANKS)]
+    shares[(n_shards - 1) % EVEN_RANKS] -= n_shards * shard_rows - n_rows
+    return (max(shares) - min(shares)) / max(1, min(shares))

@@ -15,6 +15,7 @@ from lit_extract.jobs.features_job import FeaturesJob
 from lit_extract.jobs.float32_check import check_store
 from lit_extract.jobs.progress import Progress
 from lit_extract.jobs.run import run_predict
+from lit_extract.jobs.shared_folder import check_shared
 from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.precision import ieee_float32
@@ -114,6 +115,7 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
     progress = [] if plan is None else [Progress(writer, plan, job.data.unit)]
 
     def start(plan: Plan) -> None:
+        check_shared(trainer, job.store_path)
         reserved = max(0, sum(job.bytes_to_write()) - bytes_there([job.store_path]))
         rows = job.model.pass_rows(trainer, job.data.tokens_a_row)
         job.data.connect(replace(job.data.connection, plan=plan, reserved_bytes=reserved, pass_rows=rows))
@@ -141,7 +143,9 @@ class _Agreement(Callback):
 
 def _dismiss_ranks(job: FeaturesJob, trainer: Trainer) -> None:
     """Release the ranks that were not started by rank zero, and wait for its plan by now; rank zero reports why."""
-    if trainer.world_size > 1 and trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
+    if trainer.world_size == 1:
+        return
+    if trainer.num_nodes > 1 or trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
         with suppress(NothingLeft):
             run_predict(trainer, job.model, job.data, [_Agreement(NothingLeft(), lambda _: None)])
 

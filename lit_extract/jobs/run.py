@@ -141,7 +141,7 @@ class Stopping(Callback):
         since = time.monotonic()
         while (lost := self._lost_rank()) is None and self._launched and time.monotonic() - since < SECONDS_TO_END:
             time.sleep(0.05)
-        return lost or InputError(f"another rank is gone: {one_line(error)}. {SAFE}")
+        return lost or InputError(f"another rank is gone; its own output, or that of srun, has the reason. {SAFE}")
 
     def _lost_rank(self) -> BaseException | None:
         """Return what to raise when one of the launched ranks has ended, as all of them wait for this one."""

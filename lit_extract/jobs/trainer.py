@@ -3,7 +3,6 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +14,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.host import is_task_of_srun
 from lit_extract.common.untrusted import shorten
 
 MAX_DEVICES, MAX_NODES = 1024, 100_000  # more than there are; Lightning makes a list of them
-
-_INTERACTIVE_STEP = str(2**32 - 6)  # SLURM's number of the step in which salloc may start its shell
 
 Precision = Literal["bf16-true", "bf16-mixed", "32-true"]
 
@@ -50,22 +48,20 @@ def predict_trainer(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The `srun` command is available")
-            return Trainer(
+            trainer = Trainer(
                 accelerator=accelerator,
                 devices=devices,
                 num_nodes=num_nodes,
                 strategy=strategy,
                 precision=precision or default_precision(accelerator),
                 callbacks=callbacks,
-                plugins=_plugins_of_cluster(num_nodes),
+                plugins=_plugins_of_cluster(),
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,  # the data module's plan keeps two ranks out of one shard
             )
-    except InputError:
-        raise
     except (
         MisconfigurationException,
         RuntimeError,
@@ -74,31 +70,30 @@ def predict_trainer(
     ) as error:  # no GPU, SLURM's variables
         settings = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}, precision {precision!r}"
         raise InputError(f"trainer: Lightning refuses {settings}: {one_line(error)}") from error
+    _check_meeting_place(trainer)
+    return trainer
 
 
-def is_task_of_srun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether srun has started this process as one of its tasks.
-
-    Inside a batch script or an interactive shell SLURM's variables describe what was asked for, such as 8 tasks that
-    nobody has started.
-    """
-    step = environment.get("SLURM_STEP_ID")
-    return step not in (None, _INTERACTIVE_STEP) and "SLURM_PTY_PORT" not in environment
-
-
-def _plugins_of_cluster(num_nodes: int) -> list[Any]:
-    if not SLURMEnvironment.detect():
-        return []
-    if is_task_of_srun():
-        return [SLURMEnvironment(auto_requeue=False)]  # it would save a checkpoint of the model
+def _plugins_of_cluster() -> list[Any]:
+    """Return who starts the processes; torchrun first, as a task of srun may be one."""
     if TorchElasticEnvironment.detect():
         return [TorchElasticEnvironment()]
-    if num_nodes > 1:
+    if not SLURMEnvironment.detect():
+        return []
+    # not the plugin's own default: it would save a checkpoint of the model
+    return [SLURMEnvironment(auto_requeue=False) if is_task_of_srun() else LightningEnvironment()]
+
+
+def _check_meeting_place(trainer: Trainer) -> None:
+    """Check that machines which nobody has introduced to each other know where to meet, instead of waiting forever."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if trainer.num_nodes > 1 and missing and isinstance(environment, LightningEnvironment):
         raise InputError(
-            f"trainer.num_nodes: {num_nodes} machines of a SLURM job need srun, which starts a process for each "
-            "device: srun lit-extract … (see configs/slurm/multi_node.sh); or use one: --trainer.num_nodes 1"
+            f"trainer.num_nodes: {trainer.num_nodes} machines need srun, which starts a process for each device: "
+            "srun lit-extract … (see configs/slurm/multi_node.sh); or torchrun; or this command on each of them with "
+            f"{' and '.join(missing)} in its environment. On one machine: --trainer.num_nodes 1"
         )
-    return [LightningEnvironment()]
 
 
 def _check_counts(devices: int | str | list[int], num_nodes: int) -> None:

@@ -12,7 +12,6 @@ from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
 from lit_extract.data.pixels import geometry
-from lit_extract.data.plan import default_shard_rows
 from lit_extract.jobs.outputs import output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.room import bytes_when_streamed, is_streamed
@@ -88,9 +87,8 @@ def estimate_needs(
     data.connect(known)
     model.take_longest(_longest(model, data))
     data.connect(replace(known, row_bytes=model.row_bytes))
-    size, row_bytes = Size(rows, model.layer_shapes, len(model.pools), model.dtype_written), model.row_bytes
-    images = data.batch_size if isinstance(data, ImageDataModule) else 1
-    shard_rows = data.shard_rows or default_shard_rows(rows, images, row_bytes)
+    size = Size(rows, model.layer_shapes, len(model.pools), model.dtype_written)
+    shard_rows = data.rows_a_shard(rows)
     store, features = size.store(shard_rows), len(model.pools) * size.file() if finalize else 0
     peak = store + features
     kept = features + (store if keep_store or not finalize else 0)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lit_extract.common.host import cgroup_limits, host_memory, slurm_limits, usable_cores
+from lit_extract.common.host import cgroup_cores, cgroup_limits, cores_of_rank, host_memory, slurm_limits, usable_cores
 
 
 def write(path, text):
@@ -49,7 +49,54 @@ def test_the_smallest_limit_counts(monkeypatch):
     assert host_memory() == 100 * 2**20
 
 
+def test_the_time_that_a_group_may_use_counts_as_cores(tmp_path):
+    write(tmp_path / "own", "3:cpu,cpuacct:/docker/7\n0::/slurm/job_7\n")
+    write(tmp_path / "fs" / "slurm" / "job_7" / "cpu.max", "650000 100000\n")
+    write(tmp_path / "fs" / "slurm" / "cpu.max", "max 100000\n")
+    write(tmp_path / "fs" / "cpu" / "docker" / "7" / "cpu.cfs_quota_us", "50000\n")
+    write(tmp_path / "fs" / "cpu" / "docker" / "7" / "cpu.cfs_period_us", "100000\n")
+    write(tmp_path / "fs" / "cpu" / "docker" / "cpu.cfs_quota_us", "-1\n")
+    write(tmp_path / "fs" / "cpu" / "docker" / "cpu.cfs_period_us", "100000\n")
+    assert list(cgroup_cores(tmp_path / "fs", tmp_path / "own")) == [1, 6]
+    assert list(cgroup_cores(tmp_path / "fs", tmp_path / "none")) == []
+
+
+def test_a_job_uses_no_more_cores_than_it_has(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr("lit_extract.common.host.cgroup_cores", lambda: iter([12]))
+    assert usable_cores({}) == 12
+    assert usable_cores({"SLURM_CPUS_ON_NODE": "8"}) == 8
+    assert usable_cores({"SLURM_CPUS_ON_NODE": "96"}) == 12
+
+
+TASK = {"SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "variables", "expected"),
+    [
+        (4, 32, {}, 8),  # one machine, ranks started by Lightning or torchrun
+        (3, 8, {}, 2),
+        (8, 4, {}, 1),
+        # the issue's: 2 machines with 4 tasks of 8 cores, whether SLURM binds them to their cores or not
+        (4, 32, {**TASK, "CPUS_PER_TASK": "8", "NTASKS_PER_NODE": "4", "CPUS_ON_NODE": "32"}, 8),
+        (4, 8, {**TASK, "CPUS_PER_TASK": "8", "NTASKS_PER_NODE": "4", "CPUS_ON_NODE": "32"}, 8),
+        (4, 8, {**TASK, "NTASKS_PER_NODE": "4", "CPUS_ON_NODE": "32"}, 8),  # bound, without --cpus-per-task
+        (4, 32, {**TASK, "NTASKS_PER_NODE": "4", "CPUS_ON_NODE": "32"}, 8),  # not bound
+        (1, 4, {**TASK, "CPUS_PER_TASK": "8", "CPUS_ON_NODE": "8"}, 4),  # a cgroup allows less
+        # a task a machine, which torchrun divides
+        (4, 32, {**TASK, "CPUS_PER_TASK": "32", "NTASKS_PER_NODE": "1", "CPUS_ON_NODE": "32"}, 8),
+        # in a batch script that was to start 4 tasks, but no srun
+        (2, 32, {"CPUS_PER_TASK": "8", "NTASKS_PER_NODE": "4", "CPUS_ON_NODE": "32"}, 16),
+    ],
+)
+def test_cores_of_a_rank(ranks, cores, variables, expected):
+    environment = {f"SLURM_{name.removeprefix('SLURM_')}": value for name, value in variables.items()}
+    assert cores_of_rank(ranks, cores, environment) == expected
+
+
 def test_systems_without_affinity_have_cores_too(monkeypatch):
-    assert usable_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.setattr("lit_extract.common.host.cgroup_cores", lambda: iter([]))
+    assert usable_cores({}) == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert usable_cores() == os.cpu_count()
+    assert usable_cores({}) == os.cpu_count()

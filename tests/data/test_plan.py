@@ -5,7 +5,7 @@ from itertools import chain, combinations, product
 import numpy as np
 import pytest
 
-from lit_extract.data.plan import Plan, default_shard_rows
+from lit_extract.data.plan import Plan, even_shard_rows
 from lit_extract.storage.layout import count_shards
 
 MB = 2**20
@@ -63,27 +63,52 @@ def test_count_shards(n_rows, shard_rows, expected):
     assert count_shards(n_rows, shard_rows) == expected == len(Plan(n_rows, shard_rows, 1).shards())
 
 
-NSD = 73_000
+NSD, BOLD5000, THINGS = 73_000, 4_916, 26_107
+TINY, GIANT, LLAMA_70B = 12 * 192 * 4, 40 * 1536 * 4, 80 * 8192 * 4  # bytes a row
 
 
 @pytest.mark.parametrize(
     ("n_rows", "batch_size", "row_bytes", "expected"),
     [
-        (NSD, 64, 12 * 192 * 4, 2048),  # vit_tiny: 128 MB would be 14,563 rows
-        (NSD, 64, 40 * 1536 * 4, 512),  # vit_giant: 546 rows are 128 MB
-        (NSD, 100, 12 * 192 * 4, 2000),  # whole batches only
-        (NSD, 4096, 12 * 192 * 4, 4096),  # one batch at least
+        (NSD, 64, TINY, 384),  # 191 shards: with 512 or 448 some rank of 8 would have 5 % more than another
+        (NSD, 64, GIANT, 384),
+        (NSD, 1, MB, 128),
+        (NSD, 100, TINY, 400),  # whole batches only
+        (NSD, 4096, TINY, 4096),  # one batch at least
         (NSD, 8, 200 * MB, 8),
         (NSD, 1, 128 * MB, 1),
         (NSD, 1, 64 * MB, 2),
-        (24, 64, 12 * 192 * 4, 64),  # no larger than the dataset needs, in whole batches
-        (24, 10, 12 * 192 * 4, 30),
-        (64, 64, 12 * 192 * 4, 64),
-        (65, 64, 12 * 192 * 4, 128),
+        (BOLD5000, 64, TINY, 309),  # no multiple of 64 is even
+        (24, 64, TINY, 64),  # no larger than the dataset needs, in whole batches
+        (24, 10, TINY, 30),
+        (64, 64, TINY, 64),
+        (300, 64, TINY, 64),  # not enough for 8 ranks: for as many as possible
+        (1000, 64, TINY, 125),
+        (0, 64, TINY, 64),
     ],
 )
-def test_default_shard_rows(n_rows, batch_size, row_bytes, expected):
-    assert default_shard_rows(n_rows, batch_size, row_bytes) == expected
+def test_rows_a_shard(n_rows, batch_size, row_bytes, expected):
+    assert even_shard_rows(n_rows, batch_size, row_bytes, at_most=512) == expected
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("batch_size", "row_bytes", "at_most"),
+    [(64, TINY, 512), (64, GIANT, 512), (1, TINY, 2048), (1, LLAMA_70B, 2048)],
+)
+@pytest.mark.parametrize("n_rows", [4_900, BOLD5000, 6_000, THINGS, NSD])
+def test_shares_of_ranks_are_even(n_rows, batch_size, row_bytes, at_most, world_size):
+    rows = even_shard_rows(n_rows, batch_size, row_bytes, at_most)
+    plan = Plan(n_rows, rows, batch_size)
+    shares = [sum(map(len, plan.shards(rank, world_size))) for rank in range(world_size)]
+    assert sum(shares) == n_rows
+    assert max(shares) < 1.05 * min(shares)
+    assert rows * row_bytes <= 128 * MB
+
+
+def test_nsd_is_some_thousand_files():
+    """A shard of a model with stages has up to ten."""
+    assert count_shards(NSD, even_shard_rows(NSD, 64, TINY, 512)) * 10 < 2_000
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,21 @@ def test_other_settings_are_named_with_both_values(run_job, settings, named, fin
     assert run_job(finalize=finished).files == before.files, "what was there is untouched"
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_rows_a_shard_are_those_of_the_run_that_is_resumed(run_job, tmp_path, caplog, finished):
+    """Earlier versions have chosen other ones: their features are done, and their stores resumed."""
+    caplog.set_level("INFO")
+    before = run_job(finalize=finished, data_shard_rows=4)
+    if not finished:
+        next(before.store.glob("cls/c/1/0/0")).unlink()
+    again = run_job()
+    assert again.was_done == finished
+    assert finished or "1 of 2 shards done, 1 left" in caplog.text
+    assert load_features(again.files[0]).provenance["shard_rows"] == 4
+    assert torch.equal(load_features(again.files[0]).feats, load_features(run_job(tmp_path / "new").files[0]).feats)
+    assert load_features(run_job(overwrite=True).files[0]).provenance["shard_rows"] == 8
+
+
 def test_overwrite_starts_from_scratch(run_job, tmp_path):
     first = feats_of(run_job())
     run_job(overwrite=True, finalize=False, seed=1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import runs
 
-from lit_extract.jobs.trainer import is_task_of_srun
+from lit_extract.common.host import is_task_of_srun
 
 pytestmark = pytest.mark.slow
 

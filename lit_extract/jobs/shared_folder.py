@@ -1,0 +1,68 @@
+"""See that all machines of a run write to the same folder, before anything is computed that would be missing later."""
+
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+
+from lit_extract.common.errors import InputError, NothingLeft, name_some
+from lit_extract.storage.places import AnyPath, place_of
+from lit_extract.storage.store import Store
+
+SECONDS_TO_APPEAR = 60.0  # of what another machine has changed: as long as NFS may answer from its cache
+
+
+def check_shared(trainer: Trainer, path: AnyPath) -> None:
+    """Check that every machine sees the store that rank zero has opened; to be called in all ranks.
+
+    Raises:
+        InputError: In rank zero: some machine does not.
+        NothingLeft: In all other ranks, as rank zero reports it.
+    """
+    local = place_of(path).local
+    if trainer.num_nodes == 1 or local is None:
+        return
+    store_id = trainer.strategy.broadcast(Store(path).layout.id if trainer.is_global_zero else None)
+    is_blind = trainer.local_rank == 0 and not trainer.is_global_zero and not _sees(local, store_id)
+    answers: list[str | None] = [None] * trainer.world_size
+    dist.all_gather_object(answers, socket.gethostname() if is_blind else None)
+    blind = [host for host in answers if host is not None]
+    if blind and trainer.is_global_zero:
+        raise InputError(
+            f"output_dir: {str(local.parent)!r} on {socket.gethostname()} is another folder on {name_some(blind)}. "
+            "Several machines need a folder that all of them see: choose another --output_dir"
+        )
+    if blind:
+        raise NothingLeft
+
+
+def _sees(store: Path, store_id: str | None) -> bool:
+    """Return whether a store is that of rank zero.
+
+    A folder that is missing is made and removed again: that asks the server of a network file system, while a look may
+    be answered from the cache of a moment at which it was missing.
+    """
+    made: list[Path] = []
+    try:
+        for folder in (*reversed(store.parents), store):
+            if not folder.exists():
+                with suppress(FileExistsError):
+                    folder.mkdir()
+                    made.append(folder)
+    except OSError:
+        return False
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
+    end = time.monotonic() + SECONDS_TO_APPEAR
+    while not made:
+        with suppress(InputError):
+            if Store(store).layout.id == store_id:
+                return True
+        if time.monotonic() > end:
+            break
+        time.sleep(1)
+    return False
