@@ -117,6 +117,22 @@ def test_random_weights_are_those_of_an_ordinary_run(tmp_path, captions, family)
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama"])
+def test_what_models_compute_for_themselves_is_of_the_same_type(tmp_path, family):
+    """As Gemma's scale of embeddings, which is rounded to bf16, and rotary frequencies, which are not."""
+    save_in_parts(tmp_path, family)
+    found = []
+    for stream in (False, True):
+        extractor = LanguageExtractor(str(tmp_path), stream=stream)
+        extractor._trainer = Trainer()
+        extractor.configure_model()
+        found.append(dict(extractor.model.named_buffers()))
+    assert found[0].keys() == found[1].keys()
+    for name, buffer in found[0].items():
+        assert buffer.dtype == found[1][name].dtype, name
+        assert torch.equal(buffer, found[1][name]), name
+
+
 def test_tied_embeddings(tmp_path, captions):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**GATED, tie_word_embeddings=True)
