@@ -23,6 +23,7 @@ import finalize
 import language
 import memory
 import startup
+import streaming
 import sweep
 import text_encoder
 import vision
@@ -30,7 +31,9 @@ from common import REPOSITORY, describe_machine, in_process, versions
 from report import save_section, write_results
 
 HERE = Path(__file__).parent
-SECTIONS = {section.NAME: section for section in (vision, sweep, language, text_encoder, finalize, memory, startup)}
+SECTIONS = {
+    section.NAME: section for section in (vision, sweep, language, streaming, text_encoder, finalize, memory, startup)
+}
 
 
 def main() -> int:

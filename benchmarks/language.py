@@ -114,16 +114,23 @@ def make_captions(path: Path, n: int) -> None:
 def make_model(folder: Path, shape: str) -> None:
     """A folder of the hub's format: a configuration, random weights, and a tokenizer of the captions' words."""
     import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    make_tokenizer(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape])).save_pretrained(folder)
+
+
+def make_tokenizer(folder: Path) -> None:
+    """A tokenizer of the captions' words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.train([str(CAPTIONS)], trainers.BpeTrainer(vocab_size=600, special_tokens=["<unk>", "<s>", "</s>"]))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape])).save_pretrained(folder)
 
 
 def mean_tokens(model: Path, captions: Path) -> float:

@@ -169,8 +169,10 @@ class ImageDataModule(StimulusDataModule):
         """
         return min(cores_of_rank(ranks_here, usable_cores()), WORKERS_AT_MOST) if on_gpu else 0
 
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Stop at a bad image, or report that it is skipped."""
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Stop at a bad image, of a batch or of each of several, or report that it is skipped."""
+        if isinstance(batch, list):
+            return [self.on_before_batch_transfer(one, dataloader_idx) for one in batch]
         errors: dict[int, str] = batch.pop("errors")
         for row, reason in errors.items():
             what = f"stimulus {self.stimuli['stimulus_id'][row]} (row {row}) can't be decoded: {reason}"

@@ -79,7 +79,7 @@ def compute_again(
         was_on = next(backbone.parameters()).device
         backbone.to(device)
         try:
-            with in_float32(backbone):
+            with in_float32(backbone, streamed=model.streamed is not None):
                 batches = data.batches_of([[row] for row in rows])
                 inputs, feats = [], []
                 for place, row in enumerate(rows):

@@ -30,9 +30,9 @@ class Progress(Callback):
 
     def __init__(self, writer: Writer, plan: Plan, unit: str) -> None:
         self.writer, self.plan, self.unit = writer, plan, unit
-        self.done = 0  # rows; those that are in a model's streamed blocks count by how many they have passed
+        self.done = 0.0  # rows; those that are in a model's streamed blocks count by how many they have passed
         self.in_blocks = ""
-        self.rows_after = 0
+        self.rows_after = 0.0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what this rank has to do."""
@@ -62,15 +62,15 @@ class Progress(Callback):
             self.done += len(outputs["index"])
         self._show()
 
-    def _count_block(self, before: int, rows: int, blocks: int, of: int) -> None:
+    def _count_block(self, before: float, rows: int, blocks: int, of: int) -> None:
         """Count a block that rows have passed."""
-        self.done, self.in_blocks = before + rows * blocks // of, f"block {blocks} of {of} of {rows} {self.unit}, "
+        self.done, self.in_blocks = before + rows * blocks / of, f"block {blocks} of {of} of {rows} {self.unit}, "
         self._show()
 
     def _show(self) -> None:
         now = time.monotonic()
         self.bar.set_postfix_str(f"{self.in_blocks}{as_size(self.writer.bytes_written)} written", refresh=False)
-        self.bar.update(self.done - self.bar.n)
+        self.bar.update(int(self.done) - self.bar.n)
         if now - self.last_record >= SECONDS_BETWEEN_RECORDS:
             self.last_record = now
             self._record()
@@ -98,12 +98,14 @@ class Progress(Callback):
 
     def _record(self) -> None:
         left, rate, rows = self.total - self.done, self._rate(), self.plan.n_rows
-        record(progress=RunProgress(self.unit, rows, max(0, rows - left * self.world_size), rate, left / rate))
+        done = max(0, round(rows - left * self.world_size))
+        record(progress=RunProgress(self.unit, rows, done, rate, left / rate))
 
     def _print_line(self) -> None:
         if self.bar.disable:
             rate = self._rate()
             left = tqdm.format_interval((self.total - self.done) / rate)
-            done = f"{self.done} of {self.total} {self.unit}, {rate:.1f} {self.unit}/s"
+            per_second = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+            done = f"{int(self.done)} of {self.total} {self.unit}, {per_second} {self.unit}/s"
             left = f"{self.in_blocks}{left}"
             logger.info("%s: %s, %s left, %s written", self.what, done, left, as_size(self.writer.bytes_written))

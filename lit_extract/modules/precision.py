@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, backends, nn
 
+from lit_extract.modules.mapped import converted
+
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
@@ -40,10 +42,11 @@ def ieee_float32() -> Iterator[None]:
 
 
 @contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
+def in_float32(model: nn.Module, streamed: bool = False) -> Iterator[None]:
     """Let a model of bf16 weights compute in float32; afterwards it has the same bits as before.
 
-    A block's weights are float32 only while it runs, so that the memory for one more block is enough.
+    A block's weights are float32 only while it runs, so that the memory for one more block is enough; if the model is
+    ``streamed``, for all batches that pass through the block, after which it has no weights.
     """
     parts = [part for parts in model.modules() if isinstance(parts, nn.ModuleList | nn.Sequential) for part in parts]
     nested = {inner for part in parts for inner in part.modules() if inner is not part}
@@ -53,19 +56,20 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
     def widen(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            tensor.data = tensor.data.float()
+            tensor.data = converted(tensor.data, torch.float32)
 
     def narrow(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            tensor.data = tensor.data.to(dtypes[id(tensor)])
+            tensor.data = converted(tensor.data, dtypes[id(tensor)])
 
     with ExitStack() as handles:
         handles.callback(lambda: narrow(_numbers(model)))
         for block in blocks:
             before = block.register_forward_pre_hook(lambda module, _: widen(_numbers(module)))
-            after = block.register_forward_hook(lambda module, *_: narrow(_numbers(module)), always_call=True)
             handles.callback(before.remove)
-            handles.callback(after.remove)
+            if not streamed:
+                after = block.register_forward_hook(lambda module, *_: narrow(_numbers(module)), always_call=True)
+                handles.callback(after.remove)
         widen(tensor for tensor in _numbers(model) if id(tensor) not in in_blocks)
         yield
 

@@ -18,6 +18,7 @@ from lit_extract.modules.logits import logits_of
 from lit_extract.modules.precision import ieee_float32, in_float32
 from lit_extract.modules.pretrained import find_backbone, find_language_blocks, find_with_head
 from lit_extract.modules.selection import EMBEDDINGS, NORM, all_blocks, blocks_among
+from lit_extract.modules.streaming import call_each
 from lit_extract.modules.weights import default_float32
 
 N_TOKENS = 8
@@ -73,7 +74,7 @@ def check_model(
             norms = {part for part in backbone.modules() if "norm" in type(part).__name__.lower()}
             unneeded = {part for block in blocks[n_needed:] for part in block.modules()}
             _check_complete(source, model, random, unneeded | ((outside | norms) - reached))
-            with ieee_float32(), in_float32(model):
+            with ieee_float32(), in_float32(model, streamed=run is not call_each):
                 calls: list[Callable[[], Any]] = [partial(observe, backbone, blocks, texts[0])]
                 calls += [partial(states_of, text) for text in texts]
                 if loss:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.timing import stopwatch
+from lit_extract.modules.mapped import converted, mapped
 
 T = TypeVar("T")
 
@@ -53,7 +54,10 @@ class OnDisk:
             InputError: The file ends too early, or the disk or the memory fails.
         """
         try:
-            numbers = torch.empty(self.n_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            if device.type == "cuda":
+                numbers = torch.empty(self.n_bytes, dtype=torch.uint8, pin_memory=True)
+            else:
+                numbers = mapped((self.n_bytes,), torch.uint8)
             into = memoryview(numbers.numpy())  # type: ignore[arg-type]
             with FileIO(self.file) if isinstance(self.file, str) else nullcontext(self.file) as file:
                 file.seek(self.offset)
@@ -61,10 +65,16 @@ class OnDisk:
                     if not (count := file.readinto(into)):
                         raise OSError("the file ends too early")
                     into = into[count:]
+            tensor = numbers.view(self.dtype).view(self.shape)
+            if device.type == "cpu":
+                return converted(tensor, self.wanted)
         except (OSError, RuntimeError) as error:  # RuntimeError: no memory
             what = self.file if isinstance(self.file, str) else "a temporary file"
-            raise InputError(f"model.stream: weights can't be read from {what}: {one_line(error)}") from error
-        return numbers.view(self.dtype).view(self.shape).to(device, non_blocking=True).to(self.wanted)
+            raise InputError(
+                f"model.stream: weights can't be read from {what}: {one_line(error)}; fix that and run the same "
+                "command again, which resumes"
+            ) from error
+        return tensor.to(device, non_blocking=True).to(self.wanted)
 
 
 class StreamedBlocks:

@@ -171,6 +171,10 @@ def load_on_disk(
             place = scratch.place_of(tensor, wanted[name]) or scratch.place_of(scratch.keep(tensor), wanted[name])
             assert place is not None
             places[name] = place
+    dtypes = {name: buffer.dtype for name, buffer in skeleton.named_buffers()}
+    for name, buffer in model.named_buffers():
+        if name not in places:  # computed, as rotary frequencies are
+            buffer.data = buffer.data.to(dtypes[name])
     return model, places, info
 
 

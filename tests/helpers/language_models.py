@@ -38,6 +38,16 @@ CONFIGS = {
     ),
 }
 
+# Further ones, whose blocks are streamed.
+GATED = {**_SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
+FAMILIES = CONFIGS | {
+    "olmo2": transformers.Olmo2Config(**GATED, pad_token_id=None),
+    "gemma3": transformers.Gemma3TextConfig(**GATED, head_dim=8, sliding_window=4, pad_token_id=0),
+    "mixtral": transformers.MixtralConfig(**GATED, num_local_experts=4),
+    "gpt_oss": transformers.GptOssConfig(**GATED, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
+    "mamba": transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, state_size=4),
+}
+
 
 def save_tokenizer(folder, bos=True, pad=None):
     """A word tokenizer with or without BOS and pad token."""
@@ -65,6 +75,18 @@ def save_model(folder, architecture, seed=0, bos=True, pad=None):
     model.save_pretrained(folder)
     save_tokenizer(folder, bos, pad)
     return model
+
+
+def save_in_parts(folder, family, dtype=torch.float32, max_shard_size="50KB"):
+    """A random model of FAMILIES with its tokenizer, its weights in several files."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    save_tokenizer(folder)
+    return folder
 
 
 def save_captions(path, lengths, seed=0):

@@ -89,12 +89,12 @@ def command(log: Path, *arguments: str) -> Any:
 
 
 @contextmanager
-def python(log: Path, *arguments: str, **environment: str) -> Iterator[Run]:
-    """``python …``; nothing of it is left behind, whatever happens."""
+def python(log: Path, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> Iterator[Run]:
+    """``python …``, after a ``prefix`` that starts it; nothing of it is left behind, whatever happens."""
     environment = {**os.environ, **ENVIRONMENT, **environment}
     with log.open("w") as file:
         process = psutil.Popen(
-            [sys.executable, *arguments],
+            [*prefix, sys.executable, *arguments],
             cwd=REPOSITORY,
             env=environment,
             stdin=subprocess.DEVNULL,

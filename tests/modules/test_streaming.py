@@ -7,7 +7,15 @@ import pytest
 import timm
 import torch
 import transformers
-from helpers.language_models import CONFIGS, VOCABULARY, save_captions, save_model, save_tokenizer
+from helpers.language_models import (
+    FAMILIES,
+    GATED,
+    VOCABULARY,
+    save_captions,
+    save_in_parts,
+    save_model,
+    save_tokenizer,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -23,15 +31,6 @@ from lit_extract.modules.streaming import OnDisk, StreamedBlocks
 from lit_extract.modules.vision import VisionExtractor
 from lit_extract.modules.weights_on_disk import ScratchFile, read_headers
 
-GATED = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-GATED |= {"intermediate_size": 64, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
-FAMILIES = CONFIGS | {
-    "olmo2": transformers.Olmo2Config(**GATED, pad_token_id=None),
-    "gemma3": transformers.Gemma3TextConfig(**GATED, head_dim=8, sliding_window=4, pad_token_id=0),
-    "mixtral": transformers.MixtralConfig(**GATED, num_local_experts=4),
-    "gpt_oss": transformers.GptOssConfig(**GATED, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
-    "mamba": transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, state_size=4),
-}
 LENGTHS = (3, 9, 1, 14, 6, 2, 11, 5, 8, 4)
 BUDGET = 24  # tokens a batch
 
@@ -51,17 +50,6 @@ def captions(tmp_path_factory):
     path = tmp_path_factory.mktemp("captions") / "captions.csv"
     save_captions(path, LENGTHS)
     return path
-
-
-def save(folder, family, dtype=torch.float32, max_shard_size="50KB"):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family])
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
-    save_tokenizer(folder)
-    return folder
 
 
 def rows_of(extractor, captions, at_once=1, bf16=False):
@@ -98,7 +86,7 @@ def both(folder, captions, bf16=False, at_once=100, **settings):
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streamed_rows_have_the_bits_of_an_ordinary_run(tmp_path, captions, family, bf16):
-    expected, found = both(save(tmp_path, family), captions, bf16, pool=["avg", "last"], loss=True)
+    expected, found = both(save_in_parts(tmp_path, family), captions, bf16, pool=["avg", "last"], loss=True)
     assert expected.isfinite().all()
     assert torch.equal(found, expected)
 
@@ -107,26 +95,42 @@ def test_streamed_rows_have_the_bits_of_an_ordinary_run(tmp_path, captions, fami
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 def test_weights_of_another_type_on_disk(tmp_path, captions, family, saved, bf16):
-    expected, found = both(save(tmp_path, family, saved), captions, bf16)
+    expected, found = both(save_in_parts(tmp_path, family, saved), captions, bf16)
     assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("settings", [{"layers": "hidden_states"}, {"layers": [1]}, {"layers": [0], "loss": True}])
 def test_layers(tmp_path, captions, settings):
-    expected, found = both(save(tmp_path, "llama", max_shard_size="1GB"), captions, **settings)
+    expected, found = both(save_in_parts(tmp_path, "llama", max_shard_size="1GB"), captions, **settings)
     assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_the_number_of_batches_at_once_does_not_matter(tmp_path, captions, at_once):
-    expected, found = both(save(tmp_path, "gemma2"), captions, at_once=at_once)
+    expected, found = both(save_in_parts(tmp_path, "gemma2"), captions, at_once=at_once)
     assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_weights_are_those_of_an_ordinary_run(tmp_path, captions, family):
-    expected, found = both(save(tmp_path, family), captions, untrained=True, seed=3)
+    expected, found = both(save_in_parts(tmp_path, family), captions, untrained=True, seed=3)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama"])
+def test_what_models_compute_for_themselves_is_of_the_same_type(tmp_path, family):
+    """As Gemma's scale of embeddings, which is rounded to bf16, and rotary frequencies, which are not."""
+    save_in_parts(tmp_path, family)
+    found = []
+    for stream in (False, True):
+        extractor = LanguageExtractor(str(tmp_path), stream=stream)
+        extractor._trainer = Trainer()
+        extractor.configure_model()
+        found.append(dict(extractor.model.named_buffers()))
+    assert found[0].keys() == found[1].keys()
+    for name, buffer in found[0].items():
+        assert buffer.dtype == found[1][name].dtype, name
+        assert torch.equal(buffer, found[1][name]), name
 
 
 def test_tied_embeddings(tmp_path, captions):
@@ -139,7 +143,7 @@ def test_tied_embeddings(tmp_path, captions):
 
 
 def test_a_model_with_weights_that_are_missing_is_refused_as_without_streaming(tmp_path):
-    save(tmp_path, "llama", max_shard_size="1GB")
+    save_in_parts(tmp_path, "llama", max_shard_size="1GB")
     weights = load_file(tmp_path / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -150,7 +154,7 @@ def test_a_model_with_weights_that_are_missing_is_refused_as_without_streaming(t
 
 
 def test_no_more_than_one_block_has_weights_between_passes(tmp_path, captions):
-    extractor = LanguageExtractor(str(save(tmp_path, "llama")), stream=True)
+    extractor = LanguageExtractor(str(save_in_parts(tmp_path, "llama")), stream=True)
     rows_of(extractor, captions, 100)
     sizes = [sum(p.numel() for p in block.parameters()) for block in find_backbone(extractor.model)[1]]
     assert sorted(sizes)[:-1] == [0, 0]
@@ -158,7 +162,7 @@ def test_no_more_than_one_block_has_weights_between_passes(tmp_path, captions):
 
 
 def test_hooks_are_gone_when_a_batch_fails_in_the_middle(tmp_path, captions, monkeypatch):
-    extractor = LanguageExtractor(str(save(tmp_path, "llama")), stream=True)
+    extractor = LanguageExtractor(str(save_in_parts(tmp_path, "llama")), stream=True)
     expected = rows_of(extractor, captions, 100)
     before = count_hooks(extractor)
     block = find_backbone(extractor.model)[1][1]
@@ -175,7 +179,7 @@ def test_hooks_are_gone_when_a_batch_fails_in_the_middle(tmp_path, captions, mon
 
 
 def test_fewer_batches_at_once_when_memory_is_short(tmp_path, captions):
-    extractor = LanguageExtractor(str(save(tmp_path, "llama")), stream=True)
+    extractor = LanguageExtractor(str(save_in_parts(tmp_path, "llama")), stream=True)
     expected = rows_of(extractor, captions, 100)
     activations, held = extractor.activations, []
 
@@ -221,7 +225,7 @@ def test_a_vision_transformer(tmp_path):
 
 
 def test_a_checkpoint_without_safetensors_is_refused(tmp_path):
-    save(tmp_path, "llama", max_shard_size="1GB")
+    save_in_parts(tmp_path, "llama", max_shard_size="1GB")
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     LanguageExtractor(str(tmp_path)).configure_model()
@@ -230,7 +234,7 @@ def test_a_checkpoint_without_safetensors_is_refused(tmp_path):
 
 
 def test_a_file_that_loses_its_end_while_it_is_read_is_one_error(tmp_path, captions):
-    extractor = LanguageExtractor(str(save(tmp_path, "llama", max_shard_size="1GB")), stream=True)
+    extractor = LanguageExtractor(str(save_in_parts(tmp_path, "llama", max_shard_size="1GB")), stream=True)
     rows_of(extractor, captions, 100)
     before = count_hooks(extractor)
     os.truncate(tmp_path / "model.safetensors", 20_000)
@@ -240,14 +244,14 @@ def test_a_file_that_loses_its_end_while_it_is_read_is_one_error(tmp_path, capti
 
 
 def test_a_truncated_file_is_refused_before(tmp_path):
-    save(tmp_path, "llama", max_shard_size="1GB")
+    save_in_parts(tmp_path, "llama", max_shard_size="1GB")
     os.truncate(tmp_path / "model.safetensors", 20_000)
     with pytest.raises(InputError, match=r"model.safetensors can't be read as safetensors"):
         LanguageExtractor(str(tmp_path), stream=True).configure_model()
 
 
 def test_a_file_that_is_gone_is_one_error(tmp_path, captions):
-    extractor = LanguageExtractor(str(save(tmp_path, "llama", max_shard_size="1GB")), stream=True)
+    extractor = LanguageExtractor(str(save_in_parts(tmp_path, "llama", max_shard_size="1GB")), stream=True)
     extractor.configure_model()
     shutil.move(tmp_path / "model.safetensors", tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"model.stream: weights can't be read from .*No such file"):
@@ -260,7 +264,7 @@ def test_a_file_that_is_gone_is_one_error(tmp_path, captions):
 )
 def test_weights_are_streamed_when_they_do_not_fit(tmp_path, monkeypatch, free, stream, outcome):
     monkeypatch.setattr("lit_extract.modules.base.free_memory", lambda device: free)
-    extractor = LanguageExtractor(str(save(tmp_path, "llama")), stream=stream)
+    extractor = LanguageExtractor(str(save_in_parts(tmp_path, "llama")), stream=stream)
     if outcome is None:
         with pytest.raises(InputError, match=r"model.stream: .* needs .* even when its blocks come from disk"):
             extractor.is_streamed(None)
