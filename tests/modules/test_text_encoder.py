@@ -420,7 +420,7 @@ def test_random_weights_depend_on_the_seed_alone(saved, captions):
     assert not torch.allclose(one, other, atol=1e-3)
 
 
-@pytest.mark.parametrize("setting", [{"special_tokens": "none"}, {"pool": "tokens"}, {"layers": "norm"}])
+@pytest.mark.parametrize("setting", [{"special_tokens": "none"}, {"pool": "avg_all"}, {"layers": "norm"}])
 def test_a_wrong_setting_is_named(saved, setting):
     with pytest.raises(InputError, match=rf"model\.{next(iter(setting))}"):
         TextEncoderExtractor(str(saved("bert")), **setting)

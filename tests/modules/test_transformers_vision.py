@@ -166,7 +166,8 @@ def test_head_is_what_the_model_itself_puts_out(family, folder_of, pictures):
     with Image.open(pictures / "1.png") as image:
         _, output, embedding, _ = hidden_states(folder, image)
     expected = output.pooler_output if embedding is None else embedding
-    torch.testing.assert_close(found[1], expected, rtol=1e-5, atol=1e-5)
+    # CPUs differ in the last bits, which the attention of SigLIP's head makes 40 times as large
+    torch.testing.assert_close(found[1], expected, rtol=1e-5, atol=1e-4)
     assert extractor.layer_shapes == [(expected.shape[1],)]
     assert ("get_image_features" if embedding is not None else "pooler_output") in extractor.notes["head_meaning"]
 

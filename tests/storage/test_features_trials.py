@@ -213,7 +213,9 @@ def test_other_layers_are_not_read(published, trials, expected, of_things, tmp_p
 def test_only_the_layer_is_asked_for(published, trials, tmp_path, monkeypatch):
     store = extracted("THINGSDataModule", published / "things", tmp_path, finalize=False)
     read, layers = Store.read_layer, []
-    monkeypatch.setattr(Store, "read_layer", lambda self, pool, layer: layers.append(layer) or read(self, pool, layer))
+    monkeypatch.setattr(
+        Store, "read_layer", lambda self, pool, layer, *rest: layers.append(layer) or read(self, pool, layer, *rest)
+    )
     load_features(store).of(trials, "blocks.4")
     assert layers == [4]
 
