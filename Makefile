@@ -1,6 +1,6 @@
 # make demo       features of the shipped photographs, from nothing to a picture
 # make test       the tests but the slow ones, in some minutes
-# make test-all   all tests: kills, ranks, memory and real weights too
+# make test-slow  the others: kills, ranks, memory, clusters and real weights; make test-all: both
 # make lint       ruff, mypy, and which package may use which
 # make fuzz       damaged and hostile files, others each time, for an hour or MINUTES
 # make bench      what is fast here, measured side by side; some sections: make bench ONLY="vision finalize"
@@ -27,7 +27,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 THINGSVISION_VENV := .venv-thingsvision
 THINGSVISION_READY := $(THINGSVISION_VENV)/.ready
 
-.PHONY: setup demo test test-all fuzz lint bench thingsvision clean test-vllm bench-vllm
+.PHONY: setup demo test test-slow test-all fuzz lint bench thingsvision clean test-vllm bench-vllm
 
 setup: $(READY)
 
@@ -46,6 +46,9 @@ PYTEST = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loads
 
 test: setup
 	$(PYTEST) -m "not slow"
+
+test-slow: setup
+	$(PYTEST) -m slow
 
 test-all: setup
 	$(PYTEST)
