@@ -48,6 +48,12 @@ class Run:
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
+    @property
+    def said(self) -> list[str]:
+        """The lines of the output that are neither the first one nor those of slow_predict.py."""
+        own = [line for line in self.output.splitlines() if not line.startswith(("step", "loading"))]
+        return [line for line in own if not line.endswith("loading PyTorch …")]
+
     def wait(self) -> int:
         return self.process.wait()
 

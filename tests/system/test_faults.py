@@ -313,7 +313,7 @@ def test_a_data_loading_worker_that_is_killed_ends_the_run_with_one_clear_error(
         assert run.wait_until(lambda: "step 5" in run.output), run.output
         run.others()[0].kill()
         assert run.wait() == 2, run.output
-        (said,) = (line for line in run.output.splitlines() if not line.startswith(("step", "loading")))
+        (said,) = run.said
         assert re.match(r"lit-extract: error: DataLoader worker \(pid.* killed.*run the same command again", said), said
         assert psutil.wait_procs(run.others(), timeout=10)[1] == []
     done = len(runs.done_shards(output))

@@ -179,9 +179,8 @@ def test_a_bad_image_of_the_second_rank_is_one_clear_error(images, tmp_path):
     victim.write_bytes(bytes(len(whole)))
     with runs.slow_predict(images, tmp_path / "out", *EIGHT_SHARDS, *NO_WORKER, SLOW_STEP="0.5") as run:
         assert run.wait() == 2, run.output
-        said = [line for line in run.output.splitlines() if not line.startswith(("step", "loading"))]
-        assert len(said) == 1, run.output
-        assert said[0].startswith("lit-extract: error: stimulus 00013.jpg (row 13) can't be decoded")
+        (said,) = run.said
+        assert said.startswith("lit-extract: error: stimulus 00013.jpg (row 13) can't be decoded")
         _, alive = psutil.wait_procs(run.others(), timeout=10)
         assert alive == []
     done = runs.done_shards(tmp_path / "out")

@@ -132,13 +132,14 @@ def test_asked_to_stop_it_gives_up_a_long_pass(reference, tmp_path):
         assert run.wait_until(lambda: len(done_shards(output)) >= 4), run.output
         printed = run.output.count("block 0\n")
         assert run.wait_until(lambda: run.output.count("block 0\n") > printed), run.output
-        done, since = done_shards(output), time.monotonic()
+        before, since = done_shards(output), time.monotonic()  # the pass before may still be written
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 128 + signal.SIGTERM
         assert time.monotonic() - since < 40
     assert "Traceback" not in run.output
+    done = done_shards(output)
+    assert len(before) <= len(done) < N_SHARDS
     assert f"{len(done)} of {N_SHARDS} shards are done; run the same command again to resume" in run.output
-    assert done_shards(output) == done
     complete(folder, output, *STREAM)
     assert_same(output, features("llama"))
 
