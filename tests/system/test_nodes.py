@@ -86,9 +86,9 @@ def test_machines_that_do_not_know_each_other_are_refused(start, images, tmp_pat
     arguments = (*runs.predict_arguments(images, tmp_path / "out"), "--trainer.num_nodes", "2")
     run = start("alone", "-m", "lit_extract", *arguments, NODE_RANK="0", MASTER_PORT="29500")
     assert run.wait() == 2
-    assert run.output.startswith("lit-extract: error: trainer.num_nodes: 2 machines need srun"), run.output
-    assert "with MASTER_ADDR in its environment" in run.output
-    assert run.output.count("\n") == 1
+    (said,) = run.said
+    assert said.startswith("lit-extract: error: trainer.num_nodes: 2 machines need srun")
+    assert "with MASTER_ADDR in its environment" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -98,9 +98,8 @@ def test_machines_without_a_shared_folder_are_refused_by_the_first(start, images
     machines = [by_hand(start, images, output, node, port) for node, output in enumerate(outputs)]
     assert [machine.wait() for machine in machines] == [2, 0], [machine.output for machine in machines]
     where = str(runs.features_file(outputs[0]).parent)
-    said = machines[0].output
-    assert said.startswith(f"lit-extract: error: output_dir: {where!r} on {socket.gethostname()} is another"), said
-    assert said.count("\n") == 1
+    (said,) = machines[0].said
+    assert said.startswith(f"lit-extract: error: output_dir: {where!r} on {socket.gethostname()} is another")
     assert machines[1].output == ""
     assert not runs.done_shards(outputs[0])
     assert not [*(tmp_path / "second").iterdir()], "what was made to ask the server is removed"
