@@ -55,7 +55,7 @@ def deliver(run, number):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_outside_of_the_loop_it_interrupts(script, number, code):
     with script("with signals.stoppable(True):\n  say('ready'); time.sleep(60)") as run:
-        wait_for(run, "ready")
+        wait_for(run, "ready\n")
         run.process.send_signal(number)
         assert run.wait() == code
         assert run.output == f"ready\nlit-extract: stopped by {number.name}; {HOW_TO_RESUME}\n"
@@ -82,7 +82,7 @@ def finishing(apart, at_most, seconds):
 
 def test_a_batch_is_finished(script):
     with script(finishing(apart=60, at_most=60, seconds=1)) as run:
-        wait_for(run, "ready")
+        wait_for(run, "ready\n")
         run.process.send_signal(signal.SIGTERM)
         wait_for(run, "asked")
         run.process.send_signal(signal.SIGTERM)  # as from a scheduler and from a launcher
@@ -92,7 +92,7 @@ def test_a_batch_is_finished(script):
 
 def test_a_second_signal_ends_it_at_once(script):
     with script(finishing(apart=0, at_most=60, seconds=60)) as run:
-        wait_for(run, "ready")
+        wait_for(run, "ready\n")
         run.process.send_signal(signal.SIGTERM)
         wait_for(run, "asked")
         run.process.send_signal(signal.SIGINT)
@@ -101,7 +101,7 @@ def test_a_second_signal_ends_it_at_once(script):
 
 def test_a_batch_that_takes_too_long_is_interrupted(script):
     with script(finishing(apart=60, at_most=1, seconds=60)) as run:
-        wait_for(run, "ready")
+        wait_for(run, "ready\n")
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
         assert run.output == f"ready\nasked\nlit-extract: stopped by SIGTERM; {HOW_TO_RESUME}\n"
@@ -118,7 +118,7 @@ def test_a_second_signal_ends_it_also_while_nothing_of_python_runs(script):
             say("compressed")
     """
     with script(text) as run:
-        wait_for(run, "ready")
+        wait_for(run, "ready\n")
         before = run.process.cpu_times().user
         assert run.wait_until(lambda: run.process.cpu_times().user > before + 0.2)  # it compresses
         deliver(run, signal.SIGTERM)
@@ -144,7 +144,7 @@ def test_from_python_a_second_signal_interrupts_and_ctrl_c_is_a_keyboard_interru
         say(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
     """
     with script(text) as run:
-        wait_for(run, "ready")
+        wait_for(run, "ready\n")
         run.process.send_signal(signal.SIGINT)
         wait_for(run, "asked")
         run.process.send_signal(signal.SIGINT)
@@ -205,7 +205,7 @@ def slurm(tmp_path):
 def test_under_slurm_usr1_queues_the_job_again(script, slurm, more, job):
     folder, variables = slurm
     with script("with signals.stoppable(True):\n  say('ready'); time.sleep(60)", **variables, **more) as run:
-        wait_for(run, "ready")
+        wait_for(run, "ready\n")
         run.process.send_signal(signal.SIGUSR1)
         assert run.wait() == 128 + signal.SIGUSR1
         assert f"stopped by SIGUSR1; {HOW_TO_RESUME}\nlit-extract: job {job} is queued again\n" in run.output
@@ -216,7 +216,7 @@ def test_a_job_that_can_not_be_queued_again_says_so(script, slurm):
     folder, variables = slurm
     (folder / "code").write_text("1")
     with script("with signals.stoppable(True):\n  say('ready'); time.sleep(60)", **variables) as run:
-        wait_for(run, "ready")
+        wait_for(run, "ready\n")
         run.process.send_signal(signal.SIGUSR1)
         assert run.wait() == 138
         assert "could not queue job 4711 again" in run.output
@@ -225,7 +225,7 @@ def test_a_job_that_can_not_be_queued_again_says_so(script, slurm):
 def test_term_under_slurm_queues_nothing(script, slurm):
     folder, variables = slurm
     with script("with signals.stoppable(True):\n  say('ready'); time.sleep(60)", **variables) as run:
-        wait_for(run, "ready")
+        wait_for(run, "ready\n")
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
     assert not (folder / "asked").exists()
@@ -250,7 +250,7 @@ def slow(tmp_path, image_folder):
 
 def test_while_the_model_is_loaded(slow, tmp_path):
     with slow(load=60) as run:
-        wait_for(run, "loading")
+        wait_for(run, "loading\n")
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 143
         assert f"stopped by SIGTERM: 0 of 2 shards are done; {HOW_TO_RESUME}" in run.output
@@ -330,7 +330,7 @@ def test_while_finalizing(tmp_path, script, make_store):
 
 def test_without_a_finished_shard_the_job_is_not_queued_again(slow, slurm):
     folder, variables = slurm
-    for load, held, text in ((60, None, "loading"), (0, 0, "step 0")):
+    for load, held, text in ((60, None, "loading\n"), (0, 0, "step 0")):
         with slow(load=load, held=held, **variables) as run:
             wait_for(run, text)
             run.process.send_signal(signal.SIGUSR1)
