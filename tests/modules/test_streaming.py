@@ -365,7 +365,7 @@ def test_free_memory_of_the_host_is_no_more_than_there_is():
     assert 0 < free_memory(torch.device("cpu")) < 2**50
 
 
-def test_save_model_is_used_elsewhere(tmp_path, captions):
+def test_a_token_that_is_left_out(tmp_path, captions):
     save_model(tmp_path, "llama")
     expected, found = both(tmp_path, captions, exclude_bos=True)
     assert torch.equal(found, expected)
