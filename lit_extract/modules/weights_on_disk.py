@@ -198,7 +198,8 @@ def _rearrange(
     scratch = ScratchFile(sum(sizes[name] for name in rearranged), 2 * sum(sizes.values()))
     stand_ins = {name: _stand_in(at, dtype) for name, at in checkpoint.items() if name in unchanged}
     with ExitStack() as opened:
-        files = {at.file: opened.enter_context(safe_open(at.file, "pt")) for at in sources.values()}
+        paths = {at.file for at in sources.values()}
+        files = {path: opened.enter_context(safe_open(path, "pt")) for path in paths}
         tensors = {name: files[at.file].get_tensor(name) for name, at in sources.items()}  # mapped, not read
         with scratch.parameters_kept(but={tensor.data_ptr() for tensor in stand_ins.values()}):
             model, _ = load({**tensors, **stand_ins}, dtype, "cpu")
@@ -210,20 +211,16 @@ def stream_blocks(
 ) -> StreamedBlocks:
     """Put all of a model on a device but the weights of its blocks, which come from disk."""
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in places}
-    members = [{id(tensor) for tensor in (*block.parameters(), *block.buffers())} for block in blocks]
-    outside = {id(tensor) for name, tensor in tensors.items()}
-    for block in members:
-        outside -= block
-    shared = {name for name, tensor in tensors.items() if sum(id(tensor) in block for block in members) > 1}
+    homes: dict[int, set[int]] = {id(tensor): set() for tensor in tensors.values()}  # the blocks that each one is in
+    for k, block in enumerate(blocks):
+        for tensor in (*block.parameters(), *block.buffers()):
+            homes.setdefault(id(tensor), set()).add(k)
     weights: list[list[tuple[Tensor, OnDisk]]] = [[] for _ in blocks]
-    read: set[int] = set()
-    for name, tensor in tensors.items():
-        if id(tensor) in outside or name in shared:
-            if id(tensor) not in read:
-                tensor.data = places[name].read(device)
-                read.add(id(tensor))
+    for name, tensor in {id(tensor): (name, tensor) for name, tensor in tensors.items()}.values():  # tied ones once
+        if len(homes[id(tensor)]) == 1:
+            weights[homes[id(tensor)].pop()].append((tensor, places[name]))
         else:
-            weights[next(k for k, block in enumerate(members) if id(tensor) in block)].append((tensor, places[name]))
+            tensor.data = places[name].read(device)
     streamed = StreamedBlocks(blocks, weights, device)
     model.to(device)
     return streamed
