@@ -7,7 +7,7 @@ The names below, and the data module of each dataset, such as ``NSDDataModule``,
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "load_dataset": "lit_extract.datasets",
