@@ -1,6 +1,7 @@
 # make demo       features of the shipped photographs, from nothing to a picture
 # make test       the tests but the slow ones, in some minutes
-# make test-slow  the others: kills, ranks, memory, clusters and real weights; make test-all: both
+# make test-slow  kills, ranks, memory, clusters and real weights
+# make test-long  further cases of these, and every model that timm and Transformers have; make test-all: all tests
 # make lint       ruff, mypy, and which package may use which
 # make fuzz       damaged and hostile files, others each time, for an hour or MINUTES
 # make bench      what is fast here, measured side by side; some sections: make bench ONLY="vision finalize"
@@ -27,7 +28,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 THINGSVISION_VENV := .venv-thingsvision
 THINGSVISION_READY := $(THINGSVISION_VENV)/.ready
 
-.PHONY: setup demo test test-slow test-all fuzz lint bench thingsvision clean test-vllm bench-vllm
+.PHONY: setup demo test test-slow test-long test-all fuzz lint bench thingsvision clean test-vllm bench-vllm
 
 setup: $(READY)
 
@@ -45,10 +46,13 @@ demo: setup
 PYTEST = $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10
 
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
 
 test-slow: setup
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not long"
+
+test-long: setup
+	$(PYTEST) -m long
 
 test-all: setup
 	$(PYTEST)

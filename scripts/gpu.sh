@@ -46,7 +46,7 @@ code=0
 if [ "$what" = test ] || [ "$what" = all ]; then
     if has pytest; then
         # Of other versions than the pinned ones, warnings are no errors. A file that wants what is not here is named.
-        set -- -m "not slow and not real" -o addopts= -o filterwarnings= --continue-on-collection-errors -q "$@"
+        set -- -m "not slow and not long and not real" -o addopts= -o filterwarnings= --continue-on-collection-errors -q "$@"
         if has xdist; then set -- -n 4 "$@"; else echo "tests one after the other: pytest-xdist is not installed"; fi
         "$PYTHON" -m pytest "$@" || code=1
         set --

@@ -191,7 +191,7 @@ def forge_shape(store, version, shape, rows, names):
     ids = "int64" if version == 1 else "string"
     n, layers, dim = shape
     feats = [FeatsArray(pool, range(layers), (dim,), 0, layers * dim, True) for pool in POOLS]
-    arrays = feats_metadata(feats, n, rows, "float32") | rows_metadata(version, EXTRAS, n, rows, ids, [(dim,)] * layers)
+    arrays = feats_metadata(feats, n, rows, "float32") | rows_metadata(version, EXTRAS, n, rows, ids, [(dim,)])
     for name in names or arrays:
         (store / name / "zarr.json").write_bytes(as_json(arrays[name]))
     group = json.loads((store / "zarr.json").read_bytes())

@@ -127,8 +127,13 @@ def test_blocks_of_different_tokens_are_a_mapping(image_folder, tmp_path):
     torch.testing.assert_close(features.layer("blocks.10"), found[0], rtol=1e-4, atol=1e-4)
 
 
+OTHER_CASES = ((NAME, "grid4"), ("test_resnet.r160_in1k", "avg"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "pool"), [(NAME, "tokens"), (NAME, "grid4"), ("test_resnet.r160_in1k", "avg")])
+@pytest.mark.parametrize(
+    ("name", "pool"), [(NAME, "tokens"), *(pytest.param(*case, marks=pytest.mark.long) for case in OTHER_CASES)]
+)
 def test_a_killed_run_is_resumed_to_the_same_bytes(image_folder, tmp_path, name, pool):
     """The process is killed when its second shard has begun."""
     settings = f"""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from lit_extract import load_features
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long
 
 FIRST, SECOND = "1" * 40, "2" * 40
 DEMO = ("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--output_dir", "out")
@@ -59,7 +60,10 @@ def predict(tmp_path, request):
     return run
 
 
-@pytest.mark.parametrize("kind", ["vision", "vision of transformers", "text encoder", "language"])
+@pytest.mark.parametrize(
+    "kind",
+    ["vision", "language", *(pytest.param(kind, marks=LONG) for kind in ("vision of transformers", "text encoder"))],
+)
 def test_a_commit_to_the_card_stops_no_run(kind, predict, tmp_path):
     content = tmp_path / "content"
     if kind == "vision":

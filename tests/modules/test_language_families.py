@@ -67,7 +67,7 @@ def test_what_does_not_go_is_refused_in_one_line(model_type, monkeypatch):
     assert not answer.reason.startswith((WRONG, NOT_TINY))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", sorted({*all_families()} - {*KINDS}))
 def test_every_family_does_what_the_page_says(model_type):
     features, refused, unknown = covered()

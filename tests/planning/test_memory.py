@@ -116,7 +116,7 @@ def test_the_host_holds_weights_while_they_are_loaded_or_the_run(untrained, on_g
     assert host_bytes(model, 100 * 10**9, on_gpu, 0, 0, 2) == pytest.approx(process + expected * 10**9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_a_whole_run_on_a_cpu_holds_about_what_is_estimated(tmp_path, cli, precision):
     settings = (

@@ -447,7 +447,7 @@ def test_exif_rotations_are_counted_once_for_all_rows(cli, image_folder, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [runs.ONE_RANK, runs.TWO_RANKS])
+@pytest.mark.parametrize("ranks", [pytest.param(runs.ONE_RANK, marks=pytest.mark.long), runs.TWO_RANKS])
 def test_a_repair_that_is_killed_is_resumed(tmp_path, ranks):
     images, output = runs.write_images(tmp_path / "images", 200, size=32), tmp_path / "out"
     good = {row: (images / f"{row:05d}.jpg").read_bytes() for row in (3, 70, 199)}

@@ -106,7 +106,8 @@ def test_given_again_it_resumes_and_a_failure_keeps_no_other_from_running(swept)
     assert any(line.startswith(f"[2 of 3] {BROKEN}: failed, ") for line in lines)
     assert any(line.startswith(f"[3 of 3] {ALSO_GOOD}: done, {N_IMAGES} of {N_IMAGES} images, ") for line in lines)
     assert lines[-2].startswith("3 models: 2 done, 1 failed, in ")
-    assert lines[-1].startswith(f"  {BROKEN}: failed: model.pool: the layers of '{BROKEN}' are maps")
+    assert lines[-1].startswith(f"  {BROKEN}: failed: config: ")
+    assert f", line 6: model.pool: the layers of '{BROKEN}' are maps" in lines[-1]
     for model in (GOOD, ALSO_GOOD):
         file = swept["output"] / "folder" / "all-untrained" / f"{model}_pool-cls-untrained.pt"
         feats = torch.load(file, weights_only=True)["feats"]

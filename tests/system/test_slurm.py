@@ -107,6 +107,7 @@ def test_an_array_runs_the_commands_of_a_sweep(cluster, cli, tmp_path, monkeypat
     assert found == sorted(f"{name}_pool-avg-untrained.pt" for name in names)
 
 
+@pytest.mark.long
 def test_cancelled_all_ranks_finish_their_batches(cluster, images, tmp_path):
     output = tmp_path / "out"
     job = two_nodes(cluster, images, output, SLOW_STEP="1")
@@ -121,6 +122,7 @@ def test_cancelled_all_ranks_finish_their_batches(cluster, images, tmp_path):
     assert not [process for process in cluster.processes(SLURM_JOB_ID=job) if process.is_running()]
 
 
+@pytest.mark.long
 def test_a_job_whose_node_dies_is_resumed_on_another(cluster, images, reference, tmp_path):
     output = tmp_path / "out"
     job = f"{array(cluster, images, output, f'--nodelist={NODES[2]}', SLOW_STEP='0.1')}_1"
@@ -135,6 +137,7 @@ def test_a_job_whose_node_dies_is_resumed_on_another(cluster, images, reference,
     runs.assert_same_features(runs.features_file(output), reference)
 
 
+@pytest.mark.long
 def test_when_a_rank_dies_the_others_finish_their_shares(cluster, images, tmp_path):
     output = tmp_path / "out"
     job = two_nodes(cluster, images, output, SLOW_STEP="0.3")
@@ -152,6 +155,7 @@ def test_when_a_rank_dies_the_others_finish_their_shares(cluster, images, tmp_pa
     assert "Traceback" not in said
 
 
+@pytest.mark.long
 def test_of_two_tasks_of_the_same_model_one_is_refused_and_the_other_one_queued_again_when_it_is_warned(
     cluster, images, reference, tmp_path
 ):

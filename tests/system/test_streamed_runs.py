@@ -96,7 +96,9 @@ def assert_same(output, expected_in):
         assert len(checks[0]["rows"]) == 8
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["mixtral", *(pytest.param(name, marks=pytest.mark.long) for name in FAMILIES if name != "mixtral")]
+)
 def test_every_family_gives_the_bytes_of_an_ordinary_run(reference, tmp_path, family):
     folder, features = reference
     expected = features(family)
@@ -105,7 +107,12 @@ def test_every_family_gives_the_bytes_of_an_ordinary_run(reference, tmp_path, fa
 
 
 @pytest.mark.parametrize(
-    ("first", "then"), [(STREAM, STREAM), (STREAM, ()), ((), STREAM)], ids=["streamed", "then not", "not at first"]
+    ("first", "then"),
+    [
+        pytest.param(STREAM, STREAM, id="streamed", marks=pytest.mark.long),
+        pytest.param(STREAM, (), id="then not"),
+        pytest.param((), STREAM, id="not at first", marks=pytest.mark.long),
+    ],
 )
 def test_killed_in_the_middle_of_a_pass_and_resumed(reference, tmp_path, first, then):
     folder, features = reference
@@ -125,6 +132,7 @@ def test_killed_in_the_middle_of_a_pass_and_resumed(reference, tmp_path, first, 
     assert_same(output, features("llama"))
 
 
+@pytest.mark.long
 def test_asked_to_stop_it_gives_up_a_long_pass(reference, tmp_path):
     folder, features = reference
     output = tmp_path / "features"
@@ -171,6 +179,7 @@ def test_weights_that_lose_their_end_are_one_error_and_the_run_is_resumed(refere
     assert_same(output, features("llama"))
 
 
+@pytest.mark.long
 def test_images(tmp_path):
     images = runs.write_images(tmp_path / "images", 150)
     settings = ("--model.pool", "[cls, avg]", "--model.layers", "[blocks, norm]", *runs.ONE_RANK)
@@ -181,6 +190,7 @@ def test_images(tmp_path):
         runs.assert_same_features(*(runs.features_file(tmp_path / name, pool) for name in ("streamed", "ordinary")))
 
 
+@pytest.mark.long
 def test_a_terminal_shows_the_blocks_of_a_pass(reference, tmp_path):
     folder, _ = reference
     main_end, terminal = pty.openpty()

@@ -12,7 +12,7 @@ from helpers.language_models import VOCABULARY, save_captions, save_tokenizer
 from helpers.memory_limit import memory_limit
 from safetensors.torch import save_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 MB = 2**20
 N_BLOCKS, WIDTH, BETWEEN = 80, 1024, 3072  # 55 MB a block, 4.4 GB in all: a process without a model takes 0.6

@@ -38,7 +38,7 @@ def test_models_of_each_kind(model_type, tower, n_prefix, pools, has_norm):
     assert ask(model_type) == (model_type, tower, n_prefix, pools, has_norm, "")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_is_what_the_models_give():
     text = PAGE.read_text()
     if f" of Transformers {transformers.__version__} " not in text:

@@ -35,7 +35,7 @@ def test_models_of_each_kind(model_type, language_model, reason):
     assert bool(reason) == bool(answer.reason)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_is_what_the_models_give():
     text = PAGE.read_text()
     if f" of Transformers {transformers.__version__} " not in text:

@@ -114,20 +114,20 @@ def answers():
     return [ask(name) for name in timm.list_models()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_every_architecture_gives_features_or_its_reason(answers):
     assert len(answers) > 1000
     assert [wrong for answer in answers for wrong in check(answer)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_page_is_what_the_architectures_give(answers):
     assert page_of_this_timm() == vision_models.page(answers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_patches_and_the_tokens_before_them_are_those_of_timm(answers):
     """Patches are as many as the size of the image and timm's reduction make; CaiT and XCiT have none before them."""
@@ -160,7 +160,7 @@ def is_output_of(module, found):
 BY_VALUE = {"legacy_xception", "nasnetalarge", "pnasnet5large"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_stages_are_called_after_the_modules_that_put_them_out(answers):
     wrong = []
