@@ -35,6 +35,13 @@ HELP_WIDTH = "90"
 _LINK = re.compile(r"(?P<before>\]\(|src(?:set)?=\")(?P<path>[^)\s:#\"]+)(?=[)#\"])")
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """List the commands in the navigation."""
+    (reference,) = (section["Reference"] for section in config.nav or [] if "Reference" in section)
+    (commands,) = (entry["Commands"] for entry in reference if "Commands" in entry)
+    commands += [{name: f"commands/{name}.md"} for name in COMMANDS]
+
+
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add what is not in docs/."""
     for source, path in FROM_ELSEWHERE.items():
