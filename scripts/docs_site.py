@@ -28,7 +28,7 @@ FROM_ELSEWHERE = {
     "lit_extract/datasets/demo_images/LICENSES.md": "photographs.md",
     "lit_extract/modules/prompts.yml": "prompts.yml",
     "models.yml": "models.yml",
-    **{f"benchmarks/results/{path.name}": f"images/{path.name}" for path in REPOSITORY.glob("benchmarks/results/*.svg")},
+    **{f"benchmarks/results/{path.name}": f"images/{path.name}" for path in REPOSITORY.glob("benchmarks/results/*")},
 }
 HELP_WIDTH = "90"
 

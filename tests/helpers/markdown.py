@@ -1,4 +1,4 @@
-"""What the pages of the documentation show: commands, Python and YAML, taken out of them as a reader would copy them."""
+"""What the pages of the documentation show: commands, Python and YAML, as a reader would copy them."""
 
 import re
 import shlex
@@ -36,7 +36,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """Return the arguments of each ``lit-extract …``, as a shell would split them, without what follows ``>`` or ``|``."""
+    """Return the arguments of each ``lit-extract …``, as a shell would split them, up to a ``>`` or ``|``."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     commands = []
     for line in _COMMAND.findall(text) + _INLINE.findall(text):
