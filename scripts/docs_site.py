@@ -28,9 +28,9 @@ FROM_ELSEWHERE = {
     "lit_extract/datasets/demo_images/LICENSES.md": "photographs.md",
     "lit_extract/modules/prompts.yml": "prompts.yml",
     "models.yml": "models.yml",
-    **{f"benchmarks/results/{path.name}": f"images/{path.name}" for path in REPOSITORY.glob("benchmarks/results/*")},
+    **{f"benchmarks/results/{svg.name}": f"images/{svg.name}" for svg in REPOSITORY.glob("benchmarks/results/*.svg")},
 }
-HELP_WIDTH = "90"
+HELP_WIDTH = "78"
 
 _LINK = re.compile(r"(?P<before>\]\(|src(?:set)?=\")(?P<path>[^)\s:#\"]+)(?=[)#\"])")
 
