@@ -55,6 +55,11 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     return links_of_site(markdown, page.file.src_uri).replace("```python notest\n", "```python\n")
 
 
+def on_page_content(html: str, **_: object) -> str:
+    """Leave out the roles of names in docstrings, such as :meth:, which the reference would show."""
+    return re.sub(r":(?:attr|class|func|meth|mod):(?=<code>)", "", html)
+
+
 def links_of_site(markdown: str, path: str) -> str:
     """Return the text of a page with its links as the site has them.
 
