@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted(page for where in ("*.md", "docs/**/*.md", "derivatives/**/*.md") for page in REPOSITORY.glob(where))
 
 _FENCED = re.compile(r"^```(?P<marks>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
-_COMMAND = re.compile(r"^(?:    |\$ )?(?:\w+=\S+ )?(?:lit-extract|torchrun .*-m lit_extract) (.+)$", re.MULTILINE)
+_COMMAND = re.compile(r"(?m)^ *(?:\$ |\w+=\S+ |cd .* && )?(?:\S*/)?(?:lit-extract|torchrun .*-m lit_extract) (.+)$")
 _INLINE = re.compile(r"`lit-extract ([\w-]+ [^`…]*--[^`…]*)`")
 _NAMED = re.compile(r"`([\w./-]+\.ya?ml)`[^`]*\Z")
 
