@@ -4,6 +4,7 @@
 # make test-long  further cases of these, and every model that timm and Transformers have; make test-all: all tests
 # make lint       ruff, mypy, and which package may use which
 # make fuzz       damaged and hostile files, others each time, for an hour or MINUTES
+# make docs       the documentation as a site, in site/
 # make bench      what is fast here, measured side by side; some sections: make bench ONLY="vision finalize"
 # make thingsvision   an environment for it (7 GB), so that make bench measures it too
 # make test-vllm, bench-vllm   captions with the real vLLM, on CPU, in an environment of its own
@@ -28,7 +29,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 THINGSVISION_VENV := .venv-thingsvision
 THINGSVISION_READY := $(THINGSVISION_VENV)/.ready
 
-.PHONY: setup demo test test-slow test-long test-all fuzz lint bench thingsvision clean test-vllm bench-vllm
+.PHONY: setup demo test test-slow test-long test-all fuzz lint docs bench thingsvision clean test-vllm bench-vllm
 
 setup: $(READY)
 
@@ -68,6 +69,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The variable silences a notice of mkdocs-material's, which is no warning about these pages.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: setup
 	$(BIN)/python benchmarks/bench.py $(ONLY)
 
@@ -96,4 +101,4 @@ bench-vllm: $(VLLM_READY)
 	$(VLLM_BIN)/python benchmarks/captions.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(THINGSVISION_VENV) build features .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(THINGSVISION_VENV) build features site .pytest_cache .mypy_cache .ruff_cache

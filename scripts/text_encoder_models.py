@@ -112,7 +112,7 @@ def page(answers: Iterable[Answer]) -> str:
             "",
             f"Transformers {transformers.__version__} has {len(known)} types of models that fill gaps in text, encode "
             "text, or match it with images. `python scripts/text_encoder_models.py` asks each of them and writes this "
-            "page. How to call `TextEncoderExtractor` is in the [README](../README.md#sentence-encoders).",
+            "page. [Sentence encoders](sentence-encoders.md) explains `TextEncoderExtractor`.",
             "",
             f"Of these {len(tested)}, tests compare the numbers of tiny models with Transformers' own "
             "`output_hidden_states` of each caption alone, to 1e-5, alone and in company. With `layers: "

@@ -133,8 +133,8 @@ def page(answers: Iterable[Answer]) -> str:
             "",
             f"`AutoModel` of Transformers {transformers.__version__} knows {len(known)} types of models that take "
             "images. `python scripts/transformers_vision_models.py` asks each of them, as its default configuration "
-            "has it, and writes this page. How to call `TransformersVisionExtractor` is in the "
-            "[README](../README.md#vision-models-of-transformers). What both libraries have is better taken from timm, "
+            "has it, and writes this page. [Features of images](image-features.md#vision-models-of-transformers) "
+            "explains `TransformersVisionExtractor`. What both libraries have is better taken from timm, "
             "with `VisionExtractor`: it decodes images once for all models.",
             "",
             f"## {len(giving)} give features",

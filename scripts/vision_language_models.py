@@ -78,8 +78,8 @@ def page(answers: Iterable[Answer]) -> str:
             "# Vision-language models of Transformers",
             "",
             f"`AutoModelForImageTextToText` of Transformers {transformers.__version__} knows {len(known)} types of "
-            "models. `python scripts/vision_language_models.py` asks each of them and writes this page. How to call "
-            "`VisionLanguageExtractor` is in the [README](../README.md#ask-a-language-model-about-images).",
+            "models. `python scripts/vision_language_models.py` asks each of them and writes this page. [Ask a "
+            "language model about images](ask-about-images.md) explains `VisionLanguageExtractor`.",
             "",
             f"Of these {len(tested)}, tests compare the numbers of tiny models with Transformers' own "
             "`output_hidden_states`, pooled by hand, to 1e-5:",

@@ -103,8 +103,8 @@ def test_demo_runs(cli, tmp_path):
     assert len(features.layer(-1).unique(dim=0)) == 24
 
 
-def test_the_yaml_of_the_readme_has_all_top_level_keys_and_is_right(capsys, tmp_path):
-    (block,) = [block for block in blocks_of(CONFIGS.parent / "README.md") if block.marks == "yaml"]
+def test_the_yaml_of_the_docs_has_all_top_level_keys_and_is_right(capsys, tmp_path):
+    (block,) = [block for block in blocks_of(CONFIGS.parent / "docs" / "configs.md") if block.marks == "yaml"]
     whole = block.code.replace("# output:", "output:")
     (tmp_path / "whole.yaml").write_text(whole)
     keys = {*yaml.safe_load(whole)}

@@ -97,8 +97,8 @@ def test_the_page_has_all_families_of_this_timm():
     modules = (timm.model_entrypoint(name).__module__ for name in timm.list_models())
     assert counts == Counter(module.rpartition(".")[2] for module in modules)
     n_all, n_good = sum(counts.values()), sum(int(good) for *_, good in rows)
-    readme = (PAGE.parents[1] / "README.md").read_text()
-    assert f"[{n_good:,} of its {n_all:,} architectures](docs/vision-models.md)" in readme
+    words = (PAGE.parent / "image-features.md").read_text()
+    assert f"[{n_good:,} of its {n_all:,} architectures](vision-models.md)" in words
     assert f" {n_all - n_good} refused" in page_of_this_timm()
 
 
