@@ -8,7 +8,7 @@ from PIL import Image
 
 from lit_extract.commands.show import show
 from lit_extract.common.errors import InputError
-from lit_extract.inspection.show import dissimilarity
+from lit_extract.storage.features_picture import dissimilarity
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import BAD_INPUT, OK
 
