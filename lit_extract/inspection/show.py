@@ -3,23 +3,22 @@
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage import rounding
 from lit_extract.storage.features import Features
-from lit_extract.storage.features_words import means_of, size_of
+from lit_extract.storage.features_words import count, means_of, size_of
 from lit_extract.storage.layout import N_SINKS
 
 _LONGEST = 4000  # characters of a value that is printed
+_IN_WORDS = ("layers", "pool", "n_stimuli", rounding.NOTE)  # of the provenance and the notes
 
 
 def describe(features: Features, path: str) -> list[str]:
     """Return the lines that ``lit-extract show`` prints of the features at ``path``."""
     pool, layers, metadata = features.provenance["pool"], features.layers, features.metadata
-    shapes = shapes_in_words(features.layer_shapes)
-    dtype = "" if features.dtype == FLOAT32 else f", {features.dtype}"
-    lines = [
-        f"{len(features.stimulus_ids)} stimuli × {len(layers)} layers × {shapes} dimensions{dtype}, pooling {pool}"
-    ]
-    lines.append(f"{features.n_done} rows done; layers {shorten(', '.join(layers), _LONGEST)}")
+    lines = [f"{size_of(features)}, pooling {pool}"]
+    lines.append(f"{count(features.n_done, 'row')} done; layers {shorten(', '.join(layers), _LONGEST)}")
+    lines += [f"mean {name}: {value}" for name, value in means_of(features).items()]
     known = {**features.provenance, **metadata["notes"]}
-    known.pop(rounding.NOTE, None)  # by layer and pooling; in words below
+    for name in _IN_WORDS:
+        known.pop(name, None)
     known |= {key: metadata[key] for key in ("bad_input_rows", "not_finite_rows") if metadata[key]}
     lines += [f"{shorten(key)}: {shorten(str(value), _LONGEST)}" for key, value in known.items()]
     if N_SINKS in features.extras:

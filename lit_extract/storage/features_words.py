@@ -9,8 +9,8 @@ from lit_extract.storage.layout import FLOAT32, shapes_in_words
 if TYPE_CHECKING:
     from lit_extract.storage.features import Features
 
-# Of captions: what a file holds of each layerless number, and its unit.
-MEANS = {"loss": "nats a token", "bpb": "bits a byte"}
+# Of captions: what a file has means of, and in what unit.
+UNITS = {"loss": "nats a token", "bpb": "bits a byte"}
 
 
 def count(number: int, what: str) -> str:
@@ -27,9 +27,9 @@ def size_of(features: "Features") -> str:
 
 
 def means_of(features: "Features") -> dict[str, str]:
-    """Return what the model's predictions of captions were worth, means of all stimuli."""
+    """Return how well the model predicts the captions, as means over stimuli."""
     return {
-        name: f"{float(features.extras[name]):.4g} {unit}" for name, unit in MEANS.items() if name in features.extras
+        name: f"{float(features.extras[name]):.4g} {unit}" for name, unit in UNITS.items() if name in features.extras
     }
 
 
