@@ -46,7 +46,8 @@ def load_dataset(
 
     Args:
         name: One of ``DATASETS``, such as ``nsd``.
-        root: The dataset's folder, or the file of ``table``; default: the dataset's environment variable, such as ``NSD_DATASET``.
+        root: The dataset's folder, or the file of ``table``; default: the dataset's environment variable, such as
+            ``NSD_DATASET``.
             ``demo`` needs none.
         query: A :meth:`pandas.DataFrame.query` that chooses rows, such as ``"nsd_id < 1000"``.
         limit: Only the first so many of these rows.

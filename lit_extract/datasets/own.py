@@ -18,7 +18,7 @@ class _Table(Dataset):
         """Return the table's file, in place of a folder."""
         if not root:
             raise InputError(
-                f"data.root: where is the table? Give --data.root FILE, CSV or Parquet with the columns {ID} and {IMAGE}"
+                f"data.root: where is the table? Give --data.root FILE, CSV or Parquet with columns {ID} and {IMAGE}"
             )
         path = absolute_path(root, "data.root")
         if path.is_dir():

@@ -81,7 +81,7 @@ def extract(
 
     Returns:
         ``files``, one for each pooling, which :func:`load_features` opens; ``store``, if there is one still;
-        ``bad_input_rows`` and ``not_finite_rows``, the rows to look at; ``was_done``, whether the files existed already;
+        ``bad_input_rows`` and ``not_finite_rows``, the rows to look at; ``was_done``, whether the files existed;
         ``warnings``, about the precision. On ranks other than zero nothing is in it.
 
     Raises:

@@ -23,7 +23,9 @@ def size_of(features: "Features") -> str:
     n = len(features.stimulus_ids)
     shapes = shapes_in_words(features.layer_shapes)
     dtype = "" if features.dtype == FLOAT32 else f", {features.dtype}"
-    return f"{n:,} stimul{'us' if n == 1 else 'i'} × {count(len(features.layers), 'layer')} × {shapes} dimensions{dtype}"
+    return (
+        f"{n:,} stimul{'us' if n == 1 else 'i'} × {count(len(features.layers), 'layer')} × {shapes} dimensions{dtype}"
+    )
 
 
 def means_of(features: "Features") -> dict[str, str]:

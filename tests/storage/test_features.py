@@ -369,7 +369,7 @@ def test_numbers_are_ids_as_text_too(make_store):
     features = load_features(finalize(store.path)[0])
     for given in (103, "103", 103.0, np.int64(103)):
         np.testing.assert_array_equal(features[given].numpy(), feats["cls"][3])
-    with pytest.raises(InputError, match="no row for 1 of them: 3$"):
+    with pytest.raises(InputError, match=r"no row for 1 of them: 3$"):
         _ = features[3]
 
 
