@@ -1,4 +1,4 @@
-"""docs/python.md and own-dataset.md run from beginning to end, on small models and without a network."""
+"""docs/python.md, own-dataset.md and own-model.md run from beginning to end, on small models and without a network."""
 
 import shutil
 from pathlib import Path
@@ -56,3 +56,17 @@ def test_own_images(image_folder, capsys):
     assert found["features"].stimulus_ids == ["s02"]
     assert found["captions"].stimuli["caption"].tolist() == ["Anna laughs.", "Ben smiles."]
     assert "torch.Size([6, 64])" in capsys.readouterr().out
+
+
+def test_own_architecture():
+    found = run_page(DOCS / "own-model.md")
+    features, network = found["features"], found["network"].eval()
+    assert features.shape == (24, 3, 48)
+    assert features.provenance["preprocessing"]["input_size"] == [3, 64, 64]
+    data = DemoDataModule(preprocessing=found["model"].preprocessing, num_workers=0)
+    image = data.predict_dataloader().dataset[0]["image"][:1]
+    pixels = (image.float() / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        hidden = network.forward_intermediates(pixels, return_prefix_tokens=True, intermediates_only=True)
+    for k, (_, prefix) in enumerate(hidden):
+        torch.testing.assert_close(features[0][k], prefix[0, 0], rtol=1e-4, atol=1e-4)
