@@ -14,8 +14,9 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
         picture: PNG to draw: size of the activations by layer, and how alike the stimuli are.
     """
     with heavy_imports():
-        from lit_extract.inspection.show import describe, draw
+        from lit_extract.inspection.show import describe
         from lit_extract.storage.features import load_features
+        from lit_extract.storage.features_picture import draw
         from lit_extract.storage.places import local_path
 
     features = load_features(path, pool)

@@ -41,7 +41,7 @@ class ImageDataModule(StimulusDataModule):
     """The images of one dataset, in whole batches, in the order of its stimulus table.
 
     Args:
-        root: Folder of the dataset; default: the dataset's environment variable.
+        root: Folder of the dataset, or the file of an own table; default: the dataset's environment variable.
         query: pandas query that chooses rows, such as "nsd_id < 1000"; needs a subset name of its own.
         subset: Name of the chosen rows; names the output folder.
         limit: Only the first so many stimuli of the dataset, or of those that the query chooses; their subset is called

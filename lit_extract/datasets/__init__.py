@@ -17,6 +17,7 @@ _FILES = (
     "bold5000",
     "things",
     "folder",
+    "own",
     "demo",
 )
 
@@ -45,7 +46,8 @@ def load_dataset(
 
     Args:
         name: One of ``DATASETS``, such as ``nsd``.
-        root: The dataset's folder; default: the dataset's environment variable, such as ``NSD_DATASET``.
+        root: The dataset's folder, or the file of ``table``; default: the dataset's environment variable, such as
+            ``NSD_DATASET``.
             ``demo`` needs none.
         query: A :meth:`pandas.DataFrame.query` that chooses rows, such as ``"nsd_id < 1000"``.
         limit: Only the first so many of these rows.
@@ -71,7 +73,7 @@ def load_dataset(
     stimuli.attrs = {
         table.DATASET: name,
         table.ID_MEANING: dataset.id_meaning,
-        table.ROOT: str(folder),
+        table.ROOT: str(folder if folder.is_dir() else folder.parent),  # that of a table is its file
         table.FINDINGS: findings,
     }
     return stimuli

@@ -16,7 +16,7 @@ from lit_extract.datasets.reader import name_columns, read_table, with_numbers
 # Column that has the ids in a caption file, and the dataset that they are of. Captions of any dataset may have a column
 # path as well, which counts when there is no other.
 FOLDER = DATASETS["folder"]
-ID_COLUMNS = {dataset.id_column: dataset for dataset in DATASETS.values() if dataset is not FOLDER}
+ID_COLUMNS = {dataset.id_column: dataset for dataset in DATASETS.values() if dataset.name not in ("folder", "table")}
 SEPARATOR = ";"
 
 _LIST_SYNTAX = re.compile(r"\[\s*[bu]?(['\"]).*\1\s*\]", re.DOTALL)

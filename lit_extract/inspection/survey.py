@@ -46,6 +46,7 @@ class Entry:
     pools: tuple[str, ...] = ()
     prompt: str | None = None
     tag: str | None = None
+    sweep: bool = False  # made by a sweep through all models of its kind
     shape: tuple[int, ...] | None = None  # (N, L, D); (N, L) if layers differ in shape
     layer_shapes: Sequence[tuple[int, ...]] | None = None  # of a row in each layer
     dtype: str | None = None
@@ -58,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Missing:
-    """Models of models.yml that a folder has nothing of, though it has others of their kind."""
+    """Models of models.yml that a folder has nothing of, though a sweep has made others of their kind there."""
 
     folder: AnyPath
     kind: str
@@ -98,14 +99,22 @@ def survey(folder: str | Path = "features", models: str | Path | None = None) ->
 
 
 def find_missing(entries: Iterable[Entry], expected: Mapping[str, list[str]]) -> list[Missing]:
-    """Return the expected models (names by kind) that are missing, by folder, kind, prompt and tag that has others."""
+    """Return the expected models (names by kind) that are missing, by folder, kind, prompt and tag of a sweep.
+
+    Features that single commands made are no sign that others are wanted.
+    """
     found: dict[tuple[AnyPath, str, str | None, str | None], set[str]] = {}
+    swept = set()
     for entry in entries:
         if entry.model is not None and entry.kind is not None:
-            found.setdefault((entry.path.parent, entry.kind, entry.prompt, entry.tag), set()).add(entry.model)
+            group = entry.path.parent, entry.kind, entry.prompt, entry.tag
+            found.setdefault(group, set()).add(entry.model)
+            if entry.sweep:
+                swept.add(group)
     groups = [
         Missing(folder, kind, prompt, [name for name in expected[kind] if name not in models], len(expected[kind]), tag)
         for (folder, kind, prompt, tag), models in found.items()
+        if (folder, kind, prompt, tag) in swept
     ]
     return [group for group in groups if group.models]
 
@@ -208,4 +217,5 @@ def _identity(provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[s
         "untrained": provenance["weights"] == "untrained",
         "prompt": provenance.get("prompt_name"),
         **{key: notes.get(key) for key in ("tag", "created", "lit_extract")},
+        "sweep": notes.get("sweep", False),
     }

@@ -54,6 +54,19 @@ def extract(
 ) -> Extraction:
     """Extract features, or resume an earlier run with the same settings.
 
+    Of the images below a folder::
+
+        from lit_extract import ImageFolderDataModule, VisionExtractor, extract, load_features
+
+        done = extract(VisionExtractor("vit_base_patch16_224.mae"), ImageFolderDataModule("pictures"))
+        features = load_features(done.files[0])
+
+    Of captions, a CSV with ``stimulus_id`` and ``caption``::
+
+        from lit_extract import CaptionDataModule, LanguageExtractor, extract
+
+        done = extract(LanguageExtractor("gpt2", pool="last"), CaptionDataModule("captions.csv", "mine"))
+
     Args:
         model: The extractor.
         data: The stimuli; its preprocessing is the model's.
@@ -67,7 +80,9 @@ def extract(
         tag: A name that goes into those of the files, so that variants of one model stand side by side.
 
     Returns:
-        The files, and the rows to look at; on ranks other than zero nothing.
+        ``files``, one for each pooling, which :func:`load_features` opens; ``store``, if there is one still;
+        ``bad_input_rows`` and ``not_finite_rows``, the rows to look at; ``was_done``, whether the files existed;
+        ``warnings``, about the precision. On ranks other than zero nothing is in it.
 
     Raises:
         InputError: Anything wrong with the settings, the dataset or the output folder.

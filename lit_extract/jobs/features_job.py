@@ -1,6 +1,7 @@
 """The job that makes features: its names and provenance, what of it exists, and what is left to compute."""
 
 import logging
+import os
 import platform
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from lit_extract.data.plan import Plan
 from lit_extract.datasets.table import ROOT
 from lit_extract.jobs.job import Job
 from lit_extract.jobs.outputs import check_one_order, ids_in_folder, output_paths, recorded_provenance
+from lit_extract.jobs.run_state import SWEEP
 from lit_extract.modules.base import Extractor
 from lit_extract.storage.disk import Size, bytes_there, check_room
 from lit_extract.storage.features import Features, load_features
@@ -150,6 +152,7 @@ class FeaturesJob(Job):
             **self.notes(),
             **model.notes,
             **({} if self.tag is None else {"tag": self.tag}),
+            **({"sweep": True} if os.environ.get(SWEEP) else {}),
             "files": self._file_names,
             "num_params": model.num_params,
             "root": self.root,

@@ -13,7 +13,8 @@ from lit_extract.common.untrusted import shorten
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.datasets.matching import Ids, first_difference
 from lit_extract.modules.base import Extractor
-from lit_extract.storage.features import load_features, read_metadata
+from lit_extract.storage.features import load_features
+from lit_extract.storage.features_file import read_metadata
 from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX, safe_name
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.store import Store, is_store

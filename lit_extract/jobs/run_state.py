@@ -17,6 +17,7 @@ from lit_extract.common.signals import Interrupted
 from lit_extract.common.untrusted import Count, Text, read_regular, validate_json
 
 VARIABLE = "LIT_EXTRACT_RUN_STATE"  # environment variable: the file to write
+SWEEP = "LIT_EXTRACT_SWEEP"  # environment variable of the runs of a sweep through all models of a kind
 
 Ending = Literal["done", "already done", "bad rows", "failed", "stopped"]
 

@@ -3,58 +3,34 @@
 N stimuli, L layers, D hidden size, T tokens.
 """
 
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.common.untrusted import shorten, validate
+from lit_extract.common.errors import InputError, name_some, nearest
+from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.ids import id_key
-from lit_extract.storage.archive import TensorRecord, name_of_open
-from lit_extract.storage.disk import check_room
-from lit_extract.storage.features_form import (
-    FEATS_DTYPES,
-    METADATA,
-    feats_records,
-    form_of,
-    read_features_content,
-)
-from lit_extract.storage.layout import (
-    BAD_INPUT,
-    FEATURES_KEYS,
-    FEATURES_SUFFIX,
-    KEPT_AS,
-    MISSING,
-    N_TOKENS,
-    NOT_FINITE,
-    STORE_SUFFIX,
-    TOKEN_IDS,
-    Shape,
-    stacked_shape,
-)
+from lit_extract.storage.features_export import to_rsatoolbox, to_xarray
+from lit_extract.storage.features_file import open_file
+from lit_extract.storage.features_picture import picture_of
+from lit_extract.storage.features_words import as_html, as_text
+from lit_extract.storage.layout import STORE_SUFFIX, TOKEN_IDS, Shape, stacked_shape
 from lit_extract.storage.listing import refuse_plain_folder
-from lit_extract.storage.places import LARGE, AnyPath, is_folder, place_of, to_path
-from lit_extract.storage.tensors import pad_layers, to_tensor
+from lit_extract.storage.places import AnyPath, is_folder, place_of, to_path
+from lit_extract.storage.tensors import pad_layers
 
 if TYPE_CHECKING:
     import pandas as pd
     import rsatoolbox
     import xarray
+    from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Features:
     """Features of one model and one pooling on one dataset.
 
@@ -79,12 +55,50 @@ class Features:
     layers: list[str]
     stimulus_ids: list[int] | list[str]
     num_params: int
-    metadata: dict[str, Any] = field(repr=False)
+    metadata: dict[str, Any]
     layer_shapes: list[Shape]
     dtype: str
     n_done: int
-    _read: Callable[..., Any] = field(repr=False)  # a layer, or None for all; of a layer all rows, or some
-    extras: dict[str, Any] = field(default_factory=dict, repr=False)
+    _read: Callable[..., Any]  # a layer, or None for all; of a layer all rows, or some
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        return as_html(self)
+
+    def __len__(self) -> int:
+        return len(self.stimulus_ids)
+
+    def __iter__(self) -> Iterator[int | str]:
+        return iter(self.stimulus_ids)
+
+    def __contains__(self, stimulus: object) -> bool:
+        return id_key(stimulus) in self._rows
+
+    def __getitem__(self, stimulus: int | str | Iterable[int | str]) -> Tensor | dict[str, Tensor]:
+        """Return all layers of one stimulus, or of several in the order in which they are given.
+
+        Args:
+            stimulus: One id, or a list, array or column of ids; 3 and "3" are the same id.
+
+        Returns:
+            (L, D) of one id, (n, L, D) of n ids, and T before D where a stimulus has several vectors. If layers differ
+            in shape it is a mapping of each layer's name to (D,) or (n, D).
+
+        Raises:
+            InputError: Some of the ids are not in these features.
+        """
+        is_one = isinstance(stimulus, str) or not isinstance(stimulus, Iterable)
+        rows = self.rows_of([stimulus] if is_one else stimulus)  # type: ignore[list-item, arg-type]
+        by_layer: dict[str, Tensor] = {name: self._read(k, rows) for k, name in enumerate(self.layers)}
+        if is_one:
+            by_layer = {name: values[0] for name, values in by_layer.items()}
+        if len({*self.layer_shapes}) > 1:
+            return by_layer
+        return torch.stack([*by_layer.values()], dim=0 if is_one else 1)
 
     @property
     def shape(self) -> Shape:
@@ -169,16 +183,32 @@ class Features:
         Raises:
             InputError: Some of the ids are not in these features.
         """
-        places = {id_key(stimulus): row for row, stimulus in enumerate(self.stimulus_ids)}
         wanted = list(stimulus_ids)
         keys = [id_key(stimulus) for stimulus in wanted]
-        missing = dict.fromkeys(str(given) for given, key in zip(wanted, keys, strict=True) if key not in places)
+        missing = dict.fromkeys(str(given) for given, key in zip(wanted, keys, strict=True) if key not in self._rows)
         if missing:
+            close = nearest(next(iter(missing)), self._rows)
             raise InputError(
                 f"stimulus_ids: {str(self.path)!r} has no row for {len(missing)} of them: "
-                f"{name_some([shorten(stimulus) for stimulus in missing])}"
+                f"{name_some([shorten(stimulus) for stimulus in missing])}{close}"
             )
-        return [places[key] for key in keys]
+        return [self._rows[key] for key in keys]
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        """The row of each stimulus, by what ids are compared by."""
+        return {id_key(stimulus): row for row, stimulus in enumerate(self.stimulus_ids)}
+
+    def plot(self) -> "Figure":
+        """Draw the norm of each layer, and how unlike the stimuli are at an early, a middle and the last layer.
+
+        Returns:
+            A figure of matplotlib, which a notebook shows; ``.savefig("features.png")`` writes it.
+
+        Raises:
+            InputError: No stimulus has finite features yet, or matplotlib is not installed.
+        """
+        return picture_of(self)
 
     def of(self, trials: "pd.DataFrame", layer: str | int) -> Tensor:
         """Return one layer for each trial, as (trials, D), in the order of the trials, without reading the others.
@@ -190,9 +220,10 @@ class Features:
         Raises:
             InputError: No such layer; trials of another dataset; stimuli that are not in these features.
         """
-        return self.layer(layer)[self._rows_of_trials(trials)]
+        return self.layer(layer)[self.rows_of_trials(trials)]
 
-    def _rows_of_trials(self, trials: "pd.DataFrame") -> list[int]:
+    def rows_of_trials(self, trials: "pd.DataFrame") -> list[int]:
+        """Return the row of each trial's stimulus, see :meth:`of`."""
         if "stimulus_id" not in trials:
             raise InputError(f"trials: no column stimulus_id; it has {name_some([*map(str, trials.columns)], 20)}")
         theirs, own = trials.attrs.get("dataset"), self.provenance.get("dataset")
@@ -219,24 +250,7 @@ class Features:
         Raises:
             InputError: No such layer or stimulus, rows and trials at once, or rsatoolbox is not installed.
         """
-        try:
-            from rsatoolbox.data import Dataset
-        except ImportError:
-            raise InputError("to_rsatoolbox needs rsatoolbox: pip install 'lit-extract[report]'") from None
-        if rows is not None and trials is not None:
-            raise InputError("rows and trials: give one of the two")
-        feats, ids = self.layer(layer), self.stimulus_ids
-        if trials is not None:
-            rows = self._rows_of_trials(trials)
-        if rows is not None:
-            feats, ids = feats[list(rows)], [ids[row] for row in rows]  # type: ignore[assignment]
-        feats = feats.flatten(1)
-        return Dataset(
-            feats.float().numpy(),
-            descriptors={**self._names(), "layer": self._name_of(layer)},
-            obs_descriptors={"stimulus_id": list(ids), **_columns_of(trials)},
-            channel_descriptors={"dim": list(range(feats.shape[1]))},
-        )
+        return to_rsatoolbox(self, layer, rows, trials)
 
     def to_xarray(self, layer: str | int | None = None, trials: "pd.DataFrame | None" = None) -> "xarray.DataArray":
         """Return all layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
@@ -258,39 +272,7 @@ class Features:
         Raises:
             InputError: No such layer or stimulus, no layer though they differ in shape, or xarray is not installed.
         """
-        try:
-            import xarray
-        except ImportError:
-            raise InputError("to_xarray needs xarray: pip install 'lit-extract[report]'") from None
-        feats = self.feats if layer is None else self.layer(layer)
-        if isinstance(feats, dict):
-            raise InputError(f"layer: give one, as the layers of {str(self.path)!r} differ in shape")
-        if self.dtype == "bfloat16":
-            feats = feats.float()  # numpy has no other type for it
-        dimensions = [*(["layer"] if layer is None else []), *["token", "dim"][-len(self.layer_shapes[0]) :]]
-        rows, ids = "stimulus", np.array(self.stimulus_ids)
-        coordinates: dict[str, Any] = {"stimulus": ids}
-        if trials is not None:
-            places = self._rows_of_trials(trials)
-            rows, feats = "trial", feats[places]
-            described = {"stimulus_id": ids[places], **_columns_of(trials)}
-            coordinates = {name: (rows, values) for name, values in described.items()}
-        coordinates["layer"] = self.layers if layer is None else self._name_of(layer)
-        attributes = {**self._names(), "provenance": json.dumps(self.provenance)}
-        return xarray.DataArray(feats.numpy(), coordinates, [rows, *dimensions], name="features", attrs=attributes)
-
-    def _name_of(self, layer: str | int) -> str:
-        return layer if isinstance(layer, str) else self.layers[layer]
-
-    def _names(self) -> dict[str, Any]:
-        return {key: self.provenance.get(key) for key in ("model", "pool", "dataset", "subset")}
-
-
-def _columns_of(trials: "pd.DataFrame | None") -> dict[str, list[Any]]:
-    """Return what describes each trial; its row in the dataset's table is not its row here."""
-    if trials is None:
-        return {}
-    return {str(name): trials[name].tolist() for name in trials.columns if name not in ("stimulus_id", "row")}
+        return to_xarray(self, layer, trials)
 
 
 def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
@@ -307,142 +289,8 @@ def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
     refuse_plain_folder(path, "features")
     local = place_of(path).local
     is_store = path.suffix == STORE_SUFFIX if local is None else is_folder(local)
-    return _from_store(path, pool) if is_store else _from_file(path, pool)
+    if not is_store:
+        return Features(path, **open_file(path, pool))
+    from lit_extract.storage.features_store import open_store  # it imports zarr
 
-
-def read_metadata(path: AnyPath) -> dict[str, Any]:
-    """Return the metadata of a ``.pt``, or raise InputError; no numbers are read."""
-    with _opened(path) as file:
-        metadata: dict[str, Any] = read_features_content(file)["metadata"]
-    return metadata
-
-
-@contextmanager
-def _opened(path: AnyPath) -> Iterator[BinaryIO]:
-    """Open a features file for reading bytes; whatever is wrong with it, also while it is read, is an InputError."""
-    try:
-        with place_of(path).open_to_read() as file:
-            yield file
-    except FileNotFoundError:
-        raise InputError(f"features: no file {str(path)!r}") from None
-    except InputError:
-        raise
-    except (ValueError, OSError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
-        raise InputError(f"features: {str(path)!r} is not a features file that this version reads: {reason}") from None
-
-
-def _map(file: BinaryIO, path: Path, record: TensorRecord) -> Tensor:
-    """Map a tensor of a local file: its numbers come from the disk, changes stay in memory, and no file stays open."""
-    if not record.nbytes:
-        return _numbers_of(np.empty(0, np.uint8), record)
-    size = os.fstat(file.fileno()).st_size
-    whole = torch.from_file(name_of_open(file, path), shared=False, size=size, dtype=torch.uint8)
-    return _numbers_of(whole[record.offset : record.offset + record.nbytes].numpy(), record)
-
-
-def _numbers_of(content: NDArray[np.uint8], record: TensorRecord) -> Tensor:
-    """Return a tensor of the bytes that a record says are its numbers."""
-    kept_as = KEPT_AS[FEATS_DTYPES[record.dtype]] if record.dtype in FEATS_DTYPES else record.dtype
-    return to_tensor(content.view(kept_as).reshape(record.shape))
-
-
-def _fetch_feats(path: AnyPath, content: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
-    """Map a remote file's features from a copy that nobody else sees."""
-    with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
-        folder, place = Path(copy.name).parent, Path(copy.name)
-        n_bytes = sum(record.nbytes for record in feats_records(content))
-        check_room(folder, 0, n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
-        with place_of(path).open_to_read(LARGE) as source:
-            shutil.copyfileobj(source, copy, LARGE)
-        copy.flush()
-        with _opened(place) as file:
-            if read_features_content(file)["feats"] != content["feats"]:
-                raise InputError(f"features: {str(path)!r} has changed since it was opened")
-            return _map_feats(file, place, content)
-
-
-def _map_feats(file: BinaryIO, path: Path, content: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
-    feats = content["feats"]
-    if isinstance(feats, TensorRecord):
-        return _map(file, path, feats)
-    return {layer: _map(file, path, record) for layer, record in feats.items()}
-
-
-def _from_file(path: AnyPath, pool: str | None) -> Features:
-    local = place_of(path).local
-    with _opened(path) as file:
-        content = read_features_content(file)
-        form = form_of(content)
-        mapped = None if local is None else _map_feats(file, local, content)
-        extras = {name: value for name, value in content.items() if name not in FEATURES_KEYS}
-        for name, value in extras.items():
-            if isinstance(value, TensorRecord) and local is not None:
-                extras[name] = _map(file, local, value)
-            elif isinstance(value, TensorRecord):
-                file.seek(value.offset)
-                extras[name] = _numbers_of(np.frombuffer(bytearray(file.read(value.nbytes)), np.uint8), value)
-    stored = content["metadata"]["provenance"]["pool"]
-    if pool not in (None, stored):
-        raise InputError(f"pool: {str(path)!r} has {stored!r}, not {pool!r}")
-
-    all_feats = cache(lambda: _fetch_feats(path, content) if mapped is None else mapped)
-
-    def read(layer: int | None, rows: list[int] | None = None) -> Any:
-        feats = all_feats()
-        if layer is None:
-            return feats
-        found = feats[content["layers"][layer]] if isinstance(feats, dict) else feats[:, layer]
-        return found if rows is None else found[rows]
-
-    return Features(
-        path,
-        content["layers"],
-        content["stimulus_ids"],
-        content["num_params"],
-        content["metadata"],
-        form.layer_shapes,
-        form.dtype,
-        form.n_stimuli,
-        read,
-        extras,
-    )
-
-
-def _from_store(path: AnyPath, pool: str | None) -> Features:
-    from lit_extract.storage.store import Store
-
-    store = Store(path)
-    if pool is None and len(store.pools) == 1:
-        pool = store.pools[0]
-    if pool not in store.pools:
-        raise InputError(f"pool: {pool!r} must be one of {', '.join(store.pools)}, which {str(path)!r} holds")
-    chosen: str = pool
-    status = store.status()
-
-    is_without = torch.from_numpy(np.isin(status, (MISSING, BAD_INPUT)))
-
-    def read(layer: int | None, rows: list[int] | None = None) -> Any:
-        if layer is not None:
-            feats = to_tensor(store.read_layer(chosen, layer, rows))
-            feats[is_without if rows is None else is_without[rows]] = torch.nan
-            return feats
-        by_layer = {name: read(k) for k, name in enumerate(store.layers)}
-        return torch.stack([*by_layer.values()], dim=1) if len({*store.layer_shapes}) == 1 else by_layer
-
-    metadata = {
-        "provenance": {**store.provenance, "pool": chosen},
-        "notes": store.notes,
-        "bad_input_rows": (status == BAD_INPUT).nonzero()[0].tolist(),
-        "not_finite_rows": (status == NOT_FINITE).nonzero()[0].tolist(),
-    }
-    validate(METADATA, metadata, f"features: {str(path)!r}")
-    extras: dict[str, Tensor] = {}
-    if TOKEN_IDS in store.extras:
-        extras[TOKEN_IDS] = torch.from_numpy(store.extra(TOKEN_IDS))
-        n_tokens = torch.from_numpy(store.extra(N_TOKENS))
-        extras["mask"] = (torch.arange(extras[TOKEN_IDS].shape[1]) < n_tokens[:, None]).byte()
-    n_done = int((status != MISSING).sum())
-    form = store.layer_shapes, store.dtype
-    num_params = store.notes["num_params"]
-    return Features(path, store.layers, store.stimulus_ids(), num_params, metadata, *form, n_done, read, extras)
+    return Features(path, **open_store(path, pool))

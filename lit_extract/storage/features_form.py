@@ -93,6 +93,7 @@ class Notes(TypedDict, total=False):
     created: ShortText
     root: str | None
     tag: ShortText
+    sweep: bool  # made by a sweep through all models of its kind
     exif_rotations: Count
     repaired_rows: list[Count]
     captions_of_rows: list[dict[str, Any]]  # where rows are of captions that were edited later

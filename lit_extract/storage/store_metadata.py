@@ -96,6 +96,7 @@ class _Notes(TypedDict):
     num_params: Count
     root: NotRequired[str | None]
     tag: NotRequired[ShortText]
+    sweep: NotRequired[bool]
     created: NotRequired[Text | None]
     lit_extract: NotRequired[Text | None]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_extract.commands.config import read_config, values_of
 from lit_extract.common.errors import InputError
-from lit_extract.jobs.run_state import RunProgress
+from lit_extract.jobs.run_state import SWEEP, RunProgress
 from lit_extract.modules.registry import KINDS, matching_models
 
 KIND_OF_CLASS = {extractor: kind for kind, extractor in KINDS.items()}
@@ -53,7 +53,9 @@ def plan_runs(
     given = [part for config in configs for part in ("--config", config)] + list(options)
     given += ["--model.models", models] if models else []
     given += ["--model.untrained", "true"] if untrained else []
-    predict = [sys.executable, "-m", "lit_extract", "predict", *given, "--model.name"]
+    # recorded with the features, so that status knows that the other models are wanted too; not with a part of them
+    mark = ["env", f"{SWEEP}=1"] if match is None else []
+    predict = [*mark, sys.executable, "-m", "lit_extract", "predict", *given, "--model.name"]
     names = [entry.name for entry in entries]
     return [ModelRun(number, name, [*predict, name]) for number, name in enumerate(names, start=1)]
 

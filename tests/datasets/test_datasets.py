@@ -163,7 +163,9 @@ def test_a_root_of_an_unknown_user_is_refused():
 
 
 def test_unknown_dataset_names_the_known_ones():
-    assert refusal("nds") == "dataset: 'nds' is not one of nsd, bold5000, things, folder, demo; did you mean nsd?"
+    assert (
+        refusal("nds") == "dataset: 'nds' is not one of nsd, bold5000, things, folder, table, demo; did you mean nsd?"
+    )
 
 
 @pytest.mark.parametrize(("dataset", "variable"), VARIABLES.items())

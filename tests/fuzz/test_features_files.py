@@ -24,7 +24,8 @@ from lit_extract.common.errors import InputError
 from lit_extract.inspection.soundness import soundness_of
 from lit_extract.inspection.survey import DONE, survey
 from lit_extract.storage.archive import read_content, read_through
-from lit_extract.storage.features import load_features, read_metadata
+from lit_extract.storage.features import load_features
+from lit_extract.storage.features_file import read_metadata
 
 pytestmark = pytest.mark.slow
 

@@ -4,11 +4,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lit_extract.commands.show import show
 from lit_extract.common.errors import InputError
-from lit_extract.inspection.show import dissimilarity
+from lit_extract.inspection.show import describe
+from lit_extract.storage.features import load_features
+from lit_extract.storage.features_picture import dissimilarity
 from lit_extract.storage.finalize import finalize
 from lit_extract.storage.layout import BAD_INPUT, OK
 
@@ -27,6 +30,24 @@ def test_it_says_what_the_file_holds(make_store, capsys):
     ):
         assert text in out
     assert "bad_input_rows" not in out
+
+
+def test_each_fact_is_printed_once_and_counted_right(make_store, capsys):
+    store, _ = make_store(n=1, layers=1)
+    show(str(finalize(store.path)[0]))
+    out = capsys.readouterr().out
+    assert "1 stimulus × 1 layer × 4 dimensions, pooling cls" in out
+    assert "1 row done; layers blocks.0" in out
+    assert (out.count("blocks.0"), out.count("cls\n"), out.count("layers")) == (1, 1, 1)
+
+
+def test_it_has_the_mean_loss_and_bits_a_byte_of_captions(make_store):
+    store, _ = make_store()
+    features = load_features(finalize(store.path)[0])
+    features.extras.update(loss=2.34567, bpb=torch.tensor(0.5))
+    lines = describe(features, "x")
+    assert "  mean loss: 2.346 nats a token" in lines
+    assert "  mean bpb: 0.5 bits a byte" in lines
 
 
 def test_it_says_how_far_a_run_is_and_which_rows_are_bad(make_store, capsys):

@@ -31,7 +31,7 @@ with place_of(Path(sys.argv[1])).write_lock():
 """
 
 
-def make_store(folder, model, pools=("cls",), prompt=None, shards=(0, 1, 2), bad=0):
+def make_store(folder, model, pools=("cls",), prompt=None, shards=(0, 1, 2), bad=0, sweep=False):
     """A store as a run of ``model`` leaves it when these shards are done."""
     dataset, subset = folder.parts[-2:]
     untrained = subset.endswith("-untrained")
@@ -54,6 +54,7 @@ def make_store(folder, model, pools=("cls",), prompt=None, shards=(0, 1, 2), bad
             "files": {pool: f"{stem}{pool}{ending}.pt" for pool in pools},
             "num_params": 1,
             "lit_extract": "0.1.0",
+            **({"sweep": True} if sweep else {}),
             "created": "2026-01-02T03:04:05+00:00",
         },
     )
@@ -76,7 +77,7 @@ def features(tmp_path_factory):
     images, captions, untrained = root / "nsd" / "all", root / "nsd" / "shared", root / "nsd" / "all-untrained"
     make_file(images, "vit_a", pools=("cls", "avg"), bad=2)
     make_store(images, "vit_begun", shards=(0, 2))
-    make_store(images, "vit_complete")
+    make_store(images, "vit_complete", sweep=True)
     finalize(make_store(images, "vit_kept"), keep_store=True)
     whole = make_store(images, "vit_left_behind")
     shutil.copytree(whole, root / "copy")
@@ -84,8 +85,8 @@ def features(tmp_path_factory):
     (root / "copy").rename(whole)
     running = make_store(images, "vit_running", shards=())
     make_file(captions, "org/lm", pools=("avg",), prompt="coco")
-    make_file(captions, "org/other", pools=("avg",), prompt="mine")
-    make_file(untrained, "vit_a")
+    make_file(captions, "org/other", pools=("avg",), prompt="mine", sweep=True)
+    make_file(untrained, "vit_a", sweep=True)
     (images / "vit_a_pool-cls.pt.parity.json").write_text("{}")
     (images / "picture.png").write_bytes(b"x")
     (root / "logs").mkdir()
@@ -282,22 +283,25 @@ def test_the_models_of_models_yml_fit_into_120_columns(tmp_path, cli):
 
 
 def test_find_missing():
-    def entry(folder, model, kind="vision", prompt=None, tag=None):
-        return Entry(Path(folder) / "x", "done", 0, 0.0, model=model, kind=kind, prompt=prompt, tag=tag)
+    def entry(folder, model, kind="vision", prompt=None, tag=None, sweep=False):
+        known = {"model": model, "kind": kind, "prompt": prompt, "tag": tag, "sweep": sweep}
+        return Entry(Path(folder) / "x", "done", 0, 0.0, **known)
 
     entries = [
-        entry("a", "v1"),
+        entry("a", "v1", sweep=True),
         entry("a", "v1"),
         entry("a", "of my own"),
         entry("a", "v3", tag="518"),
-        entry("b", "l2", "language", "coco"),
+        entry("a", "v2", tag="224", sweep=True),
+        entry("alone", "v1"),
+        entry("b", "l2", "language", "coco", sweep=True),
         entry("b", "l1", "language", "mine"),
         entry("b", "l2", "language", "mine"),
         Entry(Path("c/x"), "not ours", 0, 0.0),
     ]
     assert find_missing(entries, {"vision": ["v1", "v2", "v3"], "language": ["l1", "l2"]}) == [
         Missing(Path("a"), "vision", None, ["v2", "v3"], 3),
-        Missing(Path("a"), "vision", None, ["v1", "v2"], 3, "518"),
+        Missing(Path("a"), "vision", None, ["v1", "v3"], 3, "224"),
         Missing(Path("b"), "language", "coco", ["l1"], 2),
     ]
 

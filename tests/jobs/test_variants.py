@@ -85,7 +85,7 @@ def test_commands_know_tags(predict, cli, tmp_path):
         ("", "first3"),
         ("a", "first3"),
     ]
-    assert {missing["tag"] for missing in status["missing"]} == {None, "a"}
+    assert status["missing"] == []
 
 
 def test_captions_take_no_tag(cli, tmp_path):
@@ -159,3 +159,9 @@ def test_a_limit_that_there_is_not_is_refused(limit):
 def test_a_limit_with_a_query_still_needs_a_name():
     with pytest.raises(InputError, match=r"name the rows with --data\.subset NAME"):
         DemoDataModule(query="demo_id < 3", limit=2)
+
+
+def test_features_of_a_sweep_say_so(run_job, monkeypatch):
+    assert "sweep" not in load_features(run_job().files[0]).metadata["notes"]
+    monkeypatch.setenv("LIT_EXTRACT_SWEEP", "1")
+    assert load_features(run_job(tag="swept").files[0]).metadata["notes"]["sweep"] is True

@@ -349,3 +349,46 @@ def test_a_newer_file_names_the_version_that_reads_it_and_an_old_store_does_not_
     del content["metadata"]["format"]  # of a file as old as can be
     torch.save(content, file)
     assert load_features(file).n_done == 10
+
+
+def test_stimuli_by_id(saved):
+    path, feats = saved
+    features = load_features(path)
+    one, several = features["image_7.jpg"], features[pd.Series(["image_7.jpg", "image_2.jpg", "image_7.jpg"])]
+    np.testing.assert_array_equal(one.numpy(), feats[7], strict=True)
+    np.testing.assert_array_equal(several.numpy(), feats[[7, 2, 7]], strict=True)
+    assert "image_7.jpg" in features
+    assert "image_70.jpg" not in features
+    assert (len(features), list(features)) == (10, features.stimulus_ids)
+    with pytest.raises(InputError, match=r"no row for 2 of them: imge_7.jpg, x; did you mean image_7.jpg\?"):
+        _ = features[["image_1.jpg", "imge_7.jpg", "x"]]
+
+
+def test_numbers_are_ids_as_text_too(make_store):
+    store, feats = make_store()
+    features = load_features(finalize(store.path)[0])
+    for given in (103, "103", 103.0, np.int64(103)):
+        np.testing.assert_array_equal(features[given].numpy(), feats["cls"][3])
+    with pytest.raises(InputError, match=r"no row for 1 of them: 3$"):
+        _ = features[3]
+
+
+def test_a_notebook_shows_the_same_facts_and_no_markup_of_the_file(make_store):
+    store, _ = make_store(layers=5, shards=[0], name="a<b")
+    features = load_features(store.path)
+    lines = [line.split(maxsplit=1) for line in repr(features).splitlines()[1:6]]
+    assert lines[0] == ["model", "m, random weights"]
+    assert lines[2] == ["size", "10 stimuli × 5 layers × 4 dimensions"]
+    assert lines[3] == ["layers", "blocks.0, blocks.1, …, blocks.4"]
+    assert "4 of 10" in repr(features)
+    html = features._repr_html_()
+    assert "a&lt;b.zarr" in html
+    assert "a<b" not in html
+    assert html.count("<tr>") == len(repr(features).splitlines()) - 1
+
+
+def test_a_plot_is_a_figure_that_a_notebook_shows(make_store):
+    store, _ = make_store()
+    figure = load_features(store.path).plot()
+    assert [axis.get_title() for axis in figure.axes[1:4]] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert figure._repr_png_().startswith(b"\x89PNG")

@@ -41,7 +41,8 @@ def test_each_model_of_the_kind_gets_a_command_with_all_that_was_given(vision, w
     hardware = write("cpu.yaml", "trainer: {accelerator: cpu}\n")
     options = ["--data.root", "/a b", "--model.pool=[cls, avg]"]
     planned = plan_runs([vision, hardware], options, "models.yml", None, True)
-    predict = [sys.executable, "-m", "lit_extract", "predict", "--config", vision, "--config", hardware, *options]
+    predict = ["env", "LIT_EXTRACT_SWEEP=1", sys.executable, "-m", "lit_extract", "predict"]
+    predict += ["--config", vision, "--config", hardware, *options]
     predict += ["--model.models", "models.yml", "--model.untrained", "true", "--model.name"]
     assert [run.command for run in planned] == [[*predict, name] for name in ("vit_a", "vit_b", "deit_c")]
     assert [(run.number, run.model, run.state) for run in planned] == [

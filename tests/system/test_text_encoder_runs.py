@@ -70,7 +70,7 @@ def test_what_status_and_a_report_call_it(cli, tmp_path, model):
     assert cli("predict", *settings(output, *model))[0] == 0
     code, out, _ = cli("status", output)
     assert code == 0
-    assert "missing all 13 text-encoder models of models.yml, prompt handwritten" in out
+    assert "missing" not in out, "no sweep has made it"
     (entry,) = json.loads(cli("status", output, "--json")[1])["entries"]
     assert (entry["kind"], entry["prompt"]) == ("text_encoder", "handwritten")
     code, _, err = cli("report", output / "demo" / "all", "--out", tmp_path / "report", "--captions", CAPTIONS)

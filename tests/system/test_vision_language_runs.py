@@ -65,7 +65,7 @@ def test_what_a_report_and_status_call_it(cli, tmp_path, model):
     assert cli("predict", *settings(output, *model, "--model.pool", "[image, last]"))[0] == 0
     code, out, _ = cli("status", output)
     assert code == 0
-    assert "missing all 9 vision-language models of models.yml, prompt caption" in out
+    assert "missing" not in out, "no sweep has made it"
     entries = json.loads(cli("status", output, "--json")[1])["entries"]
     assert [(entry["kind"], entry["prompt"], entry["pools"]) for entry in entries] == [
         ("vision_language", "caption", ["image"]),

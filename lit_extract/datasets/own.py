@@ -1,0 +1,62 @@
+"""A table of one's own: a CSV or Parquet file with the columns stimulus_id and image."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.untrusted import MAX_PATH_BYTES, absolute_path, is_path_like, shorten
+from lit_extract.datasets.dataset import Dataset
+from lit_extract.datasets.ids import parse_ids
+from lit_extract.datasets.reader import check_columns, read_table, with_numbers
+
+ID, IMAGE = "stimulus_id", "image"
+
+
+class _Table(Dataset):
+    def find_root(self, root: str | Path | None) -> Path:
+        """Return the table's file, in place of a folder."""
+        if not root:
+            raise InputError(
+                f"data.root: where is the table? Give --data.root FILE, CSV or Parquet with columns {ID} and {IMAGE}"
+            )
+        path = absolute_path(root, "data.root")
+        if path.is_dir():
+            raise InputError(
+                f"data.root: {str(path)!r} is a folder; give the file of the table, or use ImageFolderDataModule"
+            )
+        return path
+
+    def load(self, folder: Path) -> pd.DataFrame:
+        """Return the rows in the order of the file; images are absolute, or relative to the file's folder."""
+        rows = read_table(folder, "data.root")
+        what = f"data.root: {str(folder)!r}"
+        check_columns(rows, self.columns, what)
+        if "image_row" in rows:
+            raise InputError(f"{what} has a column image_row, a name that is used here; rename it")
+        if rows.empty:
+            raise InputError(f"{what} has no rows")
+        if wrong := [f"row {row} ({shorten(path)})" for row, path in enumerate(rows[IMAGE]) if not _is_path(path)]:
+            raise InputError(
+                f"{what} has an {IMAGE} that is no path, or one with control characters or more than "
+                f"{MAX_PATH_BYTES:,} bytes, in {name_some(wrong)}"
+            )
+        found = with_numbers(rows.drop(columns=[*self.columns]))
+        found.insert(0, ID, parse_ids(rows[ID], ID, what))
+        found.insert(1, IMAGE, [str(folder.parent / path) for path in rows[IMAGE]])
+        return found
+
+
+DATASET = _Table(
+    name="table",
+    title="The images of a table, CSV or Parquet with the columns stimulus_id and image, which root is",
+    data_module="ImageTableDataModule",
+    columns=(ID, IMAGE),
+    image_column=IMAGE,
+    id_column=ID,
+    id_meaning="stimulus_id of the table that data.root is",
+)
+
+
+def _is_path(path: object) -> bool:
+    return isinstance(path, str) and bool(path.strip()) and is_path_like(path)

@@ -1,0 +1,69 @@
+"""Features in a few words: what a notebook and the Python prompt show."""
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from lit_extract.common.untrusted import shorten
+from lit_extract.storage.layout import FLOAT32, shapes_in_words
+
+if TYPE_CHECKING:
+    from lit_extract.storage.features import Features
+
+# Of captions: what a file has means of, and in what unit.
+UNITS = {"loss": "nats a token", "bpb": "bits a byte"}
+
+
+def count(number: int, what: str) -> str:
+    """Return a number with its noun: 1 layer, 2 layers."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def size_of(features: "Features") -> str:
+    """Return the shape in words, such as 24 stimuli × 12 layers × 768 dimensions."""
+    n = len(features.stimulus_ids)
+    shapes = shapes_in_words(features.layer_shapes)
+    dtype = "" if features.dtype == FLOAT32 else f", {features.dtype}"
+    return (
+        f"{n:,} stimul{'us' if n == 1 else 'i'} × {count(len(features.layers), 'layer')} × {shapes} dimensions{dtype}"
+    )
+
+
+def means_of(features: "Features") -> dict[str, str]:
+    """Return how well the model predicts the captions, as means over stimuli."""
+    return {
+        name: f"{float(features.extras[name]):.4g} {unit}" for name, unit in UNITS.items() if name in features.extras
+    }
+
+
+def facts_of(features: "Features") -> dict[str, str]:
+    """Return what to know of features first, by what it is called."""
+    provenance, layers, n = features.provenance, features.layers, len(features.stimulus_ids)
+    weights = ", random weights" if provenance.get("weights") == "untrained" else ""
+    subset = f", {provenance['subset']}" if provenance.get("subset") else ""
+    facts = {
+        "model": f"{provenance.get('model', 'unknown')}{weights}",
+        "dataset": f"{provenance.get('dataset', 'unknown')}{subset}",
+        "size": size_of(features),
+        "layers": ", ".join(layers) if len(layers) <= 3 else f"{layers[0]}, {layers[1]}, …, {layers[-1]}",
+        "pooling": str(provenance.get("pool")),
+        "rows done": "" if features.n_done == n else f"{features.n_done:,} of {n:,}",
+        **means_of(features),
+        "file": str(features.path),
+    }
+    return {name: shorten(value, 200) for name, value in facts.items() if value}
+
+
+def as_text(features: "Features") -> str:
+    """Return a line for each fact."""
+    facts = facts_of(features)
+    width = max(map(len, facts))
+    return "\n".join(["Features", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+
+
+def as_html(features: "Features") -> str:
+    """Return a table with a line for each fact."""
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+        for name, value in facts_of(features).items()
+    )
+    return f"<table><caption>Features</caption>{rows}</table>"
