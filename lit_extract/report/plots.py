@@ -155,7 +155,7 @@ def matrices(models: Sequence[ModelReport], pairs: Sequence[Pair], measure: Meas
     numbers = [str(place + 1) for place in places]
     names = [f"{_short(models[place].source.label, IN_MATRIX)}  {place + 1}" for place in places]
     side = np.clip(0.55 * m, 1.8, 3.6)
-    width = 2 * side + 0.07 * max(map(len, names)) + 1.2
+    width = 2 * side + 0.08 * max(map(len, names)) + 1.2
     figure, axes = plt.subplots(rows, 2, figsize=(width, rows * (side + 0.6)), squeeze=False, sharey=True)
     top = max(0.01, np.nanmax([*panels.values(), np.zeros((m, m))])) if measure is MUTUAL else 1.0
     for axis, (title, values) in zip(axes.flat, panels.items(), strict=True):
@@ -169,8 +169,6 @@ def matrices(models: Sequence[ModelReport], pairs: Sequence[Pair], measure: Meas
             if np.isfinite(value):
                 text, colour = f"{value:.2f}".replace("-0.00", "0.00"), "black" if value > 0.55 * top else "white"
                 axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("model")
     bar = figure.colorbar(image, ax=axes, label=measure.unit, shrink=min(1, 1.2 / rows), aspect=18, pad=0.02)
     bar.outline.set_visible(False)
     return figure
