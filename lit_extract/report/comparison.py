@@ -83,6 +83,34 @@ class Pair:
         }
 
 
+@dataclass(frozen=True)
+class BestLayer:
+    """The layer of a model with the most nearest neighbours in common with a layer of another model."""
+
+    place: int
+    name: str
+    other: ModelReport
+    other_layer: str
+    value: float
+    shuffled: Shuffled
+
+
+def best_layer(model: ModelReport, pairs: Sequence[Pair]) -> BestLayer | None:
+    """Find the layer that agrees most with another model, by its name too; None if none is above shuffled stimuli."""
+    names = [layer.name for layer in model.layers]
+    found = []
+    for pair in pairs:
+        agreement = pair.agreements[MUTUAL]
+        value, layers, chance = agreement.best, agreement.best_layers, agreement.best_shuffled
+        one, two = (each.source.features.provenance["model"] for each in (pair.first, pair.second))
+        if model not in (pair.first, pair.second) or one == two or value is None or not layers or not chance:
+            continue
+        (own, theirs), other = (layers, pair.second) if pair.first is model else (layers[::-1], pair.first)
+        if value > chance.p95:
+            found.append(BestLayer(names.index(own), own, other, theirs, value, chance))
+    return max(found, key=lambda best: best.value, default=None)
+
+
 def compare(models: Sequence[ModelReport], permutations: int, seed: int) -> list[Pair]:
     """Compare each two of the models, which have the same sample of stimuli."""
     shuffled = _shuffled(models, permutations, seed) if len(models) > 1 else {}

@@ -55,6 +55,7 @@ def write(
             report=numbers,
             models=models,
             pairs=pairs,
+            best_layers=[comparison.best_layer(model, pairs) for model in models],
             across=across,
             twins=[pair for pair in pairs if pair.are_twins],
             slugs=[f"model-{place}-{_slug(label)}" for place, label in enumerate(labels, 1)],

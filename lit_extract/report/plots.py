@@ -1,4 +1,4 @@
-"""The figures. Each is drawn once: as a PNG for a paper, and as an SVG whose colours follow the page's.
+"""The figures. Each is drawn once: as PNG and PDF for papers, and as an SVG whose colours follow the page's.
 
 n stimuli, L layers, M models.
 """
@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lit_extract.report import similarity
-from lit_extract.report.comparison import CKA, MUTUAL, SHUFFLED_MEASURES, Measure, Pair, Shuffled
+from lit_extract.report.comparison import CKA, MUTUAL, SHUFFLED_MEASURES, BestLayer, Measure, Pair, Shuffled
 from lit_extract.report.model import LayerReport, ModelReport, picked_layers
 from lit_extract.report.statistics import Norms, Outliers
 
@@ -32,6 +32,7 @@ INK, BLUE, ORANGE, GREY = "#1a1c20", "#0072b2", "#d55e00", "#7f8590"
 _CSS = {INK: "currentColor", BLUE: "var(--blue)", ORANGE: "var(--orange)", GREY: "var(--grey)"}
 ANNOTATED_AT_MOST = 9  # models, in a matrix with its numbers
 LISTED_AT_MOST = 30  # pairs, in a list
+IN_MATRIX, IN_LIST = 26, 34  # characters of a model's name; its number or the table has the rest
 PNG_DPI = 200
 SHUFFLED = "shuffled, mean to 95th percentile"
 
@@ -51,16 +52,18 @@ STYLE: Any = {  # for matplotlib.rc_context, while figures are made and drawn
     "image.interpolation": "nearest",
     "text.parse_math": False,
     "svg.hashsalt": "lit-extract",
+    "pdf.fonttype": 42,  # letters stay letters, which journals ask for
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
 
 def draw(figure: Figure, png: Path) -> str:
-    """Write the PNG of a figure, on white, and return its SVG to stand inside HTML, transparent, in the page's colours.
+    """Write PNG and PDF of a figure, on white; return its SVG to stand inside HTML, transparent, in the page's colours.
 
     The SVG has no head of XML, and ids of its own.
     """
     figure.savefig(png, dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+    figure.savefig(png.with_suffix(".pdf"), facecolor="white", metadata={"CreationDate": None})
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, dpi=150, metadata={"Date": None, "Creator": None})
     plt.close(figure)
@@ -76,8 +79,8 @@ def draw(figure: Figure, png: Path) -> str:
     return svg.strip()
 
 
-def layers(model: ModelReport) -> Figure:
-    """Plot norm, effective rank and outlier dimensions by layer."""
+def layers(model: ModelReport, best: BestLayer | None = None) -> Figure:
+    """Plot norm, effective rank and outlier dimensions by layer, with a dashed line at the best layer."""
     figure, (size, rank, outliers) = plt.subplots(1, 3, figsize=(7.4, 2.3))
     _plot_norms(size, model.layers)
     rank.plot(np.array([layer.effective_rank for layer in model.layers], dtype=float), "o-", c=BLUE)  # None is NaN
@@ -85,6 +88,8 @@ def layers(model: ModelReport) -> Figure:
     _plot_outliers(outliers, model.layers)
     for axis in (size, rank, outliers):
         _name_layers(axis.xaxis, model, at_most=6)
+        if best:
+            axis.axvline(best.place, color=GREY, linestyle="--", linewidth=1, zorder=0)
     return figure
 
 
@@ -148,9 +153,9 @@ def matrices(models: Sequence[ModelReport], pairs: Sequence[Pair], measure: Meas
     m, panels = len(places), _panels(row_of, pairs, measure)
     rows = len(panels) // 2
     numbers = [str(place + 1) for place in places]
-    names = [f"{_short(models[place].source.label)}  {place + 1}" for place in places]
+    names = [f"{_short(models[place].source.label, IN_MATRIX)}  {place + 1}" for place in places]
     side = np.clip(0.55 * m, 1.8, 3.6)
-    width = 2 * side + 0.07 * max(map(len, names)) + 1.2
+    width = 2 * side + 0.08 * max(map(len, names)) + 1.2
     figure, axes = plt.subplots(rows, 2, figsize=(width, rows * (side + 0.6)), squeeze=False, sharey=True)
     top = max(0.01, np.nanmax([*panels.values(), np.zeros((m, m))])) if measure is MUTUAL else 1.0
     for axis, (title, values) in zip(axes.flat, panels.items(), strict=True):
@@ -164,8 +169,6 @@ def matrices(models: Sequence[ModelReport], pairs: Sequence[Pair], measure: Meas
             if np.isfinite(value):
                 text, colour = f"{value:.2f}".replace("-0.00", "0.00"), "black" if value > 0.55 * top else "white"
                 axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("model")
     bar = figure.colorbar(image, ax=axes, label=measure.unit, shrink=min(1, 1.2 / rows), aspect=18, pad=0.02)
     bar.outline.set_visible(False)
     return figure
@@ -189,7 +192,7 @@ def _panels(row_of: dict[ModelReport, int], pairs: Sequence[Pair], measure: Meas
 def vision_language(pairs: Sequence[Pair]) -> Figure:
     """Plot each pair of a vision and a language model at its best layers, next to shuffled stimuli; the first few."""
     pairs = pairs[:LISTED_AT_MOST]
-    names = [f"{_short(pair.first.source.label)}\n{_short(pair.second.source.label)}" for pair in pairs]
+    names = ["\n".join(_short(model.source.label, IN_LIST) for model in (pair.first, pair.second)) for pair in pairs]
     places = np.arange(len(pairs))[::-1]
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 0.95 + 0.42 * len(pairs)), sharey=True)
     wide: Any = {"color": GREY, "linewidth": 5, "solid_capstyle": "butt"}
@@ -224,7 +227,7 @@ def layer_pair(pair: Pair) -> Figure:
             for size, colour in ((9, "white"), (7, "black")):  # one of them is seen on any ground
                 axis.plot(*reversed(best[1]), marker="o", markersize=size, mfc="none", mec=colour, mew=1.2)
         axis.set_title(measure.title)
-        _name_layers(axis.xaxis, pair.second, at_most=8, before=f"{_short(pair.second.source.label)}, ")
+        _name_layers(axis.xaxis, pair.second, at_most=8, before=f"{_short(pair.second.source.label)},\n")
         _name_layers(axis.yaxis, pair.first, at_most=8, before=f"{_short(pair.first.source.label)},\n")
     axes[1].set_ylabel("")
     return figure

@@ -2,11 +2,14 @@
 
 import re
 
+import matplotlib as mpl
 import numpy as np
 from helpers import oracles
 
 from lit_extract.common.errors import InputError
-from lit_extract.report import stimuli
+from lit_extract.report import plots, stimuli
+from lit_extract.report.comparison import CKA
+from lit_extract.report.make import measure
 
 
 def test_a_model_without_any_number_is_no_crash(save, numbers, page, random_features):
@@ -58,7 +61,9 @@ def test_the_page_stands_alone(save, random_features, page, tmp_path):
         assert (one or two) in ids
     pictures = set(re.findall(r'<a href="(figures/[^"]+)"', html))
     assert pictures == {f"figures/{path.name}" for path in (tmp_path / "report" / "figures").iterdir()}
-    assert len(pictures) == 3 * 3 + 3 + 2 + 1
+    assert len(pictures) == 2 * (3 * 3 + 3 + 2 + 1)
+    assert {picture.rpartition(".")[2] for picture in pictures} == {"png", "pdf"}
+    assert all(file.read_bytes().startswith(b"%PDF") for file in (tmp_path / "report" / "figures").glob("*.pdf"))
     assert html.count('src="data:image/jpeg') == 3 * 4 * (1 + 3 * 5)
     for section in ("overview", "vision-language", "trained-untrained", "measures"):
         assert section in ids
@@ -94,3 +99,47 @@ def test_two_models_of_captions_are_not_vision_against_language(save, random_fea
     assert "Text-encoder, trained" in html
     save("vit", random_features(seed=3))
     assert 'id="vision-language"' in page(captions=str(captions))
+
+
+def test_the_best_layer_is_the_one_that_agrees_most_with_another_model(save, page):
+    generator = np.random.default_rng(0)
+    common, noise = generator.normal(size=(40, 8)), generator.normal(size=(2, 40, 3, 8))
+    for name, layer, values in (("vit", 1, noise[0]), ("llm", 2, noise[1])):
+        values[:, layer] = common
+        save(name, values, kind="vision" if name == "vit" else "language")
+    html = " ".join(page().split())
+    assert "The dashed line marks blocks.1, the layer with the most nearest neighbours in common with another" in html
+    assert "1.00 with blocks.2 of llm" in html
+    assert "1.00 with blocks.1 of vit" in html
+
+
+def test_without_agreement_no_layer_is_the_best(save, page):
+    generator = np.random.default_rng(0)
+    common = generator.normal(size=(40, 1, 8))
+    for untrained in (False, True):  # the same model: that it agrees with itself says nothing
+        save("vit", common, untrained=untrained)
+    save("far", common[::-1] * generator.normal(size=(40, 1, 8)))
+    html = page()
+    assert "The dashed line marks" not in html
+    assert html.count("No layer is marked as the best") == 3
+
+
+def test_long_names_leave_the_figures_their_size(save, random_features, tmp_path):
+    """A name of 120 characters makes no figure wider than one of 40."""
+    long = "vit_giantopt_patch16_siglip_gap_384.v2_webli_" + "x" * 75
+    save(long, random_features(seed=1))
+    save("an-owner_" + long, random_features(seed=2), kind="language")
+    sizes = {}
+    found, models, pairs, _ = measure(str(tmp_path / "demo" / "all"), 1000, 0, 3)
+    with mpl.rc_context(plots.STYLE):
+        for name, figure in {
+            "matrices": plots.matrices(models, pairs, CKA),
+            "vision_language": plots.vision_language(pairs),
+            "layer_pair": plots.layer_pair(pairs[0]),
+        }.items():
+            figure.canvas.draw()
+            inches = figure.get_figwidth()
+            sizes[name] = [axis.get_position().width * inches for axis in figure.axes[:2]]
+            assert inches < 8, name
+    assert found["models"][0]["label"] == long
+    assert min(width for widths in sizes.values() for width in widths) > 1.5
