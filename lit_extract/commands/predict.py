@@ -25,6 +25,7 @@ from lit_extract.commands.arguments import in_order, parse, refuse_null
 from lit_extract.commands.config import check_files, with_found_configs
 from lit_extract.commands.options import NOT_FROM_EXTRACT, PREDICT_OPTIONS
 from lit_extract.common import exit_codes
+from lit_extract.common.console import quiet
 from lit_extract.common.errors import InputError, name_some, one_line, printable, wrong_setting
 from lit_extract.common.timing import seconds_since_start, stopwatch
 from lit_extract.data.base import StimulusDataModule
@@ -139,7 +140,7 @@ def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
 
 def answer_if_done(args: list[str]) -> Outcome | None:
     """Return the outcome of ``lit-extract predict``, if nothing is left of it to do; else None."""
-    with redirect_stdout(None):
+    with redirect_stdout(None), quiet():
         cli = PredictCLI.read(args)
         config, model = cli.config_init, cli.model
         asks_for_files = config["finalize"] is not False and not config["keep_store"]
@@ -164,6 +165,8 @@ def _run(args: list[str]) -> int:
     disable_progress_bar()  # of loading weights; the run has its own
     with stopwatch("settings"):
         cli = PredictCLI.read(args)
+    if cli.config["quiet"]:
+        logging.getLogger("lit_extract").setLevel(logging.WARNING)
     if cli.trainer.global_rank != 0:
         cli.run()
         return exit_codes.DONE
