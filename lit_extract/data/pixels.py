@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from lit_extract.common.untrusted import open_own
 
@@ -130,6 +131,8 @@ class PixelCache:
             if is_full:
                 self._drop()
             dropped = ", and those in it are deleted to make room" if is_full else ""
+            if (worker := get_worker_info()) is not None and worker.id > 0:
+                return  # the first one reports it for all
             logger.warning(
                 f"decoded images can't be kept in {str(self.folder)!r}: {error.strerror}; the run continues without "
                 f"that{dropped}. --data.cache DIR puts them elsewhere, --data.cache off keeps none"

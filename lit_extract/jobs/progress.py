@@ -124,9 +124,9 @@ class Progress(Callback):
             self._show()
         if self.done:
             self._record()
-        self.bar.close()
         if kind is None:
             self._print_line()
+        self.bar.close()
 
     @property
     def done(self) -> float:
@@ -141,8 +141,9 @@ class Progress(Callback):
         passed = max(time.monotonic() - self.started, 1e-9)
         waiting = (stopwatch.seconds[WAITING] - self.waited_before) / passed
         parts = [self.in_blocks, f"{waiting:.0%} of the time for reading" if waiting >= WAITING_SHOWN else ""]
-        written = as_size(self.writer.bytes_written)
-        return [*filter(None, parts), f"{written} written{' by rank 0' if self._watch else ''}"]
+        written = self.writer.bytes_written
+        parts.append(f"{as_size(written)} written{' by rank 0' if self._watch else ''}" if written else "")
+        return [*filter(None, parts)]
 
     def _record(self) -> None:
         left, rate, rows = self.total - self.done, self._rate(), self.plan.n_rows
