@@ -9,6 +9,7 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
+from huggingface_hub.utils import enable_progress_bars
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -27,6 +28,7 @@ from lit_extract.commands.options import NOT_FROM_EXTRACT, PREDICT_OPTIONS
 from lit_extract.common import exit_codes
 from lit_extract.common.console import quiet
 from lit_extract.common.errors import InputError, name_some, one_line, printable, wrong_setting
+from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import seconds_since_start, stopwatch
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.jobs.extraction import Extraction, extract, find_finished
@@ -167,6 +169,8 @@ def _run(args: list[str]) -> int:
         cli = PredictCLI.read(args)
     if cli.config["quiet"]:
         logging.getLogger("lit_extract").setLevel(logging.WARNING)
+    elif is_rank_zero():
+        enable_progress_bars()  # of downloads, which only a terminal has
     if cli.trainer.global_rank != 0:
         cli.run()
         return exit_codes.DONE

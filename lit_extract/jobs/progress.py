@@ -141,8 +141,8 @@ class Progress(Callback):
         passed = max(time.monotonic() - self.started, 1e-9)
         waiting = (stopwatch.seconds[WAITING] - self.waited_before) / passed
         parts = [self.in_blocks, f"{waiting:.0%} of the time for reading" if waiting >= WAITING_SHOWN else ""]
-        written = self.writer.bytes_written
-        parts.append(f"{as_size(written)} written{' by rank 0' if self._watch else ''}" if written else "")
+        if self.writer.bytes_written and self._watch is None:  # nobody knows those of other ranks
+            parts.append(f"{as_size(self.writer.bytes_written)} written")
         return [*filter(None, parts)]
 
     def _record(self) -> None:
