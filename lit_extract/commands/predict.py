@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
-from huggingface_hub.utils import enable_progress_bars
+from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -71,8 +71,6 @@ class PredictCLI(LightningCLI):
     @classmethod
     def read(cls, args: list[str]) -> Self:
         """Return the settings of a command line, with the model, the data and the trainer that they make."""
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             return cls(args)
         except (ArgumentError, ValueError) as error:

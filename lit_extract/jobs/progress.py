@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_RECORDS = 1.0
 SECONDS_BETWEEN_LOOKS = 5.0  # at the shards of other ranks
-WAITING = "waiting for data"  # includes decoding, where the process does that itself
-WAITING_SHOWN = 0.2  # of the time; less does not slow a run down
+WAITING = "waiting for data"  # decoding is part of it, where the process does that itself
+WAITING_SHOWN = 0.2  # of the time; less hardly slows a run down
 
 
 class Writer(Protocol):
@@ -140,7 +140,7 @@ class Progress(Callback):
         """Return what else is worth knowing: blocks passed, where the time goes, and what is written."""
         passed = max(time.monotonic() - self.started, 1e-9)
         waiting = (stopwatch.seconds[WAITING] - self.waited_before) / passed
-        parts = [self.in_blocks, f"{waiting:.0%} of the time for reading" if waiting >= WAITING_SHOWN else ""]
+        parts = [self.in_blocks, f"{waiting:.0%} reading" if waiting >= WAITING_SHOWN else ""]
         if self.writer.bytes_written and self._watch is None:  # nobody knows those of other ranks
             parts.append(f"{as_size(self.writer.bytes_written)} written")
         return [*filter(None, parts)]
