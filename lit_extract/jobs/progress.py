@@ -100,14 +100,17 @@ class Progress(Callback):
     def _show(self) -> None:
         with self._lock:
             now = time.monotonic()
-            self.bar.set_postfix_str(", ".join(self._besides()), refresh=False)
-            self.bar.update(int(self.done) - self.bar.n)
+            self._draw()
             if now - self.last_record >= SECONDS_BETWEEN_RECORDS and self.done:
                 self.last_record = now
                 self._record()
             if now >= self.next_line and self.done:
                 self.next_line = now + seconds_to_next_line(now - self.started)
                 self._print_line()
+
+    def _draw(self) -> None:
+        self.bar.set_postfix_str(", ".join(self._besides()), refresh=False)
+        self.bar.update(int(self.done) - self.bar.n)
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +124,7 @@ class Progress(Callback):
             return
         if kind is None:
             self.own = self.total - self.of_others
-            self._show()
+            self._draw()
         if self.done:
             self._record()
         if kind is None:
