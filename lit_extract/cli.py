@@ -91,6 +91,8 @@ def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[None]:
         raise SystemExit(exit_codes.DONE)
     check_spelling(args, options)
     text = what_will_run(args)
+    if "--quiet" in args:
+        logging.getLogger("lit_extract").setLevel(logging.WARNING)
     if text and command == "predict":
         logging.getLogger("lit_extract").info(text)
     elif text and sys.stderr.isatty():  # what plan prints on stdout is for programs too

@@ -82,7 +82,8 @@ def caption(
         plan = job.open_parts()
         if plan.shards():
             writer = CaptionWriter(job.parts, plan.shard_rows)
-            run_predict(trainer, model, data, [writer, Progress(writer, plan, data.unit)])
+            with Progress(writer, plan, data.unit) as progress:
+                run_predict(trainer, model, data, [writer, progress])
         return job.publish()
 
 

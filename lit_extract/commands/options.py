@@ -14,6 +14,7 @@ NOT_FROM_EXTRACT = frozenset({"model", "data", "trainer", "overwrite"})
 PREDICT_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--output": {"type": str | None, "help": "Captions only: the CSV or Parquet to make."},
     "--overwrite": {**FLAG, "help": "Start from scratch: delete an existing store or features files."},
+    "--quiet": {**FLAG, "help": "Print only warnings, errors and the result, without any progress."},
     "--profile": {
         **FLAG,
         "help": "Print at the end where the time went. On a GPU nothing overlaps then, which takes longer.",

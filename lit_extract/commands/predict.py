@@ -9,6 +9,7 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
+from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -25,7 +26,9 @@ from lit_extract.commands.arguments import in_order, parse, refuse_null
 from lit_extract.commands.config import check_files, with_found_configs
 from lit_extract.commands.options import NOT_FROM_EXTRACT, PREDICT_OPTIONS
 from lit_extract.common import exit_codes
+from lit_extract.common.console import quiet
 from lit_extract.common.errors import InputError, name_some, one_line, printable, wrong_setting
+from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import seconds_since_start, stopwatch
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.jobs.extraction import Extraction, extract, find_finished
@@ -68,8 +71,6 @@ class PredictCLI(LightningCLI):
     @classmethod
     def read(cls, args: list[str]) -> Self:
         """Return the settings of a command line, with the model, the data and the trainer that they make."""
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             return cls(args)
         except (ArgumentError, ValueError) as error:
@@ -139,7 +140,7 @@ def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
 
 def answer_if_done(args: list[str]) -> Outcome | None:
     """Return the outcome of ``lit-extract predict``, if nothing is left of it to do; else None."""
-    with redirect_stdout(None):
+    with redirect_stdout(None), quiet():
         cli = PredictCLI.read(args)
         config, model = cli.config_init, cli.model
         asks_for_files = config["finalize"] is not False and not config["keep_store"]
@@ -164,6 +165,10 @@ def _run(args: list[str]) -> int:
     disable_progress_bar()  # of loading weights; the run has its own
     with stopwatch("settings"):
         cli = PredictCLI.read(args)
+    if cli.config["quiet"]:
+        logging.getLogger("lit_extract").setLevel(logging.WARNING)
+    elif is_rank_zero():
+        enable_progress_bars()  # of downloads, which only a terminal has
     if cli.trainer.global_rank != 0:
         cli.run()
         return exit_codes.DONE

@@ -29,16 +29,44 @@ def logging_shown() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+def is_quiet() -> bool:
+    """Return whether warnings, errors and results alone are to be shown."""
+    return logging.getLogger("lit_extract").level > logging.INFO
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show warnings, errors and results alone while the body runs."""
+    logger = logging.getLogger("lit_extract")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _bars_aside() -> Iterator[None]:
+    """Clear progress bars while the body prints, and draw them again below."""
+    if tqdm := sys.modules.get("tqdm"):  # else there is none
+        with tqdm.tqdm.external_write_mode():
+            yield
+    else:
+        yield
+
+
 class _Handler(logging.Handler):
     """Prints to whatever stdout and stderr are at that moment, and at once, also into a file."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not is_rank_zero() and not getattr(record, "every_rank", False):
             return
-        if record.levelno >= logging.WARNING:
-            print(f"lit-extract: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
-        else:
-            print(record.getMessage(), flush=True)
+        with _bars_aside():
+            if record.levelno >= logging.WARNING:
+                print(f"lit-extract: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+            else:
+                print(record.getMessage(), flush=True)
 
 
 def as_size(n_bytes: float) -> str:

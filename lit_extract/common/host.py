@@ -56,6 +56,11 @@ def free_host_memory() -> int:
     return max(0, min(available, host_memory() - own))
 
 
+def resident_memory() -> int:
+    """Return the bytes of memory that this process holds, files that are mapped into it included; 0 if unknown."""
+    return _numbers_of(Path("/proc/self/status")).get("VmRSS", 0)
+
+
 def _numbers_of(file: Path) -> dict[str, int]:
     """Return the sizes, in bytes, that a file of Linux gives in lines such as ``MemAvailable: 123 kB``."""
     try:

@@ -152,12 +152,17 @@ class ImageDataModule(StimulusDataModule):
         places = pd.Index(whole["stimulus_id"]).get_indexer(self.stimuli["stimulus_id"]).astype(np.int64)
         name = folder_name(self.dataset_name, whole_sha256, self.preprocessing)
         cache = PixelCache(folder / name, len(whole), self.preprocessing["input_size"])
-        missing, free = cache.bytes_missing(), free_bytes(folder)
+        missing, free = cache.bytes_missing(len(self.stimuli)), free_bytes(folder)
         cache.may_write = missing + self.connection.reserved_bytes <= free
         if not cache.may_write:
             logger.info(
                 f"decoded images are not kept for the next model: they would need {as_size(missing)}, and "
                 f"{as_size(free)} are free at {str(folder)!r}; --data.cache DIR puts them elsewhere"
+            )
+        elif not cache.folder.exists():
+            logger.info(
+                f"decoded images are kept for the next model: {as_size(missing)} in {str(folder)!r}, where "
+                f"{as_size(free)} are free (--data.cache off: none)"
             )
         return cache, places
 

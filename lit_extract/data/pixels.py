@@ -9,12 +9,15 @@ decoded again.
 N rows of the dataset, H height, W width.
 """
 
+import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +26,11 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from lit_extract.common.untrusted import open_own
+
+logger = logging.getLogger(__name__)
 
 GEOMETRY = ("input_size", "interpolation", "crop_pct", "crop_mode")
 DECODERS = ("pillow", "timm", "torchvision")  # another version may give other pixels
@@ -79,13 +85,14 @@ class PixelCache:
         self.folder, self.n_rows, self.row_bytes = folder, n_rows, math.prod(shape)
         self.may_write = True
 
-    def bytes_missing(self) -> int:
-        """Return the bytes of the disk that all rows will still take."""
+    def bytes_missing(self, n_rows: int) -> int:
+        """Return the bytes of the disk that so many of the rows will still take, at most."""
         try:
             taken = (self.folder / PIXELS).stat().st_blocks * 512
         except OSError:
             taken = 0
-        return max(0, self.n_rows * (self.row_bytes + _RECORD.size) - taken)
+        a_row = self.row_bytes + _RECORD.size
+        return max(0, min(n_rows * a_row, self.n_rows * a_row - taken))
 
     def read(self, row: int, image: bytes, pixels: NDArray[np.uint8]) -> Noted | None:
         """Fill in ``pixels`` (3, H, W) if the cache has the row of this :func:`image_state`; return what was noted.
@@ -106,7 +113,10 @@ class PixelCache:
         return noted if _checksum(pixels, noted) == checksum else None
 
     def write(self, row: int, image: bytes, pixels: NDArray[np.uint8], noted: Noted) -> None:
-        """Keep a row's pixels (3, H, W); an error of the disk ends the writing, not the run."""
+        """Keep a row's pixels (3, H, W); an error of the disk ends the writing, not the run.
+
+        When the disk or a quota is full, all that is kept makes way for the features.
+        """
         if not self.may_write:
             return
         try:
@@ -115,8 +125,24 @@ class PixelCache:
             if os.pwrite(pixels_file, pixels.data, row * self.row_bytes) == self.row_bytes:
                 record = _RECORD.pack(image, _checksum(pixels, noted), *noted)
                 os.pwrite(rows_file, record, row * _RECORD.size)
-        except OSError:
+        except OSError as error:
             self.may_write = False
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if is_full:
+                self._drop()
+            dropped = ", and those in it are deleted to make room" if is_full else ""
+            if (worker := get_worker_info()) is not None and worker.id > 0:
+                return  # the first one reports it for all
+            logger.warning(
+                f"decoded images can't be kept in {str(self.folder)!r}: {error.strerror}; the run continues without "
+                f"that{dropped}. --data.cache DIR puts them elsewhere, --data.cache off keeps none"
+            )
+
+    def _drop(self) -> None:
+        """Give the room back at once, also of files that other processes have open, which see no row in them then."""
+        for name in (ROWS, PIXELS):
+            with suppress(OSError):
+                os.truncate(self.folder / name, 0)
 
 
 @cache

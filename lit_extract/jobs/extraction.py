@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_extract.common.errors import NothingLeft
+from lit_extract.common.progress import step
 from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.signals import stoppable
 from lit_extract.data.base import StimulusDataModule
@@ -127,7 +128,7 @@ def find_finished(
 def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
     """Compute what is left, which rank zero knows."""
     writer = ActivationWriter()
-    progress = [] if plan is None else [Progress(writer, plan, job.data.unit)]
+    progress = plan and Progress(writer, plan, job.data.unit, lambda: Store(job.store_path).done_shards())
 
     def start(plan: Plan) -> None:
         check_shared(trainer, job.store_path)
@@ -137,8 +138,9 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
         at_once = -(-(rows or 1) // plan.shard_rows)  # shards, which one pass through streamed blocks leaves
         writer.open(Store(job.store_path), plan.left, job.data.input_bytes, at_once)
 
-    with ieee_float32() if job.provenance["precision"] == "32-true" else nullcontext():
-        run_predict(trainer, job.model, job.data, [_Agreement(plan, start), writer, *progress])
+    callbacks = [_Agreement(plan, start), writer, *([progress] if progress else [])]
+    with ieee_float32() if job.provenance["precision"] == "32-true" else nullcontext(), progress or nullcontext():
+        run_predict(trainer, job.model, job.data, callbacks)
 
 
 class _Agreement(Callback):
@@ -169,9 +171,11 @@ def _complete(job: FeaturesJob, trainer: Trainer, keep_store: bool) -> None:
     """Compute a few stimuli again in float32, unless an earlier run has; make the features files."""
     store = Store(job.store_path)
     if NOTE not in store.notes and not store.missing_rows():
-        check_store(store, job.model, job.data, trainer)
+        with step(f"{job.model.model_name}: comparing a few {job.data.unit} with float32"):
+            check_store(store, job.model, job.data, trainer)
     if job.finalize:
-        finalize_locked(store, keep_store or (bool(job.repairable) and store.is_kept))
+        with step(f"{job.model.model_name}: finalizing", *job.finalizing()):
+            finalize_locked(store, keep_store or (bool(job.repairable) and store.is_kept))
     elif not job.model.makes_files and not store.is_kept and not store.missing_rows():
         store.keep()  # it is the output
 

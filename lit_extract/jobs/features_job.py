@@ -3,12 +3,14 @@
 import logging
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.progress import step
 from lit_extract.common.timing import stopwatch
 from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.plan import Plan
@@ -22,7 +24,7 @@ from lit_extract.storage.features import Features, load_features
 from lit_extract.storage.features_content import sizes_sha256
 from lit_extract.storage.finalize import finalize_locked, is_finished
 from lit_extract.storage.layout import BAD_INPUT, CONTENT, INPUT_COLUMNS, MISSING, count_shards
-from lit_extract.storage.places import AnyPath, RemoteError, place_of, to_path
+from lit_extract.storage.places import PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import CAPTIONS, features_provenance
 from lit_extract.storage.repair import inputs_of, status_of
 from lit_extract.storage.store import Store, StoreSpec, is_store, remove_store
@@ -55,7 +57,7 @@ class FeaturesJob(Job):
         self.files, self.store_path = output_paths(model, data, folder, tag)
         recorded = {} if overwrite else recorded_provenance(self.files.values(), self.store_path)
         model.use_commit_of(recorded)  # before the tokenizer is loaded, which is of the same commit
-        with stopwatch("stimuli"):
+        with stopwatch("stimuli"), step(f"{data.dataset_name}: looking at the {data.unit}"):
             data.connect(
                 Connection(
                     model.preprocessing,
@@ -224,6 +226,12 @@ class FeaturesJob(Job):
             done_shards = max(done_shards, count_shards(self.plan.n_rows, self.plan.shard_rows) - shards_to_write)
         store = self.size.store(self.plan.shard_rows, done_shards)
         return store, len(left) * self.size.file() if self.finalize else 0
+
+    def finalizing(self) -> tuple[int, Callable[[], int]]:
+        """Return the bytes of all features files, and what counts those that are there; 0 where nobody counts them."""
+        files = [path for file in self.files.values() for path in (file, file.with_name(f".{file.name}{PART_SUFFIX}"))]
+        is_local = place_of(self.store_path).local is not None
+        return len(self.files) * self.size.file() if is_local else 0, lambda: bytes_there(files)
 
     def _check_room(self, done_shards: int) -> None:
         check_room(

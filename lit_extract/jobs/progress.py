@@ -1,22 +1,28 @@
-"""Progress of a run: a bar in a terminal, now and then a line in a log file."""
+"""Progress of a run: one bar for all ranks in a terminal or a notebook, in a log a line now and then."""
 
 import logging
-import sys
+import threading
 import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tqdm import tqdm
 
 from lit_extract.common.console import as_size
+from lit_extract.common.errors import InputError
+from lit_extract.common.progress import clock, new_bar, seconds_to_next_line
+from lit_extract.common.timing import stopwatch
 from lit_extract.data.plan import Plan
 from lit_extract.jobs.run_state import RunProgress, record
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_RECORDS = 1.0
+SECONDS_BETWEEN_LOOKS = 5.0  # at the shards of other ranks
+WAITING = "waiting for data"  # decoding is part of it, where the process does that itself
+WAITING_SHOWN = 0.2  # of the time; less hardly slows a run down
 
 
 class Writer(Protocol):
@@ -26,86 +32,130 @@ class Writer(Protocol):
 
 
 class Progress(Callback):
-    """Shows stimuli done, stimuli/s, time left and bytes written, of rank zero's share; for rank zero only."""
+    """Shows stimuli done, stimuli/s and time left of a whole run; for rank zero only, around all of the run.
 
-    def __init__(self, writer: Writer, plan: Plan, unit: str) -> None:
-        self.writer, self.plan, self.unit = writer, plan, unit
-        self.done = 0.0  # rows; those that are in a model's streamed blocks count by how many they have passed
+    Ranks do not tell each other how far they are: of the others the shards count that ``done_shards`` returns.
+    """
+
+    def __init__(
+        self, writer: Writer, plan: Plan, unit: str, done_shards: Callable[[], Collection[int]] | None = None
+    ) -> None:
+        self.writer, self.plan, self.unit, self.done_shards = writer, plan, unit, done_shards
+        self.total = sum(map(len, plan.shards()))
+        self.own = 0.0  # rows of rank zero; those in a model's streamed blocks count by how many they have passed
+        self.of_others = 0
         self.in_blocks = ""
         self.rows_after = 0.0
+        self.bar: Any = None  # None before the first batch
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._watch: threading.Thread | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what this rank has to do."""
-        self.world_size = trainer.world_size
-        self.total = sum(map(len, self.plan.shards(0, self.world_size)))
-        self.last_record, self.started = 0.0, time.monotonic()
-        self.last_line = self.started
-        self.what = f"{pl_module.model_name}{f' (rank 0 of {self.world_size})' if self.world_size > 1 else ''}"
-        disable, unit = not sys.stderr.isatty(), f" {self.unit}"
-        self.bar = tqdm(total=self.total, desc=self.what, unit=unit, dynamic_ncols=True, disable=disable)
+        """Count what there is to do."""
+        world_size = trainer.world_size
+        self.what = f"{pl_module.model_name}{f' ({world_size} ranks)' if world_size > 1 else ''}"
+        self.started = time.monotonic()
+        self.last_record, self.next_line = 0.0, self.started + seconds_to_next_line(0)
+        self.waited_before = stopwatch.seconds[WAITING]
+        self.bar = new_bar(self.what, self.total, unit=f" {self.unit}")
+        if world_size > 1 and self.done_shards is not None:
+            self._watch = threading.Thread(target=self._look, args=(world_size,), name="lit-extract ranks", daemon=True)
+            self._watch.start()
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
         """Prepare to count the blocks that the batches of a list pass together."""
         if isinstance(batch, list):
             rows = sum(len(one["index"]) for one in batch)
             streamed: Any = pl_module.streamed
-            streamed.on_block = partial(self._count_block, self.done, rows)
-            self.rows_after = self.done + rows
+            streamed.on_block = partial(self._count_block, self.own, rows)
+            self.rows_after = self.own + rows
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Count a batch, and show it now and then."""
         if isinstance(outputs, list):
             streamed: Any = pl_module.streamed
             streamed.on_block = None
-            self.done, self.in_blocks = self.rows_after, ""
+            self.own, self.in_blocks = self.rows_after, ""
         else:
-            self.done += len(outputs["index"])
+            self.own += len(outputs["index"])
         self._show()
 
     def _count_block(self, before: float, rows: int, blocks: int, of: int) -> None:
         """Count a block that rows have passed."""
-        self.done, self.in_blocks = before + rows * blocks / of, f"block {blocks} of {of} of {rows} {self.unit}, "
+        self.own, self.in_blocks = before + rows * blocks / of, f"block {blocks} of {of} of {rows} {self.unit}"
         self._show()
 
+    def _look(self, world_size: int) -> None:
+        """Count the shards of the other ranks until all of them have ended."""
+        assert self.done_shards is not None
+        shares = [self.plan.shards(rank, world_size) for rank in range(1, world_size)]
+        left = {rows[0] // self.plan.shard_rows: len(rows) for shards in shares for rows in shards}
+        for shard in self.done_shards():  # they are repaired
+            left.pop(shard, None)
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            with suppress(InputError, OSError):
+                self.of_others = sum(left.get(shard, 0) for shard in self.done_shards())
+            self._show()
+
     def _show(self) -> None:
-        now = time.monotonic()
-        self.bar.set_postfix_str(f"{self.in_blocks}{as_size(self.writer.bytes_written)} written", refresh=False)
+        with self._lock:
+            now = time.monotonic()
+            self._draw()
+            if now - self.last_record >= SECONDS_BETWEEN_RECORDS and self.done:
+                self.last_record = now
+                self._record()
+            if now >= self.next_line and self.done:
+                self.next_line = now + seconds_to_next_line(now - self.started)
+                self._print_line()
+
+    def _draw(self) -> None:
+        self.bar.set_postfix_str(", ".join(self._besides()), refresh=False)
         self.bar.update(int(self.done) - self.bar.n)
-        if now - self.last_record >= SECONDS_BETWEEN_RECORDS:
-            self.last_record = now
-            self._record()
-        if now - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            self._print_line()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Show how it went, when all is written."""
-        self._end()
-        if self.done:
-            self._print_line()
+    def __enter__(self) -> Self:
+        return self
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was."""
-        self._end()
-
-    def _end(self) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Show how it went, when all ranks have written all; in any case leave the terminal as it was."""
+        self._ended.set()
+        if self._watch is not None:
+            self._watch.join()
+        if self.bar is None:
+            return
+        if kind is None:
+            self.own = self.total - self.of_others
+            self._draw()
         if self.done:
             self._record()
-            self.bar.close()
+        if kind is None:
+            self._print_line()
+        self.bar.close()
+
+    @property
+    def done(self) -> float:
+        """Return the rows that this run has done."""
+        return self.own + self.of_others
 
     def _rate(self) -> float:
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
+    def _besides(self) -> list[str]:
+        """Return what else is worth knowing: blocks passed, where the time goes, and what is written."""
+        passed = max(time.monotonic() - self.started, 1e-9)
+        waiting = (stopwatch.seconds[WAITING] - self.waited_before) / passed
+        parts = [self.in_blocks, f"{waiting:.0%} reading" if waiting >= WAITING_SHOWN else ""]
+        if self.writer.bytes_written and self._watch is None:  # nobody knows those of other ranks
+            parts.append(f"{as_size(self.writer.bytes_written)} written")
+        return [*filter(None, parts)]
+
     def _record(self) -> None:
         left, rate, rows = self.total - self.done, self._rate(), self.plan.n_rows
-        done = max(0, round(rows - left * self.world_size))
-        record(progress=RunProgress(self.unit, rows, done, rate, left / rate))
+        record(progress=RunProgress(self.unit, rows, max(0, round(rows - left)), rate, left / rate))
 
     def _print_line(self) -> None:
         if self.bar.disable:
-            rate = self._rate()
-            left = tqdm.format_interval((self.total - self.done) / rate)
+            rate, passed = self._rate(), clock(time.monotonic() - self.started)
+            left = f"{clock((self.total - self.done) / rate)} left" if self.done < self.total else "all done"
             per_second = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
             done = f"{int(self.done)} of {self.total} {self.unit}, {per_second} {self.unit}/s"
-            left = f"{self.in_blocks}{left}"
-            logger.info("%s: %s, %s left, %s written", self.what, done, left, as_size(self.writer.bytes_written))
+            logger.info("%s: %s", self.what, ", ".join((done, f"{passed} passed", left, *self._besides())))

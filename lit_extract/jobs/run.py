@@ -16,6 +16,7 @@ from lit_extract.common import signals
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.exit_codes import STOPPED
 from lit_extract.common.ranks import ranks_end_with_rank_zero
+from lit_extract.jobs.trainer import lightning_warnings_only
 
 SECONDS_TO_END = 30.0  # of the other ranks: a batch, and writing a shard
 SECONDS_TO_FAIL_ALIKE = 10.0
@@ -45,7 +46,7 @@ def run_predict(
     """
     stopping = Stopping(trainer)
     added = [*callbacks, stopping]
-    with warnings.catch_warnings(), ranks_end_with_rank_zero():
+    with warnings.catch_warnings(), lightning_warnings_only(), ranks_end_with_rank_zero():
         for message in _EXPECTED:
             warnings.filterwarnings("ignore", message)
         trainer.callbacks.extend(added)  # type: ignore[attr-defined]

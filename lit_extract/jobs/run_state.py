@@ -24,7 +24,7 @@ Ending = Literal["done", "already done", "bad rows", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is; of several ranks, rank zero's share is taken for everyone's."""
+    """How far a run is; of other ranks than the first, finished shards count."""
 
     unit: Text  # what the rows are, such as "images"
     rows: Count

@@ -1,8 +1,11 @@
 """The Trainer of a run that predicts, and who starts its processes: srun, torchrun, or Lightning itself."""
 
+import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +49,7 @@ def predict_trainer(
     """
     _check_counts(devices, num_nodes)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), lightning_warnings_only():
             warnings.filterwarnings("ignore", "The `srun` command is available")
             trainer = Trainer(
                 accelerator=accelerator,
@@ -72,6 +75,20 @@ def predict_trainer(
         raise InputError(f"trainer: Lightning refuses {settings}: {one_line(error)}") from error
     _check_meeting_place(trainer)
     return trainer
+
+
+@contextmanager
+def lightning_warnings_only() -> Iterator[None]:
+    """Keep Lightning from printing what it found and what else it has to offer."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _plugins_of_cluster() -> list[Any]:

@@ -3,9 +3,9 @@
 B batch, P poolings, W numbers of a row: those of all its layers, one layer after the other.
 """
 
+import logging
 import math
 import re
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -27,6 +27,8 @@ from lit_extract.modules.room import check_room, free_memory, is_streamed, rows_
 from lit_extract.modules.streaming import StreamedBlocks, call_each
 from lit_extract.modules.weights import default_float32, path_sha256
 from lit_extract.storage.layout import FLOAT32, NUMBER_BYTES, ROW_OF
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor(LightningModule):
@@ -262,10 +264,9 @@ class Extractor(Predictor):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self._largest_batch is None and self._batches_at_once is None:
-            warnings.warn(
+            logger.warning(
                 f"{sum(len(inputs[self.inputs[0]]) for inputs in batches)} rows do not fit the device's memory; "
-                "continuing with fewer at once (a smaller batch size avoids this)",
-                stacklevel=2,
+                "continuing with fewer at once (a smaller batch size avoids this)"
             )
         if len(batches) > 1:
             self._batches_at_once = -(-len(batches) // 2)

@@ -18,7 +18,7 @@ from lit_extract.modules.pretrained import (
     load_streamed,
     split_options,
 )
-from lit_extract.modules.room import where_it_runs
+from lit_extract.modules.room import loading_shown, where_it_runs
 from lit_extract.modules.weights import check_shards, config_sha256
 from lit_extract.modules.weights_on_disk import stream_blocks
 from lit_extract.storage.layout import FLOAT32
@@ -98,9 +98,10 @@ class HuggingFaceExtractor(Extractor):
         if self._model:
             return
         dtype, device, _ = where_it_runs(self._trainer)
-        with stopwatch("weights"):
+        is_streamed = self.is_streamed(self._trainer)
+        load = self._load_streamed if is_streamed else self._load
+        with stopwatch("weights"), loading_shown(self, dtype, device, is_streamed):
             try:
-                load = self._load_streamed if self.is_streamed(self._trainer) else self._load
                 model, random = load(dtype, device)
             except InputError:
                 raise

@@ -5,6 +5,7 @@ number, so none of it is part of the provenance.
 """
 
 import logging
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,8 @@ from lightning.pytorch import Trainer
 
 from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError
-from lit_extract.common.host import free_host_memory
+from lit_extract.common.host import free_host_memory, resident_memory
+from lit_extract.common.progress import step
 
 if TYPE_CHECKING:
     from lit_extract.modules.base import Extractor
@@ -40,6 +42,20 @@ def free_memory(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     allowed = round(torch.cuda.get_per_process_memory_fraction(device) * total) - torch.cuda.memory_reserved(device)
     return min(free, allowed)
+
+
+def loading_shown(
+    model: "Extractor", dtype: torch.dtype, device: torch.device, is_streamed: bool
+) -> AbstractContextManager[None]:
+    """Show how many bytes of a model's weights are in memory while they are loaded, in ``dtype`` and on a device."""
+
+    def held() -> int:
+        return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_memory()
+
+    before = held()
+    total = 0 if is_streamed else model.num_params * dtype.itemsize
+    what = "making random weights" if model.untrained else "loading weights"
+    return step(f"{model.model_name}: {what}", total, lambda: held() - before)
 
 
 def bytes_when_streamed(model: "Extractor", dtype: torch.dtype) -> int:

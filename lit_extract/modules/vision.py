@@ -5,7 +5,6 @@ B batch, L layers, T tokens, D hidden size, P poolings, H height, W width.
 
 import logging
 import math
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import stopwatch
 from lit_extract.modules.after_blocks import Output
 from lit_extract.modules.architecture import check_config, check_preprocessing, create_skeleton, preprocessing_of
@@ -34,7 +32,7 @@ from lit_extract.modules.pooling import (
     check_pools,
     vision_pooling,
 )
-from lit_extract.modules.room import where_it_runs
+from lit_extract.modules.room import loading_shown, where_it_runs
 from lit_extract.modules.selection import VisionLayers
 from lit_extract.modules.stages import Stages
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256
@@ -172,10 +170,11 @@ class VisionExtractor(Extractor):
         if self.backbone is not None:
             return
         dtype, device, _ = where_it_runs(self._trainer)
-        with stopwatch("weights"):
-            self._warn_of_activation()
-            load = partial(self._streamed_backbone, dtype, device)
-            backbone = (load if self.is_streamed(self._trainer) else self._new_backbone)()
+        self._warn_of_activation()
+        is_streamed = self.is_streamed(self._trainer)
+        load = partial(self._streamed_backbone, dtype, device) if is_streamed else self._new_backbone
+        with stopwatch("weights"), loading_shown(self, torch.float32, torch.device("cpu"), is_streamed):
+            backbone = load()
         self.backbone = backbone.eval().requires_grad_(False).to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def _new_backbone(self) -> nn.Module:
@@ -318,12 +317,10 @@ class VisionExtractor(Extractor):
             and "quickgelu" not in self.model_name
             and "act_layer" not in self.options
             and timm.is_model(variant.partition(".")[0])
-            and is_rank_zero()
         ):
-            warnings.warn(
+            logger.warning(
                 f"the weights of {self.model_name} were trained with QuickGELU, which this variant does not have; "
-                f"for the original features use --model.name {variant}",
-                stacklevel=2,
+                f"for the original features use --model.name {variant}"
             )
 
     def _no_weights(self, reason: str) -> str:

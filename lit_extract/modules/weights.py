@@ -13,22 +13,33 @@ from torch import nn
 from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
 
 from lit_extract.common.errors import InputError
+from lit_extract.common.progress import step
 from lit_extract.common.untrusted import MAX_RECORD_BYTES, OneName, read_regular, validate_json
 
 # What else is in a local model folder (logs, optimizer states) does not change the numbers.
 _MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".json", ".model", ".txt", ".py")
+CHUNK_BYTES = 2**20
 
 
 def path_sha256(path: str | Path) -> str:
     """Return a hash of a weights file, or of all model files in a folder."""
-    path = Path(path)
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for part in sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in _MODEL_FILES):
-        digest.update(f"{part.relative_to(path).as_posix()} {path_sha256(part)}\n".encode())
-    return digest.hexdigest()
+    path, read = Path(path), 0
+    parts = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in _MODEL_FILES)
+
+    def sha256(part: Path) -> str:
+        nonlocal read
+        digest = hashlib.sha256()
+        with part.open("rb", buffering=0) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                read += len(chunk)
+        return digest.hexdigest()
+
+    with step(f"hashing {path.name}", sum(part.stat().st_size for part in parts), lambda: read):
+        if path.is_file():
+            return sha256(path)
+        lines = (f"{part.relative_to(path).as_posix()} {sha256(part)}\n" for part in parts)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def widest_output(block: nn.Module) -> int:

@@ -8,8 +8,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
+from lit_extract.common.progress import clock
 from lit_extract.sweep.runs import RUNNING, WAITING, ModelRun
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -121,8 +121,3 @@ def rate(run: ModelRun) -> str:
 def left(run: ModelRun) -> str:
     """Return the time until all rows are done."""
     return clock(run.progress.seconds_left) if run.progress else ""
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as 1:02:03."""
-    return str(tqdm.format_interval(round(seconds)))

@@ -20,10 +20,11 @@ from lit_extract.commands.spelling import check_spelling
 from lit_extract.common import exit_codes
 from lit_extract.common.errors import InputError
 from lit_extract.common.imports import heavy_imports
+from lit_extract.common.progress import clock
 from lit_extract.jobs.run_state import Outcome, read_state
 from lit_extract.modules.registry import own_name
 from lit_extract.storage.layout import FEATURES_SUFFIX, safe_name
-from lit_extract.sweep.display import Display, clock
+from lit_extract.sweep.display import Display
 from lit_extract.sweep.processes import PassedOn, outcome_of, signal_name, start_process
 from lit_extract.sweep.runs import RUNNING, ModelRun, last_given, plan_runs, read_configs
 

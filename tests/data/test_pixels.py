@@ -1,5 +1,6 @@
 """The pixel cache gives what decoding gives, to the byte, or nothing: whatever happened to it or to the images."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -255,7 +256,7 @@ def test_two_writers_that_are_killed_leave_no_wrong_row(tmp_path):
     assert found > 50
 
 
-def test_a_full_disk_ends_the_caching_not_the_run(image_folder, tmp_path, decoded):
+def test_a_limit_ends_the_caching_not_the_run(image_folder, tmp_path, decoded, caplog):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 48 * 48 * 3 + 10, before[1]))
     try:
@@ -263,6 +264,7 @@ def test_a_full_disk_ends_the_caching_not_the_run(image_folder, tmp_path, decode
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not errors
+    assert "File too large; the run continues" in caplog.text
     assert torch.equal(found, decoded)
     assert the_file(tmp_path / "cache", PIXELS).stat().st_size == 3 * 48 * 48 * 3 + 10
     assert torch.equal(see(image_folder, tmp_path / "cache")[0], decoded), "the row that was cut is not taken for whole"
@@ -276,6 +278,39 @@ def test_without_room_nothing_is_kept_and_it_is_said_once(image_folder, tmp_path
     said = caplog.text
     assert said.count("decoded images are not kept for the next model") == 1
     assert "--data.cache DIR" in said
+
+
+def test_before_it_takes_room_it_says_how_much_and_where_and_how_to_stop_it(image_folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    see(image_folder, tmp_path / "cache", limit=5)
+    (said,) = caplog.messages
+    assert said.startswith(f"decoded images are kept for the next model: 34.7 kB in '{tmp_path / 'cache'}', where ")
+    assert said.endswith("(--data.cache off: none)")
+    caplog.clear()
+    see(image_folder, tmp_path / "cache")
+    assert caplog.messages == [], "it is known by now"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_or_quota_is_named_and_the_cache_makes_way(
+    image_folder, tmp_path, decoded, monkeypatch, caplog, number
+):
+    see(image_folder, tmp_path / "cache", limit=4)
+    pixels = the_file(tmp_path / "cache", PIXELS)
+    before = pixels.stat().st_blocks
+    assert before > 0
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        assert torch.equal(see(image_folder, tmp_path / "cache")[0], decoded)
+    (said,) = caplog.messages
+    assert f"in '{pixels.parent}': {os.strerror(number)}; the run continues" in said
+    assert "deleted to make room" in said
+    assert pixels.stat().st_blocks == 0
+    assert torch.equal(see(image_folder, tmp_path / "cache")[0], decoded)
 
 
 def test_what_is_free_must_also_do_for_the_features(image_folder, tmp_path, monkeypatch):

@@ -50,8 +50,9 @@ class Run:
 
     @property
     def said(self) -> list[str]:
-        """The lines of the output that are neither the first one nor those of slow_predict.py."""
-        own = [line for line in self.output.splitlines() if not line.startswith(("step", "loading"))]
+        """The lines of the output but the first one, that about kept pixels, and those of slow_predict.py."""
+        others = ("step", "loading", "decoded images are kept")
+        own = [line for line in self.output.splitlines() if not line.startswith(others)]
         return [line for line in own if not line.endswith("loading PyTorch …")]
 
     def wait(self) -> int:

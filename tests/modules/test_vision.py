@@ -312,7 +312,7 @@ def test_bad_rows_are_nan_and_the_others_are_not_touched():
     torch.testing.assert_close(feats[[0, 2]], good[[0, 2]], rtol=0, atol=0)
 
 
-def test_out_of_memory_splits_the_batch_and_warns_once(monkeypatch):
+def test_out_of_memory_splits_the_batch_and_warns_once(monkeypatch, caplog):
     extractor = extractor_of(TINY)
     images = images_for(extractor, 7)
     expected = features(extractor, images)["cls"]
@@ -326,13 +326,13 @@ def test_out_of_memory_splits_the_batch_and_warns_once(monkeypatch):
         return whole(inputs)
 
     monkeypatch.setattr(extractor, "activations", two_at_most)
-    with pytest.warns(UserWarning, match="7 rows do not fit") as caught:
-        actual = features(extractor, images)["cls"]
+    actual = features(extractor, images)["cls"]
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     sizes.clear()
     features(extractor, images)
     assert sizes == [2, 2, 2, 1]  # remembered
-    assert len(caught) == 1
+    (said,) = caplog.messages
+    assert said.startswith("7 rows do not fit")
 
 
 def test_out_of_memory_with_one_image_is_an_error(monkeypatch):
@@ -342,7 +342,7 @@ def test_out_of_memory_with_one_image_is_an_error(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(extractor, "activations", never)
-    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="do not fit"):
+    with pytest.raises(torch.OutOfMemoryError):
         features(extractor, images_for(extractor))
 
 
@@ -537,7 +537,7 @@ def test_a_local_model_is_of_a_size_that_can_be_built(tmp_path, content, named):
         VisionExtractor(f"local-dir:{tmp_path}", untrained=True)
 
 
-def test_weights_that_want_quickgelu_are_named_with_their_variant():
+def test_weights_that_want_quickgelu_are_named_with_their_variant(caplog):
     extractor = VisionExtractor("vit_base_patch16_clip_224.openai")
-    with pytest.warns(UserWarning, match=r"vit_base_patch16_clip_quickgelu_224\.openai"):
-        extractor._warn_of_activation()
+    extractor._warn_of_activation()
+    assert "vit_base_patch16_clip_quickgelu_224.openai" in caplog.text

@@ -101,7 +101,7 @@ def test_two_machines_share_one_model(slurm, tmp_path):
     options = ("--model.name", MODEL, "--model.untrained", "true", "--output_dir", tmp_path)
     code, said = slurm("multi_node.sh", *DEMO, *options, nodes=2)
     assert code == 0, said
-    assert f"{MODEL} (rank 0 of 2): 12 of 12 images" in said
+    assert f"{MODEL} (2 ranks): 24 of 24 images" in said
     file = tmp_path / "demo" / "all-untrained" / f"{MODEL}_pool-cls-untrained.pt"
     feats = torch.load(file, weights_only=True)["feats"]
     assert len(feats.flatten(1).unique(dim=0)) == 24

@@ -90,14 +90,14 @@ def test_two_ranks_killed_and_finished_by_one_give_the_same_bytes(reference, tmp
 
 
 def test_two_ranks_give_the_same_bytes_as_one(reference, tmp_path):
-    assert "(rank 0 of 2): 1500 of 1500 captions" in complete(reference, tmp_path / "features", *TWO_RANKS)
+    assert "(2 ranks): 3000 of 3000 captions" in complete(reference, tmp_path / "features", *TWO_RANKS)
     assert_same(tmp_path / "features", reference)
 
 
 def test_two_ranks_with_the_default_budget_share_it(reference, tmp_path):
     given, chosen = tmp_path / "given", tmp_path / "chosen"
     said = complete(reference, chosen, *TWO_RANKS, plan=SHARDS)
-    assert "(rank 0 of 2): 1500 of 1500 captions" in said
+    assert "(2 ranks): 3000 of 3000 captions" in said
     complete(reference, given, plan=(*SHARDS, "--data.token_budget", "2048"))
     runs.assert_same_features(file_of(chosen), file_of(given))
 

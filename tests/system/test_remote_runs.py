@@ -100,7 +100,7 @@ def test_two_ranks_and_a_server_that_pauses(reference, output, server):
             run.process.wait(timeout=8)
         server.process.send_signal(signal.SIGCONT)
         assert run.wait() == 0, run.output
-        assert "(rank 0 of 2): 104 of 104 images" in run.output
+        assert "(2 ranks): 200 of 200 images" in run.output
     output.assert_same_features(expected)
 
 

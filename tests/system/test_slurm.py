@@ -82,7 +82,7 @@ def n_done(output):
 def test_one_model_on_two_nodes_is_that_of_one_process(cluster, images, reference, tmp_path):
     job = two_nodes(cluster, images, tmp_path / "out")
     assert cluster.wait(job) == "COMPLETED", cluster.log(job)
-    assert "(rank 0 of 2): 80 of 80 images" in cluster.log(job)
+    assert "(2 ranks): 160 of 160 images" in cluster.log(job)
     runs.assert_same_features(runs.features_file(tmp_path / "out"), reference)
 
 

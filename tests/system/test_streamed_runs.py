@@ -155,7 +155,7 @@ def test_asked_to_stop_it_gives_up_a_long_pass(reference, tmp_path):
 def test_two_ranks(reference, tmp_path):
     folder, features = reference
     said = complete(folder, tmp_path / "features", *STREAM, *TWO_RANKS)
-    assert "(rank 0 of 2): 120 of 120 captions" in said
+    assert "(2 ranks): 240 of 240 captions" in said
     assert_same(tmp_path / "features", features("llama"))
 
 
