@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import socket
 import struct
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lit_extract.common.errors import InputError
+from lit_extract.common.host import describe_process
 from lit_extract.common.untrusted import open_own, shorten
 from lit_extract.storage.places.base import LOCK_SUFFIX
 
@@ -32,7 +32,7 @@ def record_lock(target: Path) -> Iterator[None]:
         yield
         return
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    os.pwrite(descriptor, describe_process().encode(), 0)
     try:
         yield
     finally:
