@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,22 +30,27 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture
-def submit(cli, tmp_path, monkeypatch):
-    """A function that submits two models; their python takes SLOW_STEP seconds a batch."""
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/bash\nshift 2\nexec {sys.executable} {SLOW_PREDICT} "$@"\n')
-    python.chmod(0o755)
+def given(tmp_path):
     (tmp_path / "models.yml").write_text(f"vision: [{', '.join(NAMES)}]\n")
     configs = [runs.REPOSITORY / "configs" / name for name in ("demo/vision.yaml", "trainer/cpu.yaml")]
     given = [part for config in configs for part in ("--config", config)]
     given += ["--models", tmp_path / "models.yml", "--untrained", "--model.pool", "avg", *SETTINGS]
+    return [*given, "--output_dir", tmp_path / "out"]
+
+
+@pytest.fixture
+def submit(cli, given, tmp_path, monkeypatch):
+    """A function that submits two models; their python takes SLOW_STEP seconds a batch."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\nshift 2\nexec {sys.executable} {SLOW_PREDICT} "$@"\n')
+    python.chmod(0o755)
 
     def run(*options, **variables):
         with monkeypatch.context() as patched:
             patched.setattr(sys, "executable", str(python))
             for name, value in {**runs.ENVIRONMENT, **variables}.items():
                 patched.setenv(name, value)
-            return cli("submit", *given, "--output_dir", tmp_path / "out", *options)
+            return cli("submit", *given, *options)
 
     return run
 
@@ -92,19 +98,21 @@ def test_what_slurm_refuses_is_one_line(cluster, submit):
     assert "invalid partition specified: moon" in err
 
 
-def test_here_a_sweep_runs_in_the_background_and_ends_when_it_is_asked_to(submit, cli, tmp_path):
-    output = tmp_path / "out"
-    code, out, _ = submit("--cluster", "local", "--match", NAMES[0], SLOW_STEP="0.5", PYTHONPATH=str(runs.REPOSITORY))
-    assert code == 0
-    number, log = re.search(r"process (\d+) runs the sweep; its output goes to (.*); lit-extract", out).groups()
-    process = psutil.Process(int(number))
-    store = output / "demo" / "all-untrained" / f"{NAMES[0]}_pool-avg-untrained.zarr"
-    _wait(lambda: len([*store.glob("avg/c/*/0/0")]) >= 2, log)
-    process.terminate()
-    _wait(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, log)
-    assert "stopped" in Path(log).read_text()
-    submit("--cluster", "local", "--match", NAMES[0], PYTHONPATH=str(runs.REPOSITORY))
-    _wait(lambda: features(output) and not store.exists(), log)
+def test_here_a_sweep_runs_in_the_background(cli, given, tmp_path):
+    command = [sys.executable, "-m", "lit_extract", "submit", *given, "--cluster", "local"]
+    done = subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, **runs.ENVIRONMENT, "PYTHONPATH": str(runs.REPOSITORY)},
+        cwd=runs.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    number, log = re.search(r"process (\d+) runs the sweep; its output goes to (.*); lit-extract", done.stdout).groups()
+    _wait(lambda: not psutil.pid_exists(int(number)), Path(log))
+    assert "2 models: 2 done" in Path(log).read_text()
+    assert features(tmp_path / "out") == sorted(f"{name}_pool-avg-untrained.pt" for name in NAMES)
+    assert cli("submit", *given, "--cluster", "local")[:2] == (0, "".join(f"{name}: already done\n" for name in NAMES))
 
 
 def _command(script):
@@ -120,5 +128,5 @@ def _logs(folder):
 def _wait(condition, log, seconds=180):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, Path(log).read_text() if os.path.exists(log) else "no log"
+        assert time.monotonic() < end, log.read_text()
         time.sleep(0.2)
