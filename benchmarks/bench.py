@@ -22,6 +22,7 @@ import captions
 import finalize
 import language
 import memory
+import ranks
 import startup
 import streaming
 import sweep
@@ -31,9 +32,8 @@ from common import REPOSITORY, describe_machine, in_process, versions
 from report import save_section, write_results
 
 HERE = Path(__file__).parent
-SECTIONS = {
-    section.NAME: section for section in (vision, sweep, language, streaming, text_encoder, finalize, memory, startup)
-}
+_ALL = (vision, sweep, language, streaming, text_encoder, ranks, finalize, memory, startup)
+SECTIONS = {section.NAME: section for section in _ALL}
 
 
 def main() -> int:

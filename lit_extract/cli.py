@@ -23,6 +23,7 @@ COMMANDS = {
     "predict": "Extract features of a dataset with a model, or caption its images; resumes by itself.",
     "plan": "Print what predict will need of disk, device and host, for one model or all of models.yml.",
     "sweep": "Run predict for every model of models.yml, one process each; resumes by itself.",
+    "submit": "Queue predict for every model of models.yml on a SLURM cluster, a job each; done models are skipped.",
     "configs": "List the configs that ship with the package, or print one as a starting point.",
     "status": "List the features files and stores below a folder, and which models of models.yml are missing.",
     "finalize": "Turn a complete store into its features files.",
@@ -36,6 +37,7 @@ COMMANDS = {
     "doctor": "Print versions, GPU, disk, hub and datasets, and how to get what is missing; for bug reports too.",
     "coco-captions": "Build nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.",
 }
+_SWEEPS = {"sweep": "sweep.run", "submit": "sweep.submit"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(args: list[str]) -> int:
     try:
         command = _command(args[:1])
-        package = "sweep.run" if command == "sweep" else f"commands.{command.replace('-', '_')}"
+        package = _SWEEPS.get(command) or f"commands.{command.replace('-', '_')}"
         with _watched() if command == "predict" else nullcontext():
             with _answered_ahead(command, args[1:]) if command in ("predict", "plan") else nullcontext():
                 with heavy_imports():

@@ -42,3 +42,29 @@ PLAN_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--untrained": {**FLAG, "help": "Random weights, as --model.untrained true."},
     "--json": {**FLAG, "help": "Print JSON, in bytes."},
 }
+
+# As argparse takes them, which gives the rest to predict.
+SUBMIT_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "--cluster": {
+        "choices": ("slurm", "local"),
+        "default": "slurm",
+        "help": "local: no queue, but a sweep in the background of this machine. Default: slurm.",
+    },
+    "--partition": {"metavar": "NAME", "help": "Where jobs run; default: the cluster's."},
+    "--account": {"metavar": "NAME", "help": "Who pays; default: yours."},
+    "--time": {"metavar": "TIME", "help": "Limit of a job, as 4:00:00; default: three times what plan estimates."},
+    "--memory": {"metavar": "GB", "type": int, "help": "Of a job; default: half as much again as plan estimates."},
+    "--gpus": {
+        "metavar": "[TYPE:]N",
+        "help": "GPUs of a model, of one machine; with more than one, a task each. Default: 1, on the CPU 0.",
+    },
+    "--cpus": {"metavar": "N", "type": int, "default": 8, "help": "Cores of a task. Default: 8."},
+    "--sbatch": {
+        "metavar": "NAME=VALUE",
+        "action": "append",
+        "default": [],
+        "help": "A further option of sbatch, as qos=long; may be given several times.",
+    },
+    "--rows": {"metavar": "N", "help": "As of plan: number of stimuli, when the dataset is not on this machine."},
+    "--card_memory": {"metavar": "GB", "help": "As of plan: of the GPU; default: an A40's 48."},
+}

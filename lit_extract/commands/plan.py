@@ -54,6 +54,20 @@ class PlanCLI(PredictCLI):
 def main(args: list[str]) -> int:
     """Run ``lit-extract plan`` with the given arguments; return the exit code."""
     config = PlanCLI.read(args).config
+    names, machine, plans = plan_models(config)
+    if len(names) == 1 and plans[0].problem:
+        raise InputError(plans[0].problem)
+    rates = _rates(plans, machine)
+    if config.json:
+        print(as_json(plans, machine, rates))
+    else:
+        print(as_text(plans, machine, _data(config), config.output_dir, rates))
+    fits = fits_disk(plans, machine) and all(plan.fits not in ("no", "host") for plan in plans)
+    return exit_codes.DONE if fits else exit_codes.LOOK
+
+
+def plan_models(config: Namespace) -> tuple[list[str], Machine, list[Needs]]:
+    """Return the models that a command line asks about, as it names them, on which machine, and what each needs."""
     extractor = locate(config.model.class_path)
     if not (isinstance(extractor, type) and issubclass(extractor, Extractor)):
         raise InputError(f"plan is for features; {config.model.class_path} makes captions")
@@ -64,15 +78,7 @@ def main(args: list[str]) -> int:
         _plan_or_problem(config, extractor, name, rows, machine, len(names) > 1)
         for name in tqdm(names, unit=" models", leave=False, disable=None if len(names) > 1 else True)
     ]
-    if len(names) == 1 and plans[0].problem:
-        raise InputError(plans[0].problem)
-    rates = _rates(plans, machine)
-    if config.json:
-        print(as_json(plans, machine, rates))
-    else:
-        print(as_text(plans, machine, _data(config), config.output_dir, rates))
-    fits = fits_disk(plans, machine) and all(plan.fits not in ("no", "host") for plan in plans)
-    return exit_codes.DONE if fits else exit_codes.LOOK
+    return names, machine, plans
 
 
 def _plan_or_problem(

@@ -1,6 +1,7 @@
 """Cores and memory of this machine that a process may use."""
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,19 @@ def is_task_of_srun(environment: Mapping[str, str] = os.environ) -> bool:
     """
     step = environment.get("SLURM_STEP_ID")
     return step not in (None, _INTERACTIVE_STEP) and "SLURM_PTY_PORT" not in environment
+
+
+def slurm_job(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the SLURM job that this process belongs to, as squeue names it: 12, or 12_3 of an array; None if none."""
+    if array := environment.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{environment.get('SLURM_ARRAY_TASK_ID')}"
+    return environment.get("SLURM_JOB_ID")
+
+
+def describe_process() -> str:
+    """Return this process, its machine and its SLURM job in words, for others to find it."""
+    job = slurm_job()
+    return f"process {os.getpid()} on {socket.gethostname()}{f', SLURM job {job}' if job else ''}"
 
 
 def host_memory() -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 
+from lit_extract.common.host import slurm_job
 from lit_extract.common.ranks import end_with_parent, is_rank_zero
 
 DUPLICATES_WITHIN = 0.3  # seconds; a scheduler and the launcher below it may both pass on the same signal
@@ -170,9 +171,8 @@ def _report(stop: Interrupted) -> None:
             "Give the job more time, or smaller shards (--data.shard_rows N; with --overwrite when some are done)"
         )
         return
-    job = os.environ["SLURM_JOB_ID"]
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    job = slurm_job()
+    assert job is not None, "else SIGUSR1 is not handled"
     try:
         subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=True)
         _print(f"job {job} is queued again")

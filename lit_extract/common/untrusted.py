@@ -64,11 +64,20 @@ def _descriptor(path: Path, flags: int) -> int:
 
 def read_regular(path: Path, limit: int) -> bytes:
     """Return the bytes of a regular file; raise OSError if it has more than ``limit``."""
-    with open_regular(path) as file:
-        content = file.read(limit + 1)
+    try:
+        content = _read(path, limit + 1)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        content = _read(path, limit + 1)  # another machine has just replaced the file that was open
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes, the most that is read of such a file", str(path))
     return content
+
+
+def _read(path: Path, n_bytes: int) -> bytes:
+    with open_regular(path) as file:
+        return file.read(n_bytes)
 
 
 def absolute_path(path: str | Path, setting: str) -> Path:

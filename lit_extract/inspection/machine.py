@@ -27,6 +27,7 @@ SECONDS_FOR_HUB = 5
 # What the optional packages of pyproject.toml are for.
 PURPOSES = {
     "check": "languages, for lit-extract check",
+    "cluster": "lit-extract submit",
     "plot": "show --picture",
     "remote": "output to s3://",
     "report": "lit-extract report",

@@ -16,7 +16,7 @@ from lit_extract.jobs.features_job import FeaturesJob
 from lit_extract.jobs.float32_check import check_store
 from lit_extract.jobs.progress import Progress
 from lit_extract.jobs.run import run_predict
-from lit_extract.jobs.shared_folder import check_shared
+from lit_extract.jobs.shared_folder import check_shared, wait_for_shards
 from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.precision import ieee_float32
@@ -141,6 +141,8 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
     callbacks = [_Agreement(plan, start), writer, *([progress] if progress else [])]
     with ieee_float32() if job.provenance["precision"] == "32-true" else nullcontext(), progress or nullcontext():
         run_predict(trainer, job.model, job.data, callbacks)
+    if plan is not None:
+        wait_for_shards(trainer, Store(job.store_path))
 
 
 class _Agreement(Callback):

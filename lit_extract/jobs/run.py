@@ -27,6 +27,7 @@ SAFE = "Finished shards are safe: run the same command again to resume"
 _EXPECTED = (
     "Couldn't infer the batch indices",
     ".*does not have many workers",
+    "Consider setting `persistent_workers",
     ".*zero length",
     ".*zero across",
     ".*treespec, LeafSpec",

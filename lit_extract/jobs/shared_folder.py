@@ -39,6 +39,13 @@ def check_shared(trainer: Trainer, path: AnyPath) -> None:
         raise NothingLeft
 
 
+def wait_for_shards(trainer: Trainer, store: Store) -> None:
+    """Wait in rank zero until it sees what other machines have written: a look may be answered from its cache."""
+    end = time.monotonic() + SECONDS_TO_APPEAR
+    while trainer.num_nodes > 1 and store.missing_rows() and time.monotonic() < end:
+        time.sleep(1)
+
+
 def _sees(store: Path, store_id: str | None) -> bool:
     """Return whether a store is that of rank zero.
 

@@ -15,6 +15,7 @@ from lit_extract.data.pixels import geometry
 from lit_extract.jobs.outputs import output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.room import bytes_when_streamed, is_streamed
+from lit_extract.planning.duration import measure_seconds_left
 from lit_extract.planning.memory import SHARDS_HELD, device_bytes, estimate_forward, host_bytes
 from lit_extract.planning.streaming import Pass, plan_pass
 from lit_extract.storage.disk import Size, bytes_there
@@ -60,6 +61,8 @@ class Needs:
     device: int | None = None  # None on a CPU
     host: int = 0
     fits: Literal["yes", "split", "streamed", "host", "no"] = "no"
+    operations: float = 0.0  # of the matrix products of a row, about
+    seconds_left: float | None = None  # by the shards of a store that an earlier run has started
     streamed: Pass | None = None  # rows that go through the blocks together, if these come from disk
     checkpoint: str | None = None  # folder or file of local weights
     geometry: str = ""  # how the model sees images; models with the same share a cache of pixels
@@ -111,6 +114,7 @@ def estimate_needs(
         pixels=rows * math.prod(model.preprocessing.get("input_size", [0])) if keeps_pixels else 0,
         seen=part_seen(model.preprocessing),
         checkpoint=model.local_checkpoint(),
+        seconds_left=None if local is None or overwrite else measure_seconds_left(local),
         **_estimate_memory(model, data, rows, shard_rows, machine),
     )
 
@@ -144,7 +148,14 @@ def _estimate_memory(
     if on_gpu and fits != "no" and machine.host_memory is not None and host > machine.host_memory:
         fits = "host"
     streamed_pass = one_pass if fits == "streamed" else None
-    return {"batch": batch, "device": needed if on_gpu else None, "host": host, "fits": fits, "streamed": streamed_pass}
+    return {
+        "batch": batch,
+        "device": needed if on_gpu else None,
+        "host": host,
+        "fits": fits,
+        "streamed": streamed_pass,
+        "operations": 2.0 * (sum(model.block_params) or model.num_params) * model.tokens_a_row(batch[1]),
+    }
 
 
 def _largest_batches(model: Extractor, data: StimulusDataModule, rows: int) -> set[tuple[int, int]]:

@@ -15,7 +15,7 @@ from lit_extract.modules.room import rows_of_a_pass
 _PROBE_BYTES = 256 * 2**20
 _SIDE = 2048  # of matrices whose product is timed
 # Of an A40 that is not here: half of its peak in bf16, which transformer blocks reach, and PCIe 4.0 with 16 lanes.
-_ASSUMED_OPERATIONS, _ASSUMED_LINK = 75e12, 20e9
+ASSUMED_OPERATIONS, _ASSUMED_LINK = 75e12, 20e9
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def measure_rates(checkpoints: Iterable[str], on_gpu: bool, dtype: torch.dtype) 
     files = [file for folder in checkpoints for file in Path(folder).glob("*.safetensors")]
     disk = _measure_disk(max(files, key=lambda file: file.stat().st_size, default=None))
     if on_gpu and not torch.cuda.is_available():
-        return Rates(disk, _ASSUMED_LINK, _ASSUMED_OPERATIONS, False)
+        return Rates(disk, _ASSUMED_LINK, ASSUMED_OPERATIONS, False)
     device = torch.device("cuda" if on_gpu else "cpu")
     return Rates(disk, _measure_link(device) if on_gpu else float("inf"), _measure_products(device, dtype), True)
 

@@ -37,18 +37,19 @@ nsd/vision --config trainer/a40 --data.root /data/nsd --model.pool '[cls, avg]'.
 0 all are done; 1 some failed (the summary has the reasons); 2 something to fix before anything runs; 3 all are done,
 but some rows are not finite; 130 or 143 stopped by a signal: the same command resumes."""
 
+_DRY_RUN = "Print the commands, one a line, and run nothing: for GNU parallel or a SLURM array."
+
 
 def main(args: Sequence[str]) -> int:
     """Run ``lit-extract sweep`` with the given arguments; return the exit code."""
-    own, options = _parser().parse_known_args(args)
+    own, options = sweep_parser("lit-extract sweep", _DESCRIPTION, _DRY_RUN).parse_known_args(args)
     check_spelling([part for config in own.config for part in ("--config", config)] + options, PREDICT_OPTIONS)
     runs = plan_runs(own.config, options, own.models, own.match, own.untrained)
     if own.dry_run:
         print("\n".join(shlex.join(run.command) for run in runs))
         return exit_codes.DONE
-    output_dir = str(last_given(options, "--output_dir") or read_configs(own.config).get("output_dir") or "features")
-    # next to the features, unless these go where no log can be appended
-    logs = _make_log_folder(Path(own.log_dir or ("logs" if "://" in output_dir else f"{output_dir}/logs")))
+    output_dir = output_dir_of(own.config, options)
+    logs = make_log_folder("sweep", own.log_dir, output_dir)
     print(f"{len(runs)} models; their output goes to {logs}", flush=True)
     with Display(runs) as display:
         received = run_models(runs, output_dir, logs, display)
@@ -139,9 +140,19 @@ def exit_code(runs: Sequence[ModelRun]) -> int:
     return exit_codes.LOOK if "bad rows" in states else exit_codes.DONE
 
 
-def _make_log_folder(parent: Path) -> Path:
+def output_dir_of(configs: Sequence[str], options: Sequence[str]) -> str:
+    """Return where the features of a sweep go."""
+    return str(last_given(options, "--output_dir") or read_configs(configs).get("output_dir") or "features")
+
+
+def log_parent(log_dir: str | None, output_dir: str) -> Path:
+    """Return where logs go: next to the features, unless these go where no log can be appended."""
+    return Path(log_dir or ("logs" if "://" in output_dir else f"{output_dir}/logs"))
+
+
+def make_log_folder(command: str, log_dir: str | None, output_dir: str) -> Path:
     """Make a folder for each sweep, so that none writes over another's logs."""
-    folder = parent / f"{datetime.now():sweep-%Y%m%d-%H%M%S}-{os.getpid()}"
+    folder = log_parent(log_dir, output_dir) / f"{command}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -154,8 +165,9 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("lit-extract sweep", description=_DESCRIPTION, allow_abbrev=False)
+def sweep_parser(prog: str, description: str, dry_run: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that choose the models; ``dry_run`` is the help of that option."""
+    parser = _Parser(prog, description=description, allow_abbrev=False)
     add = parser.add_argument
     what = "Settings of predict; may be given several times."
     add(*CONFIG_OPTIONS, dest="config", action="append", default=[], metavar="FILE", help=what)
@@ -163,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--match", metavar="PATTERN", help="Only models with this text in their name, or whose name fits '*clip*'.")
     flags = {
         "--untrained": "Random weights.",
-        "--dry_run": "Print the commands, one a line, and run nothing: for GNU parallel or a SLURM array.",
+        "--dry_run": dry_run,
     }
     for flag, meaning in flags.items():
         add(flag, nargs="?", type=_true_or_false, const=True, default=False, metavar="true", help=meaning)

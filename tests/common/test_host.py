@@ -4,7 +4,15 @@ import os
 
 import pytest
 
-from lit_extract.common.host import cgroup_cores, cgroup_limits, cores_of_rank, host_memory, slurm_limits, usable_cores
+from lit_extract.common.host import (
+    cgroup_cores,
+    cgroup_limits,
+    cores_of_rank,
+    host_memory,
+    slurm_job,
+    slurm_limits,
+    usable_cores,
+)
 
 
 def write(path, text):
@@ -100,3 +108,15 @@ def test_systems_without_affinity_have_cores_too(monkeypatch):
     assert usable_cores({}) == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
     assert usable_cores({}) == os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("environment", "job"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "12"}, "12"),
+        ({"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, "12_3"),
+    ],
+)
+def test_a_job_is_called_as_squeue_calls_it(environment, job):
+    assert slurm_job(environment) == job

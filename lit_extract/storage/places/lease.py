@@ -7,8 +7,6 @@ or without network) may have lost it. What keeps its rows out of another's store
 
 import json
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
@@ -21,6 +19,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.host import describe_process
 from lit_extract.common.untrusted import Text, shorten, validate_json
 from lit_extract.storage.places.base import RemoteError, remote_errors
 
@@ -52,8 +51,7 @@ class Lease:
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Take the lease, and renew it until the block ends; see :meth:`Place.write_lock`."""
-        holder = f"process {os.getpid()} on {socket.gethostname()}"
-        content = json.dumps({"holder": holder, "id": uuid.uuid4().hex}).encode()
+        content = json.dumps({"holder": describe_process(), "id": uuid.uuid4().hex}).encode()
         with remote_errors(self.path):
             self._take(content)
         ended = threading.Event()

@@ -32,6 +32,9 @@ def is_there(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 (as above)
 
 
+_SILLY = ".nfs"  # begins the name of a removed file that is still open
+
+
 class LocalPlace:
     """A file or folder of this machine."""
 
@@ -181,8 +184,16 @@ class LocalPlace:
 
 
 def _clear(path: Path) -> None:
-    """Delete a file or folder; of a link only itself."""
+    """Delete a file or folder; of a link only itself.
+
+    NFS keeps a file that another process here has open under another name, and with it the folder, until that process
+    is done; the next run deletes it.
+    """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
+        left = [file.name for file in path.rglob("*") if not file.is_dir()]
+        if not left or not all(name.startswith(_SILLY) for name in left):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(path)  # raises what keeps it
     else:
         path.unlink(missing_ok=True)

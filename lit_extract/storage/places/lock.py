@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import socket
 import struct
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lit_extract.common.errors import InputError
+from lit_extract.common.host import describe_process
 from lit_extract.common.untrusted import open_own, shorten
 from lit_extract.storage.places.base import LOCK_SUFFIX
 
@@ -32,7 +32,7 @@ def record_lock(target: Path) -> Iterator[None]:
         yield
         return
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    os.pwrite(descriptor, describe_process().encode(), 0)
     try:
         yield
     finally:
@@ -51,6 +51,9 @@ def _lock(path: Path, target: Path) -> int | None:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno == errno.ESTALE:  # another machine has just removed the file, as its last holder
+                os.close(descriptor)
+                continue
             holder = _holder(descriptor)
             os.close(descriptor)
             if error.errno in _TAKEN:
@@ -66,7 +69,8 @@ def _lock(path: Path, target: Path) -> int | None:
                 "that no two runs write the same features"
             ) from None
         with suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+            # the lock asks the server for the file's own state; the look at the path may be answered from a cache
+            if (found := os.fstat(descriptor)).st_nlink and os.path.samestat(path.stat(), found):
                 return descriptor
         os.close(descriptor)  # its last holder has just removed the file
 

@@ -1,0 +1,43 @@
+"""Estimate how long a model takes, for a scheduler that wants to know; a run that needs longer is resumed."""
+
+import statistics
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_extract.planning.streaming import ASSUMED_OPERATIONS
+from lit_extract.storage.store_metadata import read_layout
+
+if TYPE_CHECKING:
+    from lit_extract.planning.needs import Needs
+
+# In a second: of a core in float32; photographs that a core decodes and resizes; bytes to a shared disk.
+_CORE_OPERATIONS, _CORE_IMAGES, _DISK_BYTES = 2e10, 100, 2e8
+_SHARDS_AT_LEAST = 4  # for times between them that say something
+
+
+def estimate_seconds(needs: "Needs", cores: int) -> float:
+    """Estimate the seconds of a run: measured, if an earlier run has started it, else from arithmetic and images."""
+    if needs.seconds_left is not None:
+        return needs.seconds_left
+    operations = ASSUMED_OPERATIONS if needs.device is not None else _CORE_OPERATIONS * cores
+    decoding = 1 / (_CORE_IMAGES * cores) if needs.geometry else 0.0
+    return needs.rows * (needs.operations / operations + decoding) + needs.disk_peak / _DISK_BYTES
+
+
+def measure_seconds_left(store: Path) -> float | None:
+    """Return the seconds that the rest of a store takes, by the times of its shards; None if too few are done.
+
+    The median of the times between shards leaves out those in which no run was under way.
+    """
+    try:
+        layout = read_layout(store)
+    except (ValueError, OSError):
+        return None
+    array = next(iter(layout.feats_arrays.values()))
+    files = [store / array.key(shard) for shard in range(layout.n_shards)]
+    times = sorted(file.stat().st_mtime for file in files if file.is_file())
+    if len(times) < _SHARDS_AT_LEAST:
+        return None
+    between = statistics.median(later - earlier for earlier, later in pairwise(times))
+    return between * (layout.n_shards - len(times))

@@ -1,0 +1,210 @@
+"""``lit-extract submit``: queue a sweep on a SLURM cluster, a job for each model, with what the model needs.
+
+A job is the ordinary predict command: submitit's own jobs unpickle a function from a folder, which others may be able
+to write, and its signal handler would queue a job again that is not done with its batch.
+"""
+
+import argparse
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lit_extract.commands.options import PREDICT_OPTIONS, SUBMIT_OPTIONS
+from lit_extract.commands.spelling import check_spelling
+from lit_extract.common import exit_codes
+from lit_extract.common.console import as_size
+from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.imports import heavy_imports
+from lit_extract.modules.registry import own_name
+from lit_extract.storage.layout import safe_name
+from lit_extract.sweep.request import Request
+from lit_extract.sweep.run import log_parent, make_log_folder, outcome_if_done, output_dir_of, sweep_parser
+from lit_extract.sweep.runs import ModelRun, last_given, plan_runs, read_configs
+
+if TYPE_CHECKING:
+    from lit_extract.planning.needs import Needs
+
+_DESCRIPTION = """Queue predict for every model of models.yml of the configs' kind: a job of a SLURM cluster each, with
+the memory and time that plan estimates. Models that are done are not queued; a job that runs out of time is queued
+again, and resumes. All options except the ones below are predict's, as of sweep: lit-extract submit --config nsd/vision
+--config trainer/a40 --data.root /data/nsd --partition gpu. Exit code: 0 all are done or queued; 2 something to fix, or
+sbatch refuses a job; 3 some models can't be planned, or do not fit the GPU, and were not queued."""
+
+_A_YEAR = 365 * 24 * 60  # minutes
+_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as SLURM has it
+_GPUS = re.compile(r"([\w.-]+:)?\d{1,3}")
+
+
+def main(args: Sequence[str]) -> int:
+    """Run ``lit-extract submit`` with the given arguments; return the exit code."""
+    parser = sweep_parser("lit-extract submit", _DESCRIPTION, "Print the scripts for sbatch, and queue nothing.")
+    for option, settings in SUBMIT_OPTIONS.items():
+        parser.add_argument(option, **settings)
+    own, options = parser.parse_known_args(args)
+    check_spelling([*_configs(own), *options], {**PREDICT_OPTIONS, **SUBMIT_OPTIONS})
+    _check(own)
+    output_dir = output_dir_of(own.config, options)
+    runs = plan_runs(own.config, options, own.models, own.match, own.untrained)
+    left = _without_done(runs, output_dir)
+    if not left:
+        return exit_codes.DONE
+    if own.cluster == "local":
+        return _run_here(own, options, output_dir)
+    requests, problems = _requests(own, options, [run.model for run in left])
+    _submit([run for run in left if run.model in requests], requests, own, output_dir)
+    for model, problem in problems.items():
+        print(f"{model}: not queued: {problem}")
+    return exit_codes.LOOK if problems else exit_codes.DONE
+
+
+def _configs(own: argparse.Namespace) -> list[str]:
+    return [part for config in own.config for part in ("--config", config)]
+
+
+def _check(own: argparse.Namespace) -> None:
+    """Check what SLURM would refuse, or take for something else."""
+    if own.time and not _TIME.fullmatch(own.time):
+        raise InputError(f"time: {own.time!r} must be as SLURM has it: minutes, hours:minutes:seconds, or days-hours")
+    if own.gpus and not _GPUS.fullmatch(own.gpus):
+        raise InputError(f"gpus: {own.gpus!r} must be a number, or a type and a number as a40:2")
+    for name in ("memory", "cpus"):
+        if (value := getattr(own, name)) is not None and value < 1:
+            raise InputError(f"{name}: {value} must be 1 or more")
+    for option in own.sbatch:
+        if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", option):
+            raise InputError(f"sbatch: {option!r} must be the name of an option of sbatch and its value, as qos=long")
+
+
+def _without_done(runs: Sequence[ModelRun], output_dir: str) -> list[ModelRun]:
+    """Return the models that are not done; print those that are."""
+    left = []
+    for run in runs:
+        if (outcome := outcome_if_done(run, output_dir)) is None:
+            left.append(run)
+        else:
+            print(f"{run.model}: {outcome.state}", flush=True)
+    return left
+
+
+def _requests(
+    own: argparse.Namespace, options: Sequence[str], models: Sequence[str]
+) -> tuple[dict[str, Request], dict[str, str]]:
+    """Return what the job of each model asks for, and why some models get none."""
+    trainer = read_configs(own.config).get("trainer") or {}
+    accelerator = last_given(options, "--trainer.accelerator") or trainer.get("accelerator")
+    gpus = own.gpus or ("0" if accelerator == "cpu" else "1")
+    given = Request(own.memory, own.time, gpus, own.cpus)
+    if given.memory and given.time:
+        return dict.fromkeys(models, given), {}
+    with heavy_imports():
+        from lit_extract.commands.plan import PlanCLI, plan_models
+        from lit_extract.planning.duration import estimate_seconds
+    args = [*_configs(own), *options, "--model.name", models[0], "--match", own.match or "*"]
+    args += ["--models", own.models] if own.models else []
+    args += ["--untrained"] if own.untrained else []
+    for name, value in {"rows": own.rows, "card_memory": own.card_memory, "host_memory": own.memory}.items():
+        args += [f"--{name}", str(value)] if value else []
+    names, _, plans = plan_models(PlanCLI.read(args).config)
+    requests, problems = {}, {}
+    for name, needs in zip(names, plans, strict=True):
+        if name in models and (problem := _why_not(needs)):
+            problems[name] = problem
+        elif name in models:
+            requests[name] = given.filled(needs.host, estimate_seconds(needs, own.cpus))
+    return requests, problems
+
+
+def _why_not(needs: "Needs") -> str | None:
+    """Return why a model is not queued; None if it can run. The memory of a host is asked for, that of a GPU is not."""
+    if needs.problem or needs.device is None or needs.fits != "no":
+        return needs.problem
+    return f"it needs {as_size(needs.device)} of a GPU; of a larger one than was planned for, give --card_memory GB"
+
+
+def _submit(
+    runs: Sequence[ModelRun], requests: Mapping[str, Request], own: argparse.Namespace, output_dir: str
+) -> None:
+    """Queue a job for each model, or print its script."""
+    submitit = _submitit()
+    logs = log_parent(own.log_dir, output_dir) if own.dry_run else make_log_folder("submit", own.log_dir, output_dir)
+    try:
+        executor = submitit.SlurmExecutor(logs)
+    except RuntimeError:  # no srun
+        raise InputError("cluster: there is no SLURM here; submit on a login node, or with --cluster local") from None
+    for run in runs:
+        request, command = requests[run.model], shlex.join(run.command)
+        executor.update_parameters(**_parameters(own, run, request))
+        if own.dry_run:
+            print(executor._make_submission_file_text(command, uid=""))
+            continue
+        try:
+            with redirect_stderr(io.StringIO()):  # what sbatch prints is in the error too
+                job = executor._submit_command(command)
+        except Exception as error:  # submitit has no type of its own for what sbatch refuses
+            raise InputError(f"sbatch refuses {run.model}: {one_line(error)}") from error
+        print(f"{run.model}: job {job.job_id}, {request.memory} GB, {request.time}", flush=True)
+    if not own.dry_run:
+        print(f"{len(runs)} jobs are queued; their output goes to {logs}; squeue --me and lit-extract status show them")
+
+
+def _parameters(own: argparse.Namespace, run: ModelRun, request: Request) -> dict[str, Any]:
+    """Return the settings of submitit for the job of a model."""
+    extra = [option.partition("=") for option in own.sbatch]
+    return {
+        "job_name": safe_name(own_name(run.model)),
+        "partition": own.partition,
+        "account": own.account,
+        "time": request.time,
+        "mem": f"{request.memory}G",
+        "gres": f"gpu:{request.gpus}" if request.n_gpus else None,
+        "ntasks_per_node": max(1, request.n_gpus),
+        "cpus_per_task": request.cpus,
+        # srun takes neither from sbatch
+        "srun_args": [f"--cpus-per-task={request.cpus}", "--open-mode=append"],
+        "stderr_to_stdout": True,
+        "wckey": None,
+        # a warning that predict obeys after its batch, and then queues the job again itself
+        "additional_parameters": {
+            "signal": "USR1@90",
+            "requeue": True,
+            **{name: value if has_value else True for name, has_value, value in extra},
+        },
+    }
+
+
+def _run_here(own: argparse.Namespace, options: Sequence[str], output_dir: str) -> int:
+    """Start a sweep in the background: without a queue, models run one after the other."""
+    given = {"--models": own.models, "--match": own.match, "--log_dir": own.log_dir}
+    named = [part for option, value in given.items() if value for part in (option, value)]
+    untrained = ["--untrained"] if own.untrained else []
+    sweep = [sys.executable, "-m", "lit_extract", "sweep", *_configs(own), *options, *named, *untrained]
+    if own.dry_run:
+        print(shlex.join(sweep))
+        return exit_codes.DONE
+    submitit = _submitit()
+    logs = make_log_folder("submit", own.log_dir, output_dir)
+    executor = submitit.LocalExecutor(logs)
+    executor.update_parameters(timeout_min=_A_YEAR, signal_delay_s=0, stderr_to_stdout=True)
+    job = executor._submit_command(shlex.join([*_visible_gpus(), *sweep]))
+    print(f"process {job.job_id} runs the sweep; its output goes to {job.paths.stdout}; lit-extract status shows it")
+    return exit_codes.DONE
+
+
+def _visible_gpus() -> list[str]:
+    """Return a command that leaves another one the GPUs of this process; submitit hides those that it has not given."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return ["env", "-u", "CUDA_VISIBLE_DEVICES"] if visible is None else ["env", f"CUDA_VISIBLE_DEVICES={visible}"]
+
+
+def _submitit() -> ModuleType:
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise InputError("submit needs submitit: pip install 'lit-extract[cluster]'") from None
+    return submitit
