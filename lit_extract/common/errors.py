@@ -42,8 +42,8 @@ def nearest(name: str, known: Iterable[str], limit: int = 1) -> str:
     return f"; did you mean {name_some(close)}?" if close else ""
 
 
-def one_line(error: BaseException, limit: int = 400) -> str:
-    """Return another library's error as part of a message of ours: one line, printable, short."""
+def one_line(error: BaseException | str, limit: int = 400) -> str:
+    """Return another library's or program's error as part of a message of ours: one line, printable, short."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -27,8 +27,8 @@ SECONDS_FOR_HUB = 5
 # What the optional packages of pyproject.toml are for.
 PURPOSES = {
     "check": "languages, for lit-extract check",
-    "cluster": "lit-extract submit",
-    "plot": "show --picture",
+    "docs": "make docs",
+    "plot": "show --picture, features.plot()",
     "remote": "output to s3://",
     "report": "lit-extract report",
     "review": "lit-extract review",

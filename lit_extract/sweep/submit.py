@@ -1,19 +1,17 @@
 """``lit-extract submit``: queue a sweep on a SLURM cluster, a job for each model, with what the model needs.
 
-A job is the ordinary predict command: submitit's own jobs unpickle a function from a folder, which others may be able
-to write, and its signal handler would queue a job again that is not done with its batch.
+A job is the ordinary predict command, which obeys SLURM's warning after its batch and queues itself again.
 """
 
 import argparse
-import io
-import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_extract.commands.options import PREDICT_OPTIONS, SUBMIT_OPTIONS
 from lit_extract.commands.spelling import check_spelling
@@ -36,7 +34,6 @@ again, and resumes. All options except the ones below are predict's, as of sweep
 --config trainer/a40 --data.root /data/nsd --partition gpu. Exit code: 0 all are done or queued; 2 something to fix, or
 sbatch refuses a job; 3 some models can't be planned, or do not fit the GPU, and were not queued."""
 
-_A_YEAR = 365 * 24 * 60  # minutes
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as SLURM has it
 _GPUS = re.compile(r"([\w.-]+:)?\d{1,3}")
 
@@ -76,8 +73,11 @@ def _check(own: argparse.Namespace) -> None:
     for name in ("memory", "cpus"):
         if (value := getattr(own, name)) is not None and value < 1:
             raise InputError(f"{name}: {value} must be 1 or more")
+    for name in ("partition", "account"):
+        if not re.fullmatch(r"[\w.,@-]+", getattr(own, name) or "default"):
+            raise InputError(f"{name}: {getattr(own, name)!r} must be a name")
     for option in own.sbatch:
-        if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", option):
+        if not re.fullmatch(r"[a-z][a-z-]*(=[^\n]+)?", option):
             raise InputError(f"sbatch: {option!r} must be the name of an option of sbatch and its value, as qos=long")
 
 
@@ -131,51 +131,49 @@ def _submit(
     runs: Sequence[ModelRun], requests: Mapping[str, Request], own: argparse.Namespace, output_dir: str
 ) -> None:
     """Queue a job for each model, or print its script."""
-    submitit = _submitit()
-    logs = log_parent(own.log_dir, output_dir) if own.dry_run else make_log_folder("submit", own.log_dir, output_dir)
-    try:
-        executor = submitit.SlurmExecutor(logs)
-    except RuntimeError:  # no srun
-        raise InputError("cluster: there is no SLURM here; submit on a login node, or with --cluster local") from None
+    if own.dry_run:
+        logs = log_parent(own.log_dir, output_dir)
+        print("\n".join(_script(own, run, requests[run.model], logs) for run in runs), end="")
+        return
+    if (sbatch := shutil.which("sbatch")) is None:
+        raise InputError("cluster: there is no SLURM here; submit on a login node, or with --cluster local")
+    logs = make_log_folder("submit", own.log_dir, output_dir)
     for run in runs:
-        request, command = requests[run.model], shlex.join(run.command)
-        executor.update_parameters(**_parameters(own, run, request))
-        if own.dry_run:
-            print(executor._make_submission_file_text(command, uid=""))
-            continue
-        try:
-            with redirect_stderr(io.StringIO()):  # what sbatch prints is in the error too
-                job = executor._submit_command(command)
-        except Exception as error:  # submitit has no type of its own for what sbatch refuses
-            raise InputError(f"sbatch refuses {run.model}: {one_line(error)}") from error
-        print(f"{run.model}: job {job.job_id}, {request.memory} GB, {request.time}", flush=True)
-    if not own.dry_run:
-        print(f"{len(runs)} jobs are queued; their output goes to {logs}; squeue --me and lit-extract status show them")
+        request = requests[run.model]
+        script = _script(own, run, request, logs)
+        done = subprocess.run([sbatch, "--parsable"], input=script, capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(f"sbatch refuses {run.model}: {one_line(done.stderr)}")
+        job = done.stdout.partition(";")[0].strip()  # the name of a cluster may follow
+        print(f"{run.model}: job {job}, {request.memory} GB, {request.time}", flush=True)
+    print(f"{len(runs)} jobs are queued; their output goes to {logs}; squeue --me and lit-extract status show them")
 
 
-def _parameters(own: argparse.Namespace, run: ModelRun, request: Request) -> dict[str, Any]:
-    """Return the settings of submitit for the job of a model."""
-    extra = [option.partition("=") for option in own.sbatch]
-    return {
-        "job_name": safe_name(own_name(run.model)),
+def _script(own: argparse.Namespace, run: ModelRun, request: Request, logs: Path) -> str:
+    """Return what sbatch gets."""
+    name = safe_name(own_name(run.model))
+    options = {
+        "job-name": name,
+        "output": f"{logs.absolute()}/{name}".replace("%", "%%") + "-%j.log",
+        "open-mode": "append",  # of a job that is queued again
         "partition": own.partition,
         "account": own.account,
         "time": request.time,
         "mem": f"{request.memory}G",
         "gres": f"gpu:{request.gpus}" if request.n_gpus else None,
-        "ntasks_per_node": max(1, request.n_gpus),
-        "cpus_per_task": request.cpus,
-        # srun takes neither from sbatch
-        "srun_args": [f"--cpus-per-task={request.cpus}", "--open-mode=append"],
-        "stderr_to_stdout": True,
-        "wckey": None,
-        # a warning that predict obeys after its batch, and then queues the job again itself
-        "additional_parameters": {
-            "signal": "USR1@90",
-            "requeue": True,
-            **{name: value if has_value else True for name, has_value, value in extra},
-        },
-    }
+        "nodes": "1",
+        "ntasks-per-node": str(max(1, request.n_gpus)),
+        "cpus-per-task": str(request.cpus),
+        "signal": "USR1@90",  # to what srun runs, which finishes its batch and queues the job again
+        "requeue": "",
+    } | {name: value for name, _, value in (option.partition("=") for option in own.sbatch)}
+    lines = [
+        f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "")
+        for name, value in options.items()
+        if value is not None
+    ]
+    cores = f"export SRUN_CPUS_PER_TASK={request.cpus}"  # srun does not take it from sbatch
+    return "\n".join(["#!/bin/bash", *lines, "", cores, f"exec srun {shlex.join(run.command)}", ""])
 
 
 def _run_here(own: argparse.Namespace, options: Sequence[str], output_dir: str) -> int:
@@ -187,24 +185,10 @@ def _run_here(own: argparse.Namespace, options: Sequence[str], output_dir: str) 
     if own.dry_run:
         print(shlex.join(sweep))
         return exit_codes.DONE
-    submitit = _submitit()
-    logs = make_log_folder("submit", own.log_dir, output_dir)
-    executor = submitit.LocalExecutor(logs)
-    executor.update_parameters(timeout_min=_A_YEAR, signal_delay_s=0, stderr_to_stdout=True)
-    job = executor._submit_command(shlex.join([*_visible_gpus(), *sweep]))
-    print(f"process {job.job_id} runs the sweep; its output goes to {job.paths.stdout}; lit-extract status shows it")
+    log = make_log_folder("submit", own.log_dir, output_dir) / "sweep.log"
+    with log.open("xb") as file:
+        process = subprocess.Popen(
+            sweep, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    print(f"process {process.pid} runs the sweep; its output goes to {log}; lit-extract status shows it")
     return exit_codes.DONE
-
-
-def _visible_gpus() -> list[str]:
-    """Return a command that leaves another one the GPUs of this process; submitit hides those that it has not given."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return ["env", "-u", "CUDA_VISIBLE_DEVICES"] if visible is None else ["env", f"CUDA_VISIBLE_DEVICES={visible}"]
-
-
-def _submitit() -> ModuleType:
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        raise InputError("submit needs submitit: pip install 'lit-extract[cluster]'") from None
-    return submitit

@@ -1,5 +1,6 @@
 """What the README and the pages of docs/ show is right: commands, configs, Python, names and links."""
 
+import argparse
 import ast
 import inspect
 import re
@@ -17,7 +18,7 @@ from helpers.markdown import PAGES, REPOSITORY, blocks_of, commands_of, run_page
 import lit_extract
 from lit_extract.cli import COMMANDS, main
 from lit_extract.commands import arguments, predict
-from lit_extract.commands.options import PREDICT_OPTIONS
+from lit_extract.commands.options import PREDICT_OPTIONS, SUBMIT_OPTIONS
 from lit_extract.commands.spelling import check_spelling
 from lit_extract.modules.registry import read_models
 from lit_extract.storage.features import Features
@@ -69,6 +70,11 @@ def write_yaml_of(page, folder):
 
 def refusal_of(command, capsys):
     """Return why a command is refused, and None if it would run."""
+    if command[0] == "submit" and "--help" not in command:
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        for option, settings in SUBMIT_OPTIONS.items():
+            parser.add_argument(option, **settings)
+        command = ["sweep", *parser.parse_known_args(command[1:])[1]]
     if command[0] == "sweep" and "--help" not in command:
         capsys.readouterr()
         options = [option for option in command[1:] if option != "--dry_run"]
