@@ -24,7 +24,7 @@ from lit_extract.modules.registry import read_models
 from lit_extract.storage.features import Features
 
 README = REPOSITORY / "README.md"
-HAS_OWN_TEST = "brain-data.md"  # test_brain_data.py runs it
+HAVE_OWN_TESTS = ("brain-data.md", "python.md", "own-dataset.md", "own-model.md")  # test_brain_data, test_python_pages
 
 
 def name(page):
@@ -154,7 +154,7 @@ def demo_folder(tmp_path_factory):
     return folder
 
 
-@pages_with(lambda page: has("python")(page) and page.name != HAS_OWN_TEST)
+@pages_with(lambda page: has("python")(page) and page.name not in HAVE_OWN_TESTS)
 def test_python_runs_on_the_features_of_the_demo(page, demo_folder, monkeypatch):
     monkeypatch.chdir(demo_folder)
     run_page(page)
@@ -199,7 +199,7 @@ def test_a_wrong_name_is_noticed(code, error):
 
 
 def test_each_block_has_a_language_that_is_checked():
-    known = {"bash", "console", "python", "python notest", "yaml", "text"}
+    known = {"bash", "console", "python", "python notest", "yaml", "text", "csv"}
     assert {block.marks for page in PAGES for block in blocks_of(page)} <= known
 
 
