@@ -85,6 +85,6 @@ def test_a_sweep_takes_any_order(cli, other, tmp_path):
     rest = ["--data.batch_size", "5"]
     code, out, _ = cli("sweep", *rest, "-c", VISION, *given, f"--config={other}")
     assert code == 0
-    predict = [sys.executable, "-m", "lit_extract", "predict"]
+    predict = ["env", "LIT_EXTRACT_SWEEP=1", sys.executable, "-m", "lit_extract", "predict"]
     configs = ["--config", VISION, "--config", other]
     assert shlex.split(out) == [*predict, *configs, *rest, "--model.models", str(models), "--model.name", "test_vit"]
