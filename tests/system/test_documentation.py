@@ -24,7 +24,7 @@ from lit_extract.modules.registry import read_models
 from lit_extract.storage.features import Features
 
 README = REPOSITORY / "README.md"
-HAVE_OWN_TESTS = ("brain-data.md", "python.md", "own-dataset.md", "own-model.md")  # test_brain_data, test_python_pages
+HAVE_OWN_TESTS = ("brain-data.md", "captions-demo.md", "own-dataset.md", "own-model.md", "python.md")
 
 
 def name(page):
