@@ -66,12 +66,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models, whether they are a trained one and its untrained twin, and how alike they are by each measure."""
+    """Two models, whether they are a trained one and its untrained twin, and how alike they are by each measure.
+
+    ``best_when_shuffled`` is the largest share of mutual neighbours over all layers, of each shuffle.
+    """
 
     first: ModelReport
     second: ModelReport
     are_twins: bool
     agreements: dict[Measure, Agreement]
+    best_when_shuffled: list[float]
 
     def numbers(self) -> dict[str, Any]:
         """Return what report.json has of the pair."""
@@ -85,30 +89,37 @@ class Pair:
 
 @dataclass(frozen=True)
 class BestLayer:
-    """The layer of a model with the most nearest neighbours in common with a layer of another model."""
+    """The layer of a model with the most nearest neighbours in common with a layer of another model.
+
+    ``by_chance`` is the 95th percentile of that share with shuffled stimuli, of the best layers and the best other
+    model of each shuffle: choosing among models favours chance as well.
+    """
 
     place: int
     name: str
     other: ModelReport
     other_layer: str
     value: float
-    shuffled: Shuffled
+    by_chance: float
 
 
 def best_layer(model: ModelReport, pairs: Sequence[Pair]) -> BestLayer | None:
-    """Find the layer that agrees most with another model, by its name too; None if none is above shuffled stimuli."""
-    names = [layer.name for layer in model.layers]
-    found = []
+    """Find the layer that agrees most with a model of another name; None if none is above shuffled stimuli."""
+    found, shuffled = [], []
     for pair in pairs:
         agreement = pair.agreements[MUTUAL]
-        value, layers, chance = agreement.best, agreement.best_layers, agreement.best_shuffled
+        value, layers = agreement.best, agreement.best_layers
         one, two = (each.source.features.provenance["model"] for each in (pair.first, pair.second))
-        if model not in (pair.first, pair.second) or one == two or value is None or not layers or not chance:
+        if model not in (pair.first, pair.second) or one == two or value is None or not layers:
             continue
-        (own, theirs), other = (layers, pair.second) if pair.first is model else (layers[::-1], pair.first)
-        if value > chance.p95:
-            found.append(BestLayer(names.index(own), own, other, theirs, value, chance))
-    return max(found, key=lambda best: best.value, default=None)
+        found.append((value, layers, pair.second) if pair.first is model else (value, layers[::-1], pair.first))
+        shuffled.append(pair.best_when_shuffled)
+    if not found:
+        return None
+    value, (own, others), other = max(found, key=lambda each: each[0])
+    by_chance = float(np.percentile(np.max(shuffled, axis=0), 95))  # NaN, if there is no best layer of a shuffle
+    place = [layer.name for layer in model.layers].index(own)
+    return BestLayer(place, own, other, others, value, by_chance) if value > by_chance else None
 
 
 def compare(models: Sequence[ModelReport], permutations: int, seed: int) -> list[Pair]:
@@ -119,7 +130,8 @@ def compare(models: Sequence[ModelReport], permutations: int, seed: int) -> list
         agreements = {
             measure: _agreement(measure, first, second, shuffled.get((first, second, measure))) for measure in MEASURES
         }
-        pairs.append(Pair(first, second, first.source.is_twin_of(second.source), agreements))
+        best = [values[0] for values in shuffled[first, second, MUTUAL]]
+        pairs.append(Pair(first, second, first.source.is_twin_of(second.source), agreements, best))
     return pairs
 
 

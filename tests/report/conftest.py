@@ -90,7 +90,7 @@ def page(tmp_path):
     """A function that makes the report of ``tmp_path / "demo" / "all"`` in ``tmp_path / "report"``; returns HTML."""
 
     def make(folder=None, **settings):
-        report(str(folder or tmp_path / "demo" / "all"), str(tmp_path / "report"), permutations=3, **settings)
+        report(str(folder or tmp_path / "demo" / "all"), str(tmp_path / "report"), **{"permutations": 3, **settings})
         return (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
 
     return make

@@ -119,7 +119,7 @@ def test_without_agreement_no_layer_is_the_best(save, page):
     for untrained in (False, True):  # the same model: that it agrees with itself says nothing
         save("vit", common, untrained=untrained)
     save("far", common[::-1] * generator.normal(size=(40, 1, 8)))
-    html = page()
+    html = page(permutations=30)
     assert "The dashed line marks" not in html
     assert html.count("No layer is marked as the best") == 3
 
@@ -141,5 +141,5 @@ def test_long_names_leave_the_figures_their_size(save, random_features, tmp_path
             inches = figure.get_figwidth()
             sizes[name] = [axis.get_position().width * inches for axis in figure.axes[:2]]
             assert inches < 8, name
-    assert found["models"][0]["label"] == long
+    assert found["models"][0]["label"].startswith(long[:70])
     assert min(width for widths in sizes.values() for width in widths) > 1.5
