@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _main(list(sys.argv[1:] if argv is None else argv))
             finally:
                 sys.stdout.flush()
+    except KeyboardInterrupt:  # of a command that has nothing to keep; predict and sweep have caught it
+        print("lit-extract: stopped", file=sys.stderr)
+        return exit_codes.STOPPED + signal.SIGINT
     except BrokenPipeError:  # whoever read the output has seen enough: lit-extract plan … | head
         # Python flushes stdout once more when it exits, and must not fail again:
         # https://docs.python.org/3/library/signal.html#note-on-sigpipe

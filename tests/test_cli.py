@@ -223,3 +223,11 @@ def test_a_damaged_store_is_said_in_one_line(refusal, make_store):
     content[10] ^= 1
     shard.write_bytes(content)
     assert "rows 4 to 7" in refusal("finalize", store.path)
+
+
+def test_ctrl_c_is_one_line_and_no_traceback(cli, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_extract.commands.show.main", interrupted)
+    assert cli("show", "x.pt") == (130, "", "lit-extract: stopped\n")

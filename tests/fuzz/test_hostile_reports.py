@@ -62,7 +62,7 @@ def page_of(folder, what="report"):
     out = folder.parent / "report"
     assert outcome(what, folder.parent, lambda: report(str(folder), str(out), permutations=2), lambda _: True) == RIGHT
     json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert all(re.fullmatch(r"[a-z0-9_-]+\.png", figure.name) for figure in (out / "figures").iterdir())
+    assert all(re.fullmatch(r"[a-z0-9_-]+\.(png|pdf)", figure.name) for figure in (out / "figures").iterdir())
     return (out / "index.html").read_text(encoding="utf-8")
 
 

@@ -22,6 +22,7 @@ import hypothesis
 from lit_extract.common.errors import InputError
 
 MAX_SECONDS = 10
+SECONDS_TO_DRAW = 30  # a report: dozens of figures, each as PNG, PDF and SVG
 MAX_BYTES = 500 * 10**6
 _HARD_LIMIT = 4 * 2**30  # address space; what wants more fails before it takes the machine along
 
@@ -116,7 +117,7 @@ def _add_to_tally() -> None:
 
 
 @contextmanager
-def watched(folder: Path):
+def watched(folder: Path, seconds: int = MAX_SECONDS):
     """Note what happens outside ``folder`` and the folder for temporary files."""
     global _allowed_folders
     _offences.clear()
@@ -126,7 +127,7 @@ def watched(folder: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_kilobytes("VmSize") * 1024 + _HARD_LIMIT, hard))
     before = signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
@@ -168,9 +169,9 @@ def outcome(what: str, folder: Path, read: Callable[[], object], is_right: Calla
 
 def _outcome(what: str, folder: Path, read: Callable[[], object], is_right: Callable[[object], bool]) -> str:
     Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the peak of what follows
-    before = _kilobytes("VmRSS")
+    before, seconds = _kilobytes("VmRSS"), SECONDS_TO_DRAW if what == "report" else MAX_SECONDS
     try:
-        with watched(folder):
+        with watched(folder, seconds):
             content = read()
     except InputError as error:
         text = str(error)
@@ -180,7 +181,7 @@ def _outcome(what: str, folder: Path, read: Callable[[], object], is_right: Call
         text.encode()  # it can be printed
         result = REFUSED
     except TooLong:
-        raise AssertionError(f"{what}: it took more than {MAX_SECONDS} s") from None
+        raise AssertionError(f"{what}: it took more than {seconds} s") from None
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
     else:
