@@ -26,7 +26,7 @@ N = {
     "cuda": {"float32": 2048, "bfloat16": 4096},
     "quick": {"float32": 24, "bfloat16": 24},
 }
-BATCHES = {"cpu": (16, 64, 256), "cuda": (16, 64, 256), "quick": (4, 12)}  # captions, of accelerate's
+BATCHES = {"cpu": (64, 256, 1024), "cuda": (64, 256, 1024), "quick": (4, 12)}  # captions, of accelerate's
 ROUNDS = {"cpu": 3, "cuda": 3, "quick": 1}
 
 STREAMED, ORDINARY = "lit-extract, streamed within the limit", "lit-extract, all in memory"
