@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Job, Numbers, device, in_process, rounds, seconds_of_extract
+from common import Job, Numbers, device, dtype, in_process, rounds, seconds_of_extract
 from language import CAPTIONS, PRECISIONS, ROUNDS, N, make_captions
 from report import OURS, PEER, Table
 
@@ -38,11 +38,13 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
     """All of it; ``folder`` has room for models and captions."""
     captions = folder / "captions.csv"
     make_captions(captions, max(N[setting].values()))
-    jobs = []
+    jobs, has_bfloat16 = [], "bfloat16" in str(in_process(dtype))
     for shape in SHAPES:
         model = folder / shape
         in_process(make_model, folder=model, shape=shape)
         for precision, name in PRECISIONS.items():
+            if name == "bfloat16" and not has_bfloat16:
+                continue  # it is emulated
             common = {"model": model, "captions": captions, "n": N[setting][precision]}
             jobs += [
                 Job(f"{shape}, {name}", sentence_transformers, {**common, "dtype": name}, is_peer=True),

@@ -22,7 +22,7 @@ from lit_extract.modules.base import Extractor
 from lit_extract.storage.disk import Size, bytes_there, check_room
 from lit_extract.storage.features import Features, load_features
 from lit_extract.storage.features_content import sizes_sha256
-from lit_extract.storage.finalize import finalize_locked, is_finished
+from lit_extract.storage.finalize import check_ids_fit, finalize_locked, is_finished
 from lit_extract.storage.layout import BAD_INPUT, CONTENT, INPUT_COLUMNS, MISSING, count_shards
 from lit_extract.storage.places import PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.provenance import CAPTIONS, features_provenance
@@ -164,6 +164,8 @@ class FeaturesJob(Job):
         shape = model.pools, model.layers, model.layer_shapes, self.plan.shard_rows
         extras = {**model.extras, **dict.fromkeys(self.data.input_columns, "int64")}
         spec = StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras, model.dtype_written)
+        if self.finalize:
+            check_ids_fit(self.stimulus_ids)
         self._check_room(0)
         try:
             if self.overwrite:

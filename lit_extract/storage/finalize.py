@@ -3,8 +3,9 @@
 N stimuli.
 """
 
+import pickle
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
@@ -30,9 +31,12 @@ from lit_extract.storage.features_content import (
 from lit_extract.storage.layout import KEPT_AS, FeatsArray, feats_arrays
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
+from lit_extract.storage.plain_pickle import load_plain
 from lit_extract.storage.provenance import CAPTIONS, differing, features_provenance
 from lit_extract.storage.repair import Rows, difference
 from lit_extract.storage.store import Store, is_store, remove_store
+
+_FEW_IDS = 10_000  # fit in any case
 
 
 def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
@@ -108,6 +112,23 @@ def _check_earlier(files: Iterable[AnyPath]) -> None:
                 f"{str(file)!r} is damaged ({damage}), so that its bad rows can't be repaired; restore it, or pass "
                 "--overwrite to predict to compute all rows from scratch"
             )
+
+
+def check_ids_fit(stimulus_ids: Sequence[int] | Sequence[str]) -> None:
+    """Refuse to begin what no features file can hold in the end: more ids than are read from one.
+
+    Raises:
+        InputError: There are too many.
+    """
+    if len(stimulus_ids) < _FEW_IDS:
+        return
+    try:
+        load_plain(pickle.dumps(stimulus_ids, protocol=2), persistent=repr, names={}, leaf=type(None))
+    except ValueError as error:
+        raise InputError(
+            f"data: a .pt of {len(stimulus_ids):,} stimuli can't be read ({error}); choose some with --data.query or "
+            "--data.subset, or keep the store: --finalize false"
+        ) from None
 
 
 def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = None) -> bool:

@@ -4,6 +4,7 @@ A job is the ordinary predict command, which obeys SLURM's warning after its bat
 """
 
 import argparse
+import hashlib
 import re
 import shlex
 import shutil
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from lit_extract.planning.needs import Needs
 
 _DESCRIPTION = """Queue predict for every model of models.yml of the configs' kind: a job of a SLURM cluster each, with
-the memory and time that plan estimates. Models that are done are not queued; a job that runs out of time is queued
-again, and resumes. All options except the ones below are predict's, as of sweep: lit-extract submit --config nsd/vision
---config trainer/a40 --data.root /data/nsd --partition gpu. Exit code: 0 all are done or queued; 2 something to fix, or
-sbatch refuses a job; 3 some models can't be planned, or do not fit the GPU, and were not queued."""
+the memory and time that plan estimates. Models that are done, or whose job waits or runs, are not queued; a job that
+runs out of time is queued again, and resumes. All options except the ones below are predict's, as of sweep: lit-extract
+submit --config nsd/vision --config trainer/a40 --data.root /data/nsd --partition gpu. Exit code: 0 all are done or
+queued; 2 something to fix, or sbatch refuses a job; 3 some models can't be planned, or do not fit the GPU, and were not
+queued."""
 
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as SLURM has it
 _GPUS = re.compile(r"([\w.-]+:)?\d{1,3}")
@@ -53,6 +55,10 @@ def main(args: Sequence[str]) -> int:
         return exit_codes.DONE
     if own.cluster == "local":
         return _run_here(own, options, output_dir)
+    if not own.dry_run:
+        left = _without_queued(left)
+    if not left:
+        return exit_codes.DONE
     requests, problems = _requests(own, options, [run.model for run in left])
     _submit([run for run in left if run.model in requests], requests, own, output_dir)
     for model, problem in problems.items():
@@ -90,6 +96,16 @@ def _without_done(runs: Sequence[ModelRun], output_dir: str) -> list[ModelRun]:
         else:
             print(f"{run.model}: {outcome.state}", flush=True)
     return left
+
+
+def _without_queued(runs: Sequence[ModelRun]) -> list[ModelRun]:
+    """Return the models of which no job of this user waits or runs; print the others."""
+    lines = _slurm("squeue", "--me", "--noheader", "--format=%i %k").splitlines()
+    jobs = {mark: job for job, _, mark in (line.strip().partition(" ") for line in lines)}
+    for run in runs:
+        if (job := jobs.get(_mark(run))) is not None:
+            print(f"{run.model}: already queued as job {job}", flush=True)
+    return [run for run in runs if _mark(run) not in jobs]
 
 
 def _requests(
@@ -135,18 +151,28 @@ def _submit(
         logs = log_parent(own.log_dir, output_dir)
         print("\n".join(_script(own, run, requests[run.model], logs) for run in runs), end="")
         return
-    if (sbatch := shutil.which("sbatch")) is None:
-        raise InputError("cluster: there is no SLURM here; submit on a login node, or with --cluster local")
     logs = make_log_folder("submit", own.log_dir, output_dir)
     for run in runs:
         request = requests[run.model]
-        script = _script(own, run, request, logs)
-        done = subprocess.run([sbatch, "--parsable"], input=script, capture_output=True, text=True)
-        if done.returncode:
-            raise InputError(f"sbatch refuses {run.model}: {one_line(done.stderr)}")
-        job = done.stdout.partition(";")[0].strip()  # the name of a cluster may follow
-        print(f"{run.model}: job {job}, {request.memory} GB, {request.time}", flush=True)
+        job = _slurm("sbatch", "--parsable", script=_script(own, run, request, logs), what=f" {run.model}")
+        # the name of a cluster may follow
+        print(f"{run.model}: job {job.partition(';')[0].strip()}, {request.memory} GB, {request.time}", flush=True)
     print(f"{len(runs)} jobs are queued; their output goes to {logs}; squeue --me and lit-extract status show them")
+
+
+def _mark(run: ModelRun) -> str:
+    """Return what a job is known by: its command, and the folder that it starts in."""
+    return "lit-extract-" + hashlib.sha256(f"{Path.cwd()}\n{shlex.join(run.command)}".encode()).hexdigest()[:32]
+
+
+def _slurm(tool: str, *arguments: str, script: str = "", what: str = "") -> str:
+    """Run one of SLURM's tools; return what it prints."""
+    if (path := shutil.which(tool)) is None:
+        raise InputError("cluster: there is no SLURM here; submit on a login node, or with --cluster local")
+    done = subprocess.run([path, *arguments], input=script, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{tool} refuses{what}: {one_line(done.stderr)}")
+    return done.stdout
 
 
 def _script(own: argparse.Namespace, run: ModelRun, request: Request, logs: Path) -> str:
@@ -154,6 +180,7 @@ def _script(own: argparse.Namespace, run: ModelRun, request: Request, logs: Path
     name = safe_name(own_name(run.model))
     options = {
         "job-name": name,
+        "comment": _mark(run),
         "output": f"{logs.absolute()}/{name}".replace("%", "%%") + "-%j.log",
         "open-mode": "append",  # of a job that is queued again
         "partition": own.partition,

@@ -16,7 +16,7 @@ import torch
 
 from lit_extract.common.errors import InputError
 from lit_extract.storage.archive import write_filled
-from lit_extract.storage.finalize import finalize
+from lit_extract.storage.finalize import check_ids_fit, finalize
 from lit_extract.storage.layout import BAD_INPUT, NOT_FINITE, OK
 from lit_extract.storage.store import Store
 
@@ -229,3 +229,26 @@ def test_a_file_of_another_provenance_is_not_overwritten(make_store, tmp_path):
         finalize(store.path)
     assert (tmp_path / "m_pool-cls.pt").read_bytes() == other
     assert Store(store.path).missing_rows() == []
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    """Files hold 20 values at most."""
+    monkeypatch.setattr("lit_extract.storage.finalize._FEW_IDS", 0)
+    monkeypatch.setattr("lit_extract.storage.plain_pickle.MAX_VALUES", 20)
+
+
+@pytest.mark.parametrize("ids", [range(20), [f"image {number}" for number in range(20)]], ids=["numbers", "texts"])
+def test_more_ids_than_are_read_from_a_file_are_refused(ids, small_files):
+    with pytest.raises(InputError, match=r"a \.pt of \d+ stimuli can't be read \(it holds more than 20 values\)"):
+        check_ids_fit([*ids])
+    check_ids_fit([*ids][:5])
+
+
+def test_a_run_that_can_not_end_in_a_file_does_not_begin(tmp_path, small_files, cli):
+    run = ("predict", "--config", "demo/vision", "--model.name", "test_vit.r160_in1k", "--model.untrained", "true")
+    run = (*run, "--model.pool", "avg", "--data.cache", "off", "--output_dir", tmp_path)
+    code, out, err = cli(*run)
+    assert (code, "data: a .pt of 24 stimuli" in err, "--finalize false" in err) == (2, True, True), out + err
+    assert [*tmp_path.rglob("*.zarr")] == []
+    assert cli(*run, "--finalize", "false")[0] == 0

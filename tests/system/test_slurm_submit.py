@@ -77,6 +77,8 @@ def test_a_submitted_sweep_is_warned_queued_again_shown_and_done(cluster, submit
     assert re.search(rf"running: {re.escape(NAMES[0])}: process \d+ on .*, SLURM job {job}$", shown, re.MULTILINE), (
         shown
     )
+    code, out, _ = submit(*options, **cluster.environment)
+    assert (code, out) == (0, "".join(f"{name}: already queued as job {jobs[name]}\n" for name in NAMES))
     cluster.tool("scancel", "--signal=USR1", job)
 
     assert [cluster.wait(number) for number in jobs.values()] == ["COMPLETED", "COMPLETED"], _logs(logs)
