@@ -4,11 +4,13 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from lit_extract.commands.config import values_of
+from lit_extract.commands.config import given_class, values_of
 from lit_extract.commands.signatures import Setting, class_signature
 from lit_extract.commands.spelling import PARTS, known_classes, settings_of_job, settings_of_trainer
+from lit_extract.common.errors import InputError
 
 _INTRODUCTIONS = {
     "predict": """Extract features of a dataset with a model, or caption its images. A run that was interrupted
@@ -48,11 +50,18 @@ _OF_PARSER = {
 
 
 def help_asked_for(command: str, args: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the help that a command line asks for; None if it asks for none, or for that of a class of others."""
+    """Return the help that a command line asks for; None if it asks for none, or for that of a class of others.
+
+    Without a class, as in ``--data.help``, it is that of the class that the command line and its configs name.
+    """
     if "--help" in args or "-h" in args:
         return "\n".join(_help(command, options))
     for part in PARTS:
-        for name in values_of(args, (f"--{part}.help",)):
+        option = f"--{part}.help"
+        is_bare = any(arg == option and after.startswith("-") for arg, after in pairwise([*args, "-"]))
+        for name in [given_class(args, part)] if is_bare else values_of(args, (option,)):
+            if name is None:
+                raise InputError(f"{option}: must have the name of a class: {', '.join(known_classes(part))}")
             own = name.removeprefix("lit_extract.")
             return "\n".join(_help_of_class(part, own)) if own in known_classes(part) else None
     return None

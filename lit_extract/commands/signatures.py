@@ -48,7 +48,7 @@ def signature(module: str, name: str) -> Signature:
     tree = _parsed(module)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            return _signature(node)
+            return _signature(node, tree)
         if isinstance(node, ast.ImportFrom) and node.module and name in [alias.name for alias in node.names]:
             return signature(node.module, name)
     raise LookupError(f"{module} has no {name}")
@@ -93,7 +93,7 @@ def _parsed(module: str) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _signature(node: ast.FunctionDef | ast.ClassDef) -> Signature:
+def _signature(node: ast.FunctionDef | ast.ClassDef, tree: ast.Module) -> Signature:
     docstring = parse(ast.get_docstring(node) or "")
     meanings = {param.arg_name: " ".join((param.description or "").split()) for param in docstring.params}
     function = node
@@ -101,9 +101,19 @@ def _signature(node: ast.FunctionDef | ast.ClassDef) -> Signature:
         function = next(part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
     assert isinstance(function, ast.FunctionDef)
     arguments = [argument.arg for argument in function.args.args if argument.arg != "self"]
-    given = [ast.unparse(default) for default in function.args.defaults]
+    given = [_source_of(default, tree) for default in function.args.defaults]
     defaults = [None] * (len(arguments) - len(given)) + given
     settings = {
         name: Setting(meanings.get(name, ""), default) for name, default in zip(arguments, defaults, strict=True)
     }
     return Signature(docstring.short_description or "", settings)
+
+
+def _source_of(default: ast.expr, tree: ast.Module) -> str:
+    """Return a default as the source has it, of a constant what the constant is."""
+    for node in tree.body if isinstance(default, ast.Name) else ():
+        if isinstance(node, ast.Assign) and _is_named(node, default.id):
+            return ast.unparse(node.value)
+        if isinstance(node, ast.ImportFrom) and node.module and default.id in [alias.name for alias in node.names]:
+            return _source_of(default, _parsed(node.module))
+    return ast.unparse(default)

@@ -10,6 +10,7 @@ from lit_extract import extract, predict_trainer
 from lit_extract.commands.help import help_asked_for
 from lit_extract.commands.options import PLAN_OPTIONS, PREDICT_OPTIONS
 from lit_extract.commands.spelling import PARTS, check_spelling, known_classes
+from lit_extract.common.errors import InputError
 
 OPTIONS = {"predict": PREDICT_OPTIONS, "plan": PLAN_OPTIONS}
 
@@ -59,6 +60,19 @@ def test_what_must_be_given_and_defaults_are_said():
     text = " ".join(help_asked_for("predict", ["--model.help", "VisionExtractor"], PREDICT_OPTIONS).split())
     assert '--model.name The model, as timm calls it, such as "vit_base_patch16_224.mae". (required)' in text
     assert "--model.seed Seed of the random weights. (default: 0)" in text
+
+
+def test_defaults_that_are_constants_are_shown():
+    text = " ".join(help_asked_for("predict", ["--data.help", "CaptionDataModule"], PREDICT_OPTIONS).split())
+    assert "names the output folder. (default: all)" in text
+
+
+@pytest.mark.parametrize("after", [(), ("--model.pool", "avg")], ids=["last", "before another option"])
+def test_without_a_class_it_is_that_of_the_config(after):
+    args = ["--config", "nsd/vision", "--data.help", *after]
+    assert help_asked_for("predict", args, PREDICT_OPTIONS).startswith("--data NSDDataModule\n")
+    with pytest.raises(InputError, match=r"--model\.help: must have the name of a class: VisionExtractor, "):
+        help_asked_for("predict", ["--model.help"], PREDICT_OPTIONS)
 
 
 def test_a_class_of_others_is_left_to_jsonargparse():
