@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ SHAPES = {
     "quick": {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 4},
 }
 SIZE = {"cpu": 4.4e9, "cuda": 26e9, "quick": 0.05e9}  # bytes of all blocks
-LEAST_LIMIT = 1.0e9  # bytes; a process needs 0.6 GB of the host before it has a model
+LEAST_LIMIT = 10**9  # bytes; a process needs 0.6 GB of the host before it has a model
 N = {
-    "cpu": {"float32": 256, "bfloat16": 2048},
+    "cpu": {"float32": 128, "bfloat16": 2048},
     "cuda": {"float32": 2048, "bfloat16": 4096},
     "quick": {"float32": 24, "bfloat16": 24},
 }
-BATCHES = {"cpu": (64, 256, 1024), "cuda": (64, 256, 1024), "quick": (4, 12)}  # captions, of accelerate's
-ROUNDS = {"cpu": 3, "cuda": 3, "quick": 1}
+# The most captions of a batch of accelerate's, and a part of them.
+BATCHES = {"cpu": (1 / 4, 1), "cuda": (1 / 16, 1 / 4), "quick": (1 / 4, 1)}
+ROUNDS = {"cpu": 2, "cuda": 3, "quick": 1}
+SLOW_DISK = 120 * 10**6  # bytes a second: reading takes as long as arithmetic, or two thirds of it
 
 STREAMED, ORDINARY = "lit-extract, streamed within the limit", "lit-extract, all in memory"
 DISK, HOST = "accelerate, offloaded to disk within the limit", "accelerate, offloaded to the host within the limit"
@@ -45,13 +48,24 @@ TEXT = f"""
 All blocks of a model with random weights, whose process may use a quarter of the model's bytes: of the host, by a
 cgroup, or of the GPU, by PyTorch's own limit. The clock runs from the first batch to the last: loading a model, hashing
 its files and the check against float32 at the end cost the same however many captions there are. All in one pass; what
-the system caches of the files is dropped before.
+the system caches of the files is dropped before. On two cores arithmetic takes far longer than reading, unlike on a
+GPU; so all is measured once more with a disk that a cgroup slows down to {SLOW_DISK / 1e6:.0f} MB/s.
 
 - *{DISK}*, *{HOST}*: `device_map="auto"` with `max_memory`, captions sorted by length, at its best of a few batch
-  sizes; mean of the last hidden state only.
+  sizes; mean of the last hidden state only. It reads all weights for each batch, and computes nothing meanwhile. A
+  batch of all captions has them read once, as streaming does; so it comes close where reading takes no time, and
+  takes the sum of both where it does.
 - *{READING}*: all files once, cold, with large reads.
 - *{FORWARD}*: the forward passes of *{ORDINARY}*.
 """
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What processes may use that :func:`join` it."""
+
+    n_bytes: int  # of memory; of a GPU if there are no folders
+    folders: tuple[Path, ...] = ()  # of cgroups
 
 
 def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str]]:
@@ -60,59 +74,76 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
     n = N[setting][name]
     make_captions(captions, n)
     size = in_process(make_model, folder=model, setting=setting, dtype=name)
-    column = f"{size / 1e9:.1f} GB, {name}"
-    with memory_limit(round(max(size / 4, 0 if on_gpu else LEAST_LIMIT)), on_gpu) as limit:
-        common = {"model": model, "captions": captions, "n": n}
-        jobs = [
-            Job(column, all_in_memory, common),
-            Job(column, reading, {"model": model, "n": n, "limit": limit}),
-            Job(column, streamed, {**common, "limit": limit}),
-        ]
-        for batch_size in BATCHES[setting]:
-            peer = {**common, "limit": limit, "batch_size": batch_size}
-            jobs.append(Job(f"{column}, {batch_size}", accelerate_disk, peer, is_peer=True))
-            if on_gpu:
-                jobs.append(Job(f"{column}, {batch_size}", accelerate_host, peer, is_peer=True))
-        numbers, left_out = rounds(jobs, ROUNDS[setting])
-    found = numbers[column]
-    found[BOUND] = [min(rates) for rates in zip(found[READING], found[FORWARD], strict=True)]
-    notes = [f"{n:,} captions; within {limit[1] / 1e9:.1f} GB."]
-    for label in (DISK, HOST):
-        of_size = {size: numbers[f"{column}, {size}"].get(label, []) for size in BATCHES[setting]
-                   if f"{column}, {size}" in numbers}  # fmt: skip
-        if any(of_size.values()):
-            best = max(of_size, key=lambda size: sum(of_size[size]))
-            found[label] = of_size[best]
-            notes.append(f"{label}: best with batches of {best}, of {', '.join(map(str, of_size))}.")
-    return {column: found}, [*notes, *left_out]
+    common, n_bytes = {"model": model, "captions": captions, "n": n}, round(size / 4)
+    n_bytes = n_bytes if on_gpu else max(n_bytes, LEAST_LIMIT)
+    columns = {f"{size / 1e9:.1f} GB, {name}": None} | (
+        {} if on_gpu else {f"disk of {SLOW_DISK / 1e6:.0f} MB/s": model}
+    )
+    found: Numbers = {}
+    notes = [f"{n:,} captions; within {n_bytes / 1e9:.1f} GB."]
+    for column, slow in columns.items():
+        with limited(n_bytes, on_gpu, slow) as limit:
+            jobs = [
+                Job(column, reading, {"model": model, "n": n, "limit": limit}),
+                Job(column, streamed, {**common, "limit": limit}),
+            ]
+            if not found:  # a disk does not matter to it
+                jobs.insert(0, Job(column, all_in_memory, common))
+            sizes = [round(part * n) for part in BATCHES[setting]]
+            for batch_size in sizes:
+                peer = {**common, "limit": limit, "batch_size": batch_size}
+                jobs.append(Job(f"{column}, {batch_size}", accelerate_disk, peer, is_peer=True))
+                if on_gpu:
+                    jobs.append(Job(f"{column}, {batch_size}", accelerate_host, peer, is_peer=True))
+            numbers, left_out = rounds(jobs, ROUNDS[setting])
+        first = next(iter(found.values()), numbers[column])
+        rows = found[column] = {**{label: first[label] for label in (ORDINARY, FORWARD)}, **numbers[column]}
+        rows[BOUND] = [min(rates) for rates in zip(rows[READING], rows[FORWARD], strict=True)]
+        notes += left_out
+        for label in (DISK, HOST):
+            of_size = {size: numbers.get(f"{column}, {size}", {}).get(label, []) for size in sizes}
+            if any(of_size.values()):
+                best = max(of_size, key=lambda size: sum(of_size[size]))
+                rows[label] = of_size[best]
+                notes.append(f"{column}: {label}: best with batches of {best}, of {', '.join(map(str, of_size))}.")
+    return found, notes
 
 
 @contextmanager
-def memory_limit(n_bytes: int, on_gpu: bool) -> Iterator[tuple[Path | None, int]]:
-    """Make a limit of memory that processes can :func:`join`: a cgroup, or for a GPU only its size."""
+def limited(n_bytes: int, on_gpu: bool, slow: Path | None) -> Iterator[Limit]:
+    """Make limits that processes can :func:`join`: of memory, and of the rate at which the disk of a path is read."""
     if on_gpu:
-        yield None, n_bytes
+        yield Limit(n_bytes)
         return
-    root = Path("/sys/fs/cgroup")
+    root, name = Path("/sys/fs/cgroup"), f"lit-extract-benchmark-{os.getpid()}"
     is_first = (root / "memory").is_dir()  # of the two versions of cgroups
-    folder = (root / "memory" if is_first else root) / f"lit-extract-benchmark-{os.getpid()}"
-    folder.mkdir()
+    memory = (root / "memory" if is_first else root) / name
+    folders = [memory, *([root / "blkio" / name] if slow and is_first else [])]
+    for folder in folders:
+        folder.mkdir()
     try:
-        (folder / ("memory.limit_in_bytes" if is_first else "memory.max")).write_text(str(n_bytes))
-        yield folder, n_bytes
+        (memory / ("memory.limit_in_bytes" if is_first else "memory.max")).write_text(str(n_bytes))
+        if slow:
+            number = slow.stat().st_dev
+            disk = f"{os.major(number)}:{os.minor(number)}"
+            if is_first:
+                (folders[-1] / "blkio.throttle.read_bps_device").write_text(f"{disk} {SLOW_DISK}")
+            else:
+                (memory / "io.max").write_text(f"{disk} rbps={SLOW_DISK}")
+        yield Limit(n_bytes, tuple(folders))
     finally:
-        folder.rmdir()
+        for folder in folders:
+            folder.rmdir()
 
 
-def join(limit: tuple[Path | None, int]) -> None:
-    """Hold this process to a limit of memory."""
+def join(limit: Limit) -> None:
+    """Hold this process to limits."""
     import torch
 
-    folder, n_bytes = limit
-    if folder is not None:
+    for folder in limit.folders:
         (folder / "cgroup.procs").write_text(str(os.getpid()))
-    else:
-        torch.cuda.set_per_process_memory_fraction(n_bytes / torch.cuda.get_device_properties(0).total_memory)
+    if not limit.folders:
+        torch.cuda.set_per_process_memory_fraction(limit.n_bytes / torch.cuda.get_device_properties(0).total_memory)
 
 
 def make_model(folder: Path, setting: str, dtype: str) -> int:
@@ -144,7 +175,7 @@ def forget(model: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def reading(model: Path, n: int, limit: tuple[Path | None, int]) -> dict[str, float]:
+def reading(model: Path, n: int, limit: Limit) -> dict[str, float]:
     """All files once."""
     join(limit)
     forget(model)
@@ -157,7 +188,7 @@ def reading(model: Path, n: int, limit: tuple[Path | None, int]) -> dict[str, fl
     return {READING: n / (time.perf_counter() - start)}
 
 
-def streamed(model: Path, captions: Path, n: int, limit: tuple[Path | None, int]) -> dict[str, float]:
+def streamed(model: Path, captions: Path, n: int, limit: Limit) -> dict[str, float]:
     """A whole job, with blocks from disk."""
     join(limit)
     seconds, _ = _seconds_of_predict(model, captions, stream=True)
@@ -198,23 +229,17 @@ def _seconds_of_predict(model: Path, captions: Path, stream: bool) -> tuple[floa
     return clock.end - clock.start, clock.forward
 
 
-def accelerate_disk(
-    model: Path, captions: Path, n: int, limit: tuple[Path | None, int], batch_size: int
-) -> dict[str, float]:
+def accelerate_disk(model: Path, captions: Path, n: int, limit: Limit, batch_size: int) -> dict[str, float]:
     """What does not fit the limit comes from disk, for each batch."""
     return {DISK: n / _seconds_of_accelerate(model, captions, limit, batch_size, host=0)}
 
 
-def accelerate_host(
-    model: Path, captions: Path, n: int, limit: tuple[Path | None, int], batch_size: int
-) -> dict[str, float]:
+def accelerate_host(model: Path, captions: Path, n: int, limit: Limit, batch_size: int) -> dict[str, float]:
     """What does not fit the GPU comes from the memory of the host, for each batch."""
     return {HOST: n / _seconds_of_accelerate(model, captions, limit, batch_size, host=2**40)}
 
 
-def _seconds_of_accelerate(
-    model: Path, captions: Path, limit: tuple[Path | None, int], batch_size: int, host: int
-) -> float:
+def _seconds_of_accelerate(model: Path, captions: Path, limit: Limit, batch_size: int, host: int) -> float:
     import pandas as pd
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -222,7 +247,7 @@ def _seconds_of_accelerate(
     join(limit)
     # Half of the GPU's limit is for weights, a quarter of the host's: more leaves too little for a batch and for what
     # is read. Of a small model as much of its size, so that there is something to offload.
-    most = min(limit[1], sum(file.stat().st_size for file in weights_of(model)))
+    most = min(limit.n_bytes, sum(file.stat().st_size for file in weights_of(model)))
     room: dict[Any, int] = {0: most // 2, "cpu": host} if device() == "cuda" else {"cpu": most // 4}
     with tempfile.TemporaryDirectory() as folder:
         network = AutoModel.from_pretrained(
