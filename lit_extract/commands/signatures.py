@@ -111,9 +111,11 @@ def _signature(node: ast.FunctionDef | ast.ClassDef, tree: ast.Module) -> Signat
 
 def _source_of(default: ast.expr, tree: ast.Module) -> str:
     """Return a default as the source has it, of a constant what the constant is."""
-    for node in tree.body if isinstance(default, ast.Name) else ():
+    if not isinstance(default, ast.Name):
+        return ast.unparse(default)
+    for node in tree.body:
         if isinstance(node, ast.Assign) and _is_named(node, default.id):
             return ast.unparse(node.value)
         if isinstance(node, ast.ImportFrom) and node.module and default.id in [alias.name for alias in node.names]:
             return _source_of(default, _parsed(node.module))
-    return ast.unparse(default)
+    return default.id

@@ -40,6 +40,8 @@ def pooled_tokens(
     _check_bos({caption[0] for caption in captions}, bos_id, settings)
     n_before, n_after = settings.get("around", (0, 0))
     n_before = max(n_before, bool(exclude_bos) or "bos" in exclude)
+    if "special" in exclude and are_special is not None and not any(map(any, are_special)):
+        logger.warning("model.exclude: special leaves nothing out: no caption has a token that the tokenizer adds")
     masks = []
     for row, caption in enumerate(captions):
         mask = np.ones(len(caption), dtype=np.bool_)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.modules.captions import CaptionExtractor
+from lit_extract.modules.checkpoint import tensors_behind
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import (
     CLS,
@@ -46,7 +47,6 @@ from lit_extract.modules.text_tower import (
     text_config,
     text_features,
 )
-from lit_extract.modules.vision_tower import tensors_behind
 from lit_extract.modules.weights import widest_output
 
 SPECIAL_TOKENS = ("included", "excluded")
@@ -165,9 +165,8 @@ class TextEncoderExtractor(CaptionExtractor):
         """Refuse a model of which a caption's features depend on padding, or on random parameters."""
         if random:
             skeleton = self._skeleton()
-            with torch.enable_grad():
-                outputs = self._layers_of(skeleton, self._example, Tensor.sum)
-                needed = tensors_behind(skeleton, torch.stack(list(outputs.values())))
+            example = self._example
+            needed = tensors_behind(skeleton, lambda: self._layers_of(skeleton, example, Tensor.sum).values())
             if missing := [f"{name} ({reason})" for name, reason in sorted(random.items()) if name in needed]:
                 raise InputError(
                     f"model.checkpoint: {self.source!r} has no weights {name_some(missing)}, which would be random; "

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, name_some
+from lit_extract.modules.checkpoint import tensors_behind
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.hugging_face import HuggingFaceExtractor
 from lit_extract.modules.pooling import (
@@ -37,7 +38,6 @@ from lit_extract.modules.vision_tower import (
     output_width,
     own_output,
     run_tower,
-    tensors_behind,
     vision_config,
 )
 from lit_extract.modules.weights import widest_output
@@ -144,9 +144,8 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         if not random:
             return
         skeleton = self._skeleton()
-        with torch.enable_grad():
-            outputs = self._layers_of(skeleton, self._meta_example(), torch.Tensor.sum)
-            needed = tensors_behind(skeleton, torch.stack(list(outputs.values())))
+        example = self._meta_example()
+        needed = tensors_behind(skeleton, lambda: self._layers_of(skeleton, example, torch.Tensor.sum).values())
         if missing := [f"{name} ({reason})" for name, reason in sorted(random.items()) if name in needed]:
             raise InputError(
                 f"model.checkpoint: {self.source!r} has no weights {name_some(missing)}, which would be random; give a "

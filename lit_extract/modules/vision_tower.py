@@ -195,14 +195,3 @@ def output_meaning(model: Any, tower: Any) -> str:
     if tower is not model and hasattr(model, "get_image_features"):
         return f"embedding: get_image_features of {type(model).__name__}"
     return f"embedding: pooler_output of {type(tower).__name__}"
-
-
-def tensors_behind(skeleton: nn.Module, outputs: Tensor) -> set[str]:
-    """Return the names of the parameters of a skeleton on which outputs depend: those that a gradient reaches.
-
-    All buffers count too, which have no gradients.
-    """
-    parameters = dict(skeleton.named_parameters())
-    gradients = torch.autograd.grad(outputs.sum(), list(parameters.values()), allow_unused=True)
-    reached = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
-    return reached | {name for name, _ in skeleton.named_buffers()}

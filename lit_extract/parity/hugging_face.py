@@ -1,6 +1,7 @@
 """Models of Transformers, rebuilt from a provenance."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,9 @@ from lit_extract.common.errors import InputError
 from lit_extract.modules.pretrained import split_options
 from lit_extract.modules.weights import check_shards, config_sha256, on_cpu_in_float32
 from lit_extract.parity.provenance_form import UNTRAINED
-from lit_extract.parity.reference import Reference, check_same, no_weights
+from lit_extract.parity.reference import Reference, check_memory, check_same, no_weights
+
+_OWN = {"dtype": torch.float32, "attn_implementation": "eager"}
 
 
 class HuggingFaceReference(Reference):
@@ -36,25 +39,30 @@ class HuggingFaceReference(Reference):
 
     def build(self) -> nn.Module:
         """Make the model of the provenance, in float32."""
-        import transformers
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        known, own = self.provenance, {"dtype": torch.float32, "attn_implementation": "eager"}
-        if known["weights"] != UNTRAINED:
-            loaded: nn.Module = self.load("weights", self.auto_class, self.options, **own)
-            for parameter in loaded.parameters():
-                if parameter.dtype == torch.bfloat16:  # as MXFP4 is dequantized
-                    parameter.data = parameter.data.float()
-            return loaded
+        check_memory(self._make(torch.device("meta")))
+        if self.provenance["weights"] == UNTRAINED:
+            return self._make(on_cpu_in_float32(self.provenance["seed"]))
+        loaded: nn.Module = self.load("weights", self.auto_class, self.options, **_OWN)
+        for parameter in loaded.parameters():
+            if parameter.dtype == torch.bfloat16:  # as MXFP4 is dequantized
+                parameter.data = parameter.data.float()
+        return loaded
+
+    def _make(self, where: AbstractContextManager[Any]) -> nn.Module:
+        """Make the model from its configuration."""
+        import transformers
+
         try:
-            with on_cpu_in_float32(known["seed"]):
-                drawn: nn.Module = getattr(transformers, self.auto_class).from_config(
-                    self.config, trust_remote_code=self.settings.trust_remote_code, **own
+            with where:
+                made: nn.Module = getattr(transformers, self.auto_class).from_config(
+                    self.config, trust_remote_code=self.settings.trust_remote_code, **_OWN
                 )
-                return drawn
+                return made
         except Exception as error:  # of the model's own code
-            raise no_weights(known["model"], self.source, error) from error
+            raise no_weights(self.provenance["model"], self.source, error) from error
 
     def cast(self) -> None:
         """Change parameters to bf16, not buffers: rotary frequencies stay float32."""

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.host import host_memory
 from lit_extract.common.untrusted import shorten
 from lit_extract.modules.weights import path_sha256
 from lit_extract.parity.certificate import RebuildSettings
@@ -134,6 +136,15 @@ def _pick(device: str | None) -> str:
     if device not in (None, "cpu", "cuda") or (device == "cuda" and not has_gpu):
         raise InputError(f"device: {device!r} must be cpu{' or cuda' if has_gpu else ', as there is no GPU here'}")
     return device or ("cuda" if has_gpu else "cpu")
+
+
+def check_memory(skeleton: nn.Module) -> None:
+    """Raise InputError unless the host has room for a model, whose skeleton has no weights, in float32."""
+    needed, there = 4 * sum(parameter.numel() for parameter in skeleton.parameters()), host_memory()
+    if needed > there:
+        raise InputError(
+            f"parity: in float32 the model has {as_size(needed)}, more than the {as_size(there)} of memory"
+        )
 
 
 def check_sizes(expected: str | None, sizes: list[int]) -> None:

@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.common.host import host_memory
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import read_stimulus
@@ -25,7 +23,7 @@ from lit_extract.datasets.nsd import open_images
 from lit_extract.modules.checkpoint import loading_noted, read_weights, unwrap
 from lit_extract.modules.weights import on_cpu_in_float32
 from lit_extract.parity.provenance_form import CHECKPOINT, HUB, UNTRAINED, given_preprocessing
-from lit_extract.parity.reference import Reference, check_same, check_sizes, no_weights
+from lit_extract.parity.reference import Reference, check_memory, check_same, check_sizes, no_weights
 
 # From an image (1, 3, H, W) to prefix and patch tokens, (1, T, D) each, of the model's layers by their names.
 _Tokens = Callable[[Tensor], dict[str, tuple[Tensor, Tensor]]]
@@ -67,11 +65,7 @@ class VisionReference(Reference):
         try:
             with torch.device("meta"):
                 skeleton = timm.create_model(name, pretrained=False, **options)
-            needed, there = 4 * sum(parameter.numel() for parameter in skeleton.parameters()), host_memory()
-            if needed > there:
-                raise InputError(
-                    f"parity: in float32 the model has {as_size(needed)}, more than the {as_size(there)} of memory"
-                )
+            check_memory(skeleton)
             if weights == UNTRAINED:
                 with on_cpu_in_float32(known["seed"]):
                     model = timm.create_model(name, pretrained=False, **options)

@@ -166,6 +166,15 @@ def test_bos_needs_a_tokenizer_that_adds_one(bert):
         features(extractor_of(bert, exclude="bos"), bert / "captions.csv")
 
 
+@pytest.mark.parametrize(("bos", "is_warned_of"), [(False, True), (True, False)])
+def test_where_the_tokenizer_adds_no_token_that_nothing_is_left_out_is_said(bos, is_warned_of, tmp_path, caplog):
+    save_model(tmp_path, "llama", bos=bos)
+    write(tmp_path, ["a dog", "the street"])
+    actual = features(extractor_of(tmp_path, exclude="special"), tmp_path / "captions.csv")
+    assert actual["n_excluded"].tolist() == [int(bos)] * 2
+    assert ("model.exclude: special leaves nothing out" in caplog.text) == is_warned_of
+
+
 def test_captions_of_which_nothing_would_be_left_are_named(llama, tmp_path):
     write(tmp_path, ["a dog", "</s>", "a man", "</s> </s>"])
     with pytest.raises(InputError, match=r"^model\.exclude: special leaves no token of captions: 1, 3; leave them out"):
