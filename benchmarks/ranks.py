@@ -45,7 +45,7 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
     for model, n in IMAGES[setting].items():
         images = folder / f"photographs-{n}"
         in_process(make_photographs, folder=images, n=n)
-        common = {"model": model, "images": images, "n": n, "output": folder / "features"}
+        common = {"model": model, "images": images, "n": n, "output": folder / f"features-{n}"}
         jobs += [
             Job(model, ranks, {**common, "label": ONE, "cores": cores[:1], "n_ranks": 1}),
             Job(model, ranks, {**common, "label": TWO, "cores": cores[:2], "n_ranks": 2}),
@@ -83,5 +83,5 @@ def ranks(
     )
     if done.returncode:
         raise RuntimeError(f"{label} gave {done.returncode}: {done.stderr}")
-    (rate,) = re.findall(rf" {n} of {n} images, ([\d.]+) images/s", done.stdout)
+    *_, rate = re.findall(rf" {n} of {n} images, ([\d.]+) images/s", done.stdout)
     return {label: float(rate)}

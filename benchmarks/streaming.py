@@ -51,10 +51,10 @@ its files and the check against float32 at the end cost the same however many ca
 the system caches of the files is dropped before. On two cores arithmetic takes far longer than reading, unlike on a
 GPU; so all is measured once more with a disk that a cgroup slows down to {SLOW_DISK / 1e6:.0f} MB/s.
 
-- *{DISK}*, *{HOST}*: `device_map="auto"` with `max_memory`, captions sorted by length, at its best of a few batch
-  sizes; mean of the last hidden state only. It reads all weights for each batch, and computes nothing meanwhile. A
-  batch of all captions has them read once, as streaming does; so it comes close where reading takes no time, and
-  takes the sum of both where it does.
+- *{DISK}*, *{HOST}*: `device_map="auto"` with
+  `max_memory`, captions sorted by length, at its best of a few batch sizes; mean of the last hidden state only. It
+  reads weights for each batch, and computes nothing meanwhile; a batch of all captions has them read once, as streaming
+  does.
 - *{READING}*: all files once, cold, with large reads.
 - *{FORWARD}*: the forward passes of *{ORDINARY}*.
 """
