@@ -104,7 +104,7 @@ class Progress(Callback):
             if now - self.last_record >= SECONDS_BETWEEN_RECORDS and self.done:
                 self.last_record = now
                 self._record()
-            if now >= self.next_line and self.done:
+            if now >= self.next_line and 0 < self.done < self.total:  # the end has a line of its own
                 self.next_line = now + seconds_to_next_line(now - self.started)
                 self._print_line()
 
