@@ -124,9 +124,11 @@ def test_bad_input_is_one_line(submit, tmp_path, options, said):
 
 
 def test_what_sbatch_refuses_is_one_line(submit, tmp_path):
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: moon' >&2\nexit 1\n")
-    sbatch.chmod(0o755)
+    refusal = "echo 'sbatch: error: invalid partition specified: moon' >&2\nexit 1\n"
+    for name, script in {"squeue": "", "sbatch": refusal}.items():
+        tool = tmp_path / "bin" / name
+        tool.write_text(f"#!/bin/sh\n{script}")
+        tool.chmod(0o755)
     code, _, err = submit("--time", "1", "--memory", "1", "--partition", "moon")
     assert code == 2
     assert err.count("\n") == 1
