@@ -133,6 +133,15 @@ def tensors_behind(skeleton: nn.Module, run: Callable[[], Iterable[Tensor]]) -> 
     return needed | {name for name in statistics if f"{name.rpartition('.')[0]}.weight" in needed}
 
 
+def refuse_random(source: str, random: Mapping[str, str], is_needed: Callable[[str], bool]) -> None:
+    """Raise InputError if parameters that are needed did not come from a checkpoint, each for its reason."""
+    if missing := [f"{name} ({reason})" for name, reason in sorted(random.items()) if is_needed(name)]:
+        raise InputError(
+            f"model.checkpoint: {source!r} has no weights {name_some(missing)}, which would be random; give a "
+            "checkpoint that has them"
+        )
+
+
 def check_loaded(loaded: Loaded, needed: set[str], layers: list[str], source: str, model: str) -> None:
     """Raise InputError unless all that the layers need came from the weights, and nothing of them was left over."""
     if not loaded.happened:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.modules.checkpoint import refuse_random
 from lit_extract.modules.hidden_states import StateForms, observe, token_shape
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.logits import logits_of
@@ -274,13 +275,4 @@ def _check_complete(source: str, model: Any, random: dict[str, str], unneeded: C
     They do not depend on blocks after the last requested one, nor on norms and on what is outside the backbone that a
     forward pass does not reach.
     """
-    missing = [
-        f"{name} ({reason})"
-        for name, reason in sorted(random.items())
-        if model.get_submodule(name.rpartition(".")[0]) not in unneeded
-    ]
-    if missing:
-        raise InputError(
-            f"model.checkpoint: {source!r} has no weights {name_some(missing)}, which would be random; give a "
-            "checkpoint that has them"
-        )
+    refuse_random(source, random, lambda name: model.get_submodule(name.rpartition(".")[0]) not in unneeded)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError
 from lit_extract.modules.captions import CaptionExtractor
-from lit_extract.modules.checkpoint import tensors_behind
+from lit_extract.modules.checkpoint import refuse_random, tensors_behind
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.pooling import (
     CLS,
@@ -164,14 +164,9 @@ class TextEncoderExtractor(CaptionExtractor):
     def check_loaded(self, model: Any, random: dict[str, str]) -> None:
         """Refuse a model of which a caption's features depend on padding, or on random parameters."""
         if random:
-            skeleton = self._skeleton()
-            example = self._example
+            skeleton, example = self._skeleton(), self._example
             needed = tensors_behind(skeleton, lambda: self._layers_of(skeleton, example, Tensor.sum).values())
-            if missing := [f"{name} ({reason})" for name, reason in sorted(random.items()) if name in needed]:
-                raise InputError(
-                    f"model.checkpoint: {self.source!r} has no weights {name_some(missing)}, which would be random; "
-                    "give a checkpoint that has them"
-                )
+            refuse_random(self.source, random, needed.__contains__)
         if self.head is not None:
             self.head.load(model.device, self.seed if self.untrained else None)
         if not self._sees_padding:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.modules.checkpoint import tensors_behind
+from lit_extract.modules.checkpoint import refuse_random, tensors_behind
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.hugging_face import HuggingFaceExtractor
 from lit_extract.modules.pooling import (
@@ -143,14 +143,9 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         """Refuse a model whose layers depend on random parameters."""
         if not random:
             return
-        skeleton = self._skeleton()
-        example = self._meta_example()
+        skeleton, example = self._skeleton(), self._meta_example()
         needed = tensors_behind(skeleton, lambda: self._layers_of(skeleton, example, torch.Tensor.sum).values())
-        if missing := [f"{name} ({reason})" for name, reason in sorted(random.items()) if name in needed]:
-            raise InputError(
-                f"model.checkpoint: {self.source!r} has no weights {name_some(missing)}, which would be random; give a "
-                "checkpoint that has them"
-            )
+        refuse_random(self.source, random, needed.__contains__)
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn what the processor made of images, (B, 1, …) each, into pooled activations (B, P, L·D) float32."""

@@ -76,6 +76,7 @@ class VisionExtractor(Extractor):
     """
 
     kind = "vision"
+    copies_while_loading = 2  # the checkpoint's and the model's
     inputs = ("image",)
     rows_a_pass_on_cpu = 16
 

@@ -43,8 +43,7 @@ def host_bytes(
     The results that are ``held`` until they are written, and a ``batch``, have so many bytes; so many ``workers``
     prepare batches. Of a ``streamed`` model, two blocks are on their way to a GPU.
     """
-    # Of trained images' models the checkpoint and the model are loaded; captions' go from the file to the device.
-    copies = 0 if streamed else 1 if model.untrained else 2 if model.kind == "vision" else 0
+    copies = 0 if streamed else 1 if model.untrained else model.copies_while_loading
     loading = copies * 4 * model.num_params
     on_the_way = 2 * 4 * max(model.block_params) if streamed and on_gpu else 0
     running = held + on_the_way + max(1, BATCHES_A_WORKER * workers) * batch + (0 if on_gpu else forward)
