@@ -85,6 +85,8 @@ def _check(own: argparse.Namespace) -> None:
     for option in own.sbatch:
         if not re.fullmatch(r"[a-z][a-z-]*(=[^\n]+)?", option):
             raise InputError(f"sbatch: {option!r} must be the name of an option of sbatch and its value, as qos=long")
+        if option.partition("=")[0] == "comment":
+            raise InputError(f"sbatch: {option!r} can't be given: the comment is what tells which jobs are queued")
 
 
 def _without_done(runs: Sequence[ModelRun], output_dir: str) -> list[ModelRun]:

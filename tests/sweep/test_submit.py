@@ -109,6 +109,7 @@ def test_a_model_that_can_not_be_planned_is_not_queued(submit, tmp_path):
         (("--memory", "0"), "memory: 0 must be 1 or more"),
         (("--cpus", "-1"), "cpus: -1 must be 1 or more"),
         (("--sbatch", "--qos long"), "sbatch: '--qos long' must be the name of an option"),
+        (("--sbatch", "comment=mine"), "sbatch: 'comment=mine' can't be given"),
         (("--sbatch", "qos=a\nrm x"), "sbatch: 'qos=a\\nrm x' must be the name of an option"),
         (("--partition", "a b"), "partition: 'a b' must be a name"),
         (("--cluster", "moon"), "invalid choice: 'moon'"),
