@@ -38,6 +38,18 @@ def test_untrained_captions_need_the_configuration_only(tmp_path, certify):
     assert certify(file, *given(folder))[0] == 2
 
 
+@pytest.mark.parametrize("untrained", [True, False])
+def test_a_model_that_the_memory_can_not_hold_is_refused(tmp_path, certify, monkeypatch, untrained):
+    folder = tmp_path / "model"
+    (file,) = captions_run(folder, "llama", tmp_path, untrained=untrained, pool="avg")
+    needed = 4 * torch.load(file, weights_only=True)["num_params"]
+    for there, expected in ((needed, 0), (needed - 1, 2)):
+        monkeypatch.setattr("lit_extract.parity.reference.host_memory", lambda there=there: there)
+        code, out, _ = certify(file, *given(folder))
+        assert code == expected, out
+    assert "parity: in float32 the model has" in out
+
+
 def test_captions_tokenized_by_sentencepiece_and_cut(tmp_path, certify):
     folder = tmp_path / "model"
     save_model(folder, "llama")
