@@ -46,7 +46,7 @@ class Extractor(Predictor):
     """
 
     kind: ClassVar[str]
-    copies_while_loading: ClassVar[int] = 0  # of the weights, on the host, in float32: none go to the device at once
+    copies_while_loading: ClassVar[int] = 0  # of the weights, float32, on the host; 0: they go from file to device
     checkpoint_on_hub: ClassVar[bool] = False  # a checkpoint can be a repository
     rows_a_pass: ClassVar[int | None] = None  # None: a whole batch
     rows_a_pass_on_cpu: ClassVar[int | None] = None  # more of them do not fit the caches; None: a whole batch
