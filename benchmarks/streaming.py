@@ -27,7 +27,7 @@ N = {
     "cuda": {"float32": 2048, "bfloat16": 4096},
     "quick": {"float32": 24, "bfloat16": 24},
 }
-# The most captions of a batch of accelerate's, and a part of them.
+# Captions of a batch of accelerate's, as parts of all.
 BATCHES = {"cpu": (1 / 4, 1), "cuda": (1 / 16, 1 / 4), "quick": (1 / 4, 1)}
 ROUNDS = {"cpu": 2, "cuda": 3, "quick": 1}
 SLOW_DISK = 120 * 10**6  # bytes a second: reading takes as long as arithmetic, or two thirds of it

@@ -127,6 +127,8 @@ class FeaturesJob(Job):
 
     def open_store(self) -> Plan:
         """Create the store, or resume the one that exists; return what is left to compute. The caller has the lock."""
+        if self.finalize:
+            check_ids_fit(self.stimulus_ids)
         resumed = None if self.overwrite else self._resumed()
         store = resumed or self._create()
         done, status = store.done_shards(), store.status()
@@ -164,8 +166,6 @@ class FeaturesJob(Job):
         shape = model.pools, model.layers, model.layer_shapes, self.plan.shard_rows
         extras = {**model.extras, **dict.fromkeys(self.data.input_columns, "int64")}
         spec = StoreSpec(*shape, self.stimulus_ids, self.provenance, notes, extras, model.dtype_written)
-        if self.finalize:
-            check_ids_fit(self.stimulus_ids)
         self._check_room(0)
         try:
             if self.overwrite:

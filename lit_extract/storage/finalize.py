@@ -80,6 +80,8 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         # A remote file can't be renamed: it appears before it is read back, and its run may have been killed meanwhile.
         or (not place_of(file).appears_verified and not store.is_kept and read_back(file))
     ]
+    if left:
+        check_ids_fit(store.stimulus_ids())
     size = Size(store.n_stimuli, store.layer_shapes, 1, store.dtype).file() + store.n_stimuli * tokens_bytes(there)
     check_room(
         store.path.parent,
@@ -127,7 +129,7 @@ def check_ids_fit(stimulus_ids: Sequence[int] | Sequence[str]) -> None:
     except ValueError as error:
         raise InputError(
             f"data: a .pt of {len(stimulus_ids):,} stimuli can't be read ({error}); choose some with --data.query or "
-            "--data.subset, or keep the store: --finalize false"
+            "--data.subset, or keep the store, which load_features reads: --finalize false"
         ) from None
 
 

@@ -252,3 +252,9 @@ def test_a_run_that_can_not_end_in_a_file_does_not_begin(tmp_path, small_files, 
     assert (code, "data: a .pt of 24 stimuli" in err, "--finalize false" in err) == (2, True, True), out + err
     assert [*tmp_path.rglob("*.zarr")] == []
     assert cli(*run, "--finalize", "false")[0] == 0
+    (store,) = tmp_path.rglob("*.zarr")
+    for again in (run, ("finalize", store)):
+        code, out, err = cli(*again)
+        assert (code, "data: a .pt of 24 stimuli" in err) == (2, True), out + err
+    assert store.is_dir()
+    assert [*tmp_path.rglob("*.pt")] == []
