@@ -1,12 +1,14 @@
-"""The command line: finds the command, runs it, and turns bad input into one line. Nothing heavy is imported for that.
+"""The command line: find the command, run it, and report bad input in one line, without heavy imports.
 
 A command is a module of ``lit_extract/commands/`` with a function ``main(args) -> exit code``, and a line below.
 """
 
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,27 +17,28 @@ from importlib import import_module
 from lit_extract import __version__
 from lit_extract.common import exit_codes
 from lit_extract.common.console import logging_shown
-from lit_extract.common.errors import InputError, wrong_setting
+from lit_extract.common.errors import InputError, nearest, wrong_setting
 from lit_extract.common.imports import heavy_imports
 from lit_extract.common.signals import stoppable
 
+DESCRIPTION = "Activations of every transformer block of vision and language models, for brain datasets."
 COMMANDS = {
-    "predict": "Extract features of a dataset with a model, or caption its images; resumes by itself.",
-    "plan": "Print what predict will need of disk, device and host, for one model or all of models.yml.",
-    "sweep": "Run predict for every model of models.yml, one process each; resumes by itself.",
-    "submit": "Queue predict for every model of models.yml on a SLURM cluster, a job each; done models are skipped.",
-    "configs": "List the configs that ship with the package, or print one as a starting point.",
-    "status": "List the features files and stores below a folder, and which models of models.yml are missing.",
-    "finalize": "Turn a complete store into its features files.",
-    "show": "Print what a features file or an unfinished store holds, and draw it.",
-    "verify": "Check features files: checksums, completeness, NaN; with --parity, recompute stimuli independently.",
-    "report": "Make a page to look at features before trusting them: layers, similarities, nearest neighbours.",
-    "index": "Write which images a dataset has as it was downloaded, under which ids, and what is missing.",
-    "trials": "Write which stimulus a subject saw in each trial, in the order of the dataset's beta files.",
-    "check": "Flag captions that a person should look at; accept reviewed ones.",
-    "review": "Look at captions next to their images on a page in the browser, and edit them.",
-    "doctor": "Print versions, GPU, disk, hub and datasets, and how to get what is missing; for bug reports too.",
-    "coco-captions": "Build nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.",
+    "predict": "Extract features of a dataset with a model, or caption its images; resumes an interrupted run.",
+    "plan": "Estimate the disk space and memory that predict will need, for one model or all in models.yml.",
+    "sweep": "Run predict for every model in models.yml, one process each; resumes an interrupted sweep.",
+    "submit": "Queue predict for every model in models.yml on a SLURM cluster, one job each; skips finished models.",
+    "configs": "List the shipped configs, or print one as a starting point.",
+    "status": "List the features files and stores in a folder, and the models of models.yml that are missing.",
+    "finalize": "Turn a complete store into features files.",
+    "show": "Print and plot the contents of a features file or an unfinished store.",
+    "verify": "Check features files for damage and NaN; with --parity, recompute some stimuli independently.",
+    "report": "Make a page to inspect features: layers, similarities, nearest neighbours.",
+    "index": "Write a table of a downloaded dataset's images and their ids; print what is missing.",
+    "trials": "Write a table of the stimulus in each trial of a subject, in the order of the dataset's beta files.",
+    "check": "Flag captions that a person should review; accept reviewed ones.",
+    "review": "Review and edit captions next to their images in the browser.",
+    "doctor": "Print versions, GPU, disk, hub and datasets, and how to get what is missing; for bug reports.",
+    "coco-captions": "Make nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.",
 }
 _SWEEPS = {"sweep": "sweep.run", "submit": "sweep.submit"}
 
@@ -60,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(args: list[str]) -> int:
     try:
-        command = _command(args[:1])
+        command = _command(args)
+        if command is None:
+            return exit_codes.DONE if args else exit_codes.WRONG_INPUT
         package = _SWEEPS.get(command) or f"commands.{command.replace('-', '_')}"
         with _watched() if command == "predict" else nullcontext():
             with _answered_ahead(command, args[1:]) if command in ("predict", "plan") else nullcontext():
@@ -84,7 +89,7 @@ def _watched() -> Iterator[None]:
 
 @contextmanager
 def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[None]:
-    """Print help, refuse names that there are not, and say what will run, before the ten seconds of heavy imports."""
+    """Print help, refuse unknown names, and print what will run, before the ten seconds of heavy imports."""
     from lit_extract.commands.help import help_asked_for
     from lit_extract.commands.options import PLAN_OPTIONS, PREDICT_OPTIONS
     from lit_extract.commands.origins import origins_named
@@ -106,19 +111,29 @@ def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def _command(args: list[str]) -> str:
-    """Return the command that is given; print help or the version if that is asked for."""
-    from jsonargparse import ArgumentParser
+def _command(args: Sequence[str]) -> str | None:
+    """Return the command that is given; None after printing help or the version, also if nothing is given."""
+    name = args[0] if args else "--help"
+    if name in ("--help", "-h"):
+        print("\n".join(_help()))
+    elif name == "--version":
+        print(f"lit-extract {__version__}")
+    elif name in COMMANDS:
+        return name
+    else:
+        hint = nearest(name, [*COMMANDS, "--help", "--version"]) or f"; one of {', '.join(COMMANDS)}"
+        raise InputError(f"{name}: no such command{hint}")
+    return None
 
-    parser = ArgumentParser(
-        prog="lit-extract",
-        description="Activations of every transformer block of vision and language models, for brain datasets.",
-        version=__version__,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    subcommands = parser.add_subcommands(required=True, dest="command")
+
+def _help() -> Iterator[str]:
+    width = min(shutil.get_terminal_size().columns, 120)
+    yield "usage: lit-extract COMMAND [OPTION …]\n"
+    yield from textwrap.wrap(DESCRIPTION, width)
+    yield "\ncommands:"
     for name, summary in COMMANDS.items():
-        subcommands.add_subcommand(name, ArgumentParser(), help=summary)
-    command: str = parser.parse_args(args).command
-    return command
+        yield from textwrap.wrap(summary, width, initial_indent=f"  {name:<14}", subsequent_indent=" " * 16)
+    yield "\nlit-extract COMMAND --help    the options of a command"
+    yield "lit-extract --version         the version"
+    yield "\na first run, without a dataset, a GPU or a download:"
+    yield "  lit-extract predict --config demo/vision --model.untrained true"

@@ -74,10 +74,14 @@ def refusal(cli, tmp_path, monkeypatch):
         (("predict", "--config", "no.yaml"), ["config", "no.yaml"]),
         (("finalize",), ["store"]),
         (("finalize", "no.zarr"), ["'no.zarr' is not a folder"]),
-        (("finalize", "no.zarr", "--keep"), ["unrecognized arguments: --keep"]),
+        (("finalize", "no.zarr", "--keep_stor"), ["--keep_stor: no such option; did you mean --keep_store?"]),
+        (("finalize", "no.zarr", "--zzz=1"), ["--zzz: no such option; --help lists them"]),
+        (("sweep", "--config", "demo/vision", "--untraned"), ["--untraned: no such option; did you mean --untrained?"]),
+        (("submit", "--config", "demo/vision", "--partiton=x"), ["--partiton: no such option; did you mean --parti"]),
         (("show", "no.pt"), ["no file 'no.pt'"]),
-        (("extract",), ["command", "predict"]),
-        ((), ["command", "predict"]),
+        (("extract",), ["extract: no such command; one of predict, plan, sweep, "]),
+        (("prdict", "--config", "demo/vision"), ["prdict: no such command; did you mean predict?"]),
+        (("--verson",), ["--verson: no such command; did you mean --version?"]),
     ],
     ids=lambda value: " ".join(map(str, value[-2:])) if isinstance(value, tuple) else "",
 )
@@ -167,9 +171,16 @@ assert not heavy, heavy
     run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert __version__ in run.stdout
     for command, summary in COMMANDS.items():
-        assert f"    {command} " in run.stdout
+        assert f"\n  {command} " in run.stdout
         assert f"usage: lit-extract {command} " in run.stdout
         assert summary.split()[-1] in run.stdout
+
+
+def test_without_a_command_help_is_printed(cli):
+    code, out, err = cli()
+    assert (code, err) == (2, "")
+    assert out == cli("--help")[1]
+    assert "usage: lit-extract COMMAND" in out
 
 
 def test_help_has_the_arguments_and_exit_codes_of_the_docstring(cli, capsys):
@@ -192,8 +203,8 @@ def test_a_flag_may_be_turned_off(cli, make_store):
     assert not store.path.exists()
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["status", ".", "--json"], 128 + signal.SIGPIPE)])
-def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(tmp_path, arguments, code):
+@pytest.mark.parametrize("arguments", [["--help"], ["status", ".", "--json"]])
+def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(tmp_path, arguments):
     """As ``lit-extract status | head -0``, of more than a pipe holds."""
     for number in range(300):
         (tmp_path / f"{number}.pt").write_bytes(b"")
@@ -203,7 +214,7 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(tmp_path, arg
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
     os.close(writer)
-    assert (run.returncode, run.stderr) == (code, "")
+    assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_show_and_finalize(cli, make_store):

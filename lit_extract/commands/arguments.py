@@ -1,14 +1,14 @@
 """Command lines, as jsonargparse parses them: of functions, with plain YAML only, in any order."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
-from lit_extract.common.errors import InputError, one_line, wrong_setting
+from lit_extract.common.errors import InputError, nearest, one_line, wrong_setting
 from lit_extract.common.untrusted import check_yaml
 
 CONFIG_OPTIONS = ("--config", "-c")
@@ -23,6 +23,9 @@ def command(function: Callable[..., int], nargs: Mapping[str, str] | None = None
     Arguments without a default are positional, all others options, but for the names in ``nargs``: positional ones
     that have a default ("?") or take several values ("+"), as in argparse.
     """
+    parameters = inspect.signature(function).parameters.values()
+    positional = [each.name for each in parameters if each.default is each.empty or each.name in (nargs or {})]
+    options = ["--help", *(f"--{each.name}" for each in parameters if each.name not in positional)]
 
     def main(args: Sequence[str]) -> int:
         parser = _Parser(
@@ -32,6 +35,7 @@ def command(function: Callable[..., int], nargs: Mapping[str, str] | None = None
             allow_abbrev=False,
         )
         parser.nargs = nargs or {}
+        _check_options(args, options)
         parser.add_function_arguments(function, as_group=False, as_positional=True)
         return function(**parse(parser, args))
 
@@ -52,6 +56,20 @@ class _Parser(ArgumentParser):
         if action.default is False:
             action.nargs, action.const = FLAG["nargs"], FLAG["const"]
         return action
+
+
+def _check_options(args: Sequence[str], options: Sequence[str]) -> None:
+    for arg in args:
+        if arg == "--":  # positional arguments follow
+            return
+        name = arg.partition("=")[0]
+        if name.startswith("--") and name.removesuffix("+") not in options:
+            raise no_such_option(name, options)
+
+
+def no_such_option(name: str, known: Iterable[str]) -> InputError:
+    """Return the error about an unknown option, with the nearest known one."""
+    return InputError(f"{name}: no such option{nearest(name, known) or '; --help lists them'}")
 
 
 def in_order(args: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The help of predict and plan: examples, the settings that people use, then the rest; without heavy imports."""
+"""The help of predict and plan: examples, common settings, then the rest; without heavy imports."""
 
 import re
 import shutil
@@ -13,10 +13,10 @@ from lit_extract.commands.spelling import PARTS, known_classes, settings_of_job,
 from lit_extract.common.errors import InputError
 
 _INTRODUCTIONS = {
-    "predict": """Extract features of a dataset with a model, or caption its images. A run that was interrupted
-resumes when the same command is given again.""",
-    "plan": """Print what a run will need, before it runs: size of the features, room on the disk, memory of the
-device and of the host; for the model of a config, or for all of its kind in models.yml. No weights are loaded.""",
+    "predict": """Extract features of a dataset with a model, or caption its images. To resume an interrupted run, run
+the same command again.""",
+    "plan": """Estimate what a run will need: the size of the features, disk space, GPU memory and host memory, for the
+model of a config or for all models of its kind in models.yml. No weights are loaded.""",
 }
 _EXAMPLES = {
     "predict": (
@@ -37,22 +37,22 @@ _USUAL = (
     "--output_dir --tag"
 ).split()
 _EXIT_CODES = {
-    "predict": "0 done; 2 something to fix; 3 done, but some rows are not finite or have no caption, or the precision "
-    "has rounded away what differs between stimuli.",
-    "plan": "0 all is planned and fits; 2 something to fix; 3 some models do not fit or can't be planned.",
+    "predict": "0 done; 2 wrong input; 3 done, but some rows are not finite or have no caption, or the precision is "
+    "too low to tell the stimuli apart.",
+    "plan": "0 all models fit; 2 wrong input; 3 some models do not fit or can't be planned.",
 }
 _OF_PARSER = {
-    "--config": "YAML with settings: a file, or one that is installed, such as nsd/vision (lit-extract configs lists "
-    "them); may be given several times. Options win over it.",
-    "--print_config": "Print all settings as YAML, and run nothing.",
+    "--config": "YAML with settings: a file, or a shipped config such as nsd/vision (lit-extract configs lists them). "
+    "May be given several times; options on the command line override it.",
+    "--print_config": "Print all settings as YAML, without running anything.",
     "--help": "Print this help.",
 }
 
 
 def help_asked_for(command: str, args: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the help that a command line asks for; None if it asks for none, or for that of a class of others.
+    """Return the help that a command line asks for; None if it asks for none, or for a class of another package.
 
-    Without a class, as in ``--data.help``, it is that of the class that the command line and its configs name.
+    ``--data.help`` without a class prints the help of the class that the command line or its configs name.
     """
     if "--help" in args or "-h" in args:
         return "\n".join(_help(command, options))
@@ -61,7 +61,7 @@ def help_asked_for(command: str, args: Sequence[str], options: Mapping[str, Mapp
         is_bare = any(arg == option and after.startswith("-") for arg, after in pairwise([*args, "-"]))
         for name in [given_class(args, part)] if is_bare else values_of(args, (option,)):
             if name is None:
-                raise InputError(f"{option}: must have the name of a class: {', '.join(known_classes(part))}")
+                raise InputError(f"{option}: needs the name of a class: {', '.join(known_classes(part))}")
             own = name.removeprefix("lit_extract.")
             return "\n".join(_help_of_class(part, own)) if own in known_classes(part) else None
     return None
@@ -83,15 +83,15 @@ def _help(command: str, options: Mapping[str, Mapping[str, Any]]) -> Iterator[st
     yield "\nexamples:"
     for example in _EXAMPLES[command]:
         yield f"  {example}"
-    yield "\nthe settings that people use:"
+    yield "\ncommon settings:"
     for option in _USUAL:
         yield from _item(option, re.split(r"(?<=[.]) ", known[option])[0])
-    yield "\nall others:"
+    yield "\nother settings:"
     for option, words in known.items():
         if option not in _USUAL and option.partition(".")[0] not in ("--model", "--data"):
             yield from _item(option, words)
     for part in PARTS:
-        yield f"\n--{part} CLASS, each with settings of its own; --{part}.help CLASS prints them:"
+        yield f"\n--{part} CLASS; --{part}.help CLASS prints the settings of a class:"
         for name in known_classes(part):
             yield from _item(name, class_signature(name).summary)
     yield ""

@@ -1,16 +1,16 @@
 """Names of options, of classes and of keys in configs, checked before torch and Lightning are imported.
 
-Refused is only what can't be right. All else, such as what a class of the user's own takes, is left to jsonargparse,
-which parses everything again.
+Only what can't be right is refused. Everything else, such as the settings of a user's own class, is left to
+jsonargparse, which parses the whole command line again.
 """
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from lit_extract.commands.arguments import CONFIG_OPTIONS
+from lit_extract.commands.arguments import CONFIG_OPTIONS, no_such_option
 from lit_extract.commands.config import (
     CLASS_NAME,
     class_in,
@@ -35,27 +35,28 @@ _PACKAGE = "lit_extract."
 
 @cache
 def known_classes(part: str) -> list[str]:
-    """Return the names of the classes of this package that the model, or the data, may be."""
+    """Return the names of this package's classes for a part, model or data."""
     return public_classes(("Extractor", "Captioner") if part == "model" else ("DataModule",))
 
 
 def settings_of_job() -> dict[str, Setting]:
-    """Return what ``extract`` takes besides model, data and trainer."""
+    """Return the settings of ``extract``, except model, data and trainer."""
     settings = signature("lit_extract.jobs.extraction", "extract").settings
     return {name: setting for name, setting in settings.items() if name not in NOT_FROM_EXTRACT}
 
 
 def settings_of_trainer() -> Mapping[str, Setting]:
-    """Return what the trainer takes."""
+    """Return the settings of the trainer."""
     return signature("lit_extract.jobs.trainer", "predict_trainer").settings
 
 
-def check_spelling(args: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Raise InputError for a name on a command line, or in its configs, that there is not, with the nearest one.
+def check_spelling(args: Sequence[str], options: Mapping[str, Any], parsed: Iterable[str] = ()) -> None:
+    """Raise InputError for an unknown name on a command line or in its configs, with the nearest known one.
 
     Args:
         args: The command line, without the name of the command.
         options: The command's own options, with their dashes.
+        parsed: Names of options that were taken out of the command line before, which may be suggested.
     """
     configs = {config: read_config(config) for config in values_of(args, CONFIG_OPTIONS)}
     top = [*settings_of_job(), *(option.removeprefix("--") for option in options)]
@@ -76,7 +77,7 @@ def check_spelling(args: Sequence[str], options: Mapping[str, Any]) -> None:
         for part in PARTS:
             own = content[part].get("init_args") if isinstance(content.get(part), dict) else None
             _check_keys(config, (part, "init_args"), own, settings[part], f" of {_in_short(classes[part])}")
-    _check_options(args, top, settings, classes)
+    _check_options(args, top, settings, classes, parsed)
     asks_for_help = any(arg.partition("=")[0].endswith(".help") for arg in args)
     missing = [part for part in PARTS if not classes[part] and not any(arg.startswith(f"--{part}") for arg in args)]
     if missing and not asks_for_help:
@@ -88,7 +89,7 @@ _SUCH_AS = {"model": "VisionExtractor", "data": "NSDDataModule"}
 
 
 def what_will_run(args: Sequence[str]) -> str | None:
-    """Return the model and the data of a command line in a few words; None if it asks for its settings only."""
+    """Return the model and the data of a command line in a few words; None if it only asks for help or settings."""
     if any(arg.startswith("--print_config") or arg.partition("=")[0].endswith(".help") for arg in args):
         return None
     name = given_value(args, ("model", "init_args", "name"))
@@ -112,12 +113,12 @@ def _check_class(part: str, name: str, what: str) -> None:
         raise InputError(f"{what}: there is no class {name!r}{hint}")
 
 
-# What jsonargparse knows too, to refuse it for a better reason.
+# Left to jsonargparse, which refuses them for a better reason.
 _ABSTRACT = ("Predictor", "Extractor", "HuggingFaceExtractor", "StimulusDataModule", "ImageDataModule")
 
 
 def _settings_of(part: str, names: Sequence[str]) -> dict[str, Setting] | None:
-    """Return what the given classes take; None if that is not known of all of them, or none is given."""
+    """Return the settings of the given classes; None if no class is given, or a class is not of this package."""
     settings: dict[str, Setting] = {}
     for full in names:
         module, _, name = full.rpartition(".")
@@ -143,6 +144,7 @@ def _check_options(
     top: Sequence[str],
     settings: Mapping[str, Mapping[str, Setting] | None],
     classes: Mapping[str, Sequence[str]],
+    parsed: Iterable[str],
 ) -> None:
     of_trainer = settings_of_trainer()
     known = [*(f"--{name}" for name in top), *_OF_PARSER, *(f"--trainer.{name}" for name in of_trainer)]
@@ -162,5 +164,4 @@ def _check_options(
             if first and first not in of_trainer:
                 raise InputError(f"{option}: no such setting of the trainer{nearest(option, known)}")
         elif option.removesuffix("+") not in known:
-            hint = nearest(option, known) or "; --help lists them"
-            raise InputError(f"{option}: no such option{hint}")
+            raise no_such_option(option, [*known, *(f"--{name}" for name in parsed)])

@@ -17,7 +17,7 @@ from lit_extract.modules.registry import KINDS
 from lit_extract.storage.layout import shapes_in_words
 from lit_extract.storage.places import AnyPath
 
-STATUS_FORMAT = 1  # of --json, docs/store-format.md
+STATUS_FORMAT = 2  # of --json, docs/store-format.md
 WIDTH = 120
 _NAME_AT_MOST, _TEXT_AT_MOST = 80, 4000  # characters of a name in a table, of a path or a reason
 _MODELS_SHOWN = 8

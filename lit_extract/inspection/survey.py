@@ -17,7 +17,7 @@ from lit_extract.storage.places import LOCK_SUFFIX, PART_SUFFIX, AnyPath, File, 
 from lit_extract.storage.provenance import kind_of
 from lit_extract.storage.store_metadata import read_layout
 
-DONE, RUNNING, BEGUN, COMPLETE, KEPT = "done", "running", "begun", "complete", "kept"
+DONE, RUNNING, UNFINISHED, COMPLETE, KEPT = "done", "running", "unfinished", "complete", "kept"
 LEFTOVER, NOT_OURS, UNREADABLE = "leftover", "not ours", "unreadable"
 
 _STORE_SUFFIXES = (STORE_SUFFIX, STORE_SUFFIX + PART_SUFFIX)
@@ -27,9 +27,9 @@ _STORE_SUFFIXES = (STORE_SUFFIX, STORE_SUFFIX + PART_SUFFIX)
 class Entry:
     """A features file or a store; what can't be known is None.
 
-    States: "done": a features file. Of stores "running": a process is writing it; "begun": to be resumed by the same
-    command; "complete": all rows, no features file yet; "kept": on purpose, next to its files. "leftover": half made or
-    half removed, removed by the next run. "not ours" and "unreadable": see the reason.
+    A features file is "done". A store is "running" (a process is writing it), "unfinished" (the same predict command
+    resumes it), "complete" (all rows, but no features file yet), "kept" (on purpose, next to its files) or "leftover"
+    (half made or half removed; the next run deletes it). Of "not ours" and "unreadable" see the reason.
     """
 
     path: AnyPath
@@ -168,7 +168,7 @@ def _store_entry(
         return replace(entry, state=LEFTOVER, reason=reason)
     return replace(
         entry,
-        state=RUNNING if holder else BEGUN if left else KEPT if layout.is_kept else COMPLETE,
+        state=RUNNING if holder else UNFINISHED if left else KEPT if layout.is_kept else COMPLETE,
         pools=tuple(layout.pools),
         shape=stacked_shape(layout.n_stimuli, layout.layer_shapes),
         layer_shapes=layout.layer_shapes,

@@ -30,20 +30,21 @@ from lit_extract.sweep.runs import RUNNING, ModelRun, last_given, plan_runs, rea
 
 SECONDS_BETWEEN_LOOKS = 0.25
 
-_DESCRIPTION = """Run predict for every model of models.yml of the configs' kind (vision or language), one process each.
-Models that are done are skipped, models that were started are resumed, and a failure does not keep the others from
-running. All options except the ones below are predict's, and hold for every model: lit-extract sweep --config
-nsd/vision --config trainer/a40 --data.root /data/nsd --model.pool '[cls, avg]'. Exit code:
-0 all are done; 1 some failed (the summary has the reasons); 2 something to fix before anything runs; 3 all are done,
-but some rows are not finite; 130 or 143 stopped by a signal: the same command resumes."""
+_DESCRIPTION = """Run predict for every model in models.yml that is of the config's kind (vision, language, …), one
+process each. Finished models are skipped, unfinished ones resumed, and a failed model does not stop the others. Options
+that are not listed below are passed on to predict, for every model: lit-extract sweep --config nsd/vision --config
+trainer/a40 --data.root /data/nsd --model.pool '[cls, avg]'. Exit code: 0 all done; 1 some failed (the summary has the
+reasons); 2 wrong input, nothing was run; 3 all done, but some rows are not finite; 130 or 143 stopped by a signal: run
+the same command again to resume."""
 
-_DRY_RUN = "Print the commands, one a line, and run nothing: for GNU parallel or a SLURM array."
+_DRY_RUN = "Print the commands, one per line, without running them: for GNU parallel or a SLURM array."
 
 
 def main(args: Sequence[str]) -> int:
     """Run ``lit-extract sweep`` with the given arguments; return the exit code."""
     own, options = sweep_parser("lit-extract sweep", _DESCRIPTION, _DRY_RUN).parse_known_args(args)
-    check_spelling([part for config in own.config for part in ("--config", config)] + options, PREDICT_OPTIONS)
+    configs = [part for config in own.config for part in ("--config", config)]
+    check_spelling([*configs, *options], PREDICT_OPTIONS, vars(own))
     runs = plan_runs(own.config, options, own.models, own.match, own.untrained)
     if own.dry_run:
         print("\n".join(shlex.join(run.command) for run in runs))
@@ -169,17 +170,17 @@ def sweep_parser(prog: str, description: str, dry_run: str) -> argparse.Argument
     """Return a parser of the options that choose the models; ``dry_run`` is the help of that option."""
     parser = _Parser(prog, description=description, allow_abbrev=False)
     add = parser.add_argument
-    what = "Settings of predict; may be given several times."
+    what = "Config of predict; may be given several times."
     add(*CONFIG_OPTIONS, dest="config", action="append", default=[], metavar="FILE", help=what)
-    add("--models", metavar="FILE", help="The models.yml; default: ./models.yml, else the shipped one.")
-    add("--match", metavar="PATTERN", help="Only models with this text in their name, or whose name fits '*clip*'.")
+    add("--models", metavar="FILE", help="The list of models; default: ./models.yml, else the shipped one.")
+    add("--match", metavar="PATTERN", help="Only models whose name has this text, or matches '*clip*', say.")
     flags = {
-        "--untrained": "Random weights.",
+        "--untrained": "Use random weights.",
         "--dry_run": dry_run,
     }
     for flag, meaning in flags.items():
         add(flag, nargs="?", type=_true_or_false, const=True, default=False, metavar="true", help=meaning)
-    add("--log_dir", metavar="DIR", help="Where each model's output goes; default: logs/ in --output_dir.")
+    add("--log_dir", metavar="DIR", help="Folder for the logs of the models; default: logs/ in --output_dir.")
     return parser
 
 

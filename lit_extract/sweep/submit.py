@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> int:
     for option, settings in SUBMIT_OPTIONS.items():
         parser.add_argument(option, **settings)
     own, options = parser.parse_known_args(args)
-    check_spelling([*_configs(own), *options], {**PREDICT_OPTIONS, **SUBMIT_OPTIONS})
+    check_spelling([*_configs(own), *options], PREDICT_OPTIONS, vars(own))
     _check(own)
     output_dir = output_dir_of(own.config, options)
     runs = plan_runs(own.config, options, own.models, own.match, own.untrained)

@@ -1,4 +1,4 @@
-"""The help of predict and plan: examples first, then ten settings, then all others."""
+"""The help of predict and plan: examples first, then ten settings, then all other settings."""
 
 import inspect
 import re
@@ -30,7 +30,7 @@ def test_three_examples_come_first_and_are_right(command):
     text = help_asked_for(command, ["--help"], OPTIONS[command])
     (block,) = re.findall(r"^examples:\n(.*?)\n\n", text, re.DOTALL | re.MULTILINE)
     examples = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
-    assert text.index("examples:") < text.index("the settings that people use:") < text.index("all others:")
+    assert text.index("examples:") < text.index("common settings:") < text.index("other settings:")
     assert [example[:2] for example in examples] == [["lit-extract", command]] * 3
     for example in examples:
         check_spelling(example[2:], OPTIONS[command])
@@ -38,7 +38,7 @@ def test_three_examples_come_first_and_are_right(command):
 
 def test_ten_settings_follow_and_then_each_other_once(command):
     text = help_asked_for(command, ["--config", "x", "-h"], OPTIONS[command])
-    usual, others = section(text, "the settings that people use"), section(text, "all others")
+    usual, others = section(text, "common settings"), section(text, "other settings")
     assert len(usual) == 10
     wanted = {f"--{name}" for name in inspect.signature(extract).parameters} - {"--model", "--data", "--trainer"}
     wanted |= {f"--trainer.{name}" for name in inspect.signature(predict_trainer).parameters} | {*OPTIONS[command]}
@@ -71,7 +71,7 @@ def test_defaults_that_are_constants_are_shown():
 def test_without_a_class_it_is_that_of_the_config(after):
     args = ["--config", "nsd/vision", "--data.help", *after]
     assert help_asked_for("predict", args, PREDICT_OPTIONS).startswith("--data NSDDataModule\n")
-    with pytest.raises(InputError, match=r"--model\.help: must have the name of a class: VisionExtractor, "):
+    with pytest.raises(InputError, match=r"--model\.help: needs the name of a class: VisionExtractor, "):
         help_asked_for("predict", ["--model.help"], PREDICT_OPTIONS)
 
 

@@ -113,7 +113,7 @@ def test_every_state_is_told(features):
     assert {name: entry.state for name, entry in found.items()} == {
         "nsd/all/vit_a_pool-cls.pt": "done",
         "nsd/all/vit_a_pool-avg.pt": "done",
-        "nsd/all/vit_begun_pool-cls.zarr": "begun",
+        "nsd/all/vit_begun_pool-cls.zarr": "unfinished",
         "nsd/all/vit_complete_pool-cls.zarr": "complete",
         "nsd/all/vit_kept_pool-cls.pt": "done",
         "nsd/all/vit_kept_pool-cls.zarr": "kept",
@@ -147,7 +147,7 @@ def test_looking_does_not_take_the_lock_and_a_killed_run_is_not_running(tmp_path
     store = make_store(tmp_path / "nsd" / "all", "vit_a", shards=(1,))
     (store.parent / f".{store.name}.lock").write_text("process 1 on a-host-that-went-away")
     (entry,) = survey(tmp_path, REPOSITORY / "models.yml").entries
-    assert (entry.state, entry.holder, entry.shards_left) == ("begun", None, 2)
+    assert (entry.state, entry.holder, entry.shards_left) == ("unfinished", None, 2)
     arguments = [sys.executable, "-c", HOLDER, str(store)]
     taken = subprocess.run(arguments, input="", capture_output=True, text=True, cwd=REPOSITORY)
     assert taken.stdout == "held\n", taken.stderr
@@ -229,7 +229,7 @@ assert not heavy, heavy
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)
     found = survey(root, REPOSITORY / "models.yml")
-    assert (told["format"], told["folder"]) == (1, str(root))
+    assert (told["format"], told["folder"]) == (2, str(root))
     assert [entry["path"] for entry in told["entries"]] == [str(entry.path) for entry in found.entries]
     assert [entry["shape"] for entry in told["entries"]] == [
         entry.shape and list(entry.shape) for entry in found.entries
@@ -250,7 +250,7 @@ def test_the_table_has_a_line_a_model_and_says_what_is_missing(features, cli, tm
     assert images[0].endswith("float32, lit-extract 0.1.0")
     assert images[1].split() == "model pool state rows bad left L×D size written".split()
     (begun,) = [line for line in images if line.startswith("  vit_begun ")]
-    assert begun.split()[1:6] == ["cls", "begun", "6/10", "1", "shards"]
+    assert begun.split()[1:6] == ["cls", "unfinished", "6/10", "1", "shards"]
     assert len([line for line in images if line.startswith("  vit_a ")]) == 2
     assert any(line.startswith(f"  running: vit_running: process {pid} on ") for line in images)
     assert f"  missing 1 of 3 vision models of {models}: vit_absent" in images
@@ -343,7 +343,7 @@ def test_a_remote_folder_is_told_like_a_local_one(tmp_path):
     assert {name: entry["state"] for name, entry in states.items()} == {
         "foreign.pt": "not ours",
         "vit_a_pool-cls.pt": "done",
-        "vit_begun_pool-cls.zarr": "begun",
+        "vit_begun_pool-cls.zarr": "unfinished",
         "vit_running_pool-cls.zarr": "running",
     }
     begun = states["vit_begun_pool-cls.zarr"]
