@@ -13,7 +13,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -81,10 +81,12 @@ def draw(figure: Figure, png: Path) -> str:
 
 def layers(model: ModelReport, best: BestLayer | None = None) -> Figure:
     """Plot norm, effective rank and outlier dimensions by layer, with a dashed line at the best layer."""
-    figure, (size, rank, outliers) = plt.subplots(1, 3, figsize=(7.4, 2.3))
+    figure, (size, rank, outliers) = plt.subplots(1, 3, figsize=(7.4, 2.5))
     _plot_norms(size, model.layers)
-    rank.plot(np.array([layer.effective_rank for layer in model.layers], dtype=float), "o-", c=BLUE)  # None is NaN
-    rank.set(title="effective rank", ylabel=f"dimensions ({len(model.sampled) - 1} at most)", ylim=(0, None))
+    ranks = np.array([layer.effective_rank for layer in model.layers], dtype=float)  # None is NaN
+    rank.plot(ranks, "o-", c=BLUE)
+    rank.set(title="effective rank", ylabel=f"dimensions ({len(model.sampled) - 1} at most)")
+    rank.set_ylim(0, 1.08 * np.nanmax([*ranks, 1]))
     _plot_outliers(outliers, model.layers)
     for axis in (size, rank, outliers):
         _name_layers(axis.xaxis, model, at_most=6)
@@ -206,7 +208,8 @@ def vision_language(pairs: Sequence[Pair]) -> Figure:
                 axis.plot(agreement.best, place, **dot)
         axis.set(xlabel=measure.unit.replace("neighbours ", "neighbours\n"), ylim=(-0.6, len(pairs) - 0.4))
         axis.margins(x=0.08)
-        axis.set_xlim(min(0, axis.get_xlim()[0]), None)
+        low, high = min(0, axis.get_xlim()[0]), axis.get_xlim()[1]
+        axis.set_xlim(low, high + 0.04 * (high - low))  # no dot is cut by the edge
         axis.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
     axes[0].set_yticks(places, names)
     axes[0].set_ylabel("vision model\nlanguage model")
@@ -264,7 +267,10 @@ def _name_layers(axis: Axis, model: ModelReport, at_most: int, before: str = "")
     """Mark some of the layers on an axis, and label it; blocks by their number."""
     names = [layer.name for layer in model.layers]
     places = range(0, len(names), -(-len(names) // at_most))
-    axis.set_ticks(places, [names[place].removeprefix("blocks.") for place in places])
+    ticks = [names[place].removeprefix("blocks.") for place in places]
+    axis.set_ticks(places, ticks)
+    if isinstance(axis, XAxis) and max(map(len, ticks)) > len("norm"):
+        plt.setp(axis.get_ticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axis.set_label_text(before + ("block (from 0)" if all(name.startswith("blocks.") for name in names) else "layer"))
 
 
