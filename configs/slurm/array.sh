@@ -4,8 +4,8 @@
 #   lit-extract sweep --config configs/nsd/vision.yaml --config configs/trainer/a40.yaml --dry_run > commands.txt
 #   sbatch --array=1-$(wc -l < commands.txt)%8 configs/slurm/array.sh commands.txt
 #
-# %8: at most eight at a time. Submit it again for models that failed: models that are done end within seconds.
-# 90 seconds before the time is up SLURM sends USR1; the run then finishes its batch and is queued again.
+# %8: at most eight at a time. Submit the script again for models that failed: finished models end within seconds.
+# 90 seconds before the time is up, SLURM sends USR1; the run then finishes its batch and is queued again.
 
 #SBATCH --job-name=lit-extract
 #SBATCH --output=%x-%A_%a.log

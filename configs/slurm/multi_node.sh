@@ -1,12 +1,12 @@
 #!/bin/bash
-# One model on all GPUs of several machines: each computes its share of the shards. Options after the script are predict's.
+# One model on all GPUs of several machines; options after the script's name are those of predict.
 #
 #   sbatch configs/slurm/multi_node.sh --config configs/nsd/vision.yaml --config configs/trainer/multi_gpu.yaml \
 #       --model.name vit_giant_patch14_dinov2.lvd142m
 #
-# --ntasks-per-node is the number of GPUs of a machine, as in --gres. The output folder must be one that all
-# machines see, which the run checks. 90 seconds before the time is up SLURM sends USR1; the run then finishes its batch
-# and is queued again.
+# Each GPU computes its share of the shards. --ntasks-per-node is the number of GPUs per machine, as in --gres. All
+# machines must share the output folder, which the run checks. 90 seconds before the time is up, SLURM sends USR1; the
+# run then finishes its batch and is queued again.
 
 #SBATCH --job-name=lit-extract
 #SBATCH --output=%x-%j.log
