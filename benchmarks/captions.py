@@ -30,7 +30,8 @@ TABLES = [
 ]
 
 TEXT = f"""
-`make bench-vllm`: captions of the photographs that ship here, {TOKENS} tokens at most, by one engine in bf16.
+`make bench-vllm`: captions of the photographs that ship with the package, {TOKENS} tokens at most, by one engine in
+bf16.
 """
 
 
@@ -69,8 +70,8 @@ def measure(model: str, column: str, options: dict | None) -> tuple[Numbers, lis
     each, shard = texts.values()
     same = sum(a == b for a, b in zip(each, shard, strict=True))
     note = (
-        f"{same} of {len(sources)} captions are the same: in bf16 a number depends on its batch in the last bits, "
-        "and the replies of a random model are near ties."
+        f"{same} of {len(sources)} captions are the same: in bf16 the last bits of a number depend on its batch, "
+        "and a random model's choices of tokens are near ties."
     )
     return {column: rates}, [note]
 

@@ -40,15 +40,15 @@ TABLES = [
 ]
 
 TEXT = """
-Before each measurement all is synced and the store leaves the page cache (`posix_fadvise`): each reads from the
-disk.
+Before each measurement, all files are synced and the store is dropped from the page cache (`posix_fadvise`), so every
+measurement reads from the disk.
 
 - *lit-extract finalize*: from the store to the `.pt`, which is read back and compared with its checksums while it is
   synced.
 - *cp of the store*: `cp -r` of its folder, and a sync of each file of the copy.
-- *lit-extract, one layer of the store*: `load_features(STORE).layer("blocks.7")`. *all layers*: `.feats` would hold
-  the whole store in memory, so shard after shard is read. *whole files of as many bytes*: as many as the layer has,
-  from the beginning of the store's files.
+- *lit-extract, one layer of the store*: `load_features(STORE).layer("blocks.7")`. *all layers*: the store is read shard
+  by shard, because `.feats` would hold all of it in memory. *whole files of as many bytes*: as many bytes as the
+  layer has, from the start of the store's files.
 """
 
 
@@ -65,7 +65,7 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
     large, n = folder / "large" / "m_pool-cls.zarr", LARGE_ROWS[setting]
     room = shutil.disk_usage(folder).free // 2 // (LAYERS * DIM * 4)
     if room < n:
-        notes.append(f"The store to read from has {room:,} rows, not {n:,}: the disk has no room for more.")
+        notes.append(f"The store to read from has {room:,} rows, not {n:,}: the disk has no space for more.")
         n = room
     in_process(make_store, path=large, n=n, shard_rows=shard_rows)
     jobs = [Job(_name(n), function, {"store": large}) for function in (read_layer, read_all, read_files)]

@@ -53,18 +53,18 @@ TABLES = [
 ]
 
 TEXT = """
-From a caption file to the finished `.pt` of the mean tokens of all blocks. Loading the model does not count, here
-or in what is next to it; what it takes us is in the second table. Captions have 8 to 80 words, most of them 15 to
-30, as generated ones do. Random weights of the named shape: they cost the same. The BLOOM-shaped model has BLOOM's
+From a caption file to the finished `.pt` of the mean tokens of all blocks. No rate includes loading
+the model; for lit-extract, the second table has that time. Captions have 8 to 80 words, most of them 15 to 30, like
+generated captions. Weights are random, in the named shape, which costs the same. The BLOOM-shaped model has BLOOM's
 vocabulary of 250,880 words.
 
-- *plain loop*: as scripts of this kind have it: float32, the corpus padded to its longest caption, batches of 12,
-  all hidden states and logits, then pooled.
+- *plain loop*: a typical script: float32, the corpus padded to its longest caption, batches of 12, all hidden states
+  and logits, then pooled.
 - *Hugging Face pipeline*: `feature-extraction`, in the precision of the column. It gives the last hidden state
   only.
-- *lit-extract*: the whole job, tokenizing and finalizing too.
-- *bare forward*: the transformer alone, without head, over as many tokens, in batches as ours are, none of them
-  padding.
+- *lit-extract*: the whole job, including tokenizing and finalizing.
+- *bare forward*: the transformer alone, without head, over the same number of tokens, in batches of lit-extract's
+  size, without padding.
 """
 
 
@@ -93,7 +93,7 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
             for name in PRECISIONS.values():
                 numbers[f"{shape}, {name}"][label] = rates
     counts = ", ".join(f"{n:,} in {PRECISIONS[precision]}" for precision, n in N[setting].items())
-    note = f"Captions of a job: {counts}, of {n_tokens:.1f} tokens in the mean; the others see a part of them."
+    note = f"Captions of a job: {counts}, of {n_tokens:.1f} tokens on average; the others get a part of them."
     return numbers, [note, *left_out]
 
 

@@ -36,12 +36,12 @@ TABLES = [
 ]
 
 TEXT = """
-`lit-extract predict` on images of 32 × 32 pixels, with a model of six blocks: the most memory that the process has
-resident at any time, libraries and mapped files included (`VmHWM`).
+`lit-extract predict` on images of 32 × 32 pixels, with a model of six blocks: peak resident memory of the process,
+libraries and mapped files included (`VmHWM`).
 
-Then what `lit-extract plan` estimates, by what is measured, for models of random weights. *A whole run*: the most
-memory of its own that the process of `predict` has (`RssAnon`). *A forward pass*: what PyTorch has allocated at most,
-weights included (on a GPU `max_memory_allocated`, on a CPU by its profiler).
+Then the estimate of `lit-extract plan` divided by the measurement, for models with random weights. *A whole run*: peak
+memory of the `predict` process alone (`RssAnon`). *A forward pass*: the most that PyTorch has allocated, weights
+included (on a GPU `max_memory_allocated`, on a CPU from its profiler).
 """
 
 

@@ -29,10 +29,10 @@ TABLES = [
 ]
 
 TEXT = """
-One model on CPUs: `torchrun` with two ranks that have a core each, next to `lit-extract predict` with both cores and
-with one of them. Ranks exchange nothing, so that two of them come close to twice one, if neither memory nor disk is the
-limit; two threads of one rank have to wait for each other in each operation. Images are decoded in the ranks' own
-processes, without workers. The rate is from the first batch to the last shard.
+One model on CPUs: `torchrun` with two ranks, one core for each, compared with `lit-extract predict` with both cores and
+with one core. Ranks exchange nothing, so two ranks are nearly twice as fast as one, unless memory or disk is the limit;
+two threads of one rank have to wait for each other in each operation. Images are decoded in the ranks' own processes,
+without workers. The rate is measured from the first batch to the last shard.
 """
 
 

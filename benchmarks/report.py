@@ -1,4 +1,4 @@
-"""From numbers to RESULTS.md: a table and a picture for each section and machine, out of results/<machine>.json."""
+"""RESULTS.md, made from numbers: a table and a picture for each section and machine, from results/<machine>.json."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def save_section(folder: Path, machine: dict[str, Any], name: str, section: dict
 
 
 def write_results(folder: Path, sections: list[Any]) -> None:
-    """Write the sections of RESULTS.md of which there are numbers, of any machine; leave the others."""
+    """Write the sections of RESULTS.md that have numbers, of any machine; keep the others."""
     files = sorted((folder / "results").glob("*.json"))
     machines = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     for section in sections:
@@ -120,11 +120,11 @@ def _write_section(results: Path, title: str, text: str) -> None:
     results.write_text(whole.rstrip() + "\n", encoding="utf-8")
 
 
-_INTRODUCTION = """# What is fast, measured side by side
+_INTRODUCTION = """# Benchmarks
 
-`make bench` measures all of it, or some (`make bench ONLY="vision finalize"`): one measurement a process, all in turn,
-several rounds. It writes the numbers of this machine to [results](results), and this page from all that is there, so
-that machines stand next to each other. With a GPU the same command measures there.
+`make bench` measures all sections, or some (`make bench ONLY="vision finalize"`): one process per measurement, all in
+turn, several rounds. It writes the numbers of this machine to [results](results), and this page from all results
+there, so machines are next to each other. On a machine with a GPU, the same command measures the GPU.
 """
 
 

@@ -35,9 +35,10 @@ TABLES = [
 ]
 
 TEXT = """
-Commands on the photographs that ship here, with a ViT-tiny of random weights: from the call until the first batch is
-asked for (as `--profile` prints it, with its parts), until all 24 images are done, and when they were done before; and
-`lit-extract status` of that folder. Below, what Python takes to import the libraries alone.
+Commands on the photographs that ship with the package, with a ViT-tiny with random weights: time from the call to the
+request for the first batch (as `--profile` prints it, with its parts), to the end of all 24 images, and of a second
+call, when all images are done; and the time of `lit-extract status` for that folder. The last two rows are the
+imports of the libraries alone.
 """
 
 

@@ -13,7 +13,7 @@ from common import Job, Numbers, device, dtype, in_process, rounds
 from language import make_captions, make_tokenizer
 from report import LIMIT, OURS, PEER, Table
 
-NAME, TITLE = "streaming", "Models larger than the memory"
+NAME, TITLE = "streaming", "Models larger than memory"
 # Blocks are small enough that a process with two of them fits a quarter of the whole.
 SHAPES = {
     "cpu": {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16},
@@ -45,16 +45,16 @@ TABLES = [
 ]
 
 TEXT = f"""
-All blocks of a model with random weights, whose process may use a quarter of the model's bytes: of the host, by a
+All blocks of a model with random weights, in a process that may use a quarter of the model's bytes: of the host, by a
 cgroup, or of the GPU, by PyTorch's own limit. The clock runs from the first batch to the last: loading a model, hashing
-its files and the check against float32 at the end cost the same however many captions there are. All in one pass; what
-the system caches of the files is dropped before. On two cores arithmetic takes far longer than reading, unlike on a
-GPU; so all is measured once more with a disk that a cgroup slows down to {SLOW_DISK / 1e6:.0f} MB/s.
+its files and the check against float32 at the end cost the same for any number of captions. All captions go through in
+one pass; before it, the files are dropped from the system's cache. On two cores, unlike on a GPU, arithmetic takes far
+longer than reading; so the measurement is repeated with a disk that a cgroup slows down to {SLOW_DISK / 1e6:.0f} MB/s.
 
 - *{DISK}*, *{HOST}*: `device_map="auto"` with
-  `max_memory`, captions sorted by length, at its best of a few batch sizes; mean of the last hidden state only. It
-  reads weights for each batch, and computes nothing meanwhile; a batch of all captions has them read once, as streaming
-  does.
+  `max_memory`, captions sorted by length, at the best of a few batch sizes; mean of the last hidden state only. It
+  reads the weights for each batch and computes nothing meanwhile. With all captions in one batch, it reads them once,
+  like streaming.
 - *{READING}*: all files once, cold, with large reads.
 - *{FORWARD}*: the forward passes of *{ORDINARY}*.
 """

@@ -42,18 +42,18 @@ TABLES = [
 ]
 
 TEXT = f"""
-`lit-extract sweep` over five models: a command each, one after another, with all that a command costs: start-up,
-model, features file. The models are {", ".join(f"`{model}`" for model in MODELS)}, with random weights.
+`lit-extract sweep` over five models: one command per model, in sequence, each with start-up, model and features file.
+The models are {", ".join(f"`{model}`" for model in MODELS)}, with random weights.
 
-- *plain loop*: that of the section Vision, five times, without start-up; from its rate on a part of the images.
-- *five cold runs*: five commands `lit-extract predict`, one after the other, with `--data.cache off`.
-- *images decoded*: a sweep with `--data.cache off`. *with the pixel cache*: the default, with no pixels there when the
-  first begins.
+- *plain loop*: as in the section Vision, five times, without start-up; from its rate on a part of the images.
+- *five cold runs*: five `lit-extract predict` commands in sequence, with `--data.cache off`.
+- *images decoded*: a sweep with `--data.cache off`. *with the pixel cache*: the default, with an empty cache at the
+  start.
 - *bare forwards and one decoding*: each model's forward pass alone, and all images decoded once; on a GPU, the
   longer of the two.
 
-With few images start-up is most of it, which a sweep has once; with many, what counts is how long decoding takes, next
-to the models. Where models are slow, as on a CPU, that is little, and no sweep is much faster than cold runs.
+With few images, most of the time is start-up, which a sweep has once. With many images, the share of decoding in the
+time counts. If models are slow, as on a CPU, this share is small, and a sweep is not much faster than cold runs.
 """
 
 

@@ -26,11 +26,11 @@ TABLES = [
 
 TEXT = f"""
 From a caption file to the finished `.pt` of the mean tokens of all blocks, of a model of the named shape with random
-weights. Loading the model does not count. Captions are those of the section on language models.
+weights. Loading the model does not count. Captions are those of the section Language.
 
-- *sentence-transformers*: `encode` of all captions at once, which sorts them by length, in batches of {BATCH_SIZE}, its
+- *sentence-transformers*: `encode` of all captions at once, which sorts them by length, in batches of {BATCH_SIZE}, the
   default; mean of the last hidden states, normalised, and saved.
-- *lit-extract*: the whole job, tokenizing and finalizing too.
+- *lit-extract*: the whole job, including tokenizing and finalizing.
 """
 
 

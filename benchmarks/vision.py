@@ -64,24 +64,24 @@ TABLES = [
 ]
 
 TEXT = """
-From JPEGs of NSD's size to the finished `.pt` of class tokens of all blocks. Random weights: they cost the same.
-Loading the model does not count, here or in what is next to it.
+From JPEGs of NSD's size to the finished `.pt` of class tokens of all blocks. Weights are random, which costs the same.
+No rate includes loading the model.
 
-- *plain loop*: as scripts of this kind have it: float32, batches of 4 decoded in the main process, `torch.fx`, a
-  list in memory, `torch.save`.
+- *plain loop*: a typical script: float32, batches of 4 decoded in the main process, `torch.fx`, a list in memory,
+  `torch.save`.
 - *thingsvision*: all blocks with `extract_features(module_names=…)`, which decodes in the main process, runs in
-  float32 and keeps all tokens of all blocks in memory. Version 2.7.3 wants torch 2.0.1, so it is measured in an
-  environment of its own (`make thingsvision`), and left out where there is none.
-- *Hugging Face pipeline*: `image-feature-extraction` on a ViT of the same shape, in the precision of our run,
-  images decoded by as many workers as there are cores. It gives the last hidden state only.
-- *timm forward_intermediates*: as a careful user writes it today: a DataLoader with a worker a core, autocast to
-  bfloat16 (where that is our precision too), batches of the best size, `torch.save`.
+  float32 and keeps all tokens of all blocks in memory. Version 2.7.3 requires torch 2.0.1, so it is measured in its
+  own environment (`make thingsvision`), and left out if there is none.
+- *Hugging Face pipeline*: `image-feature-extraction` on a ViT of the same shape, in the precision of lit-extract's
+  run, with one decoding worker per core. It gives the last hidden state only.
+- *timm forward_intermediates*: a script by a careful user: a DataLoader with one worker per core, autocast to
+  bfloat16 (if lit-extract runs in it too), batches of the best size, `torch.save`.
 - *lit-extract*: a whole job, with every image decoded (`--data.cache off`), and with the pixels that an earlier
   model left.
-- *decoding alone*: decoded, resized and cropped on all cores. *bare forward*: the model alone, in the precision of
-  our run, on images in memory. *writing alone*: the bytes of the store, written and synced. *decoding and forward*:
-  the most that a machine can do that has both to do: 1 ÷ (1/decoding + 1/forward) where they share the cores; the
-  slowest of decoding, forward and writing where the model has a GPU.
+- *decoding alone*: images decoded, resized and cropped on all cores. *bare forward*: the model alone, in the precision
+  of lit-extract's run, on images in memory. *writing alone*: the bytes of the store, written and synced. *decoding and
+  forward*: the most that a machine can do of both: 1 ÷ (1/decoding + 1/forward) if they share the cores; the slowest
+  of decoding, forward and writing if the model has a GPU.
 """
 
 
@@ -115,7 +115,7 @@ def measure(setting: str, on_gpu: bool, folder: Path) -> tuple[Numbers, list[str
     if not THINGSVISION.exists():
         left_out.append("thingsvision was left out: it has no environment here (`make thingsvision`)")
     counts = ", ".join(f"{sizes[column]:,} with {column}" for column in MODELS)
-    return numbers, [f"Images of a job: {counts}; the others see a part of them.", *left_out]
+    return numbers, [f"Images of a job: {counts}; the others get a part of them.", *left_out]
 
 
 def limit(on_gpu: bool, decoding: float, forward: float, writing: float) -> float:

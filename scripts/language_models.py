@@ -52,14 +52,14 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-ENCODERS = (  # which are causal only when they are told to be
+ENCODERS = (  # causal only with is_decoder
     "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta "
     "roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl"
 ).split()
 MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 OF_TWO_KINDS = {"layer_types": ["conv", "full_attention", "conv"]}
-# What a family needs besides.
+# Further settings that a family needs.
 OWN: Mapping[str, Mapping[str, Any]] = {
     **{model_type: {"is_decoder": True} for model_type in ENCODERS},
     **dict.fromkeys(
@@ -84,7 +84,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {**OF_TWO_KINDS, "num_dense_layers": 1},
     "longcat_flash": {"head_dim": 4},
     "mamba2": {"num_heads": 8, "n_groups": 1, "state_size": 8, "chunk_size": 4},
-    "opt": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},  # as OPT-350m has it
+    "opt": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},  # as in OPT-350m
     "reformer": {
         "axial_pos_shape": [8, 16],
         "axial_pos_embds_dim": [16, 16],
@@ -104,7 +104,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
 
 
 class Answer(NamedTuple):
-    """What one family gives: the layers of its hidden states, or the reason why it gives nothing."""
+    """The result for one family: the layers of its hidden states, or the reason why it gives no features."""
 
     model_type: str
     model_class: str = ""  # that is loaded for its text
@@ -132,11 +132,11 @@ def all_families() -> list[str]:
 
 
 def ask(model_type: str) -> Answer:
-    """Compare the features of a tiny model with what Transformers gives of one caption alone."""
+    """Compare the features of a tiny model with those of Transformers for one caption alone."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             model = save_tiny(model_type, Path(folder))
-        except Exception as error:  # whatever in a configuration does not go together
+        except Exception as error:  # settings that do not go together
             return Answer(model_type, reason=f"{NOT_TINY} ({one_line(error, 100)})")
         return compare(model_type, model, folder)
 
@@ -284,19 +284,20 @@ def page(answers: Iterable[Answer]) -> str:
             "",
             f"`AutoModelForCausalLM` and `AutoModelForImageTextToText` of Transformers {transformers.__version__} know "
             f"{len(known)} types of models. `python scripts/language_models.py` computes features of a tiny random "
-            "model of each and writes this page. Of a model that also looks at images or hears, `LanguageExtractor` "
-            "takes the language model alone; its other weights are not needed.",
+            "model of each and writes this page. From a model that also takes images or sound, `LanguageExtractor` "
+            "uses only the language model; its other weights are not needed.",
             "",
             f"## {len(usual) + len(others)} give features",
             "",
-            "Equal, to 1e-5 of their size, to Transformers' own `output_hidden_states` of one caption without padding, "
-            "alone and among others that are shorter and longer; and so is `loss`, to that of its logits.",
+            "Their features equal Transformers' own `output_hidden_states` of one caption without padding, to 1e-5 of "
+            "their size, whether the caption is alone or in a batch with shorter and longer ones. `loss` equals the "
+            "loss from Transformers' logits to the same precision.",
             "",
-            f"Of {len(usual)} the layers of `hidden_states` are `embeddings`, all blocks but the last, and `norm`:",
+            f"For {len(usual)}, the layers of `hidden_states` are `embeddings`, all blocks but the last, and `norm`:",
             "",
             ", ".join(answer.model_type for answer in usual) + ".",
             "",
-            f"Of {len(others)} there is something to know:",
+            f"{len(others)} are exceptions:",
             "",
             "| type | layers of `hidden_states` in a tiny model | |",
             "| --- | --- | --- |",
@@ -308,9 +309,9 @@ def page(answers: Iterable[Answer]) -> str:
             "| --- | --- |",
             *(f"| {answer.model_type} | {answer.reason} |" for answer in refused),
             "",
-            f"## {len(unknown)} were not looked at",
+            f"## {len(unknown)} were not tested",
             "",
-            "No tiny model of them can be built of a few numbers:",
+            "No tiny model of them can be built from a few settings:",
             "",
             ", ".join(answer.model_type for answer in unknown) + ".",
             "",

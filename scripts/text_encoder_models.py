@@ -1,6 +1,6 @@
-"""Ask the text encoders of Transformers whether they give features, and write docs/text-encoders.md.
+"""Try which text encoders of Transformers give features, and write docs/text-encoders.md.
 
-Models are built of their default configurations on the meta device, without memory for weights. Run it from the root
+Models are built from their default configurations on the meta device, without memory for weights. Run it from the root
 of the repository: python scripts/text_encoder_models.py
 """
 
@@ -20,7 +20,7 @@ from lit_extract.modules.selection import NORM
 from lit_extract.modules.text_tower import find_example, find_tower, hidden_states, make_skeleton, text_config
 
 PAGE = Path("docs/text-encoders.md")
-# Those of which tests compare the numbers with Transformers' own hidden states, and models that are of that type.
+# Types whose numbers tests compare with Transformers' own hidden states, and models of that type.
 TESTED = {
     "bart": "BART's encoder",
     "bert": "BERT, MiniLM, E5, BGE, GTE (`thenlper/gte-*`)",
@@ -31,20 +31,20 @@ TESTED = {
     "electra": "ELECTRA",
     "eurobert": "EuroBERT",
     "gemma3_text": "EmbeddingGemma",
-    "gte": "GTE as Transformers has it",
+    "gte": "GTE in the format of Transformers",
     "ibert": "I-BERT",
     "jina_embeddings_v3": "Jina's embeddings v3, if the repository is in the format of Transformers",
     "megatron-bert": "Megatron-BERT",
     "modernbert": "ModernBERT, GTE (`Alibaba-NLP/gte-modernbert-base`)",
     "mpnet": "MPNet: all-mpnet-base-v2",
     "mt5": "mT5's encoder",
-    "nomic_bert": "Nomic, if the repository is in the format of Transformers: no code that comes with it is run",
+    "nomic_bert": "Nomic, if the repository is in the format of Transformers; code in the repository is not run",
     "qwen3": "Qwen3-Embedding",
     "rembert": "RemBERT",
     "roberta": "RoBERTa, DistilRoBERTa",
     "roformer": "RoFormer",
-    "siglip": "SigLIP's text model; all texts are padded to the length of its training, and it sees the padding",
-    "siglip2": "the same of SigLIP-2",
+    "siglip": "SigLIP's text model; all texts are padded to its training length, and it sees the padding",
+    "siglip2": "SigLIP-2's text model, likewise",
     "t5": "T5's encoder: sentence-t5, GTR, Flan-T5",
     "umt5": "UMT5's encoder",
     "xlm-roberta": "XLM-RoBERTa, multilingual E5, BGE-M3",
@@ -53,14 +53,14 @@ TESTED = {
 REFUSED = {
     "convbert": "it convolves padding into its tokens, mask or not",
     "fnet": "its Fourier transform runs over padding, and it takes no mask",
-    "mobilebert": "its embeddings of three tokens take in the padding, mask or not",
+    "mobilebert": "its embeddings of three tokens include padding, mask or not",
     "nystromformer": "its attention averages over padding, mask or not",
 }
 BY_DEFAULT = "a model of its default configuration can't be built"
 
 
 class Answer(NamedTuple):
-    """What one model gives: the class that reads text and the last of its hidden states, or why it gives nothing."""
+    """The result for one model: the class that reads text and its last hidden state, or why it gives no features."""
 
     model_type: str
     tower: str = ""
@@ -89,7 +89,7 @@ def ask(model_type: str) -> Answer:
     try:
         config = transformers.AutoConfig.for_model(model_type)
         model = make_skeleton(config, {}, model_type)
-    except Exception:  # some have parts without which there is no model
+    except Exception:  # some need parts that the default does not have
         return Answer(model_type, reason=BY_DEFAULT)
     try:
         of_text = text_config(config, model_type)
@@ -111,23 +111,23 @@ def page(answers: Iterable[Answer]) -> str:
             "# Text encoders of Transformers",
             "",
             f"Transformers {transformers.__version__} has {len(known)} types of models that fill gaps in text, encode "
-            "text, or match it with images. `python scripts/text_encoder_models.py` asks each of them and writes this "
+            "text, or match it with images. `python scripts/text_encoder_models.py` tries each of them and writes this "
             "page. [Sentence encoders](sentence-encoders.md) explains `TextEncoderExtractor`.",
             "",
-            f"Of these {len(tested)}, tests compare the numbers of tiny models with Transformers' own "
-            "`output_hidden_states` of each caption alone, to 1e-5, alone and in company. With `layers: "
-            "hidden_states` the last layer is the output of the last block, or what a final norm makes of it:",
+            f"For these {len(tested)}, tests compare tiny models with Transformers' own `output_hidden_states` of each "
+            "caption alone, to 1e-5, for a caption alone and in a batch. With `layers: hidden_states` the last layer "
+            "is the output of the last block or of a final norm:",
             "",
             "| type | | last of the hidden states |",
             "| --- | --- | --- |",
             *(f"| {one.model_type} | {TESTED[one.model_type]} | {last_in_words(one)} |" for one in tested),
             "",
-            f"{len(alike)} more are built alike. Whether a caption's features depend on padding is checked when they "
-            "are loaded, and `verify --parity` compares their numbers:",
+            f"{len(alike)} more have the same structure. A check at loading refuses them if a caption's features "
+            "depend on padding, and `verify --parity` compares their numbers:",
             "",
             ", ".join(answer.model_type for answer in alike) + ".",
             "",
-            f"Of {len(unknown)} no model can be built of the default configuration, so that they were not looked at:",
+            f"{len(unknown)} were not tested, because no model can be built from the default configuration:",
             "",
             ", ".join(answer.model_type for answer in unknown) + ".",
             "",

@@ -1,6 +1,6 @@
-"""Ask every model of Transformers that takes images whether it gives features, and write docs/transformers-vision.md.
+"""Try which models of Transformers that take images give features, and write docs/transformers-vision.md.
 
-Models are built of their default configurations on the meta device, without memory for weights. Run it from the root
+Models are built from their default configurations on the meta device, without memory for weights. Run it from the root
 of the repository: python scripts/transformers_vision_models.py
 """
 
@@ -18,37 +18,37 @@ from lit_extract.modules.transformers_vision import TransformersVisionExtractor
 from lit_extract.modules.vision_tower import MASK, dissect, find_tower, output_width, vision_config
 
 PAGE = Path("docs/transformers-vision.md")
-# Those of which tests compare the numbers with Transformers' own hidden states, and what is to be known of them.
+# Types whose numbers tests compare with Transformers' own hidden states, and remarks on them.
 TESTED = {
-    "aimv2": "AIMv2 with text; the class token of its head is none of its tokens",
+    "aimv2": "AIMv2 with text; the class token of its head is not among its tokens",
     "aimv2_vision_model": "AIMv2",
     "beit": "BEiT; its norm comes after pooling",
     "blip": "BLIP",
-    "clip": "CLIP; only its class token is normed; `head` is the projected embedding",
-    "clip_vision_model": "CLIP's vision model alone; `head` is its normed class token, before the projection",
+    "clip": "CLIP; its norm is for the class token only; `head` is the projected embedding",
+    "clip_vision_model": "CLIP's vision model alone; `head` is its class token after the norm, before the projection",
     "data2vec-vision": "data2vec-vision",
     "deit": "DeiT; the distillation token comes before the patches too",
     "dinov2": "DINOv2",
     "dinov2_with_registers": "DINOv2 with registers",
     "dinov3_vit": "DINOv3; its registers come before the patches",
     "ijepa": "I-JEPA",
-    "llava": "LLaVA's vision tower, loaded with all of the model",
+    "llava": "LLaVA's vision tower, loaded with the whole model",
     "metaclip_2": "MetaCLIP 2; `head` is the projected embedding",
     "mlcd_vision_model": "MLCD",
-    "pixio": "Pixio; its 8 class tokens count as tokens before the patches, `head` is their mean",
+    "pixio": "Pixio; its 8 class tokens count as tokens before the patches; `head` is their mean",
     "siglip": "SigLIP, and SigLIP 2 of fixed resolution; `head` is pooled by attention",
-    "siglip2": "SigLIP 2 NaFlex; patches that are padding are left out of the means",
+    "siglip2": "SigLIP 2 NaFlex; padding patches are left out of the means",
     "tipsv2_vision_model": "TIPSv2",
-    "vit": "ViT; `head` needs weights of its pooler, which many checkpoints lack",
+    "vit": "ViT; `head` needs weights of its pooler, which are missing from many checkpoints",
     "vit_msn": "ViT-MSN",
-    "vjepa2": "V-JEPA 2; an image is one frame, which the model itself repeats, and its predictor is left out",
+    "vjepa2": "V-JEPA 2; an image is one frame, which the model itself repeats; its predictor is not used",
 }
 BY_DEFAULT = "a model of its default configuration can't be built"
 ASK_THE_HUB = ("edgetam", "edgetam_video", "edgetam_vision_model")  # for a model of timm, to know their configuration
 
 
 class Answer(NamedTuple):
-    """What one model gives, or the reason why it gives nothing; its class is empty where that takes no images."""
+    """The result for one model, or the reason why it gives no features; its class is empty if it takes no images."""
 
     model_type: str
     tower: str = ""
@@ -69,7 +69,7 @@ def ask(model_type: str) -> Answer:
     try:
         config = transformers.AutoConfig.for_model(model_type)
         of_images = vision_part(config)
-    except Exception:  # many have parts without which there is no model, or numbers that do not go together
+    except Exception:  # many need parts that the default does not have, or numbers that do not go together
         return Answer(model_type, reason=BY_DEFAULT)
     if not of_images:
         return Answer(model_type)
@@ -132,34 +132,35 @@ def page(answers: Iterable[Answer]) -> str:
             "# Vision models of Transformers",
             "",
             f"`AutoModel` of Transformers {transformers.__version__} knows {len(known)} types of models that take "
-            "images. `python scripts/transformers_vision_models.py` asks each of them, as its default configuration "
-            "has it, and writes this page. [Features of images](image-features.md#vision-models-of-transformers) "
-            "explains `TransformersVisionExtractor`. What both libraries have is better taken from timm, "
-            "with `VisionExtractor`: it decodes images once for all models.",
+            "images. `python scripts/transformers_vision_models.py` tries each of them in its default configuration "
+            "and writes this page. [Features of images](image-features.md#vision-models-of-transformers) explains "
+            "`TransformersVisionExtractor`. If timm has the model too, prefer `VisionExtractor`: it decodes images "
+            "once for all models.",
             "",
             f"## {len(giving)} give features",
             "",
-            f"Of the {len(TESTED)} types with a remark, tests compare the numbers of tiny models with Transformers' "
-            "own `output_hidden_states`, pooled by hand, to 1e-5. Of the others `verify --parity` does so for your "
-            "file. A model of images and text gives the features of its vision model.",
+            f"For the {len(TESTED)} types with a remark, tests compare tiny models with Transformers' own "
+            "`output_hidden_states`, pooled by hand, to 1e-5. For the others, `verify --parity` makes this comparison "
+            "for your file. A model of images and text gives the features of its vision model.",
             "",
             "| type | vision model | tokens before the patches | poolings | `norm` | |",
             "| --- | --- | --: | --- | --- | --- |",
             *(row(answer) for answer in giving),
             "",
-            "Poolings `tokens` and `gridK` go with all of them but SigLIP 2 NaFlex, whose patches are no grid of one "
-            "size. A number of tokens is that of the default configuration: models with other registers have others. A "
-            "model of images of differing sizes (Pixtral) gives features only if its processor makes all of one size.",
+            "Poolings `tokens` and `gridK` work with all of them except SigLIP 2 NaFlex, whose patches have no grid of "
+            "fixed size. The numbers of tokens are those of the default configuration; they change with the number of "
+            "registers. A model of images of different sizes (Pixtral) gives features only if its processor makes all "
+            "images the same size.",
             "",
             f"## {len(refused)} are refused before a run",
             "",
-            f"{len(of_stages)} have stages of differing width, or configurations that do not say how many blocks there "
-            "are; of many timm has the stages:",
+            f"{len(of_stages)} have stages of different widths, or configurations without the number of blocks; timm "
+            "has the stages of many of them:",
             "",
             ", ".join(of_stages) + ".",
             "",
-            f"{len(entwined)} have no part that takes images alone, and {len(of_more)} can't be asked with the pixels "
-            "of one image, as they take videos, texts, masks, queries or the sizes of tiles:",
+            f"{len(entwined)} have no part that takes only images, and {len(of_more)} can't run on the pixels of one "
+            "image, because they need videos, texts, masks, queries or the sizes of tiles:",
             "",
             ", ".join(entwined) + "; " + ", ".join(of_more) + ".",
             "",
@@ -167,7 +168,7 @@ def page(answers: Iterable[Answer]) -> str:
             "| --- | --- |",
             *(f"| {answer.model_type} | {short(answer.reason)} |" for answer in others),
             "",
-            f"Of {len(unknown)} no model can be built of the default configuration, so that they were not looked at:",
+            f"{len(unknown)} were not tested, because no model can be built from the default configuration:",
             "",
             ", ".join(unknown) + ".",
             "",

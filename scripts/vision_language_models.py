@@ -1,6 +1,6 @@
-"""Ask every vision-language model of Transformers whether it gives features, and write docs/vision-language-models.md.
+"""Try which vision-language models of Transformers give features, and write docs/vision-language-models.md.
 
-Models are built of their default configurations on the meta device, without memory for weights. Run it from the root
+Models are built from their default configurations on the meta device, without memory for weights. Run it from the root
 of the repository: python scripts/vision_language_models.py
 """
 
@@ -17,27 +17,28 @@ from lit_extract.modules.pretrained import check_parts, create_skeleton, find_la
 from lit_extract.modules.vision_language import VisionLanguageExtractor
 
 PAGE = Path("docs/vision-language-models.md")
-# Those of which tests compare the numbers with Transformers' own hidden states, and what is to be known of them.
+# Types whose numbers tests compare with Transformers' own hidden states, and remarks on them.
 TESTED = {
-    "gemma3": "Gemma-3; random weights are refused: its projection of images is 0 until it is trained",
-    "idefics3": "Idefics-3; the tokens around tiles are not the image's",
+    "gemma3": "Gemma-3; random weights are refused: its projection of images is 0 before training",
+    "idefics3": "Idefics-3; tokens around tiles do not count as the image's",
     "internvl": "InternVL-2.5 and 3 in the format of Transformers (`…-hf`)",
     "llava": "LLaVA-1.5, and Pixtral in the format of Transformers; Pixtral's tokens at the ends of rows and of the "
-    "image are not the image's",
-    "llava_next": "LLaVA-1.6; the ends of rows of its tiles have the image's token, and count",
-    "llava_onevision": "LLaVA-OneVision; the ends of rows of its tiles have the image's token, and count",
-    "mistral3": "Mistral-Small-3.1; its tokens at the ends of rows and of the image are not the image's",
+    "image do not count as the image's",
+    "llava_next": "LLaVA-1.6; row ends of its tiles have the image token and count as the image's",
+    "llava_onevision": "LLaVA-OneVision; row ends of its tiles have the image token and count as the image's",
+    "mistral3": "Mistral-Small-3.1; its tokens at the ends of rows and of the image do not count as the image's",
     "qwen2_vl": "Qwen2-VL",
     "qwen2_5_vl": "Qwen2.5-VL",
-    "qwen3_vl": "Qwen3-VL; blocks are as they come, before features of the image are added to the first few",
+    "qwen3_vl": "Qwen3-VL; the outputs of the first few blocks are taken before features of the image are added to "
+    "them",
     "smolvlm": "SmolVLM and SmolVLM2; its processor needs the package num2words",
 }
-REFUSED = {"mllama": "it looks at images by cross-attention: they are not in the places of their tokens"}
+REFUSED = {"mllama": "it uses cross-attention: images are not in the places of their tokens"}
 BY_DEFAULT = "a model of its default configuration can't be built"
 
 
 class Answer(NamedTuple):
-    """What one model gives: the class of its language model, or the reason why it gives nothing."""
+    """The result for one model: the class of its language model, or the reason why it gives no features."""
 
     model_type: str
     language_model: str = ""
@@ -55,7 +56,7 @@ def ask(model_type: str) -> Answer:
     try:
         config = transformers.AutoConfig.for_model(model_type)
         model = create_skeleton(config, {}, model_type, VisionLanguageExtractor.auto_class)
-    except Exception:  # many have parts without which there is no model, or numbers that do not go together
+    except Exception:  # many need parts that the default does not have, or numbers that do not go together
         return Answer(model_type, reason=BY_DEFAULT)
     try:
         check_parts(config, model_type)
@@ -78,23 +79,23 @@ def page(answers: Iterable[Answer]) -> str:
             "# Vision-language models of Transformers",
             "",
             f"`AutoModelForImageTextToText` of Transformers {transformers.__version__} knows {len(known)} types of "
-            "models. `python scripts/vision_language_models.py` asks each of them and writes this page. [Ask a "
+            "models. `python scripts/vision_language_models.py` tries each of them and writes this page. [Ask a "
             "language model about images](ask-about-images.md) explains `VisionLanguageExtractor`.",
             "",
-            f"Of these {len(tested)}, tests compare the numbers of tiny models with Transformers' own "
-            "`output_hidden_states`, pooled by hand, to 1e-5:",
+            f"For these {len(tested)}, tests compare tiny models with Transformers' own `output_hidden_states`, pooled "
+            "by hand, to 1e-5:",
             "",
             "| type | |",
             "| --- | --- |",
             *(f"| {answer.model_type} | {TESTED[answer.model_type]} |" for answer in tested),
             "",
             f"{len(alike)} more have the blocks of their language model and the token of their image in the same "
-            "places. Whether they work is checked when they are loaded, with two images, and `verify --parity` "
+            "places. A check at loading, with two images, refuses them if they do not work, and `verify --parity` "
             "compares their numbers:",
             "",
             ", ".join(f"{answer.model_type}" for answer in alike) + ".",
             "",
-            f"Of {len(unknown)} no model can be built of the default configuration, so that they were not looked at:",
+            f"{len(unknown)} were not tested, because no model can be built from the default configuration:",
             "",
             ", ".join(answer.model_type for answer in unknown) + ".",
             "",

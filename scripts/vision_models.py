@@ -1,6 +1,6 @@
-"""Ask every architecture of timm whether it gives features, and write docs/vision-models.md.
+"""Try which architectures of timm give features, and write docs/vision-models.md.
 
-Models are built on the meta device, without memory for weights. Run it from the root of the repository; it takes some
+Models are built on the meta device, without memory for weights. Run it from the root of the repository; it takes a few
 minutes: python scripts/vision_models.py
 """
 
@@ -18,35 +18,35 @@ from lit_extract.modules.vision import VisionExtractor
 PAGE = Path("docs/vision-models.md")
 POOLS = ["cls", "avg", "avg_all"]
 REMARKS = {
-    "cait": "blocks of patches alone: the class token joins after them, and `norm` alone can give it",
-    "coat": "of tokens, without the class token of each stage",
-    "convit": "the class token joins before the last two blocks: `cls` of these alone, `--model.layers '[-2, -1]'`",
+    "cait": "blocks of patches only: the class token joins after them, so only `norm` can give it",
+    "coat": "the tokens, without the class token of each stage",
+    "convit": "the class token joins before the last two blocks: `cls` of these only, `--model.layers '[-2, -1]'`",
     "crossvit": "two branches: first the layers of one, then those of the other, without their class tokens",
-    "deepseek_vit": "the blocks of the encoder; what merges their tokens comes after them",
-    "gemma4_vit": "the blocks of the encoder; what merges their tokens comes after them",
-    "mlp_mixer": "no transformers: blocks without attention",
-    "naflexvit": "images of one size, so that no tokens are padding",
-    "qwen3_vit": "the blocks of the encoder; what merges their tokens comes after them",
+    "deepseek_vit": "the blocks of the encoder; their tokens are merged after them",
+    "gemma4_vit": "the blocks of the encoder; their tokens are merged after them",
+    "mlp_mixer": "not transformers: blocks without attention",
+    "naflexvit": "images of one size, so no tokens are padding",
+    "qwen3_vit": "the blocks of the encoder; their tokens are merged after them",
     "tnt": "the outer tokens, without the class token",
     "vitamin": "vitamin_xlarge_336 gives features with `--model.options '{img_size: 336}'`",
-    "xcit": "blocks of patches alone: the class token joins after them, and `norm` alone can give it",
+    "xcit": "blocks of patches only: the class token joins after them, so only `norm` can give it",
 }
 
 
 INTRODUCTION = """# Vision models of timm
 
 Of the {n_all:,} architectures of timm {version}, {blocks:,} give the tokens of their blocks and {stages:,} the maps of
-their stages; {refused:,} refused, in one line with the reason, before weights are loaded. A family is a module of timm.
-The weights, the part of a name after the dot, change nothing here. `python scripts/vision_models.py` asks each
+their stages; {refused:,} refused, with the reason in one line, before weights are loaded. A family is a module of timm.
+Weights (the part of a name after the dot) make no difference here. `python scripts/vision_models.py` tries each
 architecture and writes this page.
 
-Pooling `head`, what the model itself outputs, is of any of them whose output is one vector an image.
+Pooling `head`, the output of the model itself, works for every model whose output is one vector per image.
 """
 BLOCKS = """
 ## Blocks
 
-A sequence of blocks that put out tokens of one width: the layers are `blocks.0`, `blocks.1`, … and, where the tokens
-have a final norm, `norm`. All have `avg_all` too.
+These models are a sequence of blocks whose tokens have one width. The layers are `blocks.0`, `blocks.1`, … and, if
+the tokens have a final norm, `norm`. All have the pooling `avg_all` too.
 
 | family | architectures | give blocks | blocks | width | tokens before the patches | poolings | remarks |
 | --- | --: | --: | --- | --- | --- | --- | --- |
@@ -54,21 +54,21 @@ have a final norm, `norm`. All have `avg_all` too.
 STAGES = """
 ## Stages
 
-All others give what timm's own `forward_intermediates` returns: a map (C, H, W) for each stage, which may differ in
-width. `layers: blocks` means all stages and indices count them. `avg` is the mean over the places of a map, without the
-norm that comes after the last stage; there is no `cls`, `avg_all` or `norm`. A stage is called after the module whose
-output it is, as `layer4`, or `intermediates.3` where timm lists no module that puts out exactly that.
+All others give what timm's own `forward_intermediates` returns: a map (C, H, W) for each stage; widths may differ.
+`layers: blocks` means all stages, and indices count stages. `avg` is the mean over the places of a map, without the
+norm that comes after the last stage; there is no `cls`, `avg_all` or `norm`. A stage is named after the module that
+outputs it, such as `layer4`, or `intermediates.3` if timm lists no module with exactly this output.
 
 Random weights (`untrained`) are timm's own initialization. In ResNets the last norm of each block starts at zero, so
-that blocks add nothing to what they get; `--model.options '{zero_init_last: false}'` changes that.
+blocks add nothing to their input; `--model.options '{zero_init_last: false}'` changes that.
 
-| family | architectures | give stages | stages | widths | first and last layer, as in | remarks |
+| family | architectures | give stages | stages | widths | first and last layer, for example | remarks |
 | --- | --: | --: | --- | --- | --- | --- |
 """
 
 
 class Answer(NamedTuple):
-    """What one architecture gives: its layers, or the reason why it gives nothing."""
+    """The result for one architecture: its layers, or the reason why it gives no features."""
 
     name: str
     kind: str = ""  # blocks or stages

@@ -20,15 +20,16 @@ model of a config or for all models of its kind in models.yml. No weights are lo
 }
 _EXAMPLES = {
     "predict": (
-        "lit-extract predict --config nsd/vision --data.root /data/nsd --model.name vit_base_patch16_224.mae",
-        "lit-extract predict --config nsd/language --data.captions coco.csv --data.prompt_name coco --model.name gpt2",
-        "lit-extract predict --model VisionExtractor --model.name vit_tiny_patch16_224.augreg_in21k \\\n"
-        "      --data ImageFolderDataModule --data.root pictures",
+        "lit-extract predict --config nsd/vision --data.root /data/nsd \\\n      --model.name vit_base_patch16_224.mae",
+        "lit-extract predict --config nsd/language --data.captions coco.csv \\\n"
+        "      --data.prompt_name coco --model.name gpt2",
+        "lit-extract predict --data ImageFolderDataModule --data.root pictures \\\n"
+        "      --model VisionExtractor --model.name vit_tiny_patch16_224.augreg_in21k",
     ),
     "plan": (
-        "lit-extract plan --config nsd/vision --data.root /data/nsd --model.name vit_base_patch16_224.mae",
+        "lit-extract plan --config nsd/vision --data.root /data/nsd \\\n      --model.name vit_base_patch16_224.mae",
         "lit-extract plan --config nsd/vision --models --rows 73000",
-        "lit-extract plan --config nsd/language --models --match bloom --rows 73000 --card_memory 24",
+        "lit-extract plan --config nsd/language --models --match bloom \\\n      --rows 73000 --card_memory 24",
     ),
 }
 # Their help here is the first sentence, of settings of a class that of the first class that has them.
