@@ -4,6 +4,7 @@ Nothing is shown by ranks other than the first, and with ``quiet``.
 """
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -29,8 +30,19 @@ def new_bar(what: str, total: int, **settings: Any) -> Any:
         warnings.simplefilter("ignore")  # a notebook without ipywidgets has a bar of characters
         from tqdm.auto import tqdm  # takes a while
 
-        is_drawn = ("ipykernel" in sys.modules or sys.stderr.isatty()) and is_rank_zero() and not is_quiet()
+        is_drawn = _can_draw() and is_rank_zero() and not is_quiet()
         return tqdm(total=total or None, desc=what, dynamic_ncols=True, disable=not is_drawn, **settings)
+
+
+def _can_draw() -> bool:
+    """Return true in a notebook, and in a terminal whose size is known; tqdm would print only blank lines elsewhere."""
+    if "ipykernel" in sys.modules:
+        return True
+    if not sys.stderr.isatty():
+        return False
+    with suppress(OSError):  # there may be no file behind it
+        return all(os.get_terminal_size(sys.stderr.fileno()))
+    return True
 
 
 def clock(seconds: float) -> str:

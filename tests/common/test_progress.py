@@ -1,15 +1,20 @@
 """Steps without rows: a bar in a terminal, lines in a log, nothing of a moment or when quiet."""
 
+import fcntl
 import io
 import logging
+import os
+import pty
+import struct
 import sys
+import termios
 import time
 
 import pytest
 
 from lit_extract.common import progress
 from lit_extract.common.console import logging_shown, quiet
-from lit_extract.common.progress import clock, seconds_to_next_line, step
+from lit_extract.common.progress import clock, new_bar, seconds_to_next_line, step
 
 
 class Terminal(io.StringIO):
@@ -109,3 +114,18 @@ def test_the_longer_a_run_the_fewer_lines_it_has():
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "00:00"), (59.6, "01:00"), (3599, "59:59"), (90061, "25:01:01")])
 def test_a_clock(seconds, shown):
     assert clock(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("size", "is_drawn"), [((0, 0), False), ((40, 0), False), ((0, 110), False), ((40, 110), True)]
+)
+def test_a_terminal_of_unknown_size_has_lines_and_no_bar(monkeypatch, size, is_drawn):
+    """As that of ``docker exec -t`` without a terminal of its own, where tqdm draws nothing."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb"):
+        monkeypatch.setattr(sys, "stderr", terminal)
+        bar = new_bar("m", 2)
+        assert bar.disable == (not is_drawn)
+        bar.close()
+        monkeypatch.undo()
