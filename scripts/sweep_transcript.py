@@ -35,9 +35,9 @@ STATUS = f"status {FEATURES} --models {MODELS}"
 
 HEAD = """# A sweep, interrupted twice
 
-Five small vision models with random weights and three tiny language models, made on the spot, on the photographs and
-captions that ship with lit-extract; 24 images in shards of two, so that a model is half done when it is interrupted.
-`python scripts/sweep_transcript.py` runs all of it and writes this page; everything below was printed.
+This page shows a sweep over five small vision models with random weights and three tiny language models, on the photographs
+and captions that ship with lit-extract. The 24 images are in shards of two, so a model is half done when it is interrupted.
+`python scripts/sweep_transcript.py` runs the commands and writes this page with their output.
 """
 
 
@@ -53,12 +53,12 @@ def main() -> None:
         f"The models, in `{MODELS}`:",
         fenced(MODELS.read_text(), "yaml"),
         "## Interrupted by Ctrl-C",
-        "In a terminal; here one that can't draw a table (`TERM=dumb`), so there are plain lines, as in a log.",
+        "The terminal here can't draw a table (`TERM=dumb`), so the output is plain lines, as in a log.",
         fenced(run(SWEEP_VISION, until=shards_of(VISION[1], 4), then=press_ctrl_c)),
         "The running model has finished its batch, here a shard. The features are now:",
         fenced(run(STATUS)),
-        "## The same command again, and killed",
-        "By `kill -9`, which no program can handle; the kernel then sends SIGTERM to the running model. Just before:",
+        "## Resumed, and killed",
+        "`kill -9` ends the sweep at once; the kernel then sends SIGTERM to the running model. Just before:",
     ]
     before: list[str] = []
 
@@ -70,18 +70,18 @@ def main() -> None:
     wait_until_nobody_writes()
     parts += [
         fenced(before[0]),
-        "The output of the sweep until then:",
+        "The output of the sweep up to then:",
         fenced(said),
-        "And after it:",
+        "And after the kill:",
         fenced(run(STATUS)),
-        "## Again, to the end",
+        "## Resumed, to the end",
         fenced(run(SWEEP_VISION)),
         "## The language models",
         fenced(run(SWEEP_LANGUAGE)),
         "In the end:",
         fenced(run(STATUS)),
         "## For other schedulers",
-        "`--dry_run` prints a command for each model:",
+        "`--dry_run` prints one command per model:",
         fenced(run(f"{SWEEP_LANGUAGE} --dry_run")),
     ]
     Path("docs/sweep.md").write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
