@@ -290,7 +290,7 @@ def test_a_compressed_record_is_refused_not_unpacked(cli, file):
         archive.writestr("bomb", bytes(10**7))
     code, out, _ = cli("verify", file)
     assert code == 2
-    assert out.startswith(f"{file}: WRONG: not a features file of lit-extract: it is no zip archive of torch.save")
+    assert out.startswith(f"{file}: WRONG: not a features file of lit-extract: it is not a zip archive of torch.save")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100), bytes(range(256)) * 40])
