@@ -175,7 +175,7 @@ def test_rows_that_are_listed_may_be_nan(cli, file):
     rewrite(file, plant)
     code, out, _ = cli("verify", file)
     assert code == 0
-    assert out.endswith("; 2 rows not finite, as it says\n")
+    assert out.endswith("; 2 rows not finite, as listed in it\n")
 
 
 @pytest.mark.parametrize("left", [0.0, torch.inf])
@@ -309,7 +309,7 @@ def test_something_else(cli, tmp_path, content):
         ([], "files"),
         (["s3://bucket/x.pt"], "files: 's3://bucket/x.pt' is remote; it must be a local path"),
         (["x.pt", "--parity", "0"], "parity: 0 stimuli; must be 1 or more"),
-        (["x.pt", "--root", "/data"], "root: only for a certificate; give --parity K"),
+        (["x.pt", "--root", "/data"], "root: only for a certificate; also pass --parity"),
     ],
 )
 def test_settings_that_make_no_sense(cli, tmp_path, monkeypatch, arguments, named):
