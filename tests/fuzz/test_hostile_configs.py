@@ -241,7 +241,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
         (b"!!python/object/apply:os.system ['touch X']", "tag"),
         (b"", "holds no settings"),
         (b"- model", "holds no settings"),
-        (b"1: 2", "no text"),
+        (b"1: 2", "not text"),
         (b"overwrite: 'a\0b'", "can't be read"),
         (b"model: /etc/passwd", "must be the name of a class"),
         (b"model: config.yaml", "must be the name of a class"),
