@@ -362,9 +362,9 @@ def certificate(file, **changes):
         ({}, 0, "; parity of 8 stimuli (bf16-true against float32)"),
         ({"remarks": ["of little use"]}, 0, "; warning: of little use"),
         ({"verdict": "fail", "failures": ["rows are lost"]}, 2, "WRONG: parity: rows are lost"),
-        ({"verdict": "fail"}, 2, "x_pool-cls.parity.json is no certificate: its verdict is 'fail'"),
-        ({"format": 2}, 2, "WRONG: x_pool-cls.parity.json is no certificate: format: should be 1, not 2"),
-        ({"records_crc32": {}}, 2, "x_pool-cls.parity.json is of another file"),
+        ({"verdict": "fail"}, 2, "x_pool-cls.parity.json is not a certificate: its verdict is 'fail'"),
+        ({"format": 2}, 2, "WRONG: x_pool-cls.parity.json is not a certificate: format: should be 1, not 2"),
+        ({"records_crc32": {}}, 2, "x_pool-cls.parity.json belongs to another file"),
     ],
 )
 def test_a_certificate_that_is_there_is_read(cli, file, changes, code, said):
@@ -379,7 +379,7 @@ def test_a_certificate_that_is_not_whole(cli, file, text):
     file.with_name("x_pool-cls.parity.json").write_text(text)
     code, out, _ = cli("verify", file)
     assert code == 2
-    assert "WRONG: x_pool-cls.parity.json is no certificate" in out
+    assert "WRONG: x_pool-cls.parity.json is not a certificate" in out
 
 
 def test_a_certificate_does_not_hold_for_a_file_that_took_its_place(cli, file):
@@ -387,5 +387,5 @@ def test_a_certificate_does_not_hold_for_a_file_that_took_its_place(cli, file):
     rewrite(file, lambda content: content["feats"].__setitem__(0, content["feats"][1]))
     code, out, _ = cli("verify", file)
     assert code == 2
-    assert "x_pool-cls.parity.json is of another file: this one has changed since, or took its place" in out
+    assert "x_pool-cls.parity.json belongs to another file: this one was changed or replaced since" in out
     np.testing.assert_equal(soundness_of(file).problems, [])
