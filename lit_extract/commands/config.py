@@ -61,7 +61,7 @@ def read_config(value: str) -> dict[str, Any]:
         raise InputError(f"{what} can't be read: No such file or directory{hint}")
     content = parse_yaml(config_text(value), what)
     if not isinstance(content, dict):
-        raise InputError(f"{what} holds no settings, but {shorten(content)}")
+        raise InputError(f"{what} must hold settings, not {shorten(content)}")
     trainer = content.get("trainer", {})
     if not isinstance(trainer, dict) or not isinstance(trainer.get("callbacks") or [], list):
         raise InputError(

@@ -48,7 +48,7 @@ class ReviewOnDisk:
                 with replacing(self.path) as partial:
                     write_captions(self.table.assign(caption=texts, **{DECISION: decisions}), partial)
                     if self._stat_now() != self._stat:
-                        raise OSError("another program writes it")
+                        raise OSError("another program is writing it")
             except OSError as error:
                 self.problem = f"{self.path.name} can't be written ({one_line(error)}); no decision is lost"
                 self._stat = (0, 0, 0)  # an impossible value, so the next call looks at the file and tries again

@@ -29,7 +29,9 @@ class Language:
         known = {language.name.lower(): language for language in lingua.Language.all()}
         names = sorted({"english", *(name.lower() for name in languages)})
         if unknown := [name for name in names if name not in known]:
-            raise InputError(f"languages: lingua does not know {', '.join(unknown)}, but {', '.join(sorted(known))}")
+            raise InputError(
+                f"languages: lingua does not know {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
+            )
         if len(names) < 2:
             raise InputError("languages: name at least one besides English, or pass --languages '[]' to skip this")
         self._english = known["english"]

@@ -325,7 +325,7 @@ def _plain_shapes(found: Sequence[int], layers: Sequence[str]) -> list[Shape]:
 def _check_names(pools: Sequence[str], feats: Sequence[str], extras: Sequence[str], files: Mapping[str, str]) -> None:
     names = [*feats, *extras, STATUS, STIMULUS_ID, GROUP_KEY, "c"]
     if len(set(names)) != len(names):
-        raise ValueError(f"its {GROUP_KEY} has two arrays of one name: {shorten(', '.join([*pools, *extras]))}")
+        raise ValueError(f"its {GROUP_KEY} has two arrays with the same name: {shorten(', '.join([*pools, *extras]))}")
     if set(files) != set(pools) or len(set(files.values())) != len(files):
         raise ValueError(f"its {GROUP_KEY} has notes.files {shorten(files)}; it must name one file for each pooling")
 

@@ -110,7 +110,7 @@ def test_options_that_are_of_one_model_or_of_none_are_refused(vision, options, n
         ("data: {class_path: x}\n", "no config has a model"),
         ("model:\n  class_path: VisionExtractor\n  init_args: {checkpoint: x.pth}\n", "model.checkpoint: 'x.pth'"),
         ("model: [1\n", "can't be read"),
-        ("just text\n", "holds no settings"),
+        ("just text\n", "must hold settings"),
         (None, "No such file"),
     ],
 )

@@ -101,7 +101,7 @@ class Place(Protocol):
         """
 
     def read_files(self, keys: Sequence[str], limit: int, without_damaged: bool = False) -> dict[str, bytes]:
-        """Return the content of small files, without those that do not exist.
+        """Return the content of the small files that exist.
 
         A local file may have ``limit`` bytes. ``without_damaged`` also leaves out files that the disk can't read, that
         are larger, or that are not regular files.
