@@ -27,13 +27,13 @@ def check(
     Args:
         file: Caption file, CSV or Parquet; with --accept, the edited review file.
         accept: Write the edited captions to the folder --derivatives; lost or reordered rows are an error.
-        original: Caption file before the edits; default: the file next to the review file that it was made from.
+        original: Caption file before the edits; default: the one next to the review file, named without -review.
         name: Name of the accepted captions; default: made from the model and the prompt, such as pixtral.
         dataset: Dataset of the accepted captions; default: as recorded in the file, or next to it.
         derivatives: Folder for accepted captions.
-        choices: Labels that a caption may be; default: the labels of its prompt.
+        choices: Labels that a caption may be, as '[cat, dog]'; default: the labels of its prompt.
         sentences: Most sentences in a caption whose prompt is unknown; 0: any number; default: 1.
-        languages: Languages to tell English from; [] skips this check; default: nine common ones.
+        languages: Languages to tell English from, as '[french, german]'; [] skips this check; default: nine others.
         prompts: YAML file with further prompts, added to the shipped ones.
         overwrite: Replace an existing review file, or accepted captions.
     """

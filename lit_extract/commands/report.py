@@ -26,7 +26,7 @@ def report(
         out: Folder for the page (index.html), its figures and report.json; an older report there is replaced.
         rows: Number of stimuli to sample.
         seed: Seed of the sample and of the shuffles.
-        permutations: Number of shuffles, which show what similarities are by chance.
+        permutations: Number of shuffles of the stimuli, for the similarity by chance.
         root: Folder of the dataset, to show its images; default: the dataset's environment variable.
         captions: Caption file, CSV or Parquet, to show the captions.
     """

@@ -30,9 +30,9 @@ def review(
         port: Port of this machine's loopback interface; 0: a free one.
         no_browser: Print the address, but open no browser.
         follow_links: Also show images outside the dataset's folder that links in it point to.
-        choices: Labels that a caption may be; default: the labels of its prompt.
+        choices: Labels that a caption may be, as '[cat, dog]'; default: the labels of its prompt.
         sentences: Most sentences in a caption whose prompt is unknown; 0: any number; default: 1.
-        languages: Languages to tell English from; [] skips this check; default: nine common ones.
+        languages: Languages to tell English from, as '[french, german]'; [] skips this check; default: nine others.
         prompts: YAML file with further prompts, added to the shipped ones.
     """
     from lit_extract.review.check import make_rules

@@ -237,7 +237,7 @@ def test_what_is_missing_or_at_odds(cli, file, change, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.pop("mask"), "mask is no uint8 tensor of 2 axes"),
+        (lambda c: c.pop("mask"), "mask is not a uint8 tensor of 2 axes"),
         (lambda c: c.update(mask=c["mask"][:3].clone()), "mask has 3 rows for 4"),
         (lambda c: c.pop("row_bpb"), "row_bpb is not a float32 tensor of 1 axes"),
         (lambda c: c.pop("loss"), "loss is missing"),

@@ -96,7 +96,7 @@ def test_a_constant_layer_is_not_compared(save, random_features, numbers):
     pair = oracles.pair_of(found, "a", "b")
     assert pair["mutual_neighbours"]["layers"][0] == [None, None, None]
     assert pair["mutual_neighbours"]["layers"][1][1] == 1
-    assert "a: the same for all stimuli in embeddings, so not compared there." in found["notes"]
+    assert "a: identical for all stimuli in embeddings, so not compared there." in found["notes"]
 
 
 def test_a_massive_first_token_in_the_average_is_warned_of_with_the_way_out(save, numbers):
