@@ -33,7 +33,7 @@ def check(
         derivatives: Folder for accepted captions.
         choices: Labels that a caption may be, as '[cat, dog]'; default: the labels of its prompt.
         sentences: Most sentences in a caption whose prompt is unknown; 0: any number; default: 1.
-        languages: Languages to tell English from, as '[french, german]'; [] skips this check; default: nine others.
+        languages: Languages to tell English from, such as '[french]'; default: nine common ones; [] skips this check.
         prompts: YAML file with further prompts, added to the shipped ones.
         overwrite: Replace an existing review file, or accepted captions.
     """

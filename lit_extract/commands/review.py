@@ -32,7 +32,7 @@ def review(
         follow_links: Also show images outside the dataset's folder that links in it point to.
         choices: Labels that a caption may be, as '[cat, dog]'; default: the labels of its prompt.
         sentences: Most sentences in a caption whose prompt is unknown; 0: any number; default: 1.
-        languages: Languages to tell English from, as '[french, german]'; [] skips this check; default: nine others.
+        languages: Languages to tell English from, such as '[french]'; default: nine common ones; [] skips this check.
         prompts: YAML file with further prompts, added to the shipped ones.
     """
     from lit_extract.review.check import make_rules
