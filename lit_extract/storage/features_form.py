@@ -280,7 +280,7 @@ def _wrong_widths(content: Mapping[str, Any]) -> list[str]:
 def _wrong_tensor(name: str, tensor: Any, n: int) -> str | None:
     dtype, axes = TENSORS[name]
     if not isinstance(tensor, TensorRecord) or (tensor.dtype, len(tensor.shape)) != (dtype, axes):
-        return f"{name} is not a {np.dtype(dtype).name} tensor of {axes} axes"
+        return f"{name} is not a tensor of {np.dtype(dtype).name} with {axes} axes"
     if tensor.shape[0] != n:
         return f"{name} has {tensor.shape[0]} rows for {n}"
     if name == INPUTS and tensor.shape[1] != len(INPUT_COLUMNS):

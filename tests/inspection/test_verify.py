@@ -237,9 +237,9 @@ def test_what_is_missing_or_at_odds(cli, file, change, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.pop("mask"), "mask is not a uint8 tensor of 2 axes"),
+        (lambda c: c.pop("mask"), "mask is not a tensor of uint8 with 2 axes"),
         (lambda c: c.update(mask=c["mask"][:3].clone()), "mask has 3 rows for 4"),
-        (lambda c: c.pop("row_bpb"), "row_bpb is not a float32 tensor of 1 axes"),
+        (lambda c: c.pop("row_bpb"), "row_bpb is not a tensor of float32 with 1 axes"),
         (lambda c: c.pop("loss"), "loss is missing"),
         (lambda c: c["row_loss"].__setitem__(1, torch.nan), "row_loss is not finite, or should not be, in rows 1"),
         (lambda c: c.update(bpb=c["bpb"] * 1.01), "bpb is "),

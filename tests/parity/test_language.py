@@ -97,7 +97,7 @@ def next_token(content):
     [
         (swap_ids, "token_ids: these rows do not have the tokens of their captions: 4, 5"),
         (next_token, "layers that differ by more than 32-true explains"),
-        (lambda content: content.pop("token_ids"), "token_ids is no int32 tensor of 2 axes"),
+        (lambda content: content.pop("token_ids"), "token_ids is not a tensor of int32 with 2 axes"),
         (
             lambda content: narrow(content, "token_ids"),
             "token_ids has 40 tokens, mask 41",
@@ -144,12 +144,12 @@ def one_sink_more(content):
     ("fault", "said"),
     [
         (one_sink_more, "n_sinks: row 3 has "),
-        (lambda content: content.pop("n_sinks"), "n_sinks is no int32 tensor of 2 axes"),
+        (lambda content: content.pop("n_sinks"), "n_sinks is not a tensor of int32 with 2 axes"),
         (
             lambda content: narrow(content, "n_sinks"),
             "n_sinks has 2 columns for 3 layers",
         ),
-        (lambda content: content.pop("n_excluded"), "n_excluded is no int32 tensor of 1 axes"),
+        (lambda content: content.pop("n_excluded"), "n_excluded is not a tensor of int32 with 1 axes"),
         (lambda content: content["metadata"]["provenance"].update(exclude=["sinks"]), "WRONG: parity"),
         (lambda content: content["metadata"]["provenance"].update(exclude=["bos", "pad"]), "provenance: exclude"),
         (lambda content: content["metadata"]["provenance"].update(sinks_above=0), "provenance: sinks_above"),
