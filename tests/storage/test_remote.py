@@ -668,7 +668,7 @@ def test_wrong_settings(cli, remote, no_model, new_settings, name, value, reason
 @pytest.mark.parametrize(
     ("output_dir", "reason"),
     [
-        ("s3://", "'s3://' names no place"),
+        ("s3://", "'s3://' is incomplete"),
         ("s4://bucket/x", "s4"),
         ("gs://bucket/x", "pip install 'lit-extract[remote]'"),
     ],
