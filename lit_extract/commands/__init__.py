@@ -1,1 +1,1 @@
-"""One command a file: arguments in, exit code out."""
+"""The commands, one per file: arguments in, exit code out."""

@@ -1,4 +1,4 @@
-"""``lit-extract check``: captions that a person should look at, and what came of that."""
+"""``lit-extract check``: flag captions for review, and accept reviewed captions."""
 
 from pathlib import Path
 
@@ -21,20 +21,20 @@ def check(
 ) -> int:
     """Flag captions that a person should look at; accept reviewed ones.
 
-    Writes all rows to <file>-review.csv, with a column flag. Edit its column caption, then give it with --accept.
-    Exit code: 0 nothing is flagged, 2 something to fix, 3 some captions are flagged.
+    All rows are written to <file>-review.csv, with a column flag. Edit the column caption there, then run check on that
+    file with --accept. Exit code: 0 nothing is flagged, 2 something to fix, 3 some captions are flagged.
 
     Args:
-        file: Captions, CSV or Parquet; with --accept, the edited file.
-        accept: Put the edited captions in derivatives; rows that were lost or reordered are refused.
-        original: The captions before they were edited; default: what a review file was made of.
-        name: What accepted captions are called; default: from the model and the prompt, such as pixtral.
-        dataset: What accepted captions are of; default: what the file says.
-        derivatives: Folder of reviewed captions.
-        choices: Labels of which each caption is one; default: those of its prompt.
-        sentences: Sentences that a caption of no known prompt may have, 0 for any number; default: 1.
-        languages: Languages that captions may be in by mistake; [] skips the check of languages.
-        prompts: YAML with prompts besides those that ship here.
+        file: Caption file, CSV or Parquet; with --accept, the edited review file.
+        accept: Write the edited captions to the folder --derivatives; lost or reordered rows are an error.
+        original: Caption file before the edits; default: the one next to the review file, named without -review.
+        name: Name of the accepted captions; default: made from the model and the prompt, such as pixtral.
+        dataset: Dataset of the accepted captions; default: as recorded in the file, or next to it.
+        derivatives: Folder for accepted captions.
+        choices: Labels that a caption may be, as '[cat, dog]'; default: the labels of its prompt.
+        sentences: Most sentences in a caption whose prompt is unknown; 0: any number; default: 1.
+        languages: Languages to tell English from, such as '[french]'; default: nine common ones; [] skips this check.
+        prompts: YAML file with further prompts, added to the shipped ones.
         overwrite: Replace an existing review file, or accepted captions.
     """
     from lit_extract.review import accept as accepting

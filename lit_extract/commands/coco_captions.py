@@ -15,9 +15,9 @@ def coco_captions(
     """Build nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.
 
     Args:
-        stim_info: NSD's nsd_stim_info_merged.csv.
-        annotations: COCO's files, '[captions_train2017.json, captions_val2017.json]'.
-        output: The CSV or Parquet to make.
+        stim_info: NSD's stimulus table, nsd_stim_info_merged.csv.
+        annotations: COCO's caption annotations, as '[captions_train2017.json, captions_val2017.json]'.
+        output: CSV or Parquet file to write.
         overwrite: Replace an existing file.
     """
     from lit_extract.captioning.coco import coco_captions as build

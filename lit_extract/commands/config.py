@@ -1,7 +1,7 @@
-"""Configs and options, checked before jsonargparse sees them: they come from strangers as often as from their user.
+"""Check configs and options before jsonargparse parses them: a config may come from a stranger.
 
-A config says what is run, so it is a script: the classes that it names are imported, and made if they are of a kind
-that has a place there. All else in it is plain values.
+A config decides what is run, as a script does: the classes that it names are imported, and instantiated if they are of
+a kind that is allowed there. Everything else in it is plain values.
 """
 
 import os
@@ -18,7 +18,7 @@ from lit_extract.common.errors import InputError, nearest, one_line
 from lit_extract.common.shipped import shipped_config, shipped_configs
 from lit_extract.common.untrusted import MAX_CONFIG_BYTES, MAX_PATH_BYTES, parse_yaml, read_regular, read_yaml, shorten
 
-# Options whose value jsonargparse also takes for the name of a file to read.
+# Options whose value may also be the name of a file, which jsonargparse then reads.
 _FILE_OPTIONS = (*CLASS_OPTIONS, "--trainer", "--trainer.callbacks", "--model.init_args", "--data.init_args")
 
 CLASS_NAME = re.compile(r"[A-Za-z_][0-9A-Za-z_]*(\.[A-Za-z_][0-9A-Za-z_]*)*")
@@ -26,9 +26,9 @@ _CLASS_KEYS = {"class_path": str, "init_args": dict, "dict_kwargs": dict}
 
 
 def find_config(value: str) -> str:
-    """Return the path of a config: of the user's own file, else of the one that ships under this name.
+    """Return the path of a config: the user's own file, else the shipped config of this name.
 
-    ``nsd/vision`` and ``configs/nsd/vision.yaml`` are names of the same one. Any other value is returned as it is.
+    ``nsd/vision`` and ``configs/nsd/vision.yaml`` name the same config. Any other value is returned unchanged.
     """
     if os.path.isdir(value) or not os.path.exists(value):  # noqa: PTH110, PTH112 (Path's raise if it is too long)
         return str(shipped_config(value) or value)
@@ -36,7 +36,7 @@ def find_config(value: str) -> str:
 
 
 def with_found_configs(args: Sequence[str]) -> list[str]:
-    """Return a command line in which the shipped configs are given by their paths."""
+    """Return a command line with the names of shipped configs replaced by their paths."""
     found = list(args)
     for place, part in enumerate(args):
         option, has_value, value = part.partition("=")
@@ -50,9 +50,9 @@ def with_found_configs(args: Sequence[str]) -> list[str]:
 
 
 def read_config(value: str) -> dict[str, Any]:
-    """Return the settings of a config, a file or YAML itself.
+    """Return the settings of a config, which is a file or YAML text.
 
-    What the model, the data, the trainer and its callbacks are must be in it, and not in another file that it names.
+    The model, the data, the trainer and its callbacks must be in the config itself, not in another file that it names.
     """
     what, path = name_config(value), find_config(value)
     if not (_is_text(value) or os.path.exists(path)):  # noqa: PTH110 (Path's raises if it is too long)
@@ -61,7 +61,7 @@ def read_config(value: str) -> dict[str, Any]:
         raise InputError(f"{what} can't be read: No such file or directory{hint}")
     content = parse_yaml(config_text(value), what)
     if not isinstance(content, dict):
-        raise InputError(f"{what} holds no settings, but {shorten(content)}")
+        raise InputError(f"{what} must hold settings, not {shorten(content)}")
     trainer = content.get("trainer", {})
     if not isinstance(trainer, dict) or not isinstance(trainer.get("callbacks") or [], list):
         raise InputError(
@@ -89,12 +89,12 @@ def config_text(value: str) -> bytes | str:
 
 
 def name_config(value: str) -> str:
-    """Return how errors call a config."""
+    """Return the name of a config for error messages."""
     return f"config: {shorten(repr(value), MAX_PATH_BYTES)}"
 
 
 def place_of(config: str, path: Sequence[str]) -> str:
-    """Return how errors call a place in a config: its name, and the line of a key, as of (model, init_args, pool)."""
+    """Return the place of a key, such as (model, init_args, pool), for error messages: the config and the line."""
     node: Any = yaml.compose(config_text(config), Loader=yaml.SafeLoader)
     line = ""
     for key in path:
@@ -131,13 +131,13 @@ def _check_class(named: Any, what: str, folder: Path) -> None:
         is_class = bool(CLASS_NAME.fullmatch(name)) and not any((place / name).exists() for place in (Path(), folder))
     if not is_class:
         raise InputError(
-            f"{what}: must be the name of a class, or its class_path with init_args, not {shorten(named)}; settings in "
-            "another file are given with a --config of their own"
+            f"{what}: must be the name of a class, or its class_path with init_args, not {shorten(named)}; pass a file "
+            "with settings as another --config"
         )
 
 
 def check_files(args: Sequence[str]) -> None:
-    """See that the configs of a command line can be read, and hold settings."""
+    """Check that the configs of a command line can be read and hold settings."""
     for value in values_of(args, CONFIG_OPTIONS):
         read_config(value)
     for value in values_of(args, _FILE_OPTIONS):
@@ -146,13 +146,13 @@ def check_files(args: Sequence[str]) -> None:
 
 
 def _is_text(value: str) -> bool:
-    """Return whether a value is YAML itself: jsonargparse takes it so when there is no file of that name."""
+    """Return whether a value is YAML text; jsonargparse parses it as such if no file has that name."""
     is_yaml = "\n" in value or ": " in value or value.lstrip().startswith(("{", "["))
     return is_yaml and not os.path.exists(value)  # noqa: PTH110 (Path's raises if it is too long)
 
 
 def values_of(args: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Return the values that are given to some options, as ``--option value``, ``--option=value`` or ``-ovalue``."""
+    """Return the values of some options, given as ``--option value``, ``--option=value`` or ``-ovalue``."""
     values = []
     for part, following in zip_longest(args, args[1:]):
         option, has_value, value = part.partition("=")

@@ -1,4 +1,4 @@
-"""``lit-extract configs``: which configs ship with the package, and one of them as a starting point."""
+"""``lit-extract configs``: list the shipped configs, or print one as a starting point."""
 
 from lit_extract.commands.arguments import command
 from lit_extract.common import exit_codes
@@ -30,6 +30,6 @@ main = command(configs, nargs={"name": "?"})
 
 
 def _first_words(text: str) -> str:
-    """Return the first sentence that a config says of itself in a comment."""
+    """Return the first comment line of a config, which describes it."""
     comment = next((line for line in text.splitlines() if line.startswith("# ")), "")
     return comment.removeprefix("# ")

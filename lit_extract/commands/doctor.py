@@ -1,4 +1,4 @@
-"""``lit-extract doctor``: what a bug report needs, and what a newcomer is missing."""
+"""``lit-extract doctor``: print what a bug report needs, and how to install what is missing."""
 
 from lit_extract.commands.arguments import command
 from lit_extract.common import exit_codes
@@ -6,13 +6,13 @@ from lit_extract.common.errors import printable
 
 
 def doctor(output_dir: str = "features") -> int:
-    """Print versions, GPU, precision, disk, hub and datasets, and the command that gets what is missing.
+    """Print versions, GPU, precision, disk, hub and datasets, with a command for everything that is missing.
 
-    Nothing secret is printed; a bug report may have it all. Exit code: 0 nothing is wrong (what is missing may not be
-    needed), 3 something is.
+    The output contains no secrets, so all of it can go into a bug report. Exit code: 0 nothing is wrong (you may not
+    need what is missing), 3 something is wrong.
 
     Args:
-        output_dir: Where features are to be written.
+        output_dir: Folder for features; its disk is checked.
     """
     from lit_extract.inspection.machine import examine
 
@@ -24,7 +24,7 @@ def doctor(output_dir: str = "features") -> int:
         if finding.advice:
             print(f"{'':<8}  {printable(finding.advice)}", flush=True)
     counts = {state: states.count(state) for state in ("wrong", "missing")}
-    print(f"\n{counts['wrong']} wrong, {counts['missing']} missing, which not everyone needs")
+    print(f"\n{counts['wrong']} wrong, {counts['missing']} missing (you may not need it)")
     return exit_codes.LOOK if counts["wrong"] else exit_codes.DONE
 
 

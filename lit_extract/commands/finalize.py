@@ -1,4 +1,4 @@
-"""``lit-extract finalize``: the features files of a complete store."""
+"""``lit-extract finalize``: turn a complete store into features files."""
 
 from lit_extract.commands.arguments import command
 from lit_extract.common import exit_codes
@@ -11,7 +11,7 @@ def finalize(store: str, keep_store: bool = False) -> int:
 
     Args:
         store: Folder of the store (….zarr).
-        keep_store: Leave the store in place.
+        keep_store: Keep the store afterwards.
     """
     with stoppable(exit_at_second=True):
         with heavy_imports():

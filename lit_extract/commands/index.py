@@ -1,4 +1,4 @@
-"""``lit-extract index``: which images a dataset has as it was downloaded, and under which ids."""
+"""``lit-extract index``: list the images of a downloaded dataset, with their ids."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from lit_extract.common.errors import InputError
 
 
 def index(dataset: str, root: str | None = None, output: str | None = None, overwrite: bool = False) -> int:
-    """Write the index of a dataset as it was downloaded, to look at its ids; print what was found and what is missing.
+    """Write the index of a downloaded dataset, a CSV of its images and their ids; print what is missing.
 
-    All commands work without it. Where it is in the dataset's folder, they read it instead of the folder. Exit code: 0
-    nothing is missing or unusual, 2 something to fix, 3 something to look at.
+    The other commands do not need an index; if the dataset's folder has one, they read it instead of the folder. Exit
+    code: 0 nothing is missing or unusual, 2 something to fix, 3 something to look at.
 
     Args:
         dataset: nsd, bold5000 or things.
-        root: Its folder; default: its environment variable, such as NSD_DATASET.
-        output: The CSV to write; default: where the dataset has its index.
+        root: Folder of the dataset; default: its environment variable, such as NSD_DATASET.
+        output: CSV to write; default: the index in the dataset's folder.
         overwrite: Replace an existing file.
     """
     from lit_extract.commands.tables import write_table
@@ -25,13 +25,13 @@ def index(dataset: str, root: str | None = None, output: str | None = None, over
     known = find_dataset(dataset)
     if known.layout is None:
         choices = ", ".join(name for name, other in DATASETS.items() if other.layout)
-        raise InputError(f"dataset: {dataset!r} has no layout of its own; an index can be made of {choices}")
+        raise InputError(f"dataset: {dataset!r} has no layout of its own; an index can be made for {choices}")
     folder = known.find_root(root)
     name = next(name for name in known.index if name.endswith(".csv"))
     path = Path(output) if output else folder / name
     first = next((folder / other for other in known.index if (folder / other).exists()), path)
     if output is None and first != path:
-        raise InputError(f"output: {str(first)!r} would be read before {str(path)!r}; delete it, or give --output FILE")
+        raise InputError(f"output: {str(first)!r} is read instead of {str(path)!r}; delete it, or pass --output FILE")
     found = known.read_published(folder)
     findings = found.attrs[table.FINDINGS]
     write_table(found.drop(columns=[*table.RESERVED], errors="ignore"), path, overwrite)

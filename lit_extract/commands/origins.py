@@ -1,4 +1,4 @@
-"""Where a setting was given: errors name the config and the line, and the nearest name that exists."""
+"""The origin of a setting: errors name its config and line, and the nearest name that exists."""
 
 import re
 from argparse import ArgumentError
@@ -16,7 +16,7 @@ _SETTING = re.compile(r"(?:(?P<part>model|data|trainer)[.])?(?P<name>[a-z_]+)\b(
 
 @contextmanager
 def origins_named(args: Sequence[str]) -> Iterator[None]:
-    """Put the config and the line before an error of the body about a setting that one of the configs has."""
+    """Prefix an error about a setting from a config with that config and the line."""
     try:
         yield
     except (InputError, ArgumentError) as error:
@@ -46,7 +46,7 @@ def _with_origin(message: str, args: Sequence[str]) -> str:
 
 
 def given_value(args: Sequence[str], path: Sequence[str]) -> str | None:
-    """Return the value of a setting as it is given on the command line, else in the last config that has it."""
+    """Return the value of a setting from the command line, else from the last config that has it."""
     if values := values_of(args, _options_of(path)):
         return values[-1]
     in_configs = [_value_at(read_config(config), path) for config in reversed(values_of(args, CONFIG_OPTIONS))]

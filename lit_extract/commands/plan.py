@@ -1,4 +1,4 @@
-"""``lit-extract plan``: what predict will need, for the model of a config or all of models.yml, as a table or JSON."""
+"""``lit-extract plan``: estimate what predict will need, for one model or all of models.yml, as a table or JSON."""
 
 import json
 import math
@@ -42,7 +42,7 @@ _COUNTS = {"B": 10**9, "M": 10**6, "k": 10**3}
 
 
 class PlanCLI(PredictCLI):
-    """The settings of predict and of plan; the model and the data are not made yet."""
+    """The settings of predict and plan; the model and the data are not instantiated yet."""
 
     prog = "lit-extract plan"
     options = PLAN_OPTIONS
@@ -67,7 +67,7 @@ def main(args: list[str]) -> int:
 
 
 def plan_models(config: Namespace) -> tuple[list[str], Machine, list[Needs]]:
-    """Return the models that a command line asks about, as it names them, on which machine, and what each needs."""
+    """Return the names of the models that a command line asks about, the machine, and what each model needs."""
     extractor = locate(config.model.class_path)
     if not (isinstance(extractor, type) and issubclass(extractor, Extractor)):
         raise InputError(f"plan is for features; {config.model.class_path} makes captions")
@@ -93,7 +93,7 @@ def _plan_or_problem(
         return estimate_needs(model, _data(config), rows, machine, folder, *keep, config.overwrite, config.tag)
     except InputError as error:
         return Needs(name, problem=str(error))
-    except Exception as error:  # of this model alone; the others can be planned
+    except Exception as error:  # in this model only; the others can still be planned
         if not is_one_of_many:
             raise
         return Needs(name, problem=f"{type(error).__name__}: {one_line(error)}")
@@ -102,7 +102,7 @@ def _plan_or_problem(
 def _data(config: Namespace) -> StimulusDataModule:
     settings = config.data.init_args.as_dict()
     if config.rows and "captions" in settings:
-        settings["captions"] = None  # they are not looked at
+        settings["captions"] = None  # they are not read
     data: StimulusDataModule = locate(config.data.class_path)(**settings)  # type: ignore[operator]
     return data
 
@@ -111,7 +111,7 @@ def _count_rows(data: StimulusDataModule) -> int:
     try:
         return len(data.read_table())
     except InputError as error:
-        raise InputError(f"{error}; to plan without them, give the number of rows: --rows N") from None
+        raise InputError(f"{error}; to plan without the dataset, pass the number of stimuli: --rows N") from None
 
 
 def _model_names(config: Namespace, kind: str) -> list[str]:
@@ -119,7 +119,7 @@ def _model_names(config: Namespace, kind: str) -> list[str]:
     if config.models is None and config.match is None:
         return [settings.name]
     if own := [f"model.{key}" for key in ("checkpoint", "revision") if settings.get(key) is not None]:
-        raise InputError(f"{' and '.join(own)}: of one model, but --models and --match ask for several")
+        raise InputError(f"{' and '.join(own)}: for one model only, but --models and --match plan several")
     return [entry.name for entry in matching_models(kind, config.models or settings.models, config.match)]
 
 
@@ -144,7 +144,7 @@ def _machine(config: Namespace) -> Machine:
 
 
 def _rates(plans: Sequence[Needs], machine: Machine) -> Rates | None:
-    """Measure what decides how long streamed models take, if there are any."""
+    """Measure the rates that limit streamed models, if there are any."""
     streamed = [plan for plan in plans if plan.streamed is not None]
     if not streamed:
         return None
@@ -153,7 +153,7 @@ def _rates(plans: Sequence[Needs], machine: Machine) -> Rates | None:
 
 
 def as_json(plans: Sequence[Needs], machine: Machine, rates: Rates | None) -> str:
-    """Return one object, see docs/store-format.md; sizes are in bytes."""
+    """Return one JSON object, see docs/store-format.md; sizes are in bytes."""
     one_by_one, at_once = disk_needed(plans)
     content = {
         "format": PLAN_FORMAT,
@@ -174,7 +174,7 @@ def as_json(plans: Sequence[Needs], machine: Machine, rates: Rates | None) -> st
 def as_text(
     plans: Sequence[Needs], machine: Machine, data: StimulusDataModule, output_dir: str, rates: Rates | None
 ) -> str:
-    """Return what all models share, a table with a line a model, and what they need together."""
+    """Return the facts that all models share, a table with one line per model, and the totals."""
     planned = [plan for plan in plans if plan.problem is None]
     lines = []
     if planned:
@@ -209,21 +209,21 @@ def _cells(plan: Needs, machine: Machine) -> dict[str, str]:
 
 
 def _explanations(planned: Sequence[Needs], data: StimulusDataModule, machine: Machine) -> list[str]:
-    lines = ["disk: the most at once, .pt files and the store they are made of; device, host: memory, the most at once"]
+    lines = ["disk: peak, with .pt files and the store that they are made from; device, host: peak memory"]
     for seen in dict.fromkeys(plan.seen for plan in planned if plan.seen):
         lines += [f"seen by {name_some([plan.model for plan in planned if plan.seen == seen], 2)}:", f"  {seen}"]
     if any(plan.fits == "split" for plan in planned):
-        lines.append("split: the batch does not fit, a smaller one does; the run splits it by itself")
+        lines.append("split: the batch does not fit, but a smaller one does; the run splits it automatically")
     if machine.host_memory is not None and any(plan.fits == "host" for plan in planned):
-        lines.append(f"host: the memory of the host does not suffice, {as_size(machine.host_memory)} may be used here")
+        lines.append(f"host: not enough host memory; {as_size(machine.host_memory)} may be used here")
     if isinstance(data, CaptionDataModule) and data.captions is None:
-        lines.append(f"captions were not looked at: the longest is taken to have {TOKENS_A_CAPTION} tokens")
+        lines.append(f"captions were not read; the longest is assumed to have {TOKENS_A_CAPTION} tokens")
     return lines
 
 
 def _streamed(planned: Sequence[Needs], data: StimulusDataModule, rates: Rates) -> list[str]:
-    """Return what streamed models take, and why."""
-    lines = ["streamed: the weights do not fit; blocks come from disk one after the other, each for many rows at once:"]
+    """Return the time that streamed models need, and what limits it."""
+    lines = ["streamed: the weights do not fit; blocks are read from disk one by one, each for many rows at once:"]
     for plan in planned:
         if plan.streamed is None:
             continue
@@ -233,7 +233,7 @@ def _streamed(planned: Sequence[Needs], data: StimulusDataModule, rates: Rates) 
             f"  {plan.model}: {as_size(plan.streamed.bytes_read)} for every {plan.streamed.rows:,} {data.unit}, "
             f"bounded by {bound}: {hours:.1f} hours"
         )
-    measured = "measured here" if rates.is_measured else "the disk's measured here, of arithmetic an A40's"
+    measured = "measured here" if rates.is_measured else "measured here for the disk, an A40's for arithmetic"
     rate = f"{as_size(rates.disk)}/s from the disk, {rates.operations / 1e12:.1f} TFLOP/s"
     return [*lines, f"  rates are {measured}: {rate}", ""]
 
@@ -241,8 +241,8 @@ def _streamed(planned: Sequence[Needs], data: StimulusDataModule, rates: Rates) 
 def _totals(planned: Sequence[Needs], machine: Machine, output_dir: str) -> list[str]:
     one_by_one, at_once = disk_needed(planned)
     size = sum(plan.features for plan in planned)
-    features = f"{as_size(size)} of .pt files" if size else "no .pt files: the rows stay in stores"
-    left = f"still needed on the disk: {as_size(one_by_one)}"
+    features = f"{as_size(size)} of .pt files" if size else "no .pt files: the features stay in stores"
+    left = f"disk space still needed: {as_size(one_by_one)}"
     if len(planned) > 1:
         features, left = f"{len(planned)} models: {features}", f"{left} one after another, {as_size(at_once)} at once"
     if machine.free_disk is None:
@@ -252,5 +252,5 @@ def _totals(planned: Sequence[Needs], machine: Machine, output_dir: str) -> list
         free = f"{as_size(machine.free_disk)} are free at {output_dir}: {verdict}"
     lines = [features, left, free]
     if pixels := pixels_bytes(planned):
-        lines.append(f"decoded images are kept too, if there is room besides: {as_size(pixels)} (--data.cache off: no)")
+        lines.append(f"decoded images are also cached if there is space: {as_size(pixels)} (not with --data.cache off)")
     return lines

@@ -1,4 +1,4 @@
-"""``lit-extract predict``: a LightningCLI that shows what concerns prediction, and nothing of training."""
+"""``lit-extract predict``: a LightningCLI with the settings of prediction only, none of training."""
 
 import inspect
 import logging
@@ -44,7 +44,7 @@ FAILURES_SHOWN = 10
 
 
 class PredictCLI(LightningCLI):
-    """The predict command: model, data and trainer from YAML and options, then :func:`extract` or :func:`caption`."""
+    """The predict command: make model, data and trainer from settings, then run :func:`extract` or :func:`caption`."""
 
     prog = "lit-extract predict"  # commands/help.py has its help
     options = PREDICT_OPTIONS
@@ -70,7 +70,7 @@ class PredictCLI(LightningCLI):
 
     @classmethod
     def read(cls, args: list[str]) -> Self:
-        """Return the settings of a command line, with the model, the data and the trainer that they make."""
+        """Return the settings of a command line, with the model, the data and the trainer made from them."""
         try:
             return cls(args)
         except (ArgumentError, ValueError) as error:
@@ -89,7 +89,7 @@ class PredictCLI(LightningCLI):
         parser.link_arguments("model.preprocessing", "data.init_args.preprocessing", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As LightningCLI, which would warn about the arguments of the outer command; their order does not matter."""
+        """Parse arguments in any order; unlike LightningCLI, do not warn about those of the outer command."""
         assert isinstance(args, list)
         given = with_found_configs(in_order(args))
         check_files(given)
@@ -101,9 +101,9 @@ class PredictCLI(LightningCLI):
         config["seed_everything"] = False  # the one seed that matters is the untrained model's
 
     def before_instantiate_classes(self) -> None:
-        """Make the callbacks; run an untrained model in float32 unless asked otherwise.
+        """Make the callbacks; run an untrained model in float32 unless a precision is given.
 
-        bf16 may erase what differs between its stimuli.
+        In bf16 the differences between its stimuli may be lost.
         """
         settings = self.config.model.get("init_args") or {}
         if (settings.get("untrained") or self.config.get("untrained")) and self.config.trainer.precision is None:
@@ -139,7 +139,7 @@ def _refuse_settings(given: dict[str, bool], theirs: str, ours: str) -> None:
 
 
 def answer_if_done(args: list[str]) -> Outcome | None:
-    """Return the outcome of ``lit-extract predict``, if nothing is left of it to do; else None."""
+    """Return the outcome of ``lit-extract predict`` if nothing is left to do; else None."""
     with redirect_stdout(None), quiet():
         cli = PredictCLI.read(args)
         config, model = cli.config_init, cli.model
@@ -182,7 +182,7 @@ def _run(args: list[str]) -> int:
 
 
 def _outcome(done: Captions | Extraction, lines: list[str], code: int) -> Outcome:
-    """Return what a sweep learns of a run that came to its end."""
+    """Return the outcome of a completed run, for the sweep that started it."""
     if code == exit_codes.LOOK:
         found = [line.removeprefix("  warning: ") for line in lines if line.startswith("  warning: ")]
         return Outcome("bad rows", printable("; ".join(found)), code)
@@ -197,7 +197,7 @@ def _summarize_captions(captions: Captions) -> tuple[list[str], int]:
     if captions.cut_off:
         lines.append(f"  warning: {captions.cut_off} captions are cut off, as they are longer than --model.max_tokens")
     if captions.failed:
-        lines.append(f"  warning: {len(captions.failed)} images failed; the same command tries them again:")
+        lines.append(f"  warning: {len(captions.failed)} images failed; run the same command to try them again:")
     lines += [f"    {stimulus}: {reason}" for stimulus, reason in list(captions.failed.items())[:FAILURES_SHOWN]]
     return lines, exit_codes.LOOK if captions.failed else exit_codes.DONE
 

@@ -1,4 +1,4 @@
-"""``lit-extract report``: a page about features."""
+"""``lit-extract report``: make a page about features."""
 
 from pathlib import Path
 
@@ -18,17 +18,17 @@ def report(
 ) -> int:
     """Make a page to look at features before trusting them: layers, similarities, nearest neighbours.
 
-    Reads a sample of the stimuli, one layer at a time. Exit code: 0 nothing is conspicuous, 2 something to fix, 3
-    there is something to look into, which is printed and in the page.
+    A sample of the stimuli is read, one layer at a time. Exit code: 0 no warnings, 2 something to fix, 3 warnings,
+    which are printed and are on the page.
 
     Args:
-        folder: Features of a dataset and subset, such as features/nsd/all; those of <folder>-untrained are included.
-        out: Folder of the page (index.html), its figures and report.json; an older report there is replaced.
-        rows: Stimuli to sample.
-        seed: Of the sample and the shuffles.
-        permutations: Shuffles of the baseline of similarities.
-        root: Folder of the dataset, for pictures; default: the dataset's environment variable.
-        captions: CSV or Parquet with the captions.
+        folder: Folder with features, such as features/nsd/all; features in <folder>-untrained are included.
+        out: Folder for the page (index.html), its figures and report.json; an older report there is replaced.
+        rows: Number of stimuli to sample.
+        seed: Seed of the sample and of the shuffles.
+        permutations: Number of shuffles of the stimuli, for the similarity by chance.
+        root: Folder of the dataset, to show its images; default: the dataset's environment variable.
+        captions: Caption file, CSV or Parquet, to show the captions.
     """
     with heavy_imports():
         from lit_extract.report.make import report as make

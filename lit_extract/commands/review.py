@@ -1,4 +1,4 @@
-"""``lit-extract review``: a page in the browser on which captions are edited."""
+"""``lit-extract review``: edit captions on a page in the browser."""
 
 from pathlib import Path
 
@@ -18,21 +18,22 @@ def review(
     languages: list[str] | None = None,
     prompts: str | None = None,
 ) -> int:
-    """Look at captions next to their images on a page in the browser, and edit them; Ctrl-C ends it.
+    """Look at captions next to their images on a page in the browser, and edit them; Ctrl-C stops it.
 
-    Each decision is on disk at once. The result is <file>-review.csv, which check --accept takes.
+    Each decision is saved at once. The result is <file>-review.csv; pass it to check --accept.
 
     Args:
-        file: Captions, CSV or Parquet, or their review file, which is made as by check if it does not exist.
-        dataset: What they are of: nsd, bold5000, things, folder or demo; default: what they say.
-        root: Folder of the dataset; default: its environment variable.
-        port: Of this machine's loopback interface; 0: a free one.
-        no_browser: Only print the address.
-        follow_links: Show images outside the dataset's folder that links in it lead to.
-        choices: Labels of which each caption is one; default: those of its prompt.
-        sentences: Sentences that a caption of no known prompt may have, 0 for any number; default: 1.
-        languages: Languages that captions may be in by mistake; [] skips the check of languages.
-        prompts: YAML with prompts besides those that ship here.
+        file: Caption file, CSV or Parquet, or its review file; if there is no review file, it is made as by check.
+        dataset: Dataset of the captions: nsd, bold5000, things, folder or demo; default: as recorded in the file, or
+            next to it.
+        root: Folder of the dataset; default: the dataset's environment variable.
+        port: Port of this machine's loopback interface; 0: a free one.
+        no_browser: Print the address, but open no browser.
+        follow_links: Also show images outside the dataset's folder that links in it point to.
+        choices: Labels that a caption may be, as '[cat, dog]'; default: the labels of its prompt.
+        sentences: Most sentences in a caption whose prompt is unknown; 0: any number; default: 1.
+        languages: Languages to tell English from, such as '[french]'; default: nine common ones; [] skips this check.
+        prompts: YAML file with further prompts, added to the shipped ones.
     """
     from lit_extract.review.check import make_rules
     from lit_extract.review.command import review as run

@@ -1,4 +1,4 @@
-"""``lit-extract show``: one features file or store, in words and as a picture."""
+"""``lit-extract show``: describe one features file or store, in words and as a picture."""
 
 from lit_extract.commands.arguments import command
 from lit_extract.common import exit_codes
@@ -9,9 +9,9 @@ def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
     """Print what a features file or an unfinished store holds, and draw it.
 
     Args:
-        path: A .pt, or the .zarr folder of an unfinished run.
-        pool: Which pooling of a store that has several.
-        picture: PNG to draw: size of the activations by layer, and how alike the stimuli are.
+        path: A .pt file, or the .zarr folder of an unfinished run.
+        pool: Pooling to show, if a store has several.
+        picture: Picture to write, such as features.png: norms by layer, and dissimilarities of stimuli.
     """
     with heavy_imports():
         from lit_extract.inspection.show import describe

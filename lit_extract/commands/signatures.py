@@ -1,7 +1,7 @@
 """The settings of classes and functions of this package, read from their source.
 
-Names and help are known that way before torch and Lightning are imported, which takes ten seconds. What a setting may
-be is left to jsonargparse, which parses the same signatures and docstrings afterwards.
+So names and help are available before torch and Lightning are imported, which takes ten seconds. Values are left to
+jsonargparse, which parses the same signatures and docstrings afterwards.
 """
 
 import ast
@@ -22,12 +22,12 @@ class Setting:
     """An argument of a class or a function."""
 
     help: str
-    default: str | None  # as the source has it; None: it must be given
+    default: str | None  # as written in the source; None: the setting is required
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a class or a function takes."""
+    """The arguments of a class or a function."""
 
     summary: str  # first sentence of the docstring
     settings: Mapping[str, Setting]
@@ -35,7 +35,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class DatasetNames:
-    """What a dataset is called."""
+    """The names of a dataset."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ class DatasetNames:
 
 @cache
 def signature(module: str, name: str) -> Signature:
-    """Return what a class or a function takes, wherever the module has it from."""
+    """Return the arguments of a class or a function, also if the module imports it."""
     tree = _parsed(module)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
@@ -55,13 +55,13 @@ def signature(module: str, name: str) -> Signature:
 
 
 def public_classes(endings: Sequence[str]) -> list[str]:
-    """Return the names of the classes of this package that are made from settings: those with these endings."""
+    """Return the names of the public classes of this package that end in one of these endings."""
     names = [*(dataset.data_module for dataset in datasets()), *lit_extract._HOMES]
     return [name for name in names if name[0].isupper() and name.endswith(tuple(endings))]
 
 
 def class_signature(name: str) -> Signature:
-    """Return what one of the public classes takes; the data modules of datasets are made from one class."""
+    """Return the arguments of a public class; all data modules of datasets share those of one class."""
     if name in lit_extract._HOMES:
         return signature(lit_extract._HOMES[name], name)
     title = next(dataset.title for dataset in datasets() if dataset.data_module == name)
@@ -70,7 +70,7 @@ def class_signature(name: str) -> Signature:
 
 @cache
 def datasets() -> list[DatasetNames]:
-    """Return the names of each dataset, of the line ``DATASET = …`` in its file."""
+    """Return the names of each dataset, from the line ``DATASET = …`` in its file."""
     found = []
     for path in sorted((_PACKAGE / "datasets").glob("*.py")):
         if "\nDATASET = " not in path.read_text(encoding="utf-8"):
@@ -110,7 +110,7 @@ def _signature(node: ast.FunctionDef | ast.ClassDef, tree: ast.Module) -> Signat
 
 
 def _source_of(default: ast.expr, tree: ast.Module) -> str:
-    """Return a default as the source has it, of a constant what the constant is."""
+    """Return a default as written in the source; for a constant, its value."""
     if not isinstance(default, ast.Name):
         return ast.unparse(default)
     for node in tree.body:

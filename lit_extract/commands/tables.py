@@ -1,4 +1,4 @@
-"""Write a table that people read."""
+"""Write tables as CSV."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from lit_extract.common.files import replacing
 
 
 def write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
-    """Write a table as a CSV, whole or not at all."""
+    """Write a table as a CSV, which appears only when it is complete."""
     if path.suffix != ".csv":
         raise InputError(f"output: {str(path)!r} must end in .csv")
     if path.exists() and not overwrite:
@@ -18,4 +18,4 @@ def write_table(table: pd.DataFrame, path: Path, overwrite: bool) -> None:
         with replacing(path) as partial:
             table.to_csv(partial, index=False, lineterminator="\n")
     except OSError as error:
-        raise InputError(f"output: can't write {str(path)!r}: {error.strerror}; give --output FILE") from None
+        raise InputError(f"output: can't write {str(path)!r}: {error.strerror}; pass --output FILE") from None

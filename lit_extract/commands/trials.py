@@ -1,4 +1,4 @@
-"""``lit-extract trials``: which stimulus a subject saw when."""
+"""``lit-extract trials``: write the stimulus of each trial of a subject."""
 
 from pathlib import Path
 
@@ -18,23 +18,23 @@ def trials(
 
     Args:
         dataset: nsd, bold5000 or things.
-        subject: Number of the subject, from 1.
+        subject: Number of the subject, counted from 1; required.
         root: Folder of the dataset; default: its environment variable, such as NSD_DATASET.
-        output: The CSV to write; default: trials-<dataset>-<subject>.csv.
+        output: CSV to write; default: trials-<dataset>-<subject>.csv.
         overwrite: Replace an existing file.
     """
     from lit_extract.commands.tables import write_table
     from lit_extract.datasets import load_trials
 
     if subject is None:
-        raise InputError("subject: whose trials? Give --subject N")
+        raise InputError("subject: missing; pass the number of the subject, --subject N")
     table = load_trials(dataset, subject, root)
     path = Path(output or f"trials-{dataset}-{subject}.csv")
     write_table(table, path, overwrite)
     shown, missing = table["stimulus_id"].nunique(), int(table["row"].isna().sum())
     print(f"{path}\n  {len(table):,} trials of {table['session'].nunique()} sessions, {shown:,} stimuli")
     if missing:
-        print(f"  {missing} trials are of stimuli whose images are missing")
+        print(f"  {missing} trials have a stimulus whose image is missing")
     return exit_codes.DONE
 
 

@@ -1,4 +1,4 @@
-"""``lit-extract verify``: whether features files are sound, and agree with an independent computation."""
+"""``lit-extract verify``: check that features files are sound, and agree with an independent computation."""
 
 from lit_extract.commands.arguments import command
 from lit_extract.common import exit_codes
@@ -18,19 +18,19 @@ def verify(
 ) -> int:
     """Check features files: checksums, completeness, NaN; with --parity, recompute stimuli independently.
 
-    Prints a line for each file. The certificate of --parity is written next to it, as <file>.parity.json. Exit code: 0
-    all are sound, 2 something is wrong with at least one.
+    One line is printed for each file. --parity also writes a certificate next to it, <file>.parity.json. Exit code: 0
+    all files are sound, 2 at least one is not.
 
     Args:
-        files: Features files (.pt), and folders of them.
-        parity: Number of stimuli to compute again, one at a time, in float32.
-        seed: Which stimuli.
-        checkpoint: Local weights, when the features are of such.
+        files: Features files (.pt), or folders that contain them.
+        parity: Number of stimuli to recompute, one at a time, in float32; default: none.
+        seed: Seed for choosing these stimuli.
+        checkpoint: Local weights, if the features were made with local weights.
         root: Folder of the dataset; default: the dataset's environment variable.
-        captions: The caption file that the features are of.
-        device: "cpu" or "cuda"; default: a GPU if there is one.
+        captions: Caption file from which the features were made.
+        device: "cpu" or "cuda"; default: the GPU if there is one.
         trust_remote_code: Run code that comes with the model.
-        model: The model that the features are of, when it is to be trusted though models.yml does not list it.
+        model: Model of the features, to trust it although models.yml does not list it.
     """
     with heavy_imports():
         from lit_extract.inspection.verify import verify as run

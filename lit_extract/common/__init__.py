@@ -1,1 +1,1 @@
-"""What knows nothing of stimuli and models: errors, reading untrusted files, signals, timing."""
+"""Helpers that do not depend on stimuli or models: errors, reading untrusted files, signals, timing."""

@@ -1,7 +1,7 @@
-"""Show on a terminal what the library logs; sizes and tables as people read them.
+"""Show log messages on a terminal; format sizes and tables for people.
 
-The library itself only logs, under the name ``lit_extract``. The command line shows that: ``INFO`` on stdout,
-``WARNING`` on stderr, once and not once a rank.
+The library itself only logs, under the name ``lit_extract``. The command line shows these messages: ``INFO`` on stdout,
+``WARNING`` on stderr, once and not once per rank.
 """
 
 import io
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 from lit_extract.common.ranks import is_rank_zero
 
-EVERY_RANK = {"every_rank": True}  # as ``extra`` of a logging call: each rank has rows of its own to report
+EVERY_RANK = {"every_rank": True}  # ``extra`` of a logging call whose message every rank shows, about its own rows
 
 
 @contextmanager
 def logging_shown() -> Iterator[None]:
-    """Show what the library logs while the body runs."""
+    """Show log messages of the library while the body runs."""
     logger, handler = logging.getLogger("lit_extract"), _Handler()
     level = logger.level
     logger.addHandler(handler)
@@ -30,13 +30,13 @@ def logging_shown() -> Iterator[None]:
 
 
 def is_quiet() -> bool:
-    """Return whether warnings, errors and results alone are to be shown."""
+    """Return whether only warnings, errors and results are shown."""
     return logging.getLogger("lit_extract").level > logging.INFO
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Show warnings, errors and results alone while the body runs."""
+    """Show only warnings, errors and results while the body runs."""
     logger = logging.getLogger("lit_extract")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -49,7 +49,7 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def _bars_aside() -> Iterator[None]:
     """Clear progress bars while the body prints, and draw them again below."""
-    if tqdm := sys.modules.get("tqdm"):  # else there is none
+    if tqdm := sys.modules.get("tqdm"):  # else there are no bars
         with tqdm.tqdm.external_write_mode():
             yield
     else:
@@ -57,7 +57,7 @@ def _bars_aside() -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    """Prints to whatever stdout and stderr are at that moment, and at once, also into a file."""
+    """Prints to the current stdout and stderr, and flushes at once, also into a file."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not is_rank_zero() and not getattr(record, "every_rank", False):
@@ -70,7 +70,7 @@ class _Handler(logging.Handler):
 
 
 def as_size(n_bytes: float) -> str:
-    """Return bytes as people read them: 12.3 GB, in powers of 1,000."""
+    """Return bytes as text such as 12.3 GB, in powers of 1,000."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 999.95:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
@@ -79,7 +79,7 @@ def as_size(n_bytes: float) -> str:
 
 
 def as_table(rows: Sequence[Mapping[str, str]], right: Collection[str] = ()) -> list[str]:
-    """Return the lines of a table, as wide as its cells so that no name is cut; columns without text are left out."""
+    """Return the lines of a table, as wide as its cells, so that no name is cut; empty columns are left out."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""Errors of the user, and how messages are printed."""
+"""Errors that the user can fix, and the format of messages."""
 
 import difflib
 import re
@@ -6,14 +6,14 @@ from argparse import ArgumentError
 from collections.abc import Iterable
 
 LONGEST_MESSAGE = 4000  # characters
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obeys some, and others can't be encoded
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obeys some; others can't be encoded
 
 
 class InputError(ValueError):
-    """Something that the user can fix: the setting, its value, and what is allowed.
+    """An error that the user can fix: the setting, its value, and what is allowed.
 
-    The command line prints it as one message without a traceback. Everything else that is
-    raised is a defect of ours and keeps its traceback. Whatever a file put into the message, it is fit for a terminal.
+    The command line prints it as one message without a traceback. Any other exception is a defect of ours and keeps its
+    traceback. The message is safe for a terminal, whatever a file put into it.
     """
 
     def __str__(self) -> str:
@@ -21,8 +21,8 @@ class InputError(ValueError):
         return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 1] + "…"
 
 
-class NothingLeft(Exception):  # noqa: N818 (no error)
-    """There is nothing to compute, or rank zero reports why not."""
+class NothingLeft(Exception):  # noqa: N818 (not an error)
+    """There is nothing to compute, or rank zero reports why."""
 
 
 def printable(text: str) -> str:
@@ -31,28 +31,28 @@ def printable(text: str) -> str:
 
 
 def name_some(items: list[str], limit: int = 5) -> str:
-    """Return the first few of many offenders, with the count of all."""
+    """Return the first few of many items, with the count of all."""
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 1) -> str:
-    """Return the end of an error's sentence, with the known names that are most like a wrong one; "" if none is."""
+    """Return the end of an error's sentence, with the known names most similar to a wrong one; "" if there are none."""
     close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
     return f"; did you mean {name_some(close)}?" if close else ""
 
 
 def one_line(error: BaseException | str, limit: int = 400) -> str:
-    """Return another library's or program's error as part of a message of ours: one line, printable, short."""
+    """Return an error of another library or program for use in our messages: one line, printable, short."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def wrong_setting(error: BaseException) -> InputError | None:
-    """Return what is wrong with a command line, from what jsonargparse raises: a list of all that it tried.
+    """Return what is wrong with a command line, from jsonargparse's error, which lists all that it tried.
 
-    That is our own error, when a class refused its settings; else the innermost reason, after the names of
-    the settings that lead to it. None when there is neither: then it is a defect of ours.
+    The result is our own error if a class refused its settings; else the innermost reason, after the names of the
+    settings that lead to it. None if there is neither: then the error is a defect of ours.
     """
     names: list[str] = []
     reason: BaseException | None = error
@@ -71,7 +71,7 @@ _TYPES = {"int": "a whole number (int)", "float": "a number", "bool": "true or f
 
 
 def _in_words(reason: str) -> str:
-    """Return jsonargparse's words for a value of another type in ours, with the nearest of the values that may be."""
+    """Rephrase jsonargparse's message about a value of the wrong type, with the nearest allowed value."""
     if choice := re.fullmatch(r"Expected a typing\.Literal\[(.+)\]\. Got value: (.*)", reason):
         allowed = re.findall(r"'([^']*)'", choice[1]) or [choice[1]]
         return f"{choice[2]!r} must be one of {', '.join(allowed)}{nearest(choice[2], allowed)}"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write to the path that is given to the body; when it ends well, that file takes the place of ``path``.
+    """Give the body a path to write to; if the body succeeds, that file replaces ``path``.
 
-    The file is next to ``path`` meanwhile, and removed when the body fails. A killed process leaves it, under a name
-    that ends in ``.partial`` and that nothing reads.
+    Until then the file is next to ``path``; it is removed if the body fails. A killed process leaves it behind, under a
+    name that ends in ``.partial``, which nothing reads.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.partial")

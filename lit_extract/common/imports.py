@@ -1,4 +1,4 @@
-"""Import hundreds of thousands of objects without looking for garbage among them again and again."""
+"""Import hundreds of thousands of objects without repeated garbage collection."""
 
 import gc
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Pause the garbage collector for the imports of a command: they take a fifth less, and its end a second less.
+    """Pause the garbage collector for the imports of a command: they take a fifth less time, and its end a second less.
 
-    What exists afterwards is never looked at again: it stays to the end.
+    Objects that exist afterwards are never collected: they are needed to the end.
     """
     gc.disable()
     try:

@@ -1,6 +1,6 @@
-"""Progress as people see it: a bar in a terminal or a notebook; in a log a line now and then.
+"""Show progress: a bar in a terminal or a notebook; in a log, a line now and then.
 
-Nothing is shown by ranks other than the first, and with ``quiet``.
+Only the first rank shows progress, and not with ``quiet``.
 """
 
 import logging
@@ -18,17 +18,17 @@ from lit_extract.common.ranks import is_rank_zero
 
 logger = logging.getLogger(__name__)
 
-SECONDS_TO_FIRST_LINE = 10.0  # a step that takes less is not worth one
+SECONDS_TO_FIRST_LINE = 10.0  # shorter steps have no line
 SECONDS_BETWEEN_LINES = 30.0
-SHARE_BETWEEN_LINES = 1 / 20  # of the time that has passed: a week has some 200 lines, not 20,000
+SHARE_BETWEEN_LINES = 1 / 20  # of the elapsed time: a week has some 200 lines, not 20,000
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def new_bar(what: str, total: int, **settings: Any) -> Any:
-    """Return a bar of tqdm; a disabled one where bars can't be drawn, and where nothing is to be shown."""
+    """Return a tqdm bar; a disabled one if bars can't be drawn, or nothing is to be shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a notebook without ipywidgets has a bar of characters
-        from tqdm.auto import tqdm  # takes a while
+        from tqdm.auto import tqdm  # a slow import
 
         is_drawn = _can_draw() and is_rank_zero() and not is_quiet()
         return tqdm(total=total or None, desc=what, dynamic_ncols=True, disable=not is_drawn, **settings)
@@ -53,18 +53,18 @@ def clock(seconds: float) -> str:
 
 
 def seconds_to_next_line(passed: float) -> float:
-    """Return how long a log has no further line: the longer, the more time has passed."""
+    """Return the seconds until the next line of a log; they grow with the elapsed time."""
     return max(SECONDS_BETWEEN_LINES, passed * SHARE_BETWEEN_LINES)
 
 
 @contextmanager
 def step(what: str, total: int = 0, done: Callable[[], int] | None = None) -> Iterator[None]:
-    """Show that the body runs, which has no rows to count.
+    """Show progress while the body runs, which has no rows to count.
 
     Args:
         what: The step, such as "loading weights".
-        total: Its bytes; 0: not known.
-        done: Returns how many of these are done; is called in a thread.
+        total: Bytes of the step; 0: not known.
+        done: Returns the number of bytes done; called in a thread.
     """
     if is_quiet() or not is_rank_zero():
         yield
@@ -80,7 +80,7 @@ def step(what: str, total: int = 0, done: Callable[[], int] | None = None) -> It
 
 
 def _show(what: str, total: int, done: Callable[[], int] | None, ended: threading.Event) -> None:
-    """Draw a bar, or print lines, until a step has ended; nothing of a step that takes a moment."""
+    """Draw a bar, or print lines, until a step has ended; show nothing for a very short step."""
     started = time.monotonic()
     if ended.wait(SECONDS_BETWEEN_LOOKS):
         return
@@ -89,7 +89,7 @@ def _show(what: str, total: int, done: Callable[[], int] | None, ended: threadin
     known, next_line, n_lines = 0, started + SECONDS_TO_FIRST_LINE, 0
     while not ended.wait(SECONDS_BETWEEN_LOOKS):
         if done is not None:
-            with suppress(OSError):  # of a file that has been renamed just now
+            with suppress(OSError):  # the file has just been renamed
                 known = bar.n = max(known, min(done(), total))
         bar.refresh()
         if bar.disable and (now := time.monotonic()) >= next_line:

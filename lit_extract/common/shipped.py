@@ -1,6 +1,6 @@
 """Files that ship with the package: configs, models.yml, captions of the demo.
 
-In a clone they lie next to the package, as the place where people look; a wheel has them inside the package.
+In a clone they are next to the package, where people look for them; a wheel has them inside the package.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ _FILES = ("models.yml", "derivatives/captions/demo-captions-handwritten.csv")
 
 
 def shipped_file(name: str) -> Path | None:
-    """Return the file that ships under this name, which is its path in a clone; None if there is none."""
+    """Return the shipped file with this name, its path in a clone; None if there is none."""
     return _FOLDER / name if name in _FILES else None
 
 
@@ -23,5 +23,5 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def shipped_config(name: str) -> Path | None:
-    """Return the config of this name, or of its path in a clone, such as ``configs/nsd/vision.yaml``."""
+    """Return the shipped config with this name, or with this path in a clone, such as ``configs/nsd/vision.yaml``."""
     return shipped_configs().get(name.removeprefix("configs/").removesuffix(".yaml"))

@@ -1,7 +1,7 @@
 """Requests to stop: SIGINT, SIGTERM, and in a SLURM job SIGUSR1, which also asks to queue the job again.
 
-In a predict loop (:func:`deferred`) a request is noted, and obeyed after the batch; anywhere else it interrupts the
-main thread, as all files are whole at any moment. A second signal ends a command at once.
+In a predict loop (:func:`deferred`) a request is noted, and obeyed after the batch. Elsewhere it interrupts the main
+thread at once, which is safe because all files are complete at any moment. A second signal ends a command at once.
 """
 
 import os
@@ -18,19 +18,19 @@ from lit_extract.common.host import slurm_job
 from lit_extract.common.ranks import end_with_parent, is_rank_zero
 
 DUPLICATES_WITHIN = 0.3  # seconds; a scheduler and the launcher below it may both pass on the same signal
-SECONDS_FOR_A_BATCH = 10  # then it is interrupted: a scheduler does not wait much longer
+SECONDS_FOR_A_BATCH = 10  # then the batch is interrupted: a scheduler does not wait much longer
 
 PROGRESS = "LIT_EXTRACT_PROGRESS"  # environment variable: 1 when a sweep has finished other models since it started
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop. It is no Exception, so that nobody on the way takes it for a failure."""
+    """The run was asked to stop. This is not an Exception, so no code on the way takes it for a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.number = number
-        self.how_far = ""  # what is done; the job fills it in
-        self.is_stuck = False  # nothing was finished since the run started: the next one would fare no better
+        self.how_far = ""  # the progress, set by the job
+        self.is_stuck = False  # no shard was finished since the run started: another run would get no further
 
     def __str__(self) -> str:
         how_far = f": {self.how_far}" if self.how_far else ""
@@ -39,11 +39,12 @@ class Interrupted(SystemExit):
 
 @contextmanager
 def stoppable(exit_at_second: bool = False) -> Iterator[None]:
-    """Handle the signals while the body runs; print how to resume when one has ended it, and raise Interrupted.
+    """Handle the signals while the body runs; if one ended it, print how to resume, and raise Interrupted.
 
-    Inside another such body, and outside of the main thread, which alone may set handlers, it does nothing. With
-    ``exit_at_second``, for the command line, a second signal ends the process, also while the main thread is in C;
-    without, it interrupts the main thread as soon as that runs Python again, and SIGINT raises KeyboardInterrupt.
+    Nested inside another such body, or outside the main thread, which alone may set handlers, this does nothing. With
+    ``exit_at_second``, for the command line, a second signal ends the process, even while the main thread is in C.
+    Without it, a second signal interrupts the main thread as soon as that runs Python again, and SIGINT raises
+    KeyboardInterrupt.
     """
     global _handler
     if _handler is not None or threading.current_thread() is not threading.main_thread():
@@ -60,7 +61,7 @@ def stoppable(exit_at_second: bool = False) -> Iterator[None]:
         if is_rank_zero():
             _report(stop)
         elif stop.number == signal.SIGUSR1:
-            raise SystemExit(0) from None  # srun may end all tasks when one fails, and rank zero has to queue the job
+            raise SystemExit(0) from None  # srun may end all tasks if one fails, but rank zero must queue the job
         if stop.number == signal.SIGINT and not exit_at_second:
             raise KeyboardInterrupt from None
         raise
@@ -71,17 +72,17 @@ def stoppable(exit_at_second: bool = False) -> Iterator[None]:
 
 
 def requested() -> int | None:
-    """Return the number of the signal that asked to stop; None when none did."""
+    """Return the number of the signal that asked to stop; None if none did."""
     return _handler.number if _handler else None
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Only note the first signal while the body runs; it looks at :func:`requested` after each batch."""
+    """Only note the first signal while the body runs; the body checks :func:`requested` after each batch."""
     if _handler is None:
         yield
         return
-    _handler.install()  # Lightning has set its own, in which ranks wait for each other
+    _handler.install()  # Lightning has set its own handlers, in which ranks wait for each other
     _handler.is_deferring = True
     try:
         yield
@@ -92,7 +93,7 @@ def deferred() -> Iterator[None]:
 
 
 def ignore_in_worker(worker: int) -> None:
-    """Leave signals to the parent: for the start of a data-loading worker, which ends with its parent."""
+    """Leave signals to the parent; called when a data-loading worker starts, which ends with its parent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
@@ -114,7 +115,7 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a worker that was forked a moment ago
+            return  # a worker that has just been forked
         if self.number is None:
             self.number, self._received_at = number, time.monotonic()
             if self.is_deferring:
@@ -122,7 +123,7 @@ class _Handler:
                 signal.alarm(SECONDS_FOR_A_BATCH)
                 return
         elif number != signal.SIGALRM and (
-            self.exit_at_second  # which the thread sees to; other ranks end with rank zero
+            self.exit_at_second  # the thread ends the process; other ranks end with rank zero
             or not is_rank_zero()
             or time.monotonic() - self._received_at < DUPLICATES_WITHIN
         ):
@@ -147,7 +148,7 @@ def _ending_at_second(numbers: list[signal.Signals]) -> Iterator[None]:
 
 
 def _end_at_second(reader: int, numbers: list[signal.Signals]) -> None:
-    """End the process at the second signal. In a thread: while the main thread is in C, no handler runs."""
+    """End the process at the second signal; in a thread, because no handler runs while the main thread is in C."""
     first: float | None = None
     with open(reader, "rb", buffering=0) as pipe:
         while received := pipe.read(1):
@@ -161,13 +162,13 @@ def _end_at_second(reader: int, numbers: list[signal.Signals]) -> None:
 
 
 def _report(stop: Interrupted) -> None:
-    """Print how to resume; queue a SLURM job again that was asked to."""
+    """Print how to resume; queue a SLURM job again if that was requested."""
     _print(str(stop))
     if stop.number != signal.SIGUSR1:
         return
     if stop.is_stuck and os.environ.get(PROGRESS) != "1":
         _print(
-            "not queued again: no shard was finished since this run started, and the next one would get no further. "
+            "not queued again: no shard was finished since this run started, and another run would get no further. "
             "Give the job more time, or smaller shards (--data.shard_rows N; with --overwrite when some are done)"
         )
         return

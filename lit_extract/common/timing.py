@@ -1,4 +1,4 @@
-"""Where the time of a run goes: ``lit-extract predict --profile``."""
+"""Measure the time of each phase of a run, for ``lit-extract predict --profile``."""
 
 import os
 import time
@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What happens before the first batch, and what each batch goes through, one after the other in the main thread.
+# Phases before the first batch, and phases of each batch, one after the other in the main thread.
 START_UP = ("imports", "settings", "stimuli", "weights")
 PHASES = ("waiting for data", "to the device", "forward", "to the host", "into the shard")
-WRITING = "writing"  # in a thread of its own, beside all these
+WRITING = "writing"  # in its own thread, in parallel
 
 
 class Stopwatch:
     """Seconds spent in each phase.
 
-    ``synchronize`` waits for a GPU at the end of a phase, and nothing overlaps; without it, the GPU's work counts for
+    ``synchronize`` waits for a GPU at the end of a phase, so nothing overlaps; without it, the GPU's work is counted in
     the phase that waits for it.
     """
 
@@ -42,7 +42,7 @@ class Stopwatch:
                 self.ended = after
 
     def report(self) -> list[str]:
-        """A line a phase, with its share of the time since the first batch."""
+        """Return one line per phase, with its share of the time since the first batch."""
         whole = self.ended - self.started if self.started is not None else 0.0
         start_up = {phase: self.seconds[phase] for phase in START_UP}
         parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in start_up.items())
@@ -51,14 +51,14 @@ class Stopwatch:
         phases["all else"] = max(0.0, whole - sum(phases.values()))
         for phase, seconds in phases.items():
             lines.append(f"  {phase:<18}{seconds:8.1f} s {seconds / whole if whole else 0:5.0%}")
-        return [*lines, f"  {WRITING:<18}{self.seconds[WRITING]:8.1f} s, beside the others"]
+        return [*lines, f"  {WRITING:<18}{self.seconds[WRITING]:8.1f} s, in parallel"]
 
 
 stopwatch = Stopwatch()  # of this process
 
 
 def seconds_since_start() -> float:
-    """Seconds since this process was started, imports included; 0 where the system does not tell."""
+    """Return the seconds since this process was started, imports included; 0 if the system does not tell."""
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

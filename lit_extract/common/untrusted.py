@@ -1,7 +1,7 @@
-"""Read files that are not trusted: within limits, and checked as a whole before anything uses them.
+"""Read untrusted files: within limits, and checked completely before anything uses them.
 
-Each format is described once, as a type that pydantic checks strictly (no "1" for 1, no 1 for True), at the place where
-it is read. Here is what the formats have in common.
+Each format is described once, where it is read, as a type that pydantic checks strictly (no "1" for 1, no 1 for True).
+This module has what the formats share.
 """
 
 import errno
@@ -17,15 +17,15 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, Vali
 
 from lit_extract.common.errors import UNPRINTABLE, InputError, one_line
 
-# Far above anything that a real file has; they keep a hostile one from filling the memory.
+# Limits far above those of real files; they keep a hostile file from filling the memory.
 MAX_RECORD_BYTES = 64 * 2**20  # of a JSON record that is read as a whole
 MAX_JSON_VALUES = 8_000_000  # in a JSON record, each 32 bytes of memory before it is checked
-MAX_SHOWN = 2**20  # bytes of a record of which errors have the values: pydantic copies them
-MAX_DEVIATIONS = 10_000  # that are listed to name the first few
+MAX_SHOWN = 2**20  # bytes of a record whose values may appear in errors: pydantic copies them
+MAX_DEVIATIONS = 10_000  # more are counted, but none is named
 MAX_CONFIG_BYTES = 2**20  # of a YAML file
 MAX_CONFIG_VALUES = 50_000  # in a YAML file: PyYAML needs 30 microseconds for each
-MAX_CONFIG_NUMBER = 100  # characters of a number: YAML 1.1 reads 1:1:1:… to the base 60, which may take hours
-MAX_NAME_BYTES = 255  # of a name in a folder, on all file systems of Linux
+MAX_CONFIG_NUMBER = 100  # characters of a number: YAML 1.1 reads 1:1:1:… in base 60, which may take hours
+MAX_NAME_BYTES = 255  # of a file or folder name, on all file systems of Linux
 MAX_PATH_BYTES = 4095
 
 T = TypeVar("T")
@@ -40,12 +40,12 @@ _KINDS = {
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading bytes; a named pipe or a device would never end, or never begin."""
+    """Open a regular file for reading bytes; a named pipe or a device may block, or never end."""
     return os.fdopen(_descriptor(path, os.O_RDONLY), "rb")
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a file that is ours, such as a lock or a cache, and return its descriptor; links are not followed."""
+    """Open a file of our own, such as a lock or a cache, and return its descriptor; links are not followed."""
     return _descriptor(path, flags | os.O_NOFOLLOW)
 
 
@@ -81,17 +81,17 @@ def _read(path: Path, n_bytes: int) -> bytes:
 
 
 def absolute_path(path: str | Path, setting: str) -> Path:
-    """Return an absolute path, with the home of a user in the place of ``~`` and ``~name``."""
+    """Return an absolute path, with ``~`` and ``~name`` replaced by the home of a user."""
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
         raise InputError(
-            f"{setting}: {str(path)!r}: there is no such user; write ./~ for a name that begins so"
+            f"{setting}: {str(path)!r}: there is no such user; write ./~ for a name that begins with ~"
         ) from None
 
 
 def validate(form: "TypeAdapter[T]", value: object, what: str) -> T:
-    """Return a value that has its form, strictly; else InputError names ``what`` and the first few deviations."""
+    """Return a value if it strictly has its form; else raise InputError with ``what`` and the first few deviations."""
     try:
         return form.validate_python(value, strict=True)
     except ValidationError as error:
@@ -99,9 +99,9 @@ def validate(form: "TypeAdapter[T]", value: object, what: str) -> T:
 
 
 def validate_json(form: "TypeAdapter[T]", content: bytes | str, what: str, max_values: int = MAX_JSON_VALUES) -> T:
-    """Parse JSON (UTF-8) and check it against its form, strictly, as :func:`validate`.
+    """Parse JSON (UTF-8) and check its form strictly, like :func:`validate`.
 
-    The number of values is limited: pydantic copies them for some of its errors, which costs more than they do.
+    The number of values is limited, because pydantic copies them for some of its errors.
     """
     if content.count("," if isinstance(content, str) else b",") > max_values:  # type: ignore[arg-type]
         raise InputError(f"{what}: it has more than {max_values:,} values, the most that are read")
@@ -127,18 +127,18 @@ def _deviation(place: str, message: str, value: object) -> str:
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """Return a value as it may be printed: on one line, without control characters, and short."""
+    """Return a value as text that is safe to print: on one line, without control characters, and short."""
     text = value if isinstance(value, str) and is_printable(value) else ascii(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def is_printable(text: str) -> bool:
-    """Return whether text has no control characters, which a terminal would obey, and no halves of surrogate pairs."""
+    """Return whether text has neither control characters, which a terminal obeys, nor halves of surrogate pairs."""
     return UNPRINTABLE.search(text) is None
 
 
 def is_path_like(text: str) -> bool:
-    """Return whether text may be a path, or an id, which may be one: it is printed, and not too long."""
+    """Return whether text may be a path, or an id, which may be a path: printable, and not too long."""
     return is_printable(text) and len(text.encode()) <= MAX_PATH_BYTES
 
 
@@ -154,14 +154,14 @@ def _one_name(text: str) -> str:
     return text
 
 
-Text = Annotated[str, StringConstraints(max_length=100_000), AfterValidator(_printable)]  # one line that is printed
+Text = Annotated[str, StringConstraints(max_length=100_000), AfterValidator(_printable)]  # one line, safe to print
 ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
 OneName = Annotated[Text, AfterValidator(_one_name)]  # of a file or folder in another
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def check_name(name: str, setting: str) -> str:
-    """Return ``name`` if it is a plain name of a file or a folder, never a path."""
+    """Return ``name`` if it is a plain name of a file or folder; paths are refused."""
     return validate(_ONE_NAME, name, setting)
 
 
@@ -169,9 +169,9 @@ _ONE_NAME: TypeAdapter[str] = TypeAdapter(OneName)
 
 
 def plain_values(value: Any, max_depth: int = 50, max_items: int = 10_000_000) -> Any:
-    """Return a value of a file made of dicts with text keys, lists, numbers, text, booleans and None; else ValueError.
+    """Return a value if it consists of dicts with text keys, lists, numbers, text, booleans and None; else ValueError.
 
-    It may be nested only so deeply, and have only so many values; where it has an object twice, each counts.
+    Its depth and its number of values are limited; an object that occurs twice counts twice.
     """
     left = max_items
     todo = [(value, 0)]
@@ -183,12 +183,12 @@ def plain_values(value: Any, max_depth: int = 50, max_items: int = 10_000_000) -
         if isinstance(item, dict):
             for key in item:
                 if type(key) is not str:
-                    raise ValueError(f"it has a key {shorten(key)}, which is no text")
+                    raise ValueError(f"it has a key {shorten(key)}, which is not text")
             todo += [(inner, depth + 1) for inner in item.values()]
         elif isinstance(item, list):
             todo += [(inner, depth + 1) for inner in item]
         elif item is not None and type(item) not in (bool, int, float, str):
-            raise ValueError(f"it has a {type(item).__name__}, which is no plain value")
+            raise ValueError(f"it has a {type(item).__name__}, which is not a plain value")
         if left < len(todo):
             raise ValueError(f"it has more than {max_items:,} values")
     return value
@@ -205,8 +205,8 @@ def read_yaml(path: Path, what: str) -> Any:
 def parse_yaml(content: bytes | str, what: str) -> Any:
     """Return the plain values of YAML (UTF-8), see :func:`plain_values`; None if it is empty.
 
-    Refused are tags, which name types; aliases, by which a few lines make billions of values, or one without an end;
-    a key twice, of which one would be ignored.
+    Tags, which name types, are refused; so are aliases, by which a few lines make billions of values or an endless one,
+    and duplicate keys, of which one would be ignored.
     """
     try:
         text = content.decode() if isinstance(content, bytes) else content
@@ -217,7 +217,7 @@ def parse_yaml(content: bytes | str, what: str) -> Any:
 
 
 def check_yaml(content: str, max_depth: int = 50) -> None:
-    """Raise ValueError for what can't be constructed safely, while it is parsed, before anything is."""
+    """Raise ValueError for YAML that can't be constructed safely, while parsing, before anything is constructed."""
     depth = 0
     event: Any
     for count, event in enumerate(yaml.parse(content, Loader=yaml.SafeLoader)):
@@ -228,9 +228,7 @@ def check_yaml(content: str, max_depth: int = 50) -> None:
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"{where}: it has an alias, *{event.anchor}; write out what it stands for")
         if getattr(event, "tag", None) is not None:
-            raise ValueError(
-                f"{where}: it has a tag, {event.tag}; text that looks like something else is put in quotes"
-            )
+            raise ValueError(f"{where}: it has a tag, {event.tag}; put text that looks like something else in quotes")
         if isinstance(event, yaml.ScalarEvent):
             event.value.encode()
             if "\0" in event.value:

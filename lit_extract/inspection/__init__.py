@@ -1,1 +1,1 @@
-"""What is in a folder, and whether it is sound."""
+"""Inspect folders and files: list their contents, and check that they are sound."""

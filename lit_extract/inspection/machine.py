@@ -1,4 +1,4 @@
-"""What this machine has for extracting features: packages, GPU, disk, hub, datasets; and how to get what is missing."""
+"""Examine this machine: packages, GPU, disk, hub, datasets; and how to get what is missing."""
 
 import os
 import platform
@@ -24,16 +24,16 @@ from lit_extract.storage.places import place_of, to_path
 PACKAGE = "lit-extract"
 SECONDS_FOR_HUB = 5
 
-# What the optional packages of pyproject.toml are for.
+# Purposes of the optional dependencies in pyproject.toml.
 PURPOSES = {
-    "check": "languages, for lit-extract check",
+    "check": "language check of lit-extract check",
     "docs": "make docs",
     "plot": "show --picture, features.plot()",
     "remote": "output to s3://",
     "report": "lit-extract report",
     "review": "lit-extract review",
     "server": "captions from a server",
-    "vllm": "captions by vLLM in this process; needs a GPU",
+    "vllm": "captions with vLLM in this process; needs a GPU",
 }
 # Environment variables that change what a run does; none of them holds a secret.
 _VARIABLES = ("CUDA_VISIBLE_DEVICES HF_HOME HF_HUB_CACHE HF_HUB_OFFLINE OMP_NUM_THREADS SLURM_JOB_ID TMPDIR").split()
@@ -41,16 +41,16 @@ _VARIABLES = ("CUDA_VISIBLE_DEVICES HF_HOME HF_HUB_CACHE HF_HUB_OFFLINE OMP_NUM_
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is there, is missing and not always needed, or is wrong."""
+    """One thing that exists, is missing (and not always needed), or is wrong."""
 
     state: Literal["ok", "missing", "wrong"]
     what: str
     found: str
-    advice: str = ""  # a command that gets it, or fixes it
+    advice: str = ""  # a command that installs or fixes it
 
 
 def examine(output_dir: str) -> Iterator[Finding]:
-    """Yield what is found, the quick things first."""
+    """Yield all findings, the quick ones first."""
     yield Finding("ok", PACKAGE, f"{__version__} in {Path(__file__).parents[1]}")
     yield Finding("ok", "Python", f"{platform.python_version()} at {sys.executable}, {platform.platform()}")
     yield from examine_packages()
@@ -64,7 +64,7 @@ def examine(output_dir: str) -> Iterator[Finding]:
 
 
 def examine_packages() -> Iterator[Finding]:
-    """Compare what is installed with what this package asks for, and what its options do."""
+    """Compare the installed packages with the requirements of this package and of its extras."""
     from packaging.requirements import Requirement
 
     try:
@@ -103,7 +103,7 @@ def _variables() -> str:
 
 
 def examine_disk(output_dir: str) -> Finding:
-    """See that the features can be written, and how much room there is."""
+    """Check that features can be written, and how much disk space is free."""
     folder = place_of(to_path(output_dir, "output_dir")).local
     if folder is None:
         return Finding("ok", "disk", f"{output_dir} is not on a disk of this machine")
@@ -121,12 +121,12 @@ def examine_models_file() -> Finding:
     try:
         counts = {kind: len(entries) for kind, entries in read_models().items()}
     except InputError as error:
-        return Finding("wrong", "models.yml", str(error), "edit it, or remove it for the one that ships")
+        return Finding("wrong", "models.yml", str(error), "edit it, or delete it to use the shipped one")
     return Finding("ok", "models.yml", f"{file}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
 
 
 def examine_hub() -> Iterator[Finding]:
-    """See whether the model hub answers, and knows its user."""
+    """Check whether the model hub answers, and accepts the user's token."""
     from huggingface_hub import constants, get_token, whoami
 
     scheme, _, address = constants.ENDPOINT.partition("://")
@@ -150,21 +150,21 @@ def examine_hub() -> Iterator[Finding]:
         return
     try:
         whoami()
-    except Exception as error:  # of the hub and the network, of many kinds
+    except Exception as error:  # many kinds, from the hub and the network
         yield Finding("wrong", "login", f"the hub refuses the token: {one_line(error)}", "hf auth login")
     else:
         yield Finding("ok", "login", "logged in")
 
 
 def examine_torch() -> Iterator[Finding]:
-    """Import what a run imports; see what it would run on, and in which precision."""
+    """Import what a run imports; find the device that it would use, and the precision."""
     try:
         import timm  # noqa: F401
         import torch
         import transformers  # noqa: F401
 
         from lit_extract.jobs.trainer import default_precision
-    except Exception as error:  # of builds that do not fit each other, of many kinds
+    except Exception as error:  # many kinds, from builds that do not fit together
         reason = f"{type(error).__name__}: {one_line(error)}"
         yield Finding("wrong", "imports", reason, "pip install --force-reinstall torch torchvision   # of one build")
         return
@@ -174,7 +174,7 @@ def examine_torch() -> Iterator[Finding]:
         yield Finding("ok", "GPU", f"{named}; CUDA {torch.version.cuda}")
     elif shutil.which("nvidia-smi"):
         build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-        advice = "nvidia-smi   # does the driver fit? else install the PyTorch of your CUDA, see pytorch.org"
+        advice = "nvidia-smi   # check the driver; else install PyTorch for your CUDA version, see pytorch.org"
         yield Finding("wrong", "GPU", f"this machine has nvidia-smi, but PyTorch {build} and finds no GPU", advice)
     else:
         yield Finding(
@@ -184,7 +184,7 @@ def examine_torch() -> Iterator[Finding]:
 
 
 def examine_datasets() -> Iterator[Finding]:
-    """Look for the datasets where their variables say they are."""
+    """Look for the datasets in the folders that their environment variables name."""
     from lit_extract.datasets import DATASETS, load_dataset
 
     for dataset in DATASETS.values():
@@ -203,7 +203,7 @@ def examine_datasets() -> Iterator[Finding]:
         lost = [path for path in {*stimuli["image"].head(100)} if not Path(path).is_file()]
         found = f"{len(stimuli):,} stimuli in {dataset.find_root(None)}"
         if lost:
-            advice = "download the images, or choose with --data.query"
+            advice = "download the images, or leave them out with --data.query"
             yield Finding("wrong", dataset.name, f"{found}, but no {name_some(sorted(lost), 1)}", advice)
         else:
             yield Finding("ok", dataset.name, found)

@@ -1,4 +1,4 @@
-"""One features file or store, in words."""
+"""Describe one features file or store."""
 
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage import rounding
@@ -11,7 +11,7 @@ _IN_WORDS = ("layers", "pool", "n_stimuli", rounding.NOTE)  # of the provenance 
 
 
 def describe(features: Features, path: str) -> list[str]:
-    """Return the lines that ``lit-extract show`` prints of the features at ``path``."""
+    """Return the lines that ``lit-extract show`` prints about the features at ``path``."""
     pool, layers, metadata = features.provenance["pool"], features.layers, features.metadata
     lines = [f"{size_of(features)}, pooling {pool}"]
     lines.append(f"{count(features.n_done, 'row')} done; layers {shorten(', '.join(layers), _LONGEST)}")
@@ -24,7 +24,7 @@ def describe(features: Features, path: str) -> list[str]:
     if N_SINKS in features.extras:
         means = features.extras[N_SINKS].float().mean(dim=0).tolist()
         by_layer = ", ".join(f"{layer} {mean:.2f}" for layer, mean in zip(layers, means, strict=True))
-        lines.append(f"attention sinks left out, mean of all captions: {shorten(by_layer, _LONGEST)}")
+        lines.append(f"attention sinks left out, mean over captions: {shorten(by_layer, _LONGEST)}")
     lines.append(rounding.describe(metadata, layers, pool))
     if warning := rounding.warning(metadata, layers, pool):
         lines.append(f"warning: {warning}")

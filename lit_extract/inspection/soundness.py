@@ -1,4 +1,4 @@
-"""Soundness of a features file: whole, complete and finite, by itself. Nothing in it is executed.
+"""Soundness of a features file by itself: undamaged, complete and finite. Nothing in it is executed.
 
 N stimuli, L layers, D hidden size, T tokens.
 """
@@ -24,14 +24,14 @@ from lit_extract.storage.rounding import warning
 
 @dataclass
 class Soundness:
-    """What is wrong with a features file, in words; when that is nothing, what it holds."""
+    """The problems of a features file, in words; if there are none, facts about it."""
 
     problems: list[str]
     facts: list[str] = field(default_factory=list)
 
 
 def soundness_of(path: Path) -> Soundness:
-    """Read a features file from end to end, a piece at a time, and compare it with what torch reads."""
+    """Read all of a features file, piece by piece, and compare it with what torch reads."""
     try:
         with open_regular(path) as file:
             content = read_content(file)
@@ -40,7 +40,7 @@ def soundness_of(path: Path) -> Soundness:
             rows = _Rows(feats_records(content))
             try:
                 read_through(file, rows.note)
-            except ValueError as error:  # it could be read before: what is wrong is a checksum
+            except ValueError as error:  # the content was read before, so a checksum is wrong
                 return Soundness([str(error)])
             problems = _not_finite(content, rows) + _not_of_torch(name_of_open(file, path), content)
     except (ValueError, OSError) as error:
@@ -50,7 +50,7 @@ def soundness_of(path: Path) -> Soundness:
     n_layers, shapes = len(form.layer_shapes), shapes_in_words(form.layer_shapes)
     facts = [f"{form.n_stimuli} stimuli × {n_layers} layers × {shapes} dimensions"]
     if not_finite := int((~rows.finite).sum()):
-        facts.append(f"{not_finite} rows not finite, as it says")
+        facts.append(f"{not_finite} rows not finite, as listed in it")
     metadata = content["metadata"]
     if remark := warning(metadata, content["layers"], metadata["provenance"]["pool"]):
         facts.append(f"warning: {remark}")
@@ -58,14 +58,14 @@ def soundness_of(path: Path) -> Soundness:
 
 
 class _Rows:
-    """Which rows of tensors have finite numbers only, and which NaN only (N,), noted while their file is read."""
+    """Rows of tensors that have only finite numbers, or only NaN (N,), noted while their file is read."""
 
     def __init__(self, feats: list[TensorRecord]) -> None:
         self.feats = feats
         self.finite, self.all_nan = np.ones((2, feats[0].shape[0]), dtype=np.bool_)
 
     def note(self, at: int, piece: bytes) -> None:
-        """Note what a piece of the file, from byte ``at`` on, has of the rows; it begins and ends anywhere in them."""
+        """Note the part of the rows in a piece of the file from byte ``at`` on; it may begin and end within a row."""
         for feats in self.feats:
             begin, end = max(0, feats.offset - at), max(0, feats.offset + feats.nbytes - at)
             if part := memoryview(piece)[begin:end]:
@@ -81,9 +81,9 @@ class _Rows:
 
 
 def _not_finite(content: dict[str, Any], rows: _Rows) -> list[str]:
-    """List rows with NaN or infinity that the file does not list, and rows that it calls NaN which are not.
+    """List rows with NaN or infinity that the file does not list, and rows that it lists as NaN but are not.
 
-    A row of ``not_finite_rows`` may be finite here: all poolings of a run list the rows of any of them.
+    A row in ``not_finite_rows`` may be finite here: each pooling of a run lists the rows of all poolings.
     """
     bad_input, not_finite = (content["metadata"][what] for what in ("bad_input_rows", "not_finite_rows"))
     problems = []
@@ -95,7 +95,7 @@ def _not_finite(content: dict[str, Any], rows: _Rows) -> list[str]:
 
 
 def _not_of_torch(path: str, content: dict[str, Any]) -> list[str]:
-    """List how what torch reads differs from ``content``, in values or places; then what is wrong with the losses."""
+    """List differences in values or places between what torch reads and ``content``; then problems of the losses."""
     with heavy_imports():
         import torch
     try:
@@ -103,14 +103,14 @@ def _not_of_torch(path: str, content: dict[str, Any]) -> list[str]:
     except Exception as error:
         return [f"torch can't read it: {one_line(error)}"]
     if type(loaded) is not dict or list(loaded) != list(content):
-        return ["torch finds something else in it"]
+        return ["torch reads other contents from it"]
     ours, first = feats_records(content)[0], loaded["feats"]
     first = next(iter(first.values())) if type(first) is dict and first else first
     base = first.data_ptr() - ours.offset if isinstance(first, torch.Tensor) else -1
-    problems = [] if base % mmap.PAGESIZE == 0 else ["torch finds other numbers in it"]
+    problems = [] if base % mmap.PAGESIZE == 0 else ["torch reads other numbers from it"]
 
     def place_of(theirs: Any, ours: Any) -> Any:
-        """Return where torch has a tensor, if that can be compared."""
+        """Return the place where torch has a tensor, if that can be compared."""
         if type(theirs) is dict and type(ours) is dict and list(theirs) == list(ours):
             return {name: place_of(value, ours[name]) for name, value in theirs.items()}
         if not isinstance(ours, TensorRecord) or not isinstance(theirs, torch.Tensor) or not theirs.is_contiguous():
@@ -121,13 +121,13 @@ def _not_of_torch(path: str, content: dict[str, Any]) -> list[str]:
 
     for name, value in content.items():
         theirs = place_of(loaded[name], value)
-        if repr(value) != repr(theirs):  # unlike ==, it tells 1 from True, and not NaN from itself
-            problems.append(f"torch finds another {shorten(name)} in it")
+        if repr(value) != repr(theirs):  # unlike ==, repr distinguishes 1 from True, and NaN equals itself
+            problems.append(f"torch reads another {shorten(name)} from it")
     return problems or _wrong_losses(loaded)
 
 
 def _wrong_losses(loaded: dict[str, Any]) -> list[str]:
-    """List losses that are NaN though the caption has more than one token, and means that are not those of rows."""
+    """List losses that are NaN although the caption has several tokens, and means that are not those of the rows."""
     problems = []
     listed = {*loaded["metadata"]["bad_input_rows"], *loaded["metadata"]["not_finite_rows"]}
     for name in MEANS:

@@ -1,4 +1,4 @@
-"""``lit-extract verify``: a line for each features file, and the parity certificate when it is asked for."""
+"""``lit-extract verify``: check features files, and make parity certificates on request."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from lit_extract.storage.places import is_folder, is_there, local_path
 
 
 def features_files(paths: Sequence[str]) -> list[Path]:
-    """Return the files, and those below the folders, in order; raise InputError where there is none."""
+    """Return the given files and the files below the given folders, in order; raise InputError if one is missing."""
     found: dict[Path, None] = {}
     for path in (local_path(text, "files") for text in paths):
         if is_folder(path):
@@ -32,14 +32,14 @@ def features_files(paths: Sequence[str]) -> list[Path]:
 def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSettings) -> int:
     """Print a line for each features file, and return how many are wrong or can't be certified.
 
-    Without ``parity``, no certificate is made, and those that exist are read.
+    Without ``parity``, no certificate is made; existing ones are read.
 
     Raises:
-        InputError: No such file, or settings that make no sense.
+        InputError: No such file, or settings that do not apply.
     """
     if parity is None:
         if pointless := [name for name, value in asdict(where).items() if value]:
-            raise InputError(f"{', '.join(pointless)}: only for a certificate; give --parity K, such as --parity 8")
+            raise InputError(f"{', '.join(pointless)}: only for a certificate; also pass --parity, such as --parity 8")
     elif parity < 1:
         raise InputError(f"parity: {parity} stimuli; must be 1 or more")
     n_wrong = 0
@@ -51,7 +51,7 @@ def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSe
 
 
 def _report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -> tuple[bool, list[str]]:
-    """Return whether a file is sound and, if that was asked for, certified; and the lines to print about it."""
+    """Return whether a file is sound and, if asked for, certified; and the lines to print about it."""
     path = shorten(str(file), MAX_PATH_BYTES)
     found = soundness_of(file)
     if found.problems:

@@ -1,1 +1,1 @@
-"""The same features, computed in another way."""
+"""Compute the same features in an independent way."""

@@ -1,4 +1,4 @@
-"""The parity certificate next to a features file, ``<file>.parity.json``, and which bytes it is of. No torch here."""
+"""The parity certificate next to a features file, ``<file>.parity.json``, and the file's identity. No torch here."""
 
 import json
 import zipfile
@@ -15,25 +15,25 @@ from lit_extract.common.untrusted import Text, read_regular, validate_json
 
 CERTIFICATE_FORMAT = 1
 PASS, FAIL = "pass", "fail"
-MAX_CERTIFICATE_BYTES = 16 * 2**20  # it has 100 for each of the stimuli
+MAX_CERTIFICATE_BYTES = 16 * 2**20  # a certificate has 100 bytes per stimulus
 MAX_CERTIFICATE_VALUES = 500_000
 LAYERS_SHOWN = 12
 
 
 @dataclass(frozen=True)
 class RebuildSettings:
-    """Where to find the model and the stimuli of a features file on this machine; the file does not have it."""
+    """Settings to find the model and the stimuli of a features file on this machine; the file does not have them."""
 
-    device: str | None = None  # "cpu" or "cuda"; default: a GPU if there is one
+    device: str | None = None  # "cpu" or "cuda"; default: the GPU if there is one
     checkpoint: str | None = None  # local weights
     root: str | None = None  # folder of the dataset
     captions: str | None = None  # the caption file
     trust_remote_code: bool = False  # run code that comes with the model
-    model: str | None = None  # the model of the file, to trust it although models.yml does not list it
+    model: str | None = None  # model of the file, to trust it although models.yml does not list it
 
 
 class Certificate(TypedDict):
-    """The keys of a certificate that are read again; it has more."""
+    """The keys of a certificate that are read back; a certificate has more."""
 
     format: Literal[1]  # CERTIFICATE_FORMAT
     verdict: Literal["pass", "fail"]
@@ -41,7 +41,7 @@ class Certificate(TypedDict):
     remarks: Annotated[list[Text], FailFast()]
     precision: Text
     stimuli: Annotated[list[dict[str, Any]], FailFast()]
-    records_crc32: dict[str, Any]  # which must be those of the file
+    records_crc32: dict[str, Any]  # must be those of the file
 
 
 _CERTIFICATE = TypeAdapter(Certificate)
@@ -53,15 +53,15 @@ def certificate_path(file: Path) -> Path:
 
 
 def checksums(file: Path) -> dict[str, str]:
-    """Return the CRC-32 of each record of a ``.pt``, as its directory has them: the identity of its content."""
+    """Return the CRC-32 of each record of a ``.pt`` from its directory: the identity of its content."""
     with zipfile.ZipFile(file) as archive:
         return {record.filename: f"{record.CRC:08x}" for record in archive.infolist()}
 
 
 def read_certificate(file: Path) -> dict[str, Any] | None:
-    """Read the certificate of a features file, which must be whole and of this very file; None when it has none."""
+    """Read the certificate of a features file; None if there is none. It must be complete and of exactly this file."""
     path = certificate_path(file)
-    what = f"{path.name} is no certificate"
+    what = f"{path.name} is not a certificate"
     try:
         content = read_regular(path, MAX_CERTIFICATE_BYTES)
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def read_certificate(file: Path) -> dict[str, Any] | None:
     if (certificate["verdict"] == PASS) is bool(certificate["failures"]):
         raise InputError(f"{what}: its verdict is {certificate['verdict']!r}")
     if certificate["records_crc32"] != checksums(file):
-        raise InputError(f"{path.name} is of another file: this one has changed since, or took its place")
+        raise InputError(f"{path.name} belongs to another file: this one was changed or replaced since")
     return {**certificate}
 
 
@@ -89,7 +89,7 @@ def write_certificate(file: Path, certificate: dict[str, Any]) -> Path:
 
 
 def describe(certificate: dict[str, Any]) -> list[str]:
-    """Return the lines of a table of a certificate: all layers, or of many the first, the last and the worst."""
+    """Return the lines of a table of a certificate: all layers, or if they are many, the first, the last, the worst."""
     layers = certificate["layers"]
     places = sorted(range(len(layers)), key=lambda k: _finite(layers[k]["relative_error"]), reverse=True)
     shown = sorted(places if len(places) <= LAYERS_SHOWN else {0, len(places) - 1, *places[: LAYERS_SHOWN - 2]})
@@ -109,7 +109,7 @@ def describe(certificate: dict[str, Any]) -> list[str]:
     if len(shown) < len(layers):
         lines.append(f"the first, the last and the worst of {len(layers)} layers")
     for name, error in certificate["loss"].items():
-        lines.append(f"{name}: {_finite(error):.2g} off at most, relative")
+        lines.append(f"{name}: relative error at most {_finite(error):.2g}")
     ranks = [stimulus["rank"] for stimulus in certificate["stimuli"]]
     lines.append(
         f"{ranks.count(1)} of {len(ranks)} stimuli are nearest to their own row, in {certificate['telling_layer']}"

@@ -1,6 +1,6 @@
-"""Compute some stimuli of a features file again, and write down how far it is from them.
+"""Compute some stimuli of a features file again, and measure how far the file is from the result.
 
-K stimuli, N stimuli.
+K stimuli that are computed again, N stimuli.
 """
 
 import math
@@ -35,28 +35,28 @@ REFERENCES: dict[str, type[Reference]] = {
     "text_encoder": TextEncoderReference,
     "vision_language": VisionLanguageReference,
 }
-OTHERS = 64  # rows that stand for all others in the distances between stimuli
+OTHERS = 64  # rows that represent all others in the distances between stimuli
 
 
 def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[str, Any]:
     """Compute K stimuli of a sound features file again, compare, and return the certificate.
 
-    docs/store-format.md describes it. Raises InputError when the model or the stimuli can't be rebuilt, or differ from
-    those of the file.
+    docs/store-format.md describes the certificate. Raises InputError if the model or the stimuli can't be rebuilt, or
+    differ from those of the file.
     """
     identity = checksums(file)
     features = load_features(file)
     bad = {*features.metadata["bad_input_rows"], *features.metadata["not_finite_rows"]}
     good = [row for row in range(len(features.stimulus_ids)) if row not in bad]
     if not good:
-        raise InputError("parity: none of its rows is finite")
+        raise InputError("parity: the file has no finite row")
     generator = random.Random(seed)
     rows, others = (sorted(generator.sample(good, min(count, len(good)))) for count in (k, OTHERS))
     try:
         reference = REFERENCES[form_of(features.provenance)](features, settings)
         again = reference.recompute(rows)
     except torch.OutOfMemoryError:
-        raise InputError("device: in float32 the model does not fit the GPU; give --device cpu") from None
+        raise InputError("device: in float32 the model does not fit the GPU; pass --device cpu") from None
     if again.layer_shapes != features.layer_shapes:
         found, expected = (
             f"{len(shapes)}×{shapes_in_words(shapes)}" for shapes in (features.layer_shapes, again.layer_shapes)
@@ -80,7 +80,7 @@ def certify(file: Path, k: int, seed: int, settings: RebuildSettings) -> dict[st
 
 
 def _judge(features: Features, rows: list[int], others: list[int], bad: set[int], again: Recomputed) -> dict[str, Any]:
-    """Compare, and return the verdict with the numbers it rests on."""
+    """Compare, and return the verdict with the numbers behind it."""
     layers, precision = features.layers, features.provenance["precision"]
     limits = deviations.FLOAT32 if precision == "32-true" else deviations.BF16
     again = again.kept_as(features.dtype)
@@ -101,7 +101,7 @@ def _judge(features: Features, rows: list[int], others: list[int], bad: set[int]
         *deviations.misplaced(layers, found, again.feats),
         *mistaken,
         *(
-            f"{name} differs by {error:.2g} of it (at most {limits.loss:g} wanted)"
+            f"{name} has a relative error of {error:.2g} (at most {limits.loss:g} is allowed)"
             for name, error in losses.items()
             if error > limits.loss
         ),
@@ -122,5 +122,5 @@ def _judge(features: Features, rows: list[int], others: list[int], bad: set[int]
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as JSON has them, without NaN and infinity."""
+    """Return values for JSON, which has neither NaN nor infinity."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

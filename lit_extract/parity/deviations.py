@@ -1,4 +1,4 @@
-"""How far features are from the reference, and what of it is a fault: pure functions of tensors.
+"""Measure how far features are from the reference, and find faults: pure functions of tensors.
 
 K stimuli that are compared, N stimuli, L layers, D hidden size.
 """
@@ -12,18 +12,18 @@ from torch import Tensor
 from lit_extract.common.errors import name_some
 
 ROWS_AT_ONCE = 1024
-FLOAT32_ERROR = 1e-5  # relative; of float32 itself, at most
-HIDDEN = 0.5  # an error of so much of a distance hides what differs
+FLOAT32_ERROR = 1e-5  # largest relative error of float32 itself
+HIDDEN = 0.5  # an error of this share of a distance hides differences
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a run may be from the reference, at most; docs/store-format.md has what was measured."""
+    """The largest deviations allowed from the reference; docs/store-format.md has measurements."""
 
     cosine: float  # cosine similarity of each stimulus and layer, at least
-    relative_error: float  # norm of the difference by norm
-    of_spread: float  # in the layer that tells stimuli apart best, error by median distance to other stimuli
-    times_rounding: float | None  # error by that of the reference when it is rounded as the run was; None: not asked
+    relative_error: float  # norm of the difference, divided by the norm
+    of_spread: float  # error divided by the median distance to other stimuli, in the layer that separates them best
+    times_rounding: float | None  # error divided by that of the reference in the run's precision; None: no limit
     loss: float  # relative error of loss and bpb
 
 
@@ -34,9 +34,9 @@ BF16 = Limits(cosine=0.99, relative_error=0.15, of_spread=0.25, times_rounding=3
 
 @dataclass(frozen=True)
 class LayerDeviation:
-    """One layer of K stimuli, the worst of them; ``times_rounding`` of all; errors as in :class:`Limits`.
+    """The deviation of one layer: the worst of K stimuli, ``times_rounding`` over all; errors as in :class:`Limits`.
 
-    ``max_abs_error`` is of a single number; ``of_spread`` is NaN when there is one stimulus.
+    ``max_abs_error`` is that of a single number; ``of_spread`` is NaN if there is only one stimulus.
     """
 
     layer: str
@@ -52,8 +52,8 @@ def compare(
 ) -> list[LayerDeviation]:
     """Measure how far each layer is from the reference.
 
-    The features of the file, those of the reference, and those in the precision of the run are (K, L, D) float64;
-    ``spread`` (K, L) is the distance between stimuli.
+    ``found`` are the features of the file, ``again`` those of the reference, ``rounded`` those of the reference in the
+    precision of the run, each (K, L, D) float64; ``spread`` (K, L) is the distance between stimuli.
     """
     error, norm = (found - again).norm(dim=-1), again.norm(dim=-1)  # (K, L)
     largest = (found - again).abs().amax(dim=(0, 2)).tolist()
@@ -69,7 +69,7 @@ def compare(
 
 
 def _ratio(of: Tensor, to: Tensor) -> Tensor:
-    """0 where both are 0, infinite where only the second is."""
+    """Return the ratio; 0 where both are 0, infinite where only the second is."""
     return torch.where(of == 0, 0.0, of / to)
 
 
@@ -91,7 +91,7 @@ def beyond(deviations: list[LayerDeviation], limits: Limits, precision: str) -> 
 
 
 def misplaced(layers: list[str], found: Tensor, again: Tensor) -> list[str]:
-    """Name the layers of the file, (K, L, D), that are another layer of the reference."""
+    """Name the layers of the file, (K, L, D), that match another layer of the reference."""
     distance = _rms(_distances(found, again))  # (L, L), over all stimuli
     return [
         f"{layers[k]} of the file is {layers[other]}"
@@ -101,14 +101,14 @@ def misplaced(layers: list[str], found: Tensor, again: Tensor) -> list[str]:
 
 
 def _distances(of: Tensor, to: Tensor) -> Tensor:
-    """Euclidean distances between rows, not by way of a matrix product, which loses digits."""
+    """Return Euclidean distances between rows, without a matrix product, which loses digits."""
     return torch.cdist(of, to, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def median_distances(again: Tensor, rows: list[int], feats: Tensor, others: list[int]) -> Tensor:
-    """Return how far each of K stimuli is from the ``others``, (K, L); 0 where there are none.
+    """Return the median distance of each of K stimuli to the ``others``, (K, L); 0 if there are none.
 
-    ``feats`` are those of the others, as long as these, in the file.
+    ``feats`` are the features of the others in the file, as many as there are ``others``.
     """
     spread = torch.zeros(again.shape[:2], dtype=torch.float64)
     for place, row in enumerate(rows):
@@ -118,14 +118,14 @@ def median_distances(again: Tensor, rows: list[int], feats: Tensor, others: list
 
 
 def most_telling(found: Tensor, again: Tensor, spread: Tensor) -> int:
-    """Return the layer where the error is smallest compared with the distance between stimuli."""
+    """Return the layer in which the error is smallest relative to the distance between stimuli."""
     error = (found - again).norm(dim=-1)
     of_spread = torch.where(spread > 0, error / spread, torch.inf).median(dim=0).values
     return int(of_spread.argmin())
 
 
 def row_distances(feats: Tensor, again: Tensor, bad: set[int]) -> Tensor:
-    """Return distances from each of K stimuli, (K, D), to every row, (N, D), as (K, N); infinite to bad rows."""
+    """Return the distances of K stimuli, (K, D), to all rows, (N, D), as (K, N); infinite for bad rows."""
     parts = [_distances(again, rows.double()) for rows in torch.split(feats, ROWS_AT_ONCE)]
     distances = torch.cat(parts, dim=1)
     distances[:, sorted(bad)] = torch.inf
@@ -135,10 +135,10 @@ def row_distances(feats: Tensor, again: Tensor, bad: set[int]) -> Tensor:
 def place_rows(
     rows: list[int], ids: list[Any], distances: Tensor, spread: Tensor, limit: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Find the row of the file that is nearest to each stimulus, and name the stimuli that are not in their own.
+    """Find the row of the file that is nearest to each stimulus, and name the stimuli that are not in their own row.
 
-    ``distances`` (K, N) are to every row, ``spread`` (K,) to other stimuli, the median, 0 when there are none;
-    ``limit`` is the part of the spread that the distance to a stimulus' own row may be.
+    ``distances`` (K, N) are those to every row, ``spread`` (K,) the median ones to other stimuli, 0 if there are none.
+    ``limit`` is the largest allowed distance to a stimulus' own row, as a share of the spread.
     """
     placed, mistaken = [], []
     for row, to_rows, apart in zip(rows, distances, spread.tolist(), strict=True):
@@ -156,7 +156,7 @@ def place_rows(
 
 
 def hidden(deviations: list[LayerDeviation], again: Tensor, precision: str) -> list[str]:
-    """Name the layers in which the error of a run's precision hides what differs: between stimuli, between layers."""
+    """Name the layers in which the error of a run's precision hides differences between stimuli, or between layers."""
     apart = _rms(_distances(again, again)).fill_diagonal_(torch.inf).amin(dim=1) / _rms(again.norm(dim=-1))
     layers = list(zip(deviations, apart.tolist(), strict=True))
     between = {
@@ -164,14 +164,14 @@ def hidden(deviations: list[LayerDeviation], again: Tensor, precision: str) -> l
         "layers": [layer.layer for layer, nearest in layers if layer.relative_error > HIDDEN * nearest],
     }
     return [
-        f"in {name_some(names, 3)} the error of {precision} is as large as what differs between {what}"
+        f"in {name_some(names, 3)} the error of {precision} is as large as the differences between {what}"
         for what, names in between.items()
         if names
     ]
 
 
 def loss_errors(found: dict[str, Tensor], again: dict[str, Tensor]) -> dict[str, float]:
-    """Return the largest relative error of loss and bits per byte, (K,) each; where both are NaN there is none."""
+    """Return the largest relative error of loss and bits per byte, (K,) each; where both are NaN, the error is 0."""
     errors = {}
     for name, values in found.items():
         both_nan = values.isnan() & again[name].isnan()

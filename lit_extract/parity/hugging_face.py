@@ -18,11 +18,11 @@ _OWN = {"dtype": torch.float32, "attn_implementation": "eager"}
 
 
 class HuggingFaceReference(Reference):
-    """A model of Transformers; attention written out ("eager")."""
+    """A model of Transformers, with plain attention ("eager")."""
 
     packages: tuple[str, ...] = ("torch", "transformers")
-    auto_class: str  # of Transformers, which makes the model
-    parts: ClassVar[str]  # what a local folder has besides the configuration
+    auto_class: str  # class of Transformers that makes the model
+    parts: ClassVar[str]  # the files of a local folder besides the configuration
 
     def find_model(self) -> None:
         """Find the model and read its configuration, which must be that of the file."""
@@ -47,7 +47,7 @@ class HuggingFaceReference(Reference):
             return self._make(on_cpu_in_float32(self.provenance["seed"]))
         loaded: nn.Module = self.load("weights", self.auto_class, self.options, **_OWN)
         for parameter in loaded.parameters():
-            if parameter.dtype == torch.bfloat16:  # as MXFP4 is dequantized
+            if parameter.dtype == torch.bfloat16:  # MXFP4 is dequantized to it
                 parameter.data = parameter.data.float()
         return loaded
 
@@ -61,7 +61,7 @@ class HuggingFaceReference(Reference):
                     self.config, trust_remote_code=self.settings.trust_remote_code, **_OWN
                 )
                 return made
-        except Exception as error:  # of the model's own code
+        except Exception as error:  # in the model's own code
             raise no_weights(self.provenance["model"], self.source, error) from error
 
     def cast(self) -> None:
@@ -79,7 +79,7 @@ class HuggingFaceReference(Reference):
             raise no_weights(f"{what} of {self.provenance['model']}", self.source, error) from error
 
     def _folder(self) -> str:
-        """Return the model's local folder: with these weights or, if it is untrained, with this configuration."""
+        """Return the model's local folder, with these weights or, for an untrained model, with this configuration."""
         folder = self.settings.checkpoint
         if self.provenance["weights"] != UNTRAINED:
             folder = self.checkpoint()
@@ -93,13 +93,13 @@ class HuggingFaceReference(Reference):
 def before_final_norm(base: nn.Module, last_state: Callable[[], Tensor], normed: Tensor) -> Tensor:
     """Return the last block's output (1, T, D), which transformers returns only after the final norm.
 
-    The norm is replaced by nothing for a second forward pass. That it was the norm is proven each time: applied to
-    what is then returned, it must give what was returned before.
+    For a second forward pass, the norm is replaced by the identity. Each time it is checked that this was the norm:
+    applied to the new result, it must give the earlier one.
 
     Args:
-        base: The module of the blocks and the norm.
-        last_state: Computes the last hidden state (1, T, D) by a forward pass.
-        normed: What it returned before.
+        base: The module with the blocks and the norm.
+        last_state: Computes the last hidden state (1, T, D) in a forward pass.
+        normed: The result of ``last_state`` with the norm.
 
     Raises:
         InputError: There is no such norm.

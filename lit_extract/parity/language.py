@@ -1,4 +1,4 @@
-"""Language models by Hugging Face's own hidden states.
+"""Language models, from Hugging Face's own hidden states.
 
 L layers, T tokens, D hidden size.
 """
@@ -26,7 +26,7 @@ from lit_extract.parity.reference import check_same, check_sizes
 from lit_extract.storage.features import Features
 from lit_extract.storage.layout import N_SINKS, TOKEN_IDS
 
-# By the name of a pooling: tokens (T, D) to (D,), or all of them.
+# For each pooling, a function from tokens (T, D) to (D,), or to all tokens.
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda tokens: tokens.float().mean(0),
     "last": lambda tokens: tokens[-1],
@@ -39,12 +39,12 @@ class LanguageReference(HuggingFaceReference):
 
     parts = "tokenizer"
     way = "transformers output_hidden_states"
-    begins_with_a_block: bool | None = None  # its hidden states; not yet known
+    begins_with_a_block: bool | None = None  # the list of hidden states; None: not yet known
 
     def __init__(self, features: Features, settings: RebuildSettings) -> None:
         super().__init__(features, settings)
         self.exclude = self.provenance.get("exclude", [])
-        # Of several captions a row it is their sum, which says nothing of each.
+        # With several captions per row it is their sum, which does not give the number for each.
         self._n_sinks = None if self.provenance.get("captions_used") else features.extras.get(N_SINKS)
         if TOKEN_IDS in features.extras:
             self._check_ids(features)
@@ -55,18 +55,18 @@ class LanguageReference(HuggingFaceReference):
         self.auto_class = auto_class_of(self.config)
 
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
-        """Read the captions, which must be those of the file, to the token."""
+        """Read the captions, whose tokens must be exactly those of the file."""
         known = self.provenance
         file = self.settings.captions
         if file is None:
             raise InputError(
-                f"captions: which file has the captions {known['prompt_name']!r} of {known['dataset']}? "
-                "Give --captions FILE"
+                f"captions: missing; pass the file with the captions {known['prompt_name']!r} of {known['dataset']}, "
+                "--captions FILE"
             )
         captions = load_captions(file, known["query"])
         of_stimulus = dict(zip(map(id_key, captions["stimulus_id"]), captions["captions"], strict=True))
         if missing := [shorten(str(stimulus)) for stimulus in ids if id_key(stimulus) not in of_stimulus]:
-            raise InputError(f"captions: {file!r} has none of {name_some(missing)}, which the file has")
+            raise InputError(f"captions: {file!r} has no caption for {name_some(missing)}, which the features file has")
         n_used = None if known.get("captions_used") == "all" else 1
         self.texts: list[list[str]] = [of_stimulus[id_key(stimulus)][:n_used] for stimulus in ids]
         check_sizes(n_bytes_sha256, [sum(len(text.encode()) for text in texts) for texts in self.texts])
@@ -76,14 +76,14 @@ class LanguageReference(HuggingFaceReference):
         check_same("tokens_sha256", known["tokens_sha256"], found)
 
     def tokenize(self) -> list[list[list[int]]]:
-        """Return the tokens of the captions of each row, cut as they were."""
+        """Return the tokens of the captions of each row, truncated as in the run."""
         self._tokenize_text = self._tokenizer(self.other_options)
         text_config = self.config.get_text_config(decoder=True)
         self._context = getattr(text_config, "max_position_embeddings", None) if self.provenance["truncate"] else None
         return [[self._tokenize_text(text)[0][: self._context] for text in texts] for texts in self.texts]
 
     def are_special(self, text: str) -> list[bool]:
-        """Return of each token of a caption whether the tokenizer has added it, or it is a special token."""
+        """Return for each token of a caption whether the tokenizer added it, or it is a special token."""
         return self._tokenize_text(text)[1][: self._context]
 
     def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -100,7 +100,7 @@ class LanguageReference(HuggingFaceReference):
         return layers, losses
 
     def compute_caption(self, tokens: list[int], text: str) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Send one caption through the model; twice, when the last block is wanted as it is before the final norm."""
+        """Send one caption through the model; twice, if the last block's output before the final norm is needed."""
         ids = torch.tensor([tokens], device=self.device)
         has_loss = self.provenance["loss"] and ids.shape[1] > 1
         output = self.model(input_ids=ids, labels=ids if has_loss else None, output_hidden_states=True, use_cache=False)
@@ -115,7 +115,7 @@ class LanguageReference(HuggingFaceReference):
         return layers, {"loss": loss, "bpb": total / math.log(2) / len(text.encode())}
 
     def pool(self, tokens: Tensor, text: str, layer: str, first: int = 0) -> Tensor:
-        """Pool a caption's tokens (T, D) in a layer, from the first on, without those that are left out."""
+        """Pool a caption's tokens (T, D) in a layer, from ``first`` on, without excluded tokens."""
         stay = range(max(first, "bos" in self.exclude), len(tokens))
         if "special" in self.exclude:
             are_special = self.are_special(text)
@@ -128,8 +128,8 @@ class LanguageReference(HuggingFaceReference):
     def _are_sinks(self, norms: Tensor, layer: str) -> Tensor:
         """Return which tokens of a caption are sinks in a layer, by their norms (T,).
 
-        They are as many as the file notes, if the norms of those in doubt are at the limit as far as the precision of
-        the run can tell.
+        Their number is the one noted in the file, if the norms of all tokens in doubt are so close to the limit that
+        the precision of the run can't decide.
         """
         above = self.provenance["sinks_above"]
         times = norms / norms.sort().values[(len(norms) - 1) // 2]
@@ -145,17 +145,17 @@ class LanguageReference(HuggingFaceReference):
         return chosen
 
     def _check_ids(self, features: Features) -> None:
-        """See that the file has the token ids of the captions, each in its own row."""
+        """Check that each row of the file has the token ids of its caption."""
         pairs = enumerate(zip(features.extras[TOKEN_IDS].tolist(), self.tokens, strict=True))
         if others := [str(row) for row, (ids, (own,)) in pairs if ids != own + [0] * (len(ids) - len(own))]:
-            raise InputError(f"token_ids: those of row {name_some(others)} are not the tokens of its caption")
+            raise InputError(f"token_ids: these rows do not have the tokens of their captions: {name_some(others)}")
 
     def _layers(self, ids: Tensor, states: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the layers (1, T, …) by name.
 
-        Most models return what enters the first block, all blocks but the last, and the last after the final norm.
-        Some begin with the first block. Some have no norm: then the last is a block's, which is believed of a file
-        that has just these.
+        Most models return the input of the first block, the outputs of all blocks but the last, and the last output
+        after the final norm. Some begin with the first block. Some have no norm: then the last state is a block's,
+        which is assumed if the file has exactly these layers.
         """
         blocks = [f"blocks.{k}" for k in range(len(states) - 1)]
         if self.layers == ["embeddings", *blocks]:
@@ -174,7 +174,7 @@ class LanguageReference(HuggingFaceReference):
         return found
 
     def _without_first_block(self, ids: Tensor) -> Tensor:
-        """Return the first of the hidden states when the first block's parameters are zero."""
+        """Return the first of the hidden states with the first block's parameters set to zero."""
         parameters = list(find_backbone(self.model)[1][0].parameters())
         kept = [parameter.data for parameter in parameters]
         try:
@@ -190,7 +190,7 @@ class LanguageReference(HuggingFaceReference):
         return states
 
     def _tokenizer(self, options: dict[str, Any]) -> Callable[[str], tuple[list[int], list[bool]]]:
-        """Return a function from a text to its token ids, and which of them are special."""
+        """Return a function from a text to its token ids, and to whether each is special."""
         if self.provenance["tokenizer"] == "sentencepiece":
             import sentencepiece
 
@@ -214,7 +214,7 @@ class LanguageReference(HuggingFaceReference):
 
 
 def marked_special(tokenizer: Any, made: Mapping[str, list[int]]) -> list[bool]:
-    """Return of each token of a text whether it was added to it, or is a special one by the tokenizer's own list."""
+    """Return for each token of a text whether it was added, or is special by the tokenizer's own list."""
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
     special = special - {tokenizer.unk_token_id} | named
@@ -223,12 +223,12 @@ def marked_special(tokenizer: Any, made: Mapping[str, list[int]]) -> list[bool]:
 
 
 def _tokens_first(state: Tensor, ids: Tensor) -> Tensor:
-    """Return states of one caption as (1, T, …); a token may have several, which Gemma-3n has in front of all axes."""
+    """Return states of one caption as (1, T, …); a token may have several, which Gemma-3n puts on the first axis."""
     return state if state.shape[:2] == ids.shape else state.permute(1, 2, 0, 3)
 
 
 def _tokens_sha256(by_row: list[list[list[int]]], ids: list[Any], of_several: bool) -> str:
-    """As docs/store-format.md has it: token ids, where each caption begins, of several where each row does, ids."""
+    """Return the hash in docs/store-format.md: token ids, starts of captions, with several those of rows too, ids."""
     captions = [caption for of_row in by_row for caption in of_row]
     digest = hashlib.sha256(b"".join(np.array(caption, "<i4").tobytes() for caption in captions))
     lengths = [[len(caption) for caption in captions], *([[len(of_row) for of_row in by_row]] if of_several else [])]

@@ -1,7 +1,7 @@
 """The provenance of a features file, checked before any of it becomes a model, a dataset or a setting.
 
-A file may come from a stranger. It may name models that its user knows of: those of models.yml, timm's own, or one that
-the user names too; never an address, a path or code.
+A file may come from a stranger. It may only name models that its user knows: those of models.yml or timm, or one that
+the user names as well; never an address, a path or code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,11 +59,11 @@ class _Vision(_Provenance):
     pool: _OfImage
     stimuli_sha256: _Sha256
     preprocessing: dict[str, Any]
-    preprocessing_given: NotRequired[list[ShortText]]  # keys of it that are not the model's own
+    preprocessing_given: NotRequired[list[ShortText]]  # its keys whose values are not the model's own
 
 
 class _Processor(TypedDict):
-    """How images went through a processor of Transformers; the reference asks for that backend."""
+    """The settings of an image processor of Transformers; the reference requests the same backend."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
@@ -119,7 +119,7 @@ class _VisionLanguage(_Provenance):
 
 
 class _VisionOptions(TypedDict, total=False):
-    """What shapes a model, with numbers as large as a real one has them."""
+    """Options that shape a model, with limits like those of real models."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
@@ -144,7 +144,7 @@ class _VisionOptions(TypedDict, total=False):
 
 
 class _TransformersVisionOptions(TypedDict, total=False):
-    """Which attention a run had, which the reference does not use."""
+    """The attention of a run, which the reference ignores."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
@@ -152,7 +152,7 @@ class _TransformersVisionOptions(TypedDict, total=False):
 
 
 class _LanguageOptions(TypedDict, total=False):
-    """How a tokenizer treats text; which attention a run had, which the reference does not use."""
+    """Options of a tokenizer; the attention of a run, which the reference ignores."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
@@ -167,7 +167,7 @@ class _LanguageOptions(TypedDict, total=False):
 
 
 class _VisionLanguageOptions(TypedDict, total=False):
-    """How a processor resizes and cuts images; which attention a run had, which the reference does not use."""
+    """Options for resizing and cutting images; the attention of a run, which the reference ignores."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
@@ -212,16 +212,16 @@ _FORMS = {
 
 
 def form_of(provenance: Mapping[str, Any]) -> str:
-    """Return the kind of model that features are of; vision models of Transformers are one of their own here."""
+    """Return the kind of model that made features; vision models of Transformers are a separate kind here."""
     kind, preprocessing = kind_of(provenance), provenance.get("preprocessing")
     is_processed = kind == "vision" and isinstance(preprocessing, dict) and "image_processor" in preprocessing
     return TRANSFORMERS_VISION if is_processed else kind
 
 
 def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings: RebuildSettings) -> None:
-    """Raise InputError unless provenance and layers are such as a run writes, of a known model.
+    """Raise InputError unless provenance and layers are as a run writes them, and the model is known.
 
-    Known is a model that models.yml lists, that timm has, or that the user names.
+    A model is known if models.yml lists it, timm has it, or the user names it.
     """
     kind = form_of(provenance)
     known = validate(_FORMS[kind].provenance, dict(provenance), "provenance")
@@ -235,15 +235,15 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
         )
     is_local = weights == CHECKPOINT and source is None
     if kind != "vision" and not is_local and weights not in (UNTRAINED, f"{HUB}{source}"):
-        raise InputError(f"provenance.source: {shorten(source)!r} does not go with weights {shorten(weights)!r}")
+        raise InputError(f"provenance.source: {shorten(source)!r} does not match weights {shorten(weights)!r}")
     if kind not in OF_CAPTIONS and known["dataset"] not in DATASETS:
         raise InputError(f"provenance.dataset: {shorten(known['dataset'])!r} is not one of {', '.join(DATASETS)}")
     if kind == "vision":
         given_preprocessing(known)
     if settings.trust_remote_code and "revision" in known:
         raise InputError(
-            f"trust_remote_code: the file decides of which commit code would run, {known['revision']}; look at that "
-            "commit's code, and give a folder with it as --checkpoint"
+            f"trust_remote_code: the file decides which commit's code would run, {known['revision']}; check the "
+            "code of that commit, and pass a folder with it as --checkpoint"
         )
     entries = read_models()[kind_of(provenance)]
     _check_options(kind, known, entries)
@@ -251,7 +251,7 @@ def check_provenance(provenance: Mapping[str, Any], layers: list[str], settings:
 
 
 def given_preprocessing(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of preprocessing that a run had instead of the model's own, checked like a user's."""
+    """Return the settings of preprocessing that replaced the model's own in a run, checked like a user's."""
     given = {key: known["preprocessing"].get(key) for key in known.get("preprocessing_given", ())}
     return check_preprocessing(given, "provenance.preprocessing")
 
@@ -259,7 +259,7 @@ def given_preprocessing(known: Mapping[str, Any]) -> dict[str, Any]:
 def _check_model(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEntry], settings: RebuildSettings) -> None:
     if settings.model is not None:
         if settings.model != (loaded := known.get("source", known["model"])):
-            raise InputError(f"model: the file is of {shorten(loaded)!r}, not of {settings.model!r}")
+            raise InputError(f"model: the file names {shorten(loaded)!r}, not {settings.model!r}")
         return
     if kind != "vision":
         name, whose = known.get("source"), "models.yml does not list"
@@ -270,11 +270,11 @@ def _check_model(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEnt
         is_folder = folder is not None and Path(folder).is_dir()
         is_known = is_folder or is_timm_name(name) or name in {entry.name for entry in entries}
     if not is_known:
-        raise InputError(f"model: the file is of {shorten(name)!r}, which {whose}; if you trust it, give --model NAME")
+        raise InputError(f"model: the file names {shorten(name)!r}, which {whose}; if you trust it, pass --model NAME")
 
 
 def _check_options(kind: str, known: Mapping[str, Any], entries: Sequence[ModelEntry]) -> None:
-    """Options reach the constructors of other libraries, which take paths and addresses as well."""
+    """Check the options: they reach the constructors of other libraries, which also accept paths and addresses."""
     listed = next((entry.options for entry in entries if entry.name == known["model"]), {})
     others = {k: value for k, value in known["options"].items() if k not in listed or listed[k] != value}
     try:

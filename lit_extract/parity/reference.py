@@ -1,8 +1,8 @@
-"""Features once more by another way: one stimulus at a time, in float32, with nothing of what made the file.
+"""Compute features in an independent way: one stimulus at a time, in float32, without the code that made the file.
 
-No hooks, pooling, decoding, normalizing or batching of ours: timm and transformers give the layers themselves, and
-the few lines of pooling here are written for one stimulus. Only how weights are built is shared, as a seed means the
-same model in both.
+Our hooks, pooling, decoding, normalization and batching are not used: timm and transformers give the layers themselves,
+and the few lines of pooling here are written for one stimulus. Only the code that builds weights is shared, so that a
+seed means the same model in both.
 
 K stimuli, L layers.
 """
@@ -33,10 +33,10 @@ from lit_extract.storage.tensors import pad_layers
 
 @dataclass(frozen=True)
 class Recomputed:
-    """Some stimuli, computed again: ``feats`` float64, padded as by :meth:`Features.padded`.
+    """Some stimuli, computed again: ``feats`` is float64, padded as by :meth:`Features.padded`.
 
-    ``rounded`` is the same in the precision of the run, if that is another than float32. ``losses`` are ``loss`` and
-    ``bpb``, (K,) float64 each, of captions that have them.
+    ``rounded`` is the same in the precision of the run, unless that is float32. ``losses`` are ``loss`` and ``bpb``,
+    (K,) float64 each, for captions if the file has them.
     """
 
     feats: Tensor
@@ -46,7 +46,7 @@ class Recomputed:
     num_params: int
 
     def kept_as(self, dtype: str) -> "Recomputed":
-        """Return the same as a file of features of this data type keeps them."""
+        """Return the same, rounded to the data type of a features file."""
         kept = [
             None if feats is None else feats.to(getattr(torch, dtype)).double() for feats in (self.feats, self.rounded)
         ]
@@ -57,9 +57,9 @@ class Recomputed:
 class Reference(ABC):
     """A model and its stimuli, rebuilt from the provenance of a features file; InputError where that differs."""
 
-    way: str  # which interface the layers come from
+    way: str  # the interface from which the layers come
     packages: tuple[str, ...]
-    remarks: Sequence[str] = ()  # on what may be so but should be known
+    remarks: Sequence[str] = ()  # on things that are allowed but should be known
 
     def __init__(self, features: Features, settings: RebuildSettings) -> None:
         check_provenance(features.provenance, features.layers, settings)
@@ -67,27 +67,27 @@ class Reference(ABC):
         self.device = _pick(settings.device)
         self.check_stimuli(features.stimulus_ids, features.metadata.get("n_bytes_sha256"))
         if self.device == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
+            torch.backends.cudnn.allow_tf32 = False  # real float32, also in convolutions
         self.model: Any = self.build().eval().requires_grad_(False).to(self.device)
 
     @abstractmethod
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
-        """Find the stimuli and see that they are those of the file."""
+        """Find the stimuli and check that they are those of the file."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Return the model with its weights, float32."""
+        """Return the model with its weights, in float32."""
 
     @abstractmethod
     def compute(self, row: int) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
-        """Return the layers of a stimulus, and its ``loss`` and ``bpb`` if the file has them; on the device."""
+        """Return the layers of a stimulus, and its ``loss`` and ``bpb`` if the file has them, on the device."""
 
     @abstractmethod
     def cast(self) -> None:
         """Change the weights to bf16."""
 
     def recompute(self, rows: list[int]) -> Recomputed:
-        """Compute K stimuli, first in float32, then in the precision of the run: what that costs by itself."""
+        """Compute K stimuli in float32, then in the precision of the run, which gives the error of that precision."""
         computed = [self._compute_on_host(row) for row in rows]
         layer_shapes = [tuple(layer.shape) for layer in computed[0][0]]
         losses = {name: torch.stack([of_row[name] for _, of_row in computed]).double() for name in computed[0][1]}
@@ -110,7 +110,7 @@ class Reference(ABC):
                 return [layer.float().cpu() for layer in layers], on_host
         except (InputError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # of a model that can't have made the file, or of an image
+        except Exception as error:  # from a model that can't have made the file, or from an image
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(f"parity: the stimulus of row {row} can't be computed: {reason}") from error
 
@@ -118,15 +118,15 @@ class Reference(ABC):
         """Return the path of the local weights, if they are those of the file."""
         expected, path = self.provenance["checkpoint_sha256"], self.settings.checkpoint
         if path is None or not Path(path).exists():
-            what = f"no file {path!r}" if path else "give --checkpoint PATH"
-            raise InputError(f"checkpoint: {what}; the file is of local weights with SHA-256 {expected}")
+            what = f"no file {path!r}" if path else "missing; pass --checkpoint PATH"
+            raise InputError(f"checkpoint: {what}; the file was made with local weights with SHA-256 {expected}")
         if (found := path_sha256(path)) != expected:
-            raise InputError(f"checkpoint: {path!r} has SHA-256 {found}; the file is of weights with {expected}")
+            raise InputError(f"checkpoint: {path!r} has SHA-256 {found}; the weights of the file had {expected}")
         return path
 
 
 def _padded(rows: Sequence[Sequence[Tensor]], layer_shapes: Sequence[Shape]) -> Tensor:
-    """Return the layers of K rows, flattened and padded (K, L, most numbers of a layer), float64."""
+    """Return the layers of K rows, flattened and padded (K, L, size of the widest layer), float64."""
     numbers = torch.stack([torch.cat([layer.flatten() for layer in layers]) for layers in rows])
     return pad_layers(numbers, layer_shapes).double()
 
@@ -139,16 +139,16 @@ def _pick(device: str | None) -> str:
 
 
 def check_memory(skeleton: nn.Module) -> None:
-    """Raise InputError unless the host has room for a model, whose skeleton has no weights, in float32."""
+    """Raise InputError unless the host has enough memory for a model in float32; ``skeleton`` has no weights."""
     needed, there = 4 * sum(parameter.numel() for parameter in skeleton.parameters()), host_memory()
     if needed > there:
         raise InputError(
-            f"parity: in float32 the model has {as_size(needed)}, more than the {as_size(there)} of memory"
+            f"parity: in float32 the model needs {as_size(needed)}, more than the {as_size(there)} of memory"
         )
 
 
 def check_sizes(expected: str | None, sizes: list[int]) -> None:
-    """Raise InputError unless the inputs have the sizes that they had."""
+    """Raise InputError unless the inputs have the sizes that they had in the run."""
     found = hashlib.sha256(np.array(sizes, "<i8").tobytes()).hexdigest()
     if expected is not None and found != expected:
         raise InputError("stimuli have changed since the file was made: some have another size; restore them")
@@ -162,5 +162,5 @@ def check_same(what: str, expected: Any, found: Any) -> None:
 
 
 def no_weights(name: str, source: str, error: Exception) -> InputError:
-    """Return the error for whatever another library raises in loading."""
+    """Return the error for whatever another library raises while loading."""
     return InputError(f"{name} can't be loaded from {source!r}: {type(error).__name__}: {one_line(error)}")

@@ -1,4 +1,4 @@
-"""Text encoders by Transformers' own hidden states, and the vector of sentence-transformers by hand.
+"""Text encoders, from Transformers' own hidden states; the vector of sentence-transformers is computed by hand.
 
 T tokens, D hidden size.
 """
@@ -19,7 +19,7 @@ from lit_extract.parity.hugging_face import before_final_norm
 from lit_extract.parity.language import LanguageReference, marked_special
 from lit_extract.parity.provenance_form import UNTRAINED
 
-# By the names of sentence-transformers: tokens (T, D) float32 to (D,).
+# For each pooling of sentence-transformers, by its name, a function from tokens (T, D) float32 to (D,).
 _MODES: dict[str, Callable[[Tensor], Tensor]] = {
     "cls": lambda tokens: tokens[0],
     "max": lambda tokens: tokens.max(0).values,
@@ -39,7 +39,7 @@ _OLD_MODES = {
 
 
 class TextEncoderReference(LanguageReference):
-    """The hidden states of one caption, without padding but where the model wants it."""
+    """The hidden states of one caption, without padding unless the model needs it."""
 
     def find_model(self) -> None:
         """Find the model and read its configuration."""
@@ -47,7 +47,7 @@ class TextEncoderReference(LanguageReference):
         self.auto_class = encoder_class(self.config)
 
     def tokenize(self) -> list[list[list[int]]]:
-        """Return the tokens of the captions of each row, cut by the tokenizer itself."""
+        """Return the tokens of the captions of each row, truncated by the tokenizer itself."""
         self.tokenizer = self.load("tokenizer", "AutoTokenizer", self.other_options)
         return [[self._tokenize(text)["input_ids"] for text in texts] for texts in self.texts]
 
@@ -57,7 +57,7 @@ class TextEncoderReference(LanguageReference):
         return dict(self.tokenizer(known["prefix"] + text, return_special_tokens_mask=True, verbose=False, **cut))
 
     def build(self) -> nn.Module:
-        """Make the model, and the dense layers that may come after it."""
+        """Make the model, and the dense layers that may follow it."""
         model = super().build()
         if self.layers == ["head"] and not hasattr(model, "get_text_features"):
             self._read_head()
@@ -71,7 +71,7 @@ class TextEncoderReference(LanguageReference):
         tower = getattr(self.model, "text_model", self.model)
         tower = getattr(tower, "language_model", tower)
         tower = tower.get_encoder() if self.config.is_encoder_decoder and self.auto_class == "AutoModel" else tower
-        tower.config.tie_last_hidden_states = False  # the last one as it is before a final norm
+        tower.config.tie_last_hidden_states = False  # keep the last state from before a final norm
         output, n = tower(**inputs, output_hidden_states=True), len(tokens)
         last = output.last_hidden_state[0, :n]
         if self.layers == ["head"]:
@@ -90,7 +90,7 @@ class TextEncoderReference(LanguageReference):
         return [self.pool(tokens_of[layer], text, layer) for layer in self.layers], {}
 
     def _before_norm(self, tower: Any, inputs: dict[str, Tensor], last: Tensor) -> Tensor:
-        """Return the last block's output (T, D); some models return it after their final norm only, if there is one."""
+        """Return the last block's output (T, D), which models with a final norm return only after it."""
         modules = list(tower.modules())
         blocks = [part for parts in modules if isinstance(parts, nn.ModuleList) for part in parts.modules()]
         after = modules[max(modules.index(part) for part in blocks) + 1 :]
@@ -98,7 +98,7 @@ class TextEncoderReference(LanguageReference):
             return last
         try:
             return before_final_norm(tower, lambda: tower(**inputs).last_hidden_state[:, : len(last)], last[None])[0]
-        except InputError:  # it is that of the embeddings, as BART's
+        except InputError:  # the norm is that of the embeddings, as in BART
             return last
 
     def _inputs(self, caption: list[int]) -> dict[str, Tensor]:
@@ -110,11 +110,11 @@ class TextEncoderReference(LanguageReference):
         return {"input_ids": functional.pad(tokens, (0, padding[0]), value=padding[1])}
 
     def are_special(self, text: str) -> list[bool]:
-        """Return of each token of a caption whether the tokenizer has added it, or it is a special token."""
+        """Return for each token of a caption whether the tokenizer added it, or it is a special token."""
         return marked_special(self.tokenizer, self._tokenize(text))
 
     def pool(self, tokens: Tensor, text: str, layer: str, first: int = 0) -> Tensor:
-        """Pool a caption's tokens (T, D) in a layer, without those that are left out."""
+        """Pool a caption's tokens (T, D) in a layer, without excluded tokens."""
         pool = self.provenance["pool"]
         if pool == "cls":
             return tokens[0]
@@ -124,7 +124,7 @@ class TextEncoderReference(LanguageReference):
         return super().pool(tokens, text, layer, first)
 
     def _read_head(self) -> None:
-        """Read the files that say what comes after the last hidden states."""
+        """Read the files that describe the steps after the last hidden states."""
         where: dict[str, Any] = {name: self.options[name] for name in ("revision", "subfolder") if name in self.options}
         files, seed = ModelFiles(self.source, where), self.provenance.get("seed", 0)
         found = files.find("modules.json")

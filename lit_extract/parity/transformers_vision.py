@@ -1,4 +1,4 @@
-"""Vision models of Transformers by its own hidden states.
+"""Vision models of Transformers, from its own hidden states.
 
 T tokens, D hidden size.
 """
@@ -29,7 +29,7 @@ class TransformersVisionReference(HuggingFaceReference, VisionReference):
         VisionReference.check_stimuli(self, ids, n_bytes_sha256)
 
     def build(self) -> nn.Module:
-        """Load processor and model; what the processor does must be what it did."""
+        """Load processor and model; the settings of the processor must be those of the file."""
         known = self.provenance["preprocessing"]
         self.find_model()
         self.takes_videos = known["image_processor"].endswith("VideoProcessor")
@@ -58,7 +58,7 @@ class TransformersVisionReference(HuggingFaceReference, VisionReference):
             return [self._own_output(inputs)], {}
         names = [name for name in ("vision_model", "vision_tower", "image_encoder") if hasattr(self.model, name)]
         tower = getattr(self.model, names[0]) if names else self.model
-        tower.config.tie_last_hidden_states = False  # the last one as it is before the final norm
+        tower.config.tie_last_hidden_states = False  # keep the last state from before the final norm
         output = tower(**inputs, output_hidden_states=True)
         tokens_of = {f"blocks.{k}": state[0] for k, state in enumerate(output.hidden_states[1:])}
         tokens_of["norm"] = output.last_hidden_state[0]
@@ -70,13 +70,13 @@ class TransformersVisionReference(HuggingFaceReference, VisionReference):
         return [pool_tokens(prefix[None], patches[None], pool, shape) for prefix, patches in divided], {}
 
     def _own_output(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the vector (D,) that the model itself outputs."""
+        """Return the model's own output, a vector (D,)."""
         compute = getattr(self.model, "get_image_features", self.model)
         vector: Tensor = compute(**inputs).pooler_output[0]
         return vector.float()
 
     def _divided(self, tokens: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Divide tokens (T, D) into those before the patches, and the patches, which come last."""
+        """Divide tokens (T, D) into prefix tokens and patch tokens, which come last."""
         pixels, mask = next(iter(inputs.values())), inputs.get("pixel_attention_mask")
         if mask is not None:
             return tokens[:0], tokens[mask[0].bool()]

@@ -1,4 +1,4 @@
-"""Vision models by timm's own intermediates, and by hooks on the modules that timm lists as stages.
+"""Vision models, from timm's own intermediates, or from hooks on the modules that timm lists as stages.
 
 T tokens, D hidden size or channels, H height, W width.
 """
@@ -25,24 +25,24 @@ from lit_extract.modules.weights import on_cpu_in_float32
 from lit_extract.parity.provenance_form import CHECKPOINT, HUB, UNTRAINED, given_preprocessing
 from lit_extract.parity.reference import Reference, check_memory, check_same, check_sizes, no_weights
 
-# From an image (1, 3, H, W) to prefix and patch tokens, (1, T, D) each, of the model's layers by their names.
+# A function from an image (1, 3, H, W) to the layers by name: prefix and patch tokens of each, (1, T, D) both.
 _Tokens = Callable[[Tensor], dict[str, tuple[Tensor, Tensor]]]
 
 
 class VisionReference(Reference):
-    """Timm's own intermediates of one image, opened by Pillow and prepared by timm's own transform."""
+    """Timm's intermediates of one image, opened by Pillow and prepared by timm's own transform."""
 
     packages = ("torch", "torchvision", "timm", "pillow")
 
     def check_stimuli(self, ids: list[Any], n_bytes_sha256: str | None) -> None:
-        """Read the stimulus table, which must have the rows of the file, and images of their sizes."""
+        """Read the stimulus table, which must have the rows of the file, and images of the same sizes."""
         known = self.provenance
         stimuli = load_dataset(known["dataset"], self.settings.root, known["query"], known.get("limit"))
         check_same("stimuli_sha256", known["stimuli_sha256"], table.fingerprint(stimuli))
         theirs = stimuli["stimulus_id"].tolist()
         if len(ids) != len(theirs):
             raise InputError(
-                f"the file has {len(ids)} rows, the stimuli are {len(theirs)}: they are not those of the file"
+                f"the file has {len(ids)} rows, but there are {len(theirs)} stimuli; they are not those of the file"
             )
         for row, (ours, other) in enumerate(zip(ids, theirs, strict=True)):
             if id_key(ours) != id_key(other):
@@ -53,7 +53,7 @@ class VisionReference(Reference):
         self.image_rows: list[int] | None = stimuli["image_row"].tolist() if "image_row" in stimuli else None
 
     def build(self) -> nn.Module:
-        """Call timm.create_model as the run did; preprocessing that was not given must be timm's own."""
+        """Call timm.create_model as in the run; preprocessing that was not given must be timm's own."""
         import timm
         from timm.data import create_transform, resolve_data_config
 
@@ -93,7 +93,7 @@ class VisionReference(Reference):
         return built
 
     def _overlay(self, skeleton: Any) -> dict[str, Any]:
-        """Return where timm finds the weights: in the user's file, else in its own repository of the model."""
+        """Return the settings by which timm finds the weights: in the user's file, else in its own repository."""
         if self.provenance["weights"] != CHECKPOINT:
             repository = str(skeleton.pretrained_cfg.get("hf_hub_id"))
             check_same("weights", self.provenance["weights"], f"{HUB}{repository}")
@@ -103,7 +103,7 @@ class VisionReference(Reference):
             return {}
         if file.endswith(".npz"):
             return {"file": file, "custom_load": True}
-        # out of its wrappers, as it was when the file was made; only of pool head is a head looked at
+        # without wrappers, as in the run; the head matters only for pooling head
         weights, _ = unwrap(read_weights(file), set(skeleton.state_dict()))
         n_classes = self.provenance["options"].get("num_classes")
         its_own = {"num_classes": n_classes} if n_classes and self.provenance["pool"] == "head" else {}
@@ -120,7 +120,7 @@ class VisionReference(Reference):
         return [pool_tokens(*tokens, self.provenance["pool"], shape) for tokens in chosen], {}
 
     def cast(self) -> None:
-        """Change parameters and buffers to bf16: timm's forward passes want one type."""
+        """Change parameters and buffers to bf16, as timm's forward passes need a single type."""
         self.model.bfloat16()
 
     def _open(self, row: int) -> Any:
@@ -140,7 +140,7 @@ class VisionReference(Reference):
 def _tokens_of(model: Any, name: str, pool: str, layers: Sequence[str], path: str) -> tuple[str, _Tokens]:
     """Return the interface of the model, and a function from an image to (prefix, patch tokens) of each layer.
 
-    Of pooling head it is what the model outputs, in the place of patch tokens. ``path`` is where the blocks are.
+    With pooling head, the model's output stands in for patch tokens. ``path`` is the module of the blocks.
     """
     if pool == "head":
 
@@ -158,7 +158,7 @@ def _tokens_of(model: Any, name: str, pool: str, layers: Sequence[str], path: st
         outputs = blocks(image)
         found = {f"blocks.{k}": output for k, output in enumerate(outputs)}
         if has_norm:
-            normed = model.forward_features(image).flatten(1, -2)  # of some a map (1, H, W, D)
+            normed = model.forward_features(image).flatten(1, -2)  # some models return a map (1, H, W, D)
             n_prefix = normed.shape[1] - outputs[-1][1].shape[1]
             found["norm"] = normed[:, :n_prefix], normed[:, n_prefix:]
         return found
@@ -167,16 +167,16 @@ def _tokens_of(model: Any, name: str, pool: str, layers: Sequence[str], path: st
 
 
 def _block_path(skeleton: nn.Module, size: Sequence[int]) -> str:
-    """Return where a model on the meta device has blocks that put out tokens of one width; "" if it has stages."""
+    """Return the path of a model's blocks, if all output tokens of the same width; "" for a model with stages."""
     sequences = [path for path, part in skeleton.named_modules() if isinstance(part, nn.Sequential | nn.ModuleList)]
     named = [path for path in sequences if path.rpartition(".")[2] == "blocks"]
-    path = min(named, key=len, default="")  # "blocks", or as "encoder.blocks"; that of a stage has a number in it
+    path = min(named, key=len, default="")  # "blocks", or as "encoder.blocks"; the path of a stage has a number in it
     if not path or any(letter.isdigit() for letter in path):
         return ""
     blocks, widths = list(skeleton.get_submodule(path).children()), []
     for block in blocks:
         block.register_forward_hook(lambda module, inputs, output: widths.append(_width_of_tokens(output)))
-    with torch.no_grad(), suppress(Exception):  # on the meta device some fail after their blocks
+    with torch.no_grad(), suppress(Exception):  # some fail after their blocks on the meta device
         skeleton(torch.empty(1, *size, device="meta"))
     return path if len(widths) == len(blocks) and len({*widths}) == 1 and widths[0] else ""
 
@@ -188,7 +188,7 @@ def _width_of_tokens(output: Any) -> int:
 def _stages_of(model: Any, layers: Sequence[str]) -> tuple[str, _Tokens]:
     """Return the interface of a model with stages, and a function from an image to the places of their maps.
 
-    A stage for which timm lists no module that puts it out is one of timm's intermediates by its very name.
+    If timm lists no module that outputs a stage, the stage is named ``intermediates.k``, after timm's intermediates.
     """
     channels = {stage["module"]: stage["num_chs"] for stage in model.feature_info}
     modules = {path: module for path, module in model.named_modules() if path in channels and path in layers}
@@ -221,7 +221,7 @@ def _stages_of(model: Any, layers: Sequence[str]) -> tuple[str, _Tokens]:
 
 
 def _places(stage: Tensor, channels: int, is_last: bool) -> Tensor:
-    """Return the places (1, T, D) of a map (1, D, H, W) or (1, H, W, D), or of tokens (1, T, D) or (1, D, T)."""
+    """Return the places (1, T, D) of a map (1, D, H, W) or (1, H, W, D), or tokens from (1, T, D) or (1, D, T)."""
     if stage.ndim == 3:
         return stage if stage.shape[2] == channels else stage.mT
     if stage.shape[3] == channels and (is_last or stage.shape[1] != channels):
@@ -265,7 +265,7 @@ def _blocks_of(
 
 
 def pool_tokens(prefix: Tensor, patches: Tensor, pool: str, shape: float) -> Tensor:
-    """(1, T, D) and (1, T, D) to what is kept of one stimulus; ``shape`` is its image's height by width."""
+    """Pool prefix and patch tokens (1, T, D) of one stimulus; ``shape`` is its image's height divided by width."""
     if pool == "cls" and prefix.shape[1] == 0:
         raise InputError("parity: the file has pooling cls, but the model has no class token")
     if pool.startswith("grid"):
@@ -274,7 +274,7 @@ def pool_tokens(prefix: Tensor, patches: Tensor, pool: str, shape: float) -> Ten
 
 
 def _means_of_parts(patches: Tensor, k: int, shape: float) -> Tensor:
-    """Return the means of patches (T, D), which come row by row, over k × k parts of the image, (k·k, D)."""
+    """Return the means of patches (T, D), ordered row by row, over k × k parts of the image, (k·k, D)."""
     rows = round((len(patches) * shape) ** 0.5)
     columns = len(patches) // rows
     by_place = patches.reshape(rows, columns, -1)
@@ -286,7 +286,7 @@ def _means_of_parts(patches: Tensor, k: int, shape: float) -> Tensor:
     return torch.stack([each.mean(dim=(0, 1)) for each in parts])
 
 
-# By the name of a pooling: prefix tokens (T, D) and patch tokens (T, D), or an output (D,), to (D,).
+# For each pooling, a function from prefix tokens (T, D) and patch tokens (T, D), or an output (D,), to (D,).
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cls": lambda prefix, patches: prefix[0],
     "avg": lambda prefix, patches: patches.float().mean(0),

@@ -1,4 +1,4 @@
-"""Vision-language models by Hugging Face's own hidden states.
+"""Vision-language models, from Hugging Face's own hidden states.
 
 T tokens, L layers, D hidden size.
 """
@@ -18,7 +18,7 @@ from lit_extract.parity.vision import VisionReference
 
 
 class VisionLanguageReference(HuggingFaceReference, VisionReference):
-    """The hidden states of one image with the prompt, opened by Pillow and sent as Transformers' own chat is."""
+    """The hidden states of one image with the prompt, opened by Pillow and sent by Transformers' own chat template."""
 
     packages = ("torch", "torchvision", "transformers", "pillow")
     way = "transformers apply_chat_template, output_hidden_states"
@@ -30,7 +30,7 @@ class VisionLanguageReference(HuggingFaceReference, VisionReference):
         VisionReference.check_stimuli(self, ids, n_bytes_sha256)
 
     def build(self) -> nn.Module:
-        """Load processor and model; what the processor is and sends must be what it was."""
+        """Load processor and model; the processor, and what it sends, must be as in the run."""
         known = self.provenance
         self.find_model()
         self.processor = self.load("processor", "AutoProcessor", self.other_options)
@@ -58,7 +58,7 @@ class VisionLanguageReference(HuggingFaceReference, VisionReference):
         return HuggingFaceReference.build(self)
 
     def compute(self, row: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Send one image through the model; twice, when the last block is wanted as it is before the final norm."""
+        """Send one image through the model; twice, if the last block's output before the final norm is needed."""
         chat = self._chat({"type": "image", "image": self._open(row)})
         sent = self.processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -87,11 +87,11 @@ class VisionLanguageReference(HuggingFaceReference, VisionReference):
         return [tokens_of[layer][0, chosen].float().mean(0) for layer in self.layers], {}
 
     def image_places(self, ids: list[int]) -> list[int]:
-        """Return where the image is among the tokens."""
+        """Return the places of the image among the tokens."""
         return [place for place, token in enumerate(ids) if token == self.image_token]
 
     def prompt_places(self, ids: list[int]) -> list[int]:
-        """Return where the prompt is: as far from the end as in the template, in which the image is one token."""
+        """Return the places of the prompt: as far from the end as in the template, where the image is one token."""
         end = len(ids) - self.after_prompt
         places = list(range(end - len(self.prompt), end))
         if [ids[place] for place in places] != self.prompt:
@@ -102,7 +102,7 @@ class VisionLanguageReference(HuggingFaceReference, VisionReference):
         return [{"role": "user", "content": [image, {"type": "text", "text": self.provenance["prompt_text"]}]}]
 
 
-# By the name of a pooling: tokens to the places of those whose mean it is.
+# For each pooling, a function from token ids to the places of the tokens that it averages.
 POOLINGS: dict[str, Callable[[VisionLanguageReference, list[int]], list[int]]] = {
     "image": VisionLanguageReference.image_places,
     "prompt": VisionLanguageReference.prompt_places,

@@ -1,4 +1,4 @@
-"""What a job will need of disk, device and host, estimated before it runs.
+"""Estimate the disk space and memory that a job will need, before it runs.
 
-Which rows a run computes together, and in which order, is ``data/plan.py``.
+The rows that a run computes together, and their order, are planned in ``data/plan.py``.
 """

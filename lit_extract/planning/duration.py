@@ -1,4 +1,4 @@
-"""Estimate how long a model takes, for a scheduler that wants to know; a run that needs longer is resumed."""
+"""Estimate the duration of a run, for a scheduler; a run that needs longer is resumed."""
 
 import statistics
 from itertools import pairwise
@@ -11,13 +11,13 @@ from lit_extract.storage.store_metadata import read_layout
 if TYPE_CHECKING:
     from lit_extract.planning.needs import Needs
 
-# In a second: of a core in float32; photographs that a core decodes and resizes; bytes to a shared disk.
+# Per second: float32 operations of a core; photographs that a core decodes and resizes; bytes written to a shared disk.
 _CORE_OPERATIONS, _CORE_IMAGES, _DISK_BYTES = 2e10, 100, 2e8
-_SHARDS_AT_LEAST = 4  # for times between them that say something
+_SHARDS_AT_LEAST = 4  # with fewer, the times between them say little
 
 
 def estimate_seconds(needs: "Needs", cores: int) -> float:
-    """Estimate the seconds of a run: measured, if an earlier run has started it, else from arithmetic and images."""
+    """Estimate the seconds of a run: measured if an earlier run has started it, else from arithmetic and images."""
     if needs.seconds_left is not None:
         return needs.seconds_left
     operations = ASSUMED_OPERATIONS if needs.device is not None else _CORE_OPERATIONS * cores
@@ -26,9 +26,9 @@ def estimate_seconds(needs: "Needs", cores: int) -> float:
 
 
 def measure_seconds_left(store: Path) -> float | None:
-    """Return the seconds that the rest of a store takes, by the times of its shards; None if too few are done.
+    """Return the seconds that the rest of a store needs, from the times of its shards; None if too few are done.
 
-    The median of the times between shards leaves out those in which no run was under way.
+    The median of the times between shards ignores times in which no run was active.
     """
     try:
         layout = read_layout(store)

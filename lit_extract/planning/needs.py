@@ -1,4 +1,4 @@
-"""What one model on one dataset will need of disk, device and host, from configurations, before anything runs."""
+"""Estimate the needs of one model on one dataset (disk, device, host) from configurations, before anything runs."""
 
 import math
 from collections.abc import Sequence
@@ -22,52 +22,52 @@ from lit_extract.storage.disk import Size, bytes_there
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.seen import part_seen
 
-# A caption's tokens when there are none to look at; few captions of images have more.
+# Tokens of a caption if no captions are given; few captions of images have more.
 TOKENS_A_CAPTION = 128
-_HOST_BYTES = 64 * 10**9  # of the host of a GPU that is elsewhere
+_HOST_BYTES = 64 * 10**9  # assumed host memory of a GPU that is elsewhere
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job must fit; sizes are in bytes."""
+    """The machine that a job must fit; sizes are in bytes."""
 
     card: str | None  # None: the run is on the CPU
     memory: int  # of the GPU, or of the host
     precision: str
-    free_disk: int | None  # None: not known, as the output goes elsewhere
-    host_memory: int | None = None  # of the host of a GPU; None: not known, as the GPU is elsewhere
+    free_disk: int | None  # None: not known, because the output goes elsewhere
+    host_memory: int | None = None  # of the host of a GPU; None: not known, because the GPU is elsewhere
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What one model needs; sizes are in bytes.
+    """The needs of one model; sizes are in bytes.
 
-    It fits: "yes"; "split": the batch does not, but less of it does, and the run splits it; "streamed": two blocks and
-    what is not in blocks do; "host": the device suffices, but not the memory of the host; "no".
+    ``fits`` is "yes"; "split": the batch does not fit, but a part of it does, and the run splits it; "streamed": two
+    blocks and all that is not in blocks fit; "host": it fits the device, but not the host's memory; or "no".
     """
 
     model: str
-    problem: str | None = None  # why it can't be estimated; then there is nothing else
+    problem: str | None = None  # why it can't be estimated; then nothing else is set
     rows: int = 0
     layers: int = 0
-    layer_shapes: Sequence[tuple[int, ...]] = ()  # of a row in each
+    layer_shapes: Sequence[tuple[int, ...]] = ()  # of a row in each layer
     parameters: int = 0  # of the whole model, head included
     pools: Sequence[str] = ()
-    batch: tuple[int, int] = (0, 0)  # rows and tokens of the largest one; an image has no tokens of ours
-    features: int = 0  # all .pt files; 0 of a run that makes none
-    disk_peak: int = 0  # the most at once: the store, and the .pt files that are made next to it
-    disk_left: int = 0  # what the disk must still give for that; 0 when the files exist
-    disk_kept: int = 0  # what of it stays in the end
+    batch: tuple[int, int] = (0, 0)  # rows and tokens of the largest batch; 0 tokens for images
+    features: int = 0  # all .pt files; 0 if the run makes none
+    disk_peak: int = 0  # peak: the store, and the .pt files that are made next to it
+    disk_left: int = 0  # disk space still needed for that; 0 if the files exist
+    disk_kept: int = 0  # the part that remains in the end
     device: int | None = None  # None on a CPU
     host: int = 0
     fits: Literal["yes", "split", "streamed", "host", "no"] = "no"
-    operations: float = 0.0  # of the matrix products of a row, about
-    seconds_left: float | None = None  # by the shards of a store that an earlier run has started
-    streamed: Pass | None = None  # rows that go through the blocks together, if these come from disk
+    operations: float = 0.0  # in the matrix products of a row, roughly
+    seconds_left: float | None = None  # from the shards of a store that an earlier run has started
+    streamed: Pass | None = None  # one pass through the blocks, if these come from disk
     checkpoint: str | None = None  # folder or file of local weights
-    geometry: str = ""  # how the model sees images; models with the same share a cache of pixels
-    pixels: int = 0  # that cache
-    seen: str = ""  # which part of a picture, in words
+    geometry: str = ""  # how images are prepared; models with the same geometry share a cache of pixels
+    pixels: int = 0  # size of that cache
+    seen: str = ""  # the part of an image that the model sees, in words
 
 
 def estimate_needs(
@@ -81,7 +81,7 @@ def estimate_needs(
     overwrite: bool,
     tag: str | None = None,
 ) -> Needs:
-    """Estimate what one model on one dataset needs; the data module is set up when it has captions to look at."""
+    """Estimate what one model on one dataset needs; the data module is set up if it has captions to read."""
     finalize = model.makes_files if finalize is None else finalize
     files, store_path = output_paths(model, data, output_dir, tag)
     local = place_of(store_path).local  # no requests to a server are made
@@ -159,7 +159,7 @@ def _estimate_memory(
 
 
 def _largest_batches(model: Extractor, data: StimulusDataModule, rows: int) -> set[tuple[int, int]]:
-    """Rows and tokens of the batches that may need the most memory: the largest, and that of the longest caption."""
+    """Return rows and tokens of the batches that may need the most memory: the largest, and the longest caption's."""
     if isinstance(data, ImageDataModule):
         return {(min(data.batch_size, rows), 0)}
     assert isinstance(data, CaptionDataModule)
@@ -171,14 +171,14 @@ def _largest_batches(model: Extractor, data: StimulusDataModule, rows: int) -> s
 
 
 def _longest(model: Extractor, data: StimulusDataModule) -> int | None:
-    """Return the tokens of the longest caption, a guess where there are none to look at; else as the data have it."""
+    """Return the tokens of the longest caption; a guess if no captions are given."""
     if not isinstance(data, CaptionDataModule) or data.captions is not None:
         return data.longest
     return min(TOKENS_A_CAPTION, model.preprocessing["context"] or TOKENS_A_CAPTION)
 
 
 def disk_needed(models: Sequence[Needs]) -> tuple[int, int]:
-    """Return the bytes that the disk must still give when models run one after another, and when all run at once."""
+    """Return the disk space still needed if models run one after another, and if all run at once."""
     kept = peak = 0
     for needs in models:
         peak = max(peak, kept + needs.disk_left)
@@ -187,10 +187,10 @@ def disk_needed(models: Sequence[Needs]) -> tuple[int, int]:
 
 
 def fits_disk(models: Sequence[Needs], machine: Machine) -> bool:
-    """Return whether the disk has room for models that run one after another."""
+    """Return whether there is enough disk space for models that run one after another."""
     return machine.free_disk is None or disk_needed(models)[0] <= machine.free_disk
 
 
 def pixels_bytes(models: Sequence[Needs]) -> int:
-    """Return the size of the caches of pixels, one for all models that see images alike."""
+    """Return the size of the caches of pixels, one for all models with the same geometry."""
     return sum({needs.geometry: needs.pixels for needs in models}.values())

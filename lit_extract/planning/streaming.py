@@ -1,4 +1,4 @@
-"""How long a model takes whose blocks come from disk, and what bounds it: disk, link to the GPU, or arithmetic."""
+"""Estimate the time of a model whose blocks come from disk, and its limit: disk, link to the GPU, or arithmetic."""
 
 import os
 import tempfile
@@ -13,32 +13,32 @@ from lit_extract.modules.base import Extractor
 from lit_extract.modules.room import rows_of_a_pass
 
 _PROBE_BYTES = 256 * 2**20
-_SIDE = 2048  # of matrices whose product is timed
-# Of an A40 that is not here: half of its peak in bf16, which transformer blocks reach, and PCIe 4.0 with 16 lanes.
+_SIDE = 2048  # of the matrices whose product is timed
+# Rates of an A40 that is elsewhere: half of its peak in bf16, which transformer blocks reach; PCIe 4.0 with 16 lanes.
 ASSUMED_OPERATIONS, _ASSUMED_LINK = 75e12, 20e9
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What it takes to send some rows through all blocks of a model."""
+    """The work of sending some rows through all blocks of a model."""
 
     rows: int
-    bytes_read: int  # from the disk, as the weights are there
+    bytes_read: int  # from the disk, in the data type stored there
     bytes_sent: int  # to the GPU; 0 on a CPU
     operations: float
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does in a second."""
+    """The rates of a machine, per second."""
 
     disk: float  # bytes read
     link: float  # bytes sent to the GPU
     operations: float  # of matrix products, in the precision of the run
-    is_measured: bool  # arithmetic and link; else the GPU is elsewhere, and they are those of an A40
+    is_measured: bool  # arithmetic and link; False: the GPU is elsewhere, and both are assumed to be an A40's
 
     def bound(self, one: Pass) -> tuple[str, float]:
-        """Return what bounds a pass, and the seconds that it takes."""
+        """Return what limits a pass, and the seconds that the pass needs."""
         seconds = {
             "disk": one.bytes_read / self.disk,
             "host link": one.bytes_sent / self.link,
@@ -49,7 +49,7 @@ class Rates:
 
 
 def plan_pass(model: Extractor, dtype: torch.dtype, on_gpu: bool, free: int, host: int, n_tokens: int) -> Pass:
-    """Return the pass of a streamed model; arguments as of :func:`rows_of_a_pass`."""
+    """Return the pass of a streamed model; arguments as for :func:`rows_of_a_pass`."""
     rows = rows_of_a_pass(model, dtype, on_gpu, free, host, n_tokens)
     parameters = sum(model.block_params)
     stored = torch.float32 if model.untrained else getattr(getattr(model, "config", None), "dtype", None) or dtype
@@ -59,11 +59,11 @@ def plan_pass(model: Extractor, dtype: torch.dtype, on_gpu: bool, free: int, hos
 
 
 def measure_rates(checkpoints: Iterable[str], on_gpu: bool, dtype: torch.dtype) -> Rates:
-    """Measure how fast weights are read from the disk, and what this machine computes.
+    """Measure how fast this machine reads weights from the disk, and computes.
 
     Args:
-        checkpoints: Local folders with weights. Without any, a file in the folder for temporary files is read.
-        on_gpu: Whether the run is for a GPU, which may be elsewhere.
+        checkpoints: Local folders with weights; if there are none, a file in the folder for temporary files is read.
+        on_gpu: The run is for a GPU, which may be elsewhere.
         dtype: Data type of the weights in the run.
     """
     files = [file for folder in checkpoints for file in Path(folder).glob("*.safetensors")]
@@ -75,7 +75,7 @@ def measure_rates(checkpoints: Iterable[str], on_gpu: bool, dtype: torch.dtype) 
 
 
 def _measure_disk(file: Path | None) -> float:
-    """Return the bytes a second in which a file is read that is not in the system's cache."""
+    """Return the bytes per second at which a file is read that is not in the system's cache."""
     if file is not None:
         return _measure_reading(file)
     with tempfile.NamedTemporaryFile(prefix="lit-extract-") as own:
@@ -110,7 +110,7 @@ def _measure_products(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the least time that some work took of four times."""
+    """Return the shortest time of four repetitions of some work."""
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()

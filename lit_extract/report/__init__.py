@@ -1,1 +1,1 @@
-"""A page about features."""
+"""The report: a page about features."""

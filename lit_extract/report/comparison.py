@@ -1,4 +1,4 @@
-"""How alike models are, next to how alike they would be with their stimuli out of order.
+"""Compare models, and compare them again with shuffled stimuli, which shows similarity by chance.
 
 n stimuli, L and L' layers of two models.
 """
@@ -19,7 +19,7 @@ from lit_extract.report.model import Geometry, ModelReport, rounded
 
 @dataclass(frozen=True)
 class Measure:
-    """A way to compare two models; ``between`` gives the values between all their layers (L, L')."""
+    """A measure of similarity between two models; ``between`` gives the values for all pairs of layers (L, L')."""
 
     key: str
     title: str
@@ -41,7 +41,7 @@ MEASURES = (*SHUFFLED_MEASURES, RSA)
 
 @dataclass(frozen=True)
 class Shuffled:
-    """A measure when the stimuli of one model are shuffled: mean and 95th percentile over the shuffles."""
+    """A measure with the stimuli of one model shuffled: mean and 95th percentile over the shuffles."""
 
     mean: float
     p95: float
@@ -51,8 +51,8 @@ class Shuffled:
 class Agreement:
     """One measure between two models; ``layers`` (L, L') is NaN where a layer is constant or not finite.
 
-    ``best_shuffled`` is the largest value over all layers of shuffled stimuli: choosing the best layers favours chance
-    as well. ``same_layer_shuffled`` is of twins only, for each layer.
+    ``best_shuffled`` is the largest value over all layers with shuffled stimuli, because choosing the best layers also
+    favours chance. ``same_layer_shuffled`` has a value for each layer, for twins only.
     """
 
     layers: NDArray[np.float64]
@@ -66,9 +66,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models, whether they are a trained one and its untrained twin, and how alike they are by each measure.
+    """Two models, whether they are a trained model and its untrained twin, and their similarity by each measure.
 
-    ``best_when_shuffled`` is the largest share of mutual neighbours over all layers, of each shuffle.
+    ``best_when_shuffled`` is the largest share of mutual neighbours over all layers, for each shuffle.
     """
 
     first: ModelReport
@@ -78,7 +78,7 @@ class Pair:
     best_when_shuffled: list[float]
 
     def numbers(self) -> dict[str, Any]:
-        """Return what report.json has of the pair."""
+        """Return the entry of the pair in report.json."""
         agreements = {measure.key: asdict(agreement) for measure, agreement in self.agreements.items()}
         return {
             "models": [self.first.source.label, self.second.source.label],
@@ -91,8 +91,8 @@ class Pair:
 class BestLayer:
     """The layer of a model with the most nearest neighbours in common with a layer of another model.
 
-    ``by_chance`` is the 95th percentile of that share with shuffled stimuli, of the best layers and the best other
-    model of each shuffle: choosing among models favours chance as well.
+    ``by_chance`` is the 95th percentile of that share with shuffled stimuli, for the best layers and the best other
+    model of each shuffle, because choosing among models also favours chance.
     """
 
     place: int
@@ -104,7 +104,7 @@ class BestLayer:
 
 
 def best_layer(model: ModelReport, pairs: Sequence[Pair]) -> BestLayer | None:
-    """Find the layer that agrees most with a model of another name; None if none is above shuffled stimuli."""
+    """Find the layer that agrees most with a model of another name; None if none exceeds shuffled stimuli."""
     found, shuffled = [], []
     for pair in pairs:
         agreement = pair.agreements[MUTUAL]
@@ -117,13 +117,13 @@ def best_layer(model: ModelReport, pairs: Sequence[Pair]) -> BestLayer | None:
     if not found:
         return None
     value, (own, others), other = max(found, key=lambda each: each[0])
-    by_chance = float(np.percentile(np.max(shuffled, axis=0), 95))  # NaN, if there is no best layer of a shuffle
+    by_chance = float(np.percentile(np.max(shuffled, axis=0), 95))  # NaN if a shuffle has no best layer
     place = [layer.name for layer in model.layers].index(own)
     return BestLayer(place, own, other, others, value, by_chance) if value > by_chance else None
 
 
 def compare(models: Sequence[ModelReport], permutations: int, seed: int) -> list[Pair]:
-    """Compare each two of the models, which have the same sample of stimuli."""
+    """Compare all pairs of models, which have the same sample of stimuli."""
     shuffled = _shuffled(models, permutations, seed) if len(models) > 1 else {}
     pairs = []
     for first, second in combinations(models, 2):
@@ -139,7 +139,7 @@ _Chance = dict[tuple[ModelReport, ModelReport, Measure], list[list[float]]]
 
 
 def _shuffled(models: Sequence[ModelReport], permutations: int, seed: int) -> _Chance:
-    """For each shuffle of the second model: the best value, that of the last layers, then of twins each layer's."""
+    """Return for each shuffle of the second model: the best value, that of the last layers; for twins, each layer's."""
     found: _Chance = defaultdict(list)
     generator = np.random.default_rng(seed)
     for _ in tqdm(range(permutations), desc="shuffling", disable=None):

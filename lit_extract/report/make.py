@@ -1,4 +1,4 @@
-"""``lit-extract report``: from a folder of features to a page."""
+"""``lit-extract report``: turn a folder of features into a page."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -30,9 +30,9 @@ def report(
     root: str | None = None,
     captions: str | None = None,
 ) -> list[str]:
-    """Make the page ``<out>/index.html``, ``report.json`` and the figures; return what a person should look into.
+    """Make the page ``<out>/index.html``, ``report.json`` and the figures; return the warnings.
 
-    The arguments are those of the command, ``commands/report.py``.
+    The arguments are those of the command in ``commands/report.py``.
 
     Raises:
         InputError: A wrong setting, a missing package, no features, or too few stimuli.
@@ -51,9 +51,9 @@ def report(
 def measure(
     folder: str, rows: int, seed: int, permutations: int, root: str | None = None, captions: str | None = None
 ) -> tuple[dict[str, Any], list[ModelReport], list[Pair], Stimuli]:
-    """Compute all numbers of a report, as report.json has them; nothing is drawn or written.
+    """Compute all numbers of a report, as in report.json; nothing is drawn or written.
 
-    What the page needs besides is returned too: models, pairs of those that are compared, pictures and captions.
+    Also return what else the page needs: the models, the compared pairs, and the stimuli.
     """
     if rows < FEWEST_STIMULI:
         raise InputError(f"rows: {rows}; must be {FEWEST_STIMULI} or more")
@@ -70,7 +70,7 @@ def measure(
         if len(ids) < FEWEST_STIMULI
     ]
     if not enough:
-        raise InputError(f"folder: too few stimuli for a report: {name_some(left_out)}")
+        raise InputError(f"folder: too few stimuli for a report; left out: {name_some(left_out)}")
     shared, is_compared = shared_stimuli([ids for _, _, ids in enough])
     sampled = sample(shared, rows, seed)
     models, compared = [], []
@@ -116,77 +116,77 @@ def _check_out(out: str) -> None:
 
 
 def _open_stimuli(sources: Sequence[Source], root: str | None, captions: str | None) -> tuple[Stimuli, list[str]]:
-    """Open pictures and captions of the dataset; return what to know about them, too."""
+    """Open images and captions of the dataset; return them with notes about them."""
     notes = []
     datasets = list(dict.fromkeys(source.features.provenance["dataset"] for source in sources))
     if len(datasets) > 1:
-        notes.append(f"Features of several datasets, {', '.join(datasets)}: pictures are of {datasets[0]}.")
+        notes.append(f"Features of several datasets, {', '.join(datasets)}: pictures are from {datasets[0]}.")
     prompts = {source.features.provenance.get("prompt_name") for source in sources if source.is_of_captions}
     if captions is not None and len(prompts) > 1:
         notes.append(
-            f"Captions are those of {Path(captions).name}; the features are of captions of several prompts, "
+            f"Captions are from {Path(captions).name}; the features are of captions of several prompts, "
             f"{', '.join(sorted(map(str, prompts)))}."
         )
     return Stimuli(datasets[0], root, captions, captions_are_theirs=len(prompts) <= 1), notes
 
 
 def _notes(models: Sequence[ModelReport], compared: Sequence[ModelReport], n_shared: int, n: int) -> list[str]:
-    """Return what to know when reading the page."""
+    """Return notes for readers of the page."""
     notes = []
     sizes = {model.source.label: len(model.source.features.stimulus_ids) for model in models}
     if others := [f"{label} ({size})" for label, size in sizes.items() if size != n_shared]:
         notes.append(
-            f"{n_shared} stimuli are in all compared files and have numbers; some have more: {name_some(others)}."
+            f"{n_shared} stimuli have numbers in all compared files; some files have more: {name_some(others)}."
         )
     if alone := [model.source.label for model in models if model not in compared]:
-        notes.append(f"Not compared with the others, as they have few stimuli in common with them: {name_some(alone)}.")
+        notes.append(f"Not compared with the others, because they share too few stimuli: {name_some(alone)}.")
     if n < FEW_STIMULI:
         k = similarity.neighbours_at_most(n)
         notes.append(
-            f"Only {n} stimuli: the numbers are rough. Neighbours are the {k} nearest of {n - 1}, where the paper has "
-            f"10 of 1,023; by chance {k / (n - 1):.0%} of them are in common."
+            f"Only {n} stimuli: the numbers are rough. Neighbours are the {k} nearest of {n - 1} (in the paper, 10 of "
+            f"1,023); by chance {k / (n - 1):.0%} of them are shared."
         )
     for model in models:
         label, total = model.source.label, len(model.source.features.stimulus_ids)
         if model.rows.missing:
             notes.append(f"{label}: {total - model.rows.missing} of {total} rows are done; the run is not finished.")
         if constant := [layer.name for layer in model.layers if layer.constant]:
-            notes.append(f"{label}: the same for all stimuli in {name_some(constant)}, so not compared there.")
+            notes.append(f"{label}: identical for all stimuli in {name_some(constant)}, so not compared there.")
     return notes
 
 
 def _warnings(report: ModelReport) -> list[str]:
-    """Return what a person should look into."""
+    """Return the warnings about a model."""
     rows, provenance = report.rows, report.source.features.provenance
     found = []
     if rows.bad_input:
-        found.append(f"{rows.bad_input} rows are NaN, as their image could not be read")
+        found.append(f"{rows.bad_input} rows are NaN, because their image could not be read")
     if rows.not_finite:
         found.append(f"{rows.not_finite} rows are not finite in some layer")
     if rows.unlisted:
-        found.append(f"{rows.unlisted} rows are not finite in the last layer, though the file does not list them")
+        found.append(f"{rows.unlisted} rows are not finite in the last layer, but the file does not list them")
     if layers := [layer.name for layer in report.layers if layer.not_finite]:
-        found.append(f"not finite for sampled stimuli, so not compared, in {name_some(layers)}")
+        found.append(f"not finite for some sampled stimuli, so not compared, in {name_some(layers)}")
     if layers := [layer.name for layer in report.layers if layer.follows_length]:
         way_out = (
-            "look at which tokens are massive"
+            "check which tokens are massive"
             if provenance.get("exclude_bos")
             or provenance.get("special_tokens") == "excluded"
             or "sinks" in provenance.get("exclude", ())
-            else "leave it out with --model.exclude sinks"
+            else "exclude it with --model.exclude sinks"
         )
         found.append(
-            "the size of features follows 1 / number of tokens, as when one massive token is averaged in, in "
+            "the norm of features follows 1 / number of tokens, a sign that one massive token is averaged in, in "
             f"{name_some(layers)}; {way_out}"
         )
     precision = str(provenance.get("precision"))
-    rounded = f" ({precision} may have rounded away what differs: extract again with --trainer.precision 32-true)"
+    rounded = f" (rounding to {precision} may be the cause: extract again with --trainer.precision 32-true)"
     likely = rounded if precision.startswith("bf16") else ""
     examples = "; ".join(" = ".join(map(str, group)) for group in rows.examples)
     needed = "--captions" if report.source.is_of_captions else "the images (--root)"
     for count, text in (
-        (rows.identical_though_different, "are identical though their stimuli are not"),
-        (rows.identical_unknown, f"are identical; whether their stimuli are can't be known without {needed}"),
+        (rows.identical_though_different, "are identical although their stimuli differ"),
+        (rows.identical_unknown, f"are identical; whether their stimuli differ can't be checked without {needed}"),
     ):
         if count:
             found.append(f"{count} rows {text}{likely}: {examples}")

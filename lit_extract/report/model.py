@@ -1,4 +1,4 @@
-"""Measure the features of one model: all rows of its last layer, and a sample of rows of each layer.
+"""Measure the features of one model: all rows of the last layer, and a sample of rows of each layer.
 
 N stimuli, n of a sample, D hidden size, L layers, k neighbours, P = n(n - 1) / 2 pairs of stimuli.
 """
@@ -18,18 +18,18 @@ from lit_extract.storage.features import Features
 from lit_extract.storage.layout import N_EXCLUDED, shapes_in_words
 
 ROWS_AT_ONCE = 1024
-DRAWN_AT_MOST = 200  # stimuli of an RDM: more can't be seen, and RSA between many layers takes long
+DRAWN_AT_MOST = 200  # stimuli of an RDM: more can't be seen, and RSA between many layers is slow
 NEIGHBOURS_SHOWN = 5
-GROUPS_CHECKED = 200  # of identical rows, whose stimuli are looked at
+GROUPS_CHECKED = 200  # groups of identical rows whose stimuli are compared
 
 
 @dataclass(frozen=True)
 class RowsReport:
-    """What is wrong with rows, out of all N.
+    """Numbers of rows with problems, out of all N.
 
-    ``not_finite`` rows are NaN or infinite in some layer; ``unlisted`` are so in the last layer, though the file does
-    not list them. ``identical`` rows are in groups whose last layer is the same bit by bit; ``examples`` has ids of
-    the first few groups, those of differing stimuli first.
+    ``not_finite`` rows are NaN or infinite in some layer; ``unlisted`` rows are so in the last layer, but not listed in
+    the file. ``identical`` rows belong to groups whose last layer is the same bit by bit; ``examples`` has ids of the
+    first few groups, groups with differing stimuli first.
     """
 
     missing: int
@@ -44,9 +44,9 @@ class RowsReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Measures of one layer of the sample: of its finite rows, or None.
+    """Measures of one layer of the sample, from its finite rows; None if there are none.
 
-    With any row that is not finite, measures that need all rows are left out. ``follows_length`` is of captions only.
+    If a row is not finite, measures that need all rows are None. ``follows_length`` is for captions only.
     """
 
     name: str
@@ -60,19 +60,19 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The layers of a model as comparisons need them."""
+    """The layers of a model in the form that comparisons need."""
 
     vectors: NDArray[np.floating]  # (L, P) float32; inner products are CKA; NaN for a layer constant or not finite
     nearest: NDArray[np.integer]  # (L, n, k) neighbours, -1 for such a layer
     rdms: NDArray[np.floating]  # dissimilarities (L, P) of at most 200 of the stimuli, NaN for such a layer
 
     def shuffled(self, order: NDArray[np.integer]) -> "Geometry":
-        """Return vectors and neighbours as they are when the stimuli (n,) are in another order; RDMs stay."""
+        """Return vectors and neighbours for another order of the stimuli (n,); RDMs stay."""
         vectors = similarity.shuffled_vectors(self.vectors, order)
         return replace(self, vectors=vectors, nearest=similarity.shuffled_nearest(self.nearest, order))
 
     def layers_with_rdm(self, layers: Sequence[int]) -> list[int]:
-        """Return those of the layers that have an RDM."""
+        """Return the layers that have an RDM."""
         return [layer for layer in layers if np.isfinite(self.rdms[layer]).all()]
 
 
@@ -80,8 +80,8 @@ class Geometry:
 class ModelReport:
     """One model.
 
-    ``sampled`` is in the order of rows. ``neighbours`` has, by layer (an early, a middle, the last) and stimulus, the
-    ids of the nearest, the nearest first.
+    ``sampled`` is in the order of rows. ``neighbours`` has, for an early, a middle and the last layer and for each
+    stimulus, the ids of the nearest stimuli, the nearest first.
     """
 
     source: Source
@@ -93,16 +93,16 @@ class ModelReport:
 
     @property
     def n_drawn(self) -> int:
-        """Return how many stimuli the RDMs are of."""
+        """Return the number of stimuli in the RDMs."""
         return min(len(self.sampled), DRAWN_AT_MOST)
 
     @property
     def widths(self) -> str:
-        """Return the dimensions of the layers in words: as 768, or from the first to the last, as 64…2048."""
+        """Return the dimensions of the layers as text: 768, or from the first layer to the last, 64…2048."""
         return shapes_in_words(self.source.features.layer_shapes)
 
     def numbers(self) -> dict[str, Any]:
-        """Return what report.json has of the model."""
+        """Return the entry of the model in report.json."""
         features = self.source.features
         return {
             "label": self.source.label,
@@ -127,7 +127,7 @@ class ModelReport:
 
 
 def rounded(values: NDArray[np.float64]) -> list[list[float | None]]:
-    """Return a matrix as JSON has it: NaN is null."""
+    """Return a matrix for JSON: NaN becomes null."""
     return [[None if np.isnan(value) else round(float(value), 7) for value in row] for row in values]
 
 
@@ -137,12 +137,12 @@ def picked_layers(depth: int) -> list[int]:
 
 
 def examine_rows(source: Source, stimuli: Stimuli) -> tuple[RowsReport, list[Hashable]]:
-    """Count what is wrong with rows, by the last layer of all of them, and look at the stimuli of identical ones.
+    """Count rows with problems, from the last layer of all rows, and compare the stimuli of identical rows.
 
     Returns:
-        The report, and the ids of the rows to sample from: those without NaN. When a layer is not finite for any
-        stimulus no row is without NaN; then rows count whose last layer is finite, or all, so that the other layers
-        can be looked at.
+        The report, and the ids of the rows to sample from: rows without NaN. If some layer is not finite for any
+        stimulus, there are none; then rows whose last layer is finite are used, or all rows, so that the other layers
+        can be examined.
     """
     features, ids = source.features, source.features.stimulus_ids
     layer = features.layer(-1)
@@ -175,7 +175,7 @@ def examine_rows(source: Source, stimuli: Stimuli) -> tuple[RowsReport, list[Has
 
 
 def report_model(source: Source, rows: RowsReport, sampled: list[Hashable], queries: Sequence[Hashable]) -> ModelReport:
-    """Read the sampled rows of each layer, one layer at a time; neighbours are found for the ``queries`` among them."""
+    """Read the sampled rows of each layer, one layer at a time; find neighbours for the ``queries`` among them."""
     features = source.features
     row_of = {stimulus: row for row, stimulus in enumerate(features.stimulus_ids)}
     chosen = [row_of[stimulus] for stimulus in sampled]
@@ -207,7 +207,7 @@ def report_model(source: Source, rows: RowsReport, sampled: list[Hashable], quer
 
 
 def _averaged_lengths(features: Features, rows: list[int]) -> NDArray[np.int64] | None:
-    """Tokens (n,) of which a row is the mean; None of other poolings, and of the store of an unfinished run."""
+    """Return how many tokens (n,) each row averages; None for other poolings, and for stores of unfinished runs."""
     mask = features.extras.get("mask")
     if mask is None or features.provenance["pool"] != "avg":
         return None
@@ -224,7 +224,7 @@ def _report_layer(
     gram: NDArray[np.float64] | None,
     lengths: NDArray[np.int64] | None,
 ) -> LayerReport:
-    """Measure the finite ones of n rows."""
+    """Measure the finite rows out of n rows."""
     return LayerReport(
         name,
         not_finite=n - len(feats),

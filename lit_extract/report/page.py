@@ -1,4 +1,4 @@
-"""From measures to a page, its figures and ``report.json``."""
+"""Write a page, its figures and ``report.json`` from measures."""
 
 import json
 import re
@@ -24,7 +24,7 @@ FIGURES = "figures"
 def write(
     out: Path, numbers: dict[str, Any], models: Sequence[ModelReport], pairs: Sequence[Pair], stimuli: Stimuli
 ) -> None:
-    """Write ``report.json``, the figures, and last the page."""
+    """Write ``report.json``, the figures, and finally the page."""
     shutil.rmtree(out / FIGURES, ignore_errors=True)
     (out / FIGURES).mkdir(parents=True)
     text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
@@ -47,7 +47,7 @@ def write(
     across.sort(key=lambda pair: pair.agreements[MUTUAL].best or -1, reverse=True)
     labels = [model.source.label for model in models]
     with mpl.rc_context(plots.STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a sign of a name that no font has is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph")  # a character that no font has is drawn as a box
         page = environment.get_template("page.html.j2").render(
             CKA=comparison.CKA,
             MUTUAL=comparison.MUTUAL,

@@ -1,4 +1,4 @@
-"""The figures. Each is drawn once: as PNG and PDF for papers, and as an SVG whose colours follow the page's.
+"""The figures. Each is drawn once: as PNG and PDF for papers, and as an SVG with the colours of the page.
 
 n stimuli, L layers, M models.
 """
@@ -26,13 +26,13 @@ from lit_extract.report.statistics import Norms, Outliers
 
 mpl.use("Agg")
 
-# Okabe & Ito's colours, which colour-blind readers can tell apart. Each has a name in the page's style sheet, where
-# the dark theme has lighter ones.
+# Okabe & Ito's colours, which colour-blind readers can distinguish. Each has a name in the page's style sheet; the dark
+# theme has lighter ones.
 INK, BLUE, ORANGE, GREY = "#1a1c20", "#0072b2", "#d55e00", "#7f8590"
 _CSS = {INK: "currentColor", BLUE: "var(--blue)", ORANGE: "var(--orange)", GREY: "var(--grey)"}
 ANNOTATED_AT_MOST = 9  # models, in a matrix with its numbers
 LISTED_AT_MOST = 30  # pairs, in a list
-IN_MATRIX, IN_LIST = 26, 34  # characters of a model's name; its number or the table has the rest
+IN_MATRIX, IN_LIST = 26, 34  # characters of a model's name; its number and the table identify it
 PNG_DPI = 200
 SHUFFLED = "shuffled, mean to 95th percentile"
 
@@ -52,15 +52,15 @@ STYLE: Any = {  # for matplotlib.rc_context, while figures are made and drawn
     "image.interpolation": "nearest",
     "text.parse_math": False,
     "svg.hashsalt": "lit-extract",
-    "pdf.fonttype": 42,  # letters stay letters, which journals ask for
+    "pdf.fonttype": 42,  # text stays text, as journals require
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
 
 def draw(figure: Figure, png: Path) -> str:
-    """Write PNG and PDF of a figure, on white; return its SVG to stand inside HTML, transparent, in the page's colours.
+    """Write PNG and PDF of a figure, on white; return its SVG for HTML, transparent, in the page's colours.
 
-    The SVG has no head of XML, and ids of its own.
+    The SVG has no XML header, and its ids are unique to the figure.
     """
     figure.savefig(png, dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
     figure.savefig(png.with_suffix(".pdf"), facecolor="white", metadata={"CreationDate": None})
@@ -149,7 +149,7 @@ def cka(model: ModelReport) -> Figure:
 
 
 def matrices(models: Sequence[ModelReport], pairs: Sequence[Pair], measure: Measure) -> Figure:
-    """Show model × model (M, M) at the best and at the last layers; measured, and shuffled where there is that."""
+    """Show model × model (M, M) at the best and the last layers, measured and, for some measures, shuffled."""
     places = [place for place, model in enumerate(models) if any(model in (pair.first, pair.second) for pair in pairs)]
     row_of = {models[place]: row for row, place in enumerate(places)}
     m, panels = len(places), _panels(row_of, pairs, measure)
@@ -177,7 +177,7 @@ def matrices(models: Sequence[ModelReport], pairs: Sequence[Pair], measure: Meas
 
 
 def _panels(row_of: dict[ModelReport, int], pairs: Sequence[Pair], measure: Measure) -> dict[str, NDArray[np.float64]]:
-    """Title and values (M, M) of each panel, NaN on the diagonal; none of what was not shuffled."""
+    """Return title and values (M, M) of each panel, NaN on the diagonal; shuffled panels only if there are values."""
     panels: dict[str, NDArray[np.float64]] = {}
     for pair in pairs:
         agreement, place = pair.agreements[measure], (row_of[pair.first], row_of[pair.second])
@@ -192,7 +192,7 @@ def _panels(row_of: dict[ModelReport, int], pairs: Sequence[Pair], measure: Meas
 
 
 def vision_language(pairs: Sequence[Pair]) -> Figure:
-    """Plot each pair of a vision and a language model at its best layers, next to shuffled stimuli; the first few."""
+    """Plot the first pairs of a vision and a language model at their best layers, next to shuffled stimuli."""
     pairs = pairs[:LISTED_AT_MOST]
     names = ["\n".join(_short(model.source.label, IN_LIST) for model in (pair.first, pair.second)) for pair in pairs]
     places = np.arange(len(pairs))[::-1]
@@ -220,14 +220,14 @@ def vision_language(pairs: Sequence[Pair]) -> Figure:
 
 
 def layer_pair(pair: Pair) -> Figure:
-    """Show the layers of one model against those of another, with a ring at the best."""
+    """Show the layers of one model against those of another, with a ring at the best pair."""
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.1))
     for axis, measure in zip(axes, (CKA, MUTUAL), strict=True):
         agreement = pair.agreements[measure]
         top = max(0.01, 1 if agreement.best is None else agreement.best)
         _show(axis, agreement.layers, measure.unit, cmap="cividis", vmin=0, vmax=top, origin="lower", aspect="auto")
         if best := similarity.best(agreement.layers):
-            for size, colour in ((9, "white"), (7, "black")):  # one of them is seen on any ground
+            for size, colour in ((9, "white"), (7, "black")):  # one of them is visible on any background
                 axis.plot(*reversed(best[1]), marker="o", markersize=size, mfc="none", mec=colour, mew=1.2)
         axis.set_title(measure.title)
         _name_layers(axis.xaxis, pair.second, at_most=8, before=f"{_short(pair.second.source.label)},\n")
@@ -256,7 +256,7 @@ def twins(pairs: Sequence[Pair]) -> Figure:
 
 
 def _show(axis: Axes, values: NDArray[np.float64], label: str, **style: Any) -> None:
-    """Show a matrix, with a colour bar as high as the picture."""
+    """Show a matrix, with a colour bar of the same height."""
     image = axis.imshow(np.ma.masked_invalid(values), **style)
     axis.spines[:].set_visible(False)
     bar = axis.get_figure().colorbar(image, cax=axis.inset_axes((1.04, 0, 0.05, 1)), label=label)  # type: ignore[union-attr]
@@ -264,7 +264,7 @@ def _show(axis: Axes, values: NDArray[np.float64], label: str, **style: Any) -> 
 
 
 def _name_layers(axis: Axis, model: ModelReport, at_most: int, before: str = "") -> None:
-    """Mark some of the layers on an axis, and label it; blocks by their number."""
+    """Mark some layers on an axis, and label it; blocks are marked by their number."""
     names = [layer.name for layer in model.layers]
     places = range(0, len(names), -(-len(names) // at_most))
     ticks = [names[place].removeprefix("blocks.") for place in places]

@@ -1,4 +1,4 @@
-"""How alike the geometry of two layers is, whatever their dimensions. Pure functions of numbers.
+"""Similarity of the geometry of two layers, whatever their dimensions. Pure functions of numbers.
 
 n stimuli, D hidden size, L layers, k neighbours, P = n(n - 1) / 2 pairs of stimuli.
 """
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
 
-NEIGHBOURS = 10  # as Huh et al. (2024)
-TRUNCATED_AT = 95  # percentile of the absolute activations, as theirs
+NEIGHBOURS = 10  # as in Huh et al. (2024)
+TRUNCATED_AT = 95  # percentile of the absolute activations, also as there
 
 
 def centred_gram(feats: Floats) -> NDArray[np.float64]:
-    """Return inner products (n, n) of the rows (n, D) less the mean row; exactly 0 if all rows are the same."""
+    """Return inner products (n, n) of the rows (n, D) minus the mean row; exactly 0 if all rows are the same."""
     if (feats == feats[0]).all():
         return np.zeros((len(feats), len(feats)))
     centred = feats.astype(np.float64)
@@ -25,18 +25,18 @@ def centred_gram(feats: Floats) -> NDArray[np.float64]:
 
 
 def cka_vector(gram: Floats) -> NDArray[np.float32]:
-    """Return a vector (P,) of length 1, whose inner product with that of another layer is their debiased linear CKA.
+    """Return a vector (P,) of length 1; its inner product with that of another layer is their debiased linear CKA.
 
-    Linear CKA (Kornblith et al., 2019) is the cosine between two Gram matrices. The usual centring, without regard to
-    the diagonal, gives values near 1 to unrelated layers when there are fewer stimuli than dimensions. Here the
-    matrices are U-centred (Székely & Rizzo, 2014), which makes HSIC unbiased (Song et al., 2012); as in Nguyen
-    et al. (2021) and Murphy et al. (2024). Unrelated layers are then near 0, and may be a little below.
+    Linear CKA (Kornblith et al., 2019) is the cosine between two Gram matrices. The usual centring, which ignores the
+    diagonal, gives values near 1 for unrelated layers if there are fewer stimuli than dimensions. Here the matrices are
+    U-centred (Székely & Rizzo, 2014), which makes HSIC unbiased (Song et al., 2012), as in Nguyen et al. (2021) and
+    Murphy et al. (2024). Unrelated layers are then near 0, and may be slightly negative.
 
     Args:
         gram: Inner products (n, n), n ≥ 4, as :func:`centred_gram` gives them.
 
     Returns:
-        NaN throughout, if all rows of the layer are the same.
+        NaN throughout if all rows of the layer are the same.
     """
     n = len(gram)
     off_diagonal = gram - np.diag(np.diag(gram))
@@ -53,9 +53,9 @@ def cka(vectors: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def neighbours_at_most(n: int) -> int:
-    """Return how many neighbours are looked at among n stimuli: 10, and a fifth of them at most.
+    """Return the number of neighbours among n stimuli: 10, but at most a fifth of the stimuli.
 
-    Among few stimuli ten neighbours would be half of all, and chance alone would make models agree.
+    With few stimuli, ten neighbours would be half of them, and models would agree by chance alone.
     """
     return max(1, min(NEIGHBOURS, n // 5))
 
@@ -63,11 +63,11 @@ def neighbours_at_most(n: int) -> int:
 def nearest(feats: Floats, k: int) -> NDArray[np.int32]:
     """Return the k nearest neighbours (n, k) of each row (n, D), the nearest first, by cosine similarity.
 
-    Huh et al. (2024, arXiv:2405.07987): large activations are truncated first, at the 95th percentile of a stimulus'
-    absolute activations, averaged over stimuli; here of each layer by itself.
+    As in Huh et al. (2024, arXiv:2405.07987), large activations are first truncated at the 95th percentile of a
+    stimulus' absolute activations, averaged over stimuli; here separately for each layer.
 
     Returns:
-        -1 throughout, if all rows of the layer are the same and none is nearer than another.
+        -1 throughout if all rows of the layer are the same, so that none is nearer than another.
     """
     if (feats == feats[0]).all():
         return np.full((len(feats), k), -1, dtype=np.int32)
@@ -81,10 +81,10 @@ def nearest(feats: Floats, k: int) -> NDArray[np.int32]:
 
 
 def mutual_neighbours(nearest_a: Ints, nearest_b: Ints) -> NDArray[np.float64]:
-    """Return the share of neighbours that all layers of two models have in common (L, L'), from (L, n, k), (L', n, k).
+    """Return the share of common neighbours for all pairs of layers of two models (L, L'), from (L, n, k), (L', n, k).
 
-    Mutual k-nearest-neighbour alignment (Huh et al., 2024): 1 when each stimulus has the same k neighbours in both,
-    k / (n - 1) by chance. NaN where a layer has no neighbours.
+    This is mutual k-nearest-neighbour alignment (Huh et al., 2024): 1 if each stimulus has the same k neighbours in
+    both layers, k / (n - 1) by chance. NaN if a layer has no neighbours.
     """
     _, n, _ = nearest_a.shape
     rows = np.arange(n)[:, None]
@@ -99,7 +99,7 @@ def mutual_neighbours(nearest_a: Ints, nearest_b: Ints) -> NDArray[np.float64]:
 
 
 def rdm(feats: Floats) -> NDArray[np.float64]:
-    """Return the dissimilarities (P,) of the rows (n, D), 1 - Pearson's r, by rsatoolbox."""
+    """Return the dissimilarities (P,) of the rows (n, D), 1 - Pearson's r, from rsatoolbox."""
     from rsatoolbox.data import Dataset
     from rsatoolbox.rdm import calc_rdm
 
@@ -108,7 +108,7 @@ def rdm(feats: Floats) -> NDArray[np.float64]:
 
 
 def rsa(rdms: Floats, others: Floats) -> NDArray[np.float64]:
-    """Return Spearman's correlation between RDMs (L, P) and (L', P), by rsatoolbox; NaN where one of them is."""
+    """Return Spearman's correlation between RDMs (L, P) and (L', P), from rsatoolbox; NaN where an RDM is NaN."""
     from rsatoolbox.rdm import compare
 
     values = np.full((len(rdms), len(others)), np.nan)
@@ -119,7 +119,7 @@ def rsa(rdms: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def shuffled_vectors(vectors: Floats, order: Ints) -> Floats:
-    """Return CKA vectors (L, P) as they are in another order: the stimulus that comes to each place (n,)."""
+    """Return CKA vectors (L, P) for another order of stimuli: the stimulus at each place (n,)."""
     n = len(order)
     pairs = np.zeros((n, n), dtype=np.int32)
     upper = np.triu_indices(n, 1)
@@ -129,12 +129,12 @@ def shuffled_vectors(vectors: Floats, order: Ints) -> Floats:
 
 
 def shuffled_nearest(nearest: Ints, order: Ints) -> Ints:
-    """Return neighbours (L, n, k) as they are when the stimuli (n,) are in another order; -1 stays."""
+    """Return neighbours (L, n, k) for another order of the stimuli (n,); -1 stays."""
     return np.where(nearest[:, order] < 0, -1, np.argsort(order)[nearest[:, order]])
 
 
 def best(similarity: Floats) -> tuple[float, tuple[int, int]] | None:
-    """Return the largest value of (L, L') and the layers it is between; None if there is no number."""
+    """Return the largest value of (L, L') and its pair of layers; None if all are NaN."""
     if np.isnan(similarity).all():
         return None
     place = np.unravel_index(int(np.nanargmax(similarity)), similarity.shape)

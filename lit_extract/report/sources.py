@@ -1,4 +1,4 @@
-"""Which features a report is of, and which stimuli they share."""
+"""Find the features for a report, and the stimuli that they share."""
 
 import math
 from collections import Counter
@@ -15,13 +15,13 @@ from lit_extract.storage.places import is_folder, is_there
 from lit_extract.storage.provenance import OF_CAPTIONS, kind_of
 
 FEWEST_STIMULI = 4  # U-centring divides by n - 3
-MOST_DIMENSIONS = 2**15  # twice those of the largest model, so that a sample of its rows fits into memory
-ENOUGH_STIMULI = 10  # with fewer in common, and less than half of all, models are not compared
+MOST_DIMENSIONS = 2**15  # twice those of the largest model; a sample of rows fits into memory
+ENOUGH_STIMULI = 10  # models that share fewer, and less than half of all, are not compared
 
 
 @dataclass(frozen=True)
 class Source:
-    """Features of one model and one pooling, opened and not read; ``label`` is as short as can be told apart."""
+    """Features of one model and one pooling, opened but not read; ``label`` is the shortest unambiguous name."""
 
     features: Features
     label: str
@@ -42,7 +42,7 @@ class Source:
         return bool(self.features.provenance["weights"] == "untrained")
 
     def is_twin_of(self, other: "Source") -> bool:
-        """Return whether both are the same model, pooling, captions and layers, one trained and one not."""
+        """Return whether both have the same model, pooling, captions and layers, and only one is trained."""
         one, two = self.features, other.features
         alike = all(one.provenance.get(key) == two.provenance.get(key) for key in ("model", "pool", "prompt_name"))
         return alike and one.layers == two.layers and self.is_untrained != other.is_untrained
@@ -52,12 +52,12 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
     """Open the features of a folder and of its sibling ``<folder>-untrained``.
 
     Returns:
-        Images before captions, trained before untrained; and what was left out, with the reason.
+        The sources, images before captions, trained before untrained; and files that were left out, with the reason.
     """
     folder = folder.absolute()
     folders = [place for place in (folder, folder.with_name(f"{folder.name}-untrained")) if is_folder(place)]
     if not folders:
-        raise InputError(f"folder: {str(folder)!r} is not a folder; give one with features, such as features/nsd/all")
+        raise InputError(f"folder: {str(folder)!r} is not a folder; pass one with features, such as features/nsd/all")
     try:
         paths = [path for place in folders for path in sorted(place.iterdir())]
     except OSError as error:
@@ -77,7 +77,7 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
 
 
 def _open(path: Path) -> list[Features]:
-    """Open what a path holds: one pooling, several (an unfinished run), or none."""
+    """Open the features at a path: one pooling, several (an unfinished run), or none."""
     if path.name.startswith(".") or path.suffix not in (".pt", ".zarr"):
         return []
     if path.suffix == ".pt":
@@ -97,7 +97,7 @@ def _open(path: Path) -> list[Features]:
 
 
 def _labels(opened: Sequence[Features]) -> list[str]:
-    """Model, then pooling, prompt, tag and file where models would be taken for each other without."""
+    """Return labels: the model, with pooling, prompt, tag and file where needed to distinguish labels."""
     known = [{**features.provenance, "tag": features.metadata["notes"].get("tag")} for features in opened]
     labels = []
     for own in known:
@@ -115,11 +115,11 @@ def _labels(opened: Sequence[Features]) -> list[str]:
 def shared_stimuli(ids_of_sources: Sequence[Sequence[Hashable]]) -> tuple[list[Hashable], list[bool]]:
     """Find the stimuli on which the sources can be compared.
 
-    Begins with the ids that most sources have (of equally many, the most ids) and takes in each further source
-    that leaves enough of them, so that one file of other stimuli does not spoil the comparison of all the others.
+    Start with the set of ids that most sources have (in a tie, the largest), and add each further source that leaves
+    enough of them. So one file with other stimuli does not spoil the comparison of the others.
 
     Returns:
-        What all compared sources have, in the order of the first of them; and whether each source is among them.
+        The ids that all compared sources have, in the order of the first of these; and whether each source is compared.
     """
     sets = [frozenset(ids) for ids in ids_of_sources]
     common, _ = max(Counter(sets).items(), key=lambda item: (item[1], len(item[0])))
@@ -133,7 +133,7 @@ def shared_stimuli(ids_of_sources: Sequence[Sequence[Hashable]]) -> tuple[list[H
 
 
 def sample(items: Sequence[Hashable], size: int, seed: int) -> list[Hashable]:
-    """Return at most ``size`` of the items, in their order; the same for the same seed."""
+    """Return at most ``size`` items, in their order; the same seed gives the same items."""
     if len(items) <= size:
         return list(items)
     chosen = np.random.default_rng(seed).choice(len(items), size, replace=False)

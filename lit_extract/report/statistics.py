@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 # An outlier dimension is, on average over stimuli, this many times as far from zero as the median dimension.
-# Sun et al. (2024, arXiv:2402.17762) compare with the median too, of one token's activations and a thousandfold;
-# pooling and averaging leave less of it.
+# Sun et al. (2024, arXiv:2402.17762) also compare with the median, but activations of single tokens, by a factor of a
+# thousand; pooling and averaging reduce the difference.
 OUTLIER_FACTOR = 6
 
 
@@ -29,21 +29,21 @@ class Norms:
 
 
 def norms(feats: Floats) -> Norms:
-    """Return the norms of the rows (n, D), finite."""
+    """Return the norms of the rows (n, D), which are finite."""
     p5, median, p95 = np.percentile(np.linalg.norm(feats.astype(np.float64), axis=1), [5, 50, 95])
     return Norms(float(median), float(p5), float(p95))
 
 
-FEWEST_LENGTHS = 10  # stimuli for a slope
-LENGTHS_VARY = 0.05  # standard deviation of the logarithm; of captions about 0.2
+FEWEST_LENGTHS = 10  # stimuli that a slope needs
+LENGTHS_VARY = 0.05  # standard deviation of log length, at least; captions have about 0.2
 FIRST_TOKEN_SLOPE, FIRST_TOKEN_CORRELATION = -0.75, -0.9
 
 
 def follows_length(feats: Floats, lengths: NDArray[np.integer]) -> bool:
-    """Return whether the norms of mean-pooled rows (n, D) follow 1 / length: one massive token was averaged in.
+    """Return whether the norms of mean-pooled rows (n, D) follow 1 / length, because one massive token was averaged in.
 
-    In logarithms the slope is then -1; the mean of tokens of like size and random direction has -0.5 at most, so a
-    correlation with 1 / length alone would not tell them apart.
+    In logarithms, the slope is then -1. The mean of tokens of similar size and random direction also correlates with
+    1 / length, but its slope is at most as steep as -0.5.
     """
     size = np.linalg.norm(feats.astype(np.float64), axis=1)
     if len(size) < FEWEST_LENGTHS or not (size > 0).all() or not (lengths > 0).all():
@@ -61,11 +61,11 @@ class Outliers:
     """Dimensions that are larger than the others.
 
     Args:
-        dimensions: Those of mean absolute activation above :data:`OUTLIER_FACTOR` times the median dimension's,
-            the largest first.
+        dimensions: Dimensions whose mean absolute activation exceeds :data:`OUTLIER_FACTOR` times that of the median
+            dimension, the largest first.
         largest: The dimension with the largest sum of squares.
-        largest_share: Its share of the sum of squares of all, 0 to 1; 1 / D if all were alike. This is what it adds
-            to the cosine similarity of a row with itself (compare Timkey & van Schijndel, 2021).
+        largest_share: Its share of the sum of squares of all dimensions, 0 to 1; 1 / D if all were equal. This is its
+            contribution to the cosine similarity of a row with itself (compare Timkey & van Schijndel, 2021).
     """
 
     dimensions: list[int]
@@ -74,7 +74,7 @@ class Outliers:
 
 
 def outliers(feats: Floats) -> Outliers:
-    """Return the outlier dimensions of a layer (n, D), finite."""
+    """Return the outlier dimensions of a layer (n, D), which is finite."""
     size = np.abs(feats.astype(np.float64)).mean(axis=0)
     squares = np.square(feats.astype(np.float64)).sum(axis=0)
     beyond = np.flatnonzero(size > OUTLIER_FACTOR * np.median(size))
@@ -88,10 +88,10 @@ def effective_rank(gram: Floats) -> float | None:
     """Return exp of the entropy of the normalized singular values (Roy & Vetterli, 2007).
 
     Args:
-        gram: Inner products (n, n) of rows from which the mean row was subtracted.
+        gram: Inner products (n, n) of rows minus the mean row.
 
     Returns:
-        Between 1, all rows on a line, and the smaller of n - 1 and D; None if all rows are the same.
+        From 1 (all rows on a line) to the smaller of n - 1 and D; None if all rows are the same.
     """
     values = np.linalg.eigvalsh(gram)
     floor = max(values[-1], 0) * len(gram) * np.finfo(np.float64).eps

@@ -15,14 +15,14 @@ from lit_extract.datasets.decode import open_image
 from lit_extract.datasets.ids import id_key
 from lit_extract.storage.provenance import OF_CAPTIONS
 
-THUMBNAIL_SIZE = 144  # pixels of each side: sharp also where a pixel of the page is several of the screen
+THUMBNAIL_SIZE = 144  # pixels of each side: sharp also on screens with several pixels per page pixel
 
 
 class Stimuli:
-    """Pictures of a dataset, where they can be reached, and captions, where they are given.
+    """Pictures of a dataset, if it is available, and captions, if they are given.
 
-    ``captions_are_theirs``: the captions are those of all language models of the report. ``note`` says why there are no
-    pictures, if there are none. Raises InputError for a ``root`` or ``captions`` that was given and is wrong.
+    ``captions_are_theirs``: the captions are those of all language models of the report. If there are no pictures,
+    ``note`` says why. Raises InputError if ``root`` or ``captions`` is given and wrong.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Stimuli:
             self._captions = dict(zip(map(id_key, texts["stimulus_id"]), texts["caption"], strict=True))
 
     def open(self, stimulus: Hashable) -> Image.Image | None:
-        """Return the picture, or None where it can't be had."""
+        """Return the picture, or None if it is not available."""
         if (key := id_key(stimulus)) not in self._places:
             return None
         try:
@@ -56,11 +56,11 @@ class Stimuli:
             return None
 
     def caption(self, stimulus: Hashable) -> str | None:
-        """Return the caption, or None where there is none."""
+        """Return the caption, or None if there is none."""
         return self._captions.get(id_key(stimulus))
 
     def thumbnail(self, stimulus: Hashable) -> str | None:
-        """Return the middle square of the picture, small, as a data URL; None where there is no picture."""
+        """Return the middle square of the picture, small, as a data URL; None if there is no picture."""
         if (picture := self.open(stimulus)) is None:
             return None
         square = ImageOps.fit(picture, (THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
@@ -69,7 +69,7 @@ class Stimuli:
         return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     def alike(self, stimuli: Sequence[Hashable], kind: str) -> Literal["same", "different", "unknown"]:
-        """Return whether stimuli are the same in themselves: the captions of models that get them, else pixels."""
+        """Return whether stimuli are really the same: by captions for models of captions, else by pixels."""
         known = {self._identity(stimulus, kind) for stimulus in stimuli}
         if len(known - {None}) > 1:
             return "different"

@@ -1,1 +1,1 @@
-"""A person checks and fixes captions."""
+"""The review of captions by a person."""

@@ -1,4 +1,4 @@
-"""``lit-extract check --accept``: put reviewed captions where reviewed captions are."""
+"""``lit-extract check --accept``: put reviewed captions into ``derivatives``."""
 
 import shlex
 from contextlib import closing, suppress
@@ -25,18 +25,18 @@ def accept(
     dataset: str | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, int]:
-    """Put the captions of an edited file into ``derivatives``; return where they are, and how many differ.
+    """Write the captions of an edited file to ``derivatives``; return the path, and how many captions differ.
 
-    ``<dataset>-captions-<name>.csv`` has the edited ``caption`` and the text before as ``original``. Rows that were
-    lost, added or reordered are refused, as are changes of other columns, empty captions, and a review file that
-    another program has changed after decisions on the page.
+    ``<dataset>-captions-<name>.csv`` has the edited ``caption``, and the earlier text as ``original``. Lost, added or
+    reordered rows are refused, as are changes of other columns, empty captions, and a review file that another program
+    has changed after decisions on the page.
     """
     source = original or original_of(file)
     before = read_captions(source)
     texts = _decided_texts(file, before)
     if empty := [f"row {row}" for row, text in enumerate(texts) if not text]:
         raise InputError(
-            f"{str(file)!r} has no caption in {name_some(empty)}; write one, or leave it out of the dataset"
+            f"{str(file)!r} has no caption in {name_some(empty)}; write one, or leave the row out of the dataset"
         )
     dataset = check_name(dataset or dataset_of(source, before), "dataset")
     name = check_name(name or name_of(before), "name")
@@ -51,7 +51,7 @@ def accept(
 
 
 def _decided_texts(file: Path, before: pd.DataFrame) -> list[str]:
-    """The captions of an edited file, with all that was decided on the page, written there or not."""
+    """Return the captions of an edited file, with all decisions of the page, even if not yet written to the file."""
     after = read_edited(file, before)
     if database_path(file).exists():
         with closing(Database(database_path(file), before["caption"].tolist())) as database:
@@ -61,13 +61,13 @@ def _decided_texts(file: Path, before: pd.DataFrame) -> list[str]:
     if journal_path(file).exists():
         raise InputError(
             f"review: {journal_path(file).name} has decisions of an earlier version; open {str(file)!r} once with "
-            "lit-extract review to take them over"
+            "lit-extract review to import them"
         )
     return after["caption"].tolist()
 
 
 def accept_command(review: Path, source: Path, captions: pd.DataFrame, dataset: str) -> str:
-    """Return the command that takes a review file."""
+    """Return the command that accepts a review file."""
     words = ["lit-extract", "check", str(review), "--accept"]
     found = None
     with suppress(InputError):
@@ -82,26 +82,26 @@ def accept_command(review: Path, source: Path, captions: pd.DataFrame, dataset: 
 
 
 def dataset_of(source: Path, captions: pd.DataFrame) -> str:
-    """Return what captions are of, as they or their provenance say."""
+    """Return the dataset of captions, from their id column or their provenance."""
     by_column = next((dataset.name for column, dataset in ID_COLUMNS.items() if column in captions.columns), None)
     found = by_column or read_sidecar(source).get("provenance", {}).get("dataset")
     if not found:
-        raise InputError(f"dataset: {str(source)!r} does not say what it has captions of; give --dataset NAME")
+        raise InputError(f"dataset: {str(source)!r} does not name the dataset of its captions; pass --dataset NAME")
     if found not in tuple(DATASETS):
         raise InputError(
-            f"dataset: {sidecar_of(source).name} says that these are captions of {shorten(found)}, which is not one of "
-            f"{', '.join(DATASETS)}; give --dataset NAME"
+            f"dataset: {sidecar_of(source).name} names the dataset {shorten(found)}, which is not one of "
+            f"{', '.join(DATASETS)}; pass --dataset NAME"
         )
     return str(found)
 
 
 def name_of(captions: pd.DataFrame) -> str:
-    """Return ``pixtral`` of mistralai/Pixtral-12B-2409, followed by the prompt unless it is ``caption``."""
+    """Return a name such as ``pixtral`` for mistralai/Pixtral-12B-2409, with the prompt unless it is ``caption``."""
     known = {column: set(captions[column]) if column in captions.columns else set() for column in ("model", "prompt")}
     if any(len(values) != 1 for values in known.values()):
-        raise InputError("name: what are these captions called? Give --name NAME, such as pixtral")
+        raise InputError("name: missing; pass a name for these captions, --name NAME, such as pixtral")
     (model,), (prompt,) = known["model"], known["prompt"]
     model = Path(model).name.split("-")[0].lower()
     if not model or (prompt != "caption" and not prompt.isidentifier()):
-        raise InputError("name: what are these captions called? Give --name NAME, such as pixtral-colours")
+        raise InputError("name: missing; pass a name for these captions, --name NAME, such as pixtral-colours")
     return model if prompt == "caption" else f"{model}-{prompt}"

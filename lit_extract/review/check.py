@@ -19,7 +19,7 @@ from lit_extract.storage.places import place_of
 def make_rules(
     choices: list[str] | None = None, sentences: int | None = None, languages: list[str] | None = None
 ) -> Rules:
-    """Return rules out of settings; languages: None for the usual ones, [] to skip them."""
+    """Return rules from settings; ``languages``: None for the usual ones, [] to skip the check."""
     if sentences is not None and sentences < 0:
         raise InputError(f"sentences: {sentences} must be 1 or more, or 0 for any number")
     language = Language(LANGUAGES if languages is None else languages) if languages != [] else None
@@ -29,10 +29,10 @@ def make_rules(
 def check(
     file: Path, rules: Rules, prompts: str | None = None, overwrite: bool = False
 ) -> tuple[Path, list[list[str]]]:
-    """Flag the captions of a file; return where ``<file>-review.csv`` is, and the flags of each row.
+    """Flag the captions of a file; return the path of ``<file>-review.csv``, and the flags of each row.
 
-    It has all rows in their order, with ``original``, the text that was checked, and ``flag``. One that exists may hold
-    edits: it is replaced, with its decisions, only with ``overwrite``.
+    The review file has all rows in order, with ``original``, the text that was checked, and ``flag``. An existing one
+    may hold edits; it is replaced, with its decisions, only with ``overwrite``.
     """
     path = review_path(file)
     decisions = [database_path(path), journal_path(path)]
@@ -48,14 +48,14 @@ def check(
 
 
 def write_review(captions: pd.DataFrame, flags: list[list[str]], path: Path) -> None:
-    """Write the review file of captions; hold its lock."""
+    """Write the review file of captions; the caller holds its lock."""
     table = captions.assign(flag=[SEPARATOR.join(row) for row in flags])
     table.insert(list(table).index("caption") + 1, "original", captions["caption"])
     write_captions(table, path)
 
 
 def describe(flags: list[list[str]]) -> list[str]:
-    """Return lines that say how many rows have each flag."""
+    """Return lines with the number of rows for each flag."""
     counts = Counter(kind for row in flags for kind in row)
-    lines = [f"{sum(map(bool, flags))} of {len(flags)} captions should be looked at"]
+    lines = [f"{sum(map(bool, flags))} of {len(flags)} captions are flagged"]
     return lines + [f"  {counts[kind]:7,} {kind}" for kind in KINDS if counts[kind]]

@@ -1,4 +1,4 @@
-"""``lit-extract review``: open the files, serve the page until Ctrl-C, report where the result is."""
+"""``lit-extract review``: open the files, serve the page until Ctrl-C, print where the result is."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lit_extract.review.server import ReviewServer
 
 HOST = "127.0.0.1"
-SECONDS_TO_STOP = 3  # for requests that are under way
+SECONDS_TO_STOP = 3  # for requests in progress
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def review(
     browser: bool = True,
     follow_links: bool = False,
 ) -> None:
-    """Serve the page until Ctrl-C. ``file`` has captions, or is their review file; the port 0 is a free one."""
+    """Serve the page until Ctrl-C. ``file`` has captions, or is their review file; port 0 means a free one."""
     if missing := [package for package in ("starlette", "uvicorn") if find_spec(package) is None]:
         raise InputError(f"review: the page needs {' and '.join(missing)}: pip install 'lit-extract[review]'")
     if file.stem.endswith(ENDING):
@@ -49,7 +49,7 @@ def review(
             logger.info("checking %s captions …", f"{len(captions):,}")
         decisions = Decisions(file, captions, id_column, rules, prompts)
         if missing_images := images.paths.count(None):
-            logger.warning("%d captions are of images that %s does not have", missing_images, dataset)
+            logger.warning("%d captions belong to images that %s does not have", missing_images, dataset)
         command = accept_command(decisions.path, file, captions, dataset)
         names = {"captions": file.name, "review": decisions.path.name, "dataset": dataset, "id_column": id_column}
         try:
@@ -62,7 +62,7 @@ def review(
         if not up_to_date:
             logger.warning(progress["problem"])
         if progress["empty"]:
-            logger.warning("%s captions have no text yet, which check --accept refuses", f"{progress['empty']:,}")
+            logger.warning("%s captions are still empty; check --accept refuses these", f"{progress['empty']:,}")
         logger.info("  %s", command)
 
 
@@ -70,7 +70,7 @@ def _listener(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
-        raise InputError(f"port: {port} can't be used ({one_line(error)}); give another, or 0 for a free one") from None
+        raise InputError(f"port: {port} can't be used ({one_line(error)}); pass another, or 0 for a free one") from None
 
 
 def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> None:
@@ -82,7 +82,7 @@ def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> No
     config = uvicorn.Config(
         Guard(server.app(), keys),
         log_level="error",
-        access_log=False,  # it would have the token in it
+        access_log=False,  # it would contain the token
         server_header=False,
         proxy_headers=False,
         ws="none",
@@ -92,9 +92,9 @@ def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> No
     _report(server.decisions)
     logger.info("  http://%s:%s/?token=%s", HOST, port, keys.token)
     logger.info(
-        "From another machine: ssh -L %s:%s:%s %s, then this address there.", port, HOST, port, socket.gethostname()
+        "From another machine: ssh -L %s:%s:%s %s, and open this address there.", port, HOST, port, socket.gethostname()
     )
-    logger.info("Each decision is on disk at once. Ctrl-C stops the page.")
+    logger.info("Each decision is saved at once. Ctrl-C stops the page.")
     has_screen = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     if browser and has_screen and "SSH_CONNECTION" not in os.environ:  # over ssh it would open in the terminal
         webbrowser.open(f"http://{HOST}:{port}/?token={keys.once}")
@@ -110,7 +110,7 @@ def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> No
 def _report(decisions: Decisions) -> dict[str, Any]:
     progress = decisions.progress()
     logger.info(
-        "%s captions, %s of them reviewed, %s edited; flagged and left: %s; %s",
+        "%s captions, %s of them reviewed, %s edited; flagged and not reviewed: %s; %s",
         *(f"{progress[count]:,}" for count in ("total", "reviewed", "edited", "flagged_left")),
         decisions.path,
     )

@@ -1,8 +1,8 @@
 """The decisions of a review on disk: an SQLite database next to the review file.
 
-Its table ``decisions`` only grows; undoing is a row, too. ``files`` has hashes: of the captions that are reviewed, and
-of each state of the review file that the page started from or wrote. So a file that only lacks the last decisions
-is not taken for one that another program has changed.
+Its table ``decisions`` only grows; an undo is also a row. ``files`` has hashes of the captions under review, and of
+each state of the review file that the page started from or wrote. So a file that only lacks the last decisions is not
+taken for one that another program has changed.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ SCHEMA = (
     "time TEXT DEFAULT CURRENT_TIMESTAMP)",
     "CREATE TABLE files (name TEXT NOT NULL, sha256 TEXT NOT NULL)",
 )
-COLUMNS = ", ".join(Decision._fields)  # the time is for people who look into it
+COLUMNS = ", ".join(Decision._fields)  # the column time is only for people
 MAX_BYTES = 256 * 2**20  # 73,000 captions, edited five times each
 MAX_DECISIONS = 1_000_000
 SECONDS_FOR_LOCK = 10.0  # while another process saves a decision, or check --accept reads them
@@ -38,7 +38,7 @@ _DECISION = TypeAdapter(tuple[Count, Count, Action, Annotated[str, AfterValidato
 class Database:
     """The decisions about some captions, in a file that is created if it is missing. For one thread at a time.
 
-    Whoever writes has the lock of the review file.
+    A writer must hold the lock of the review file.
     """
 
     def __init__(self, path: Path, captions: Sequence[str]) -> None:
@@ -57,23 +57,23 @@ class Database:
             self.rows = self._read(captions)
 
     def start(self, states: Iterable[str], changed: Iterable[tuple[int, str]]) -> None:
-        """Start a review from rows that the file has decided, and hashes of the states that the file may have."""
+        """Start a review from the rows already decided in the file, and hashes of states that the file may have."""
         decisions = [Decision(number, row, "start", text) for number, (row, text) in enumerate(changed, start=1)]
         with self._readable():
             self._commit(decisions, [("captions", self._captions_sha256), *(("review", state) for state in states)])
         self.started = True
 
     def append(self, decision: Decision) -> None:
-        """Save a decision on the disk, then carry it out; after an OSError nothing has happened."""
+        """Save a decision to disk, then apply it; after an OSError nothing has changed."""
         self._commit([decision], [])
 
     def note(self, state: str) -> None:
-        """Save the hash of the review file that will be written next."""
+        """Save the hash of the state that the review file will have next."""
         if not self.knows(state):
             self._commit([], [("review", state)])
 
     def knows(self, state: str) -> bool:
-        """Return whether the review file is one that the page started from or wrote."""
+        """Return whether this state of the review file is one that the page started from or wrote."""
         query = "SELECT count(*) FROM files WHERE name = 'review' AND sha256 = ?"
         return bool(_value(self._connection.execute(query, [state])))
 
@@ -92,7 +92,7 @@ class Database:
             self.rows.apply(decision)
 
     def _open(self) -> None:
-        """Create the tables, or make sure that they are these and nothing else: views and triggers would run."""
+        """Create the tables, or check that exactly these exist: views and triggers would run."""
         execute = self._connection.execute
         for setting in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = EXTRA"):
             execute(f"PRAGMA {setting}")
@@ -100,20 +100,20 @@ class Database:
             marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}"
             self._connection.executescript(f"BEGIN IMMEDIATE; {'; '.join(SCHEMA)}; {marks}; COMMIT")
         if _value(execute("PRAGMA application_id")) != APPLICATION_ID:
-            raise ValueError("it is no database of lit-extract review")
+            raise ValueError("it is not a database of lit-extract review")
         if (version := _value(execute("PRAGMA user_version"))) != FORMAT:
-            raise ValueError(f"its format is {version}, and this version reads {FORMAT}")
+            raise ValueError(f"its format is {version}, but this version reads {FORMAT}")
         if execute("SELECT sql FROM sqlite_schema ORDER BY name").fetchall() != [(sql,) for sql in SCHEMA]:
             raise ValueError("its tables are not those of a review")
         if (found := _value(execute("PRAGMA quick_check(1)"))) != "ok":
             raise ValueError(f"it is damaged ({found})")
-        execute("PRAGMA journal_mode = DELETE")  # works on network disks, too
+        execute("PRAGMA journal_mode = DELETE")  # also works on network disks
 
     def _read(self, captions: Sequence[str]) -> Rows:
         execute = self._connection.execute
         of = execute("SELECT sha256 FROM files WHERE name = 'captions' LIMIT 2").fetchall()
         if of not in ([], [(self._captions_sha256,)]):
-            raise ValueError("they are about other captions than these")
+            raise ValueError("they belong to other captions")
         if _value(execute("SELECT count(*) FROM decisions")) > MAX_DECISIONS:
             raise ValueError(f"it has more than {MAX_DECISIONS:,} decisions")
         rows = Rows(captions)
@@ -134,13 +134,13 @@ class Database:
             raise InputError(f"review: {str(self.path)!r} can't be opened: {reason}") from None
         except (ValueError, sqlite3.Error) as error:
             raise InputError(
-                f"review: {str(self.path)!r} has no decisions that can be read: {one_line(error)}; restore it, or "
+                f"review: the decisions in {str(self.path)!r} can't be read: {one_line(error)}; restore the file, or "
                 "move it away to start from the review file as it is"
             ) from None
 
 
 def _check_file(path: Path) -> None:
-    """Raise for what is no regular file, and for a journal that names another file: SQLite would delete that file."""
+    """Raise if a file is not regular, or a journal names another file, which SQLite would delete."""
     for ending in ("", "-journal", "-wal"):
         with (
             suppress(FileNotFoundError),
@@ -159,10 +159,10 @@ def _value(cursor: sqlite3.Cursor) -> Any:
 
 
 def database_path(review: Path) -> Path:
-    """Return where the decisions about a review file are."""
+    """Return the path of the decisions about a review file."""
     return review.with_suffix(".sqlite")
 
 
 def hash_texts(*columns: Sequence[str]) -> str:
-    """Return what tells columns of text from others."""
+    """Return a hash of columns of text."""
     return hashlib.sha256("".join(f"{text}\0" for column in columns for text in column).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A review in progress, as a page shows it and a person changes it."""
+"""A review in progress, which a page shows and a person changes."""
 
 from collections import Counter
 from itertools import chain
@@ -15,14 +15,14 @@ from lit_extract.review.files import review_path
 from lit_extract.review.flags import KINDS, SEPARATOR, Rules, flag_caption, flag_captions, rules_of_rows, use_full_stops
 from lit_extract.review.rows import ACCEPTED, EDITED, OPEN
 
-FLAGGED = "flagged"  # a choice of rows: with any flag
+FLAGGED = "flagged"  # selects rows with any flag
 LONGEST = 20_000  # characters of a caption
 
 
 class Decisions:
-    """All that is known of a review. Its methods may be called from several threads.
+    """The state of a review. Its methods may be called from several threads.
 
-    Whoever makes this holds the lock of the review file of ``file``, which is written if it is missing.
+    The creator must hold the lock of the review file of ``file``; that file is written if it is missing.
     """
 
     def __init__(
@@ -39,17 +39,17 @@ class Decisions:
         self._full_stops = use_full_stops(self.rows.originals, self._rules)
         first_flags = [[kind for kind in text.split(SEPARATOR) if kind] for text in self.disk.table["flag"]]
         self._first_flags = {row: kinds for row, kinds in enumerate(first_flags) if kinds}
-        self._flags: dict[int, list[str]] = {}  # of the captions that are no longer what was checked
+        self._flags: dict[int, list[str]] = {}  # flags of captions that were changed since they were checked
         for row in self.rows.revisions:
             self._flag(row)
 
     # What a page shows
 
     def select(self, flag: str = "", status: str = "", search: str = "") -> list[int]:
-        """Return rows, in their order; "" means any.
+        """Return matching rows, in order; "" matches all.
 
-        ``flag`` is one that the caption has or had when it was checked, or ``flagged``, any of them; ``search`` is text
-        in the caption, in the original or in the id, in small or capital letters.
+        ``flag`` is a flag that the caption has, or had when it was checked, or ``flagged`` for any flag. ``search`` is
+        text in the caption, in the original or in the id; case is ignored.
         """
         wanted = search.strip().casefold()
         searched = self.rows.texts, self.rows.originals, self.stimuli
@@ -64,7 +64,7 @@ class Decisions:
             ]
 
     def describe(self, row: int) -> dict[str, Any]:
-        """Return all that a page shows of a row."""
+        """Return everything that a page shows about a row."""
         rows = self.rows
         first_flags = self._first_flags.get(row, [])
         flags = self._flags.get(row, first_flags)
@@ -81,7 +81,7 @@ class Decisions:
         }
 
     def progress(self) -> dict[str, Any]:
-        """Return how far the review is: counts of rows, what undo takes back, what is wrong with the review file."""
+        """Return the progress: counts of rows, the decision that undo takes back, problems with the review file."""
         with self._lock:
             flagged, statuses, last = self._flagged(), self.rows.statuses, self.rows.last_decision
             counts, kinds = Counter(statuses), set(chain(*flagged.values()))
@@ -106,26 +106,26 @@ class Decisions:
         return next((row for row, found in enumerate(self.stimuli) if found.strip() == wanted), None)
 
     def changed_since(self, revision: int) -> list[int]:
-        """Return the rows about which something was decided after a revision."""
+        """Return the rows that were decided after a revision."""
         with self._lock:
             return sorted(row for row, changed in self.rows.revisions.items() if changed > revision)
 
     # What a person does
 
     def decide(self, row: int, text: str | None, seen: int) -> None:
-        """Accept a caption (``text`` is None), or put another in its place; it is on disk when this returns.
+        """Accept a caption (``text`` is None), or replace it; the decision is on disk when this returns.
 
-        ``seen`` is the revision of the row that the person has seen. After an OSError nothing has happened.
+        ``seen`` is the revision of the row that the person has seen. After an OSError nothing has changed.
         """
         with self._lock:
             now = self.rows.texts[row]
             text = now if text is None else _plain_line_ends(text).strip()
             if text == _plain_line_ends(now):
-                text = now  # a page shows all line ends alike
+                text = now  # a page does not distinguish kinds of line ends
             if not text:
-                raise InputError("A caption can't be empty: check --accept would refuse it.")
+                raise InputError("A caption can't be empty; check --accept would refuse it.")
             if len(text) > LONGEST:
-                raise InputError(f"A caption of {len(text)} characters is too long; {LONGEST} are allowed.")
+                raise InputError(f"A caption of {len(text)} characters is too long; at most {LONGEST} are allowed.")
             if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
                 raise InputError("The text has characters that a CSV can't hold.")
             if decision := self.rows.decide(row, text, seen):
@@ -133,7 +133,7 @@ class Decisions:
                 self._flag(row)
 
     def undo(self, revision: int) -> int:
-        """Take a decision back; return the row that it was about. After an OSError nothing has happened."""
+        """Take a decision back; return its row. After an OSError nothing has changed."""
         with self._lock:
             decision = self.rows.undo(revision)
             self.disk.database.append(decision)
@@ -148,7 +148,7 @@ class Decisions:
             self._flags[row] = flag_caption(text, "", self._rules[row], self._full_stops)
 
     def _flagged(self) -> dict[int, list[str]]:
-        """Return the rows with flags, which their captions have or had; to visit all rows would take too long."""
+        """Return the rows with flags that their captions have or had; visiting all rows would be too slow."""
         now = {row: list({*flags, *self._first_flags.get(row, [])}) for row, flags in self._flags.items()}
         return {row: flags for row, flags in (self._first_flags | now).items() if flags}
 

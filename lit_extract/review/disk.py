@@ -1,4 +1,4 @@
-"""A review on disk: the database, which has all decisions, and the review file, which is written from it."""
+"""A review on disk: the database with all decisions, and the review file, which is written from it."""
 
 import threading
 from pathlib import Path
@@ -15,15 +15,15 @@ from lit_extract.review.rows import ACCEPTED, OPEN
 
 
 class ReviewOnDisk:
-    """A review file with its database, made of ``captions``. Whoever makes this has the lock of the review file."""
+    """A review file with its database, made from ``captions``. The creator must hold the lock of the review file."""
 
     def __init__(self, path: Path, captions: pd.DataFrame) -> None:
         self.path, self._captions = path, captions
         self._stat = self._stat_now()
-        self.table = self._read()  # the review file as it was read last
+        self.table = self._read()  # the review file as last read
         self.database = Database(database_path(path), captions["caption"].tolist())
         self.rows = self.database.rows
-        self.lock = threading.Lock()  # hold it while rows or database are used: several threads may call
+        self.lock = threading.Lock()  # hold it while using rows or database, as several threads may call
         self.problem: str | None = None  # why the review file is not written
         self._writing = threading.Lock()
         journal = journal_path(path)
@@ -34,7 +34,7 @@ class ReviewOnDisk:
         self._state: str | None = check_unchanged(self.table, path, self.database)
 
     def write(self) -> bool:
-        """Bring the review file up to date; return whether it is."""
+        """Bring the review file up to date; return whether that succeeded."""
         with self._writing:
             self._look()
             with self.lock:
@@ -48,23 +48,23 @@ class ReviewOnDisk:
                 with replacing(self.path) as partial:
                     write_captions(self.table.assign(caption=texts, **{DECISION: decisions}), partial)
                     if self._stat_now() != self._stat:
-                        raise OSError("another program writes it")
+                        raise OSError("another program is writing it")
             except OSError as error:
                 self.problem = f"{self.path.name} can't be written ({one_line(error)}); no decision is lost"
-                self._stat = (0, 0, 0)  # which it never is: look and try again
+                self._stat = (0, 0, 0)  # an impossible value, so the next call looks at the file and tries again
                 return False
             self._state, self._stat = state, self._stat_now()
             return True
 
     def close(self) -> bool:
-        """Write the review file for the last time; return whether all is in it."""
+        """Write the review file for the last time; return whether it is up to date."""
         try:
             return self.write()
         finally:
             self.database.close()
 
     def _start(self) -> None:
-        """Start from what the review file says, and an earlier version's journal."""
+        """Start from the decisions in the review file and in an earlier version's journal."""
         originals, texts, decisions = self.rows.originals, self.table["caption"].tolist(), noted(self.table)
         states = [hash_texts(originals, [""] * len(originals)), hash_texts(texts, decisions)]
         if journal_path(self.path).exists():
@@ -83,7 +83,7 @@ class ReviewOnDisk:
             return
         self._stat, self.problem = stat, None
         if stat is None:
-            self._state = None  # it was moved away: write it again
+            self._state = None  # the file was moved away: write it again
             return
         try:
             table = self._read()
@@ -91,7 +91,7 @@ class ReviewOnDisk:
                 self._state = check_unchanged(table, self.path, self.database)
             self.table = table
         except InputError as error:
-            self.problem = f"{error}. Decisions are still saved, but not written to this file"
+            self.problem = f"{error}. Decisions are still saved, but not to this file"
 
     def _read(self) -> pd.DataFrame:
         table = read_edited(self.path, self._captions)
@@ -100,7 +100,7 @@ class ReviewOnDisk:
         pairs = zip(table["original"], self._captions["caption"], strict=True)
         if other := [f"row {row}" for row, (a, b) in enumerate(pairs) if a.split() != b.split()]:
             raise InputError(
-                f"{str(self.path)!r} was made of other captions than these, in {name_some(other)}; to start from "
+                f"{str(self.path)!r} was made from other captions, which differ in {name_some(other)}; to start from "
                 f"scratch, move it away, and {database_path(self.path).name}, if it exists"
             )
         return table

@@ -1,4 +1,4 @@
-"""The review file, ``<captions>-review.csv``: all rows of the captions, with what was checked and its flags."""
+"""The review file, ``<captions>-review.csv``: all rows of the captions, with the checked text and its flags."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,37 +10,37 @@ from lit_extract.common.errors import InputError, name_some
 from lit_extract.review.database import Database, hash_texts
 
 ENDING = "-review"
-DECISION = "decision"  # of the page: accepted, edited, or nothing yet
+DECISION = "decision"  # column with the page's decision: accepted, edited, or empty
 ADDED = ("original", "flag", DECISION)  # columns of a review file that captions do not have
 
 
 def review_path(captions: Path) -> Path:
-    """Return where the review of a caption file is."""
+    """Return the path of the review file of a caption file."""
     return captions.with_name(f"{captions.stem}{ENDING}.csv")
 
 
 def original_of(review: Path) -> Path:
-    """Return the captions that a review file was made of, which are next to it."""
+    """Return the caption file that a review file was made from, which is next to it."""
     if review.stem.endswith(ENDING):
         stem = review.stem.removesuffix(ENDING)
         for candidate in (review.with_name(f"{stem}.csv"), review.with_name(f"{stem}.parquet")):
             if candidate.is_file():
                 return candidate
     raise InputError(
-        f"{str(review)!r}: its captions before they were edited are not next to it; check --accept has --original FILE"
+        f"{str(review)!r}: its original captions are not next to it; pass them to check --accept as --original FILE"
     )
 
 
 def read_originals(file: Path) -> pd.DataFrame:
-    """Return captions that are no review file."""
+    """Return the captions of a file that is not a review file."""
     captions = read_captions(file)
     if taken := [column for column in ADDED if column in captions.columns]:
-        raise InputError(f"{str(file)!r} has a column {name_some(taken)}: a review file? To put it in, add --accept")
+        raise InputError(f"{str(file)!r} has a column {name_some(taken)}, as in a review file; accept it with --accept")
     return captions
 
 
 def read_edited(file: Path, originals: pd.DataFrame) -> pd.DataFrame:
-    """Return an edited file: the same rows in the same order, with other captions."""
+    """Return an edited file, which must have the same rows in the same order; only captions may differ."""
     edited = read_captions(file)
     fixed = [column for column in originals.columns if column not in ("caption", "status")]
     if missing := [column for column in fixed if column not in edited.columns]:
@@ -60,23 +60,23 @@ def read_edited(file: Path, originals: pd.DataFrame) -> pd.DataFrame:
             f"{str(file)!r} has {len(new)} rows, but there were {len(old)}: {len(new) - len(old)} too many"
         )
     raise InputError(
-        f"{str(file)!r} differs in columns besides caption, in {name_some(where)}: only captions are edited"
+        f"{str(file)!r} differs in columns besides caption, in {name_some(where)}; only captions may be edited"
     )
 
 
 def _keys(table: pd.DataFrame, columns: list[str]) -> list[tuple[str, ...]]:
-    """Each row without its caption; spreadsheets may change blanks and line ends, and write 7 as 7.0."""
+    """Return each row without its caption; spreadsheets may change blanks and line ends, and write 7 as 7.0."""
     texts = [[" ".join(text.split()).removesuffix(".0") for text in table[column]] for column in columns]
     return list(zip(*texts, strict=True))
 
 
 def noted(edited: pd.DataFrame) -> list[str]:
-    """Return the column ``decision`` of a review file; empty ones where the page has not written it yet."""
+    """Return the column ``decision`` of a review file; empty decisions if the page has not written it yet."""
     return edited[DECISION].tolist() if DECISION in edited else [""] * len(edited)
 
 
 def check_unchanged(edited: pd.DataFrame, file: Path, database: Database) -> str:
-    """Return the hash of a review file's state; refuse one that the page neither started from nor wrote."""
+    """Return the hash of a review file's state; raise InputError if the page neither started from nor wrote it."""
     state = hash_texts(edited["caption"].tolist(), noted(edited))
     if not database.knows(state):
         pairs = zip(edited["caption"], database.rows.texts, strict=True)

@@ -1,4 +1,4 @@
-"""Flags of captions that a person should look at: rules, each a pure function of the text."""
+"""Flags of captions that a person should look at; each rule is a pure function of the text."""
 
 import re
 import unicodedata
@@ -22,8 +22,8 @@ SEPARATOR = "; "  # between the flags of a row
 _ABBREVIATIONS = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|No|vs|etc|approx|e\.g|i\.e|a\.m|p\.m|ft|in|Jr|Sr|[A-Z])\.(?=\s)", re.IGNORECASE
 )
-# The patterns below take time in proportion to the text, whatever it is: it may be of a hostile file.
-# Before a small letter only after a small word of some length: an abbreviation may be there.
+# The patterns below need time in proportion to the text, whatever it is, as a file may be hostile.
+# Before a small letter, an end counts only after a longer word in small letters: else it may be an abbreviation.
 _SENTENCE_END = re.compile(
     r"(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W_a-z])|(?<=[a-z]{4})[.!?][\"'”’)\]]*\s+(?=[a-z])|[。！？]+"
 )
@@ -50,17 +50,17 @@ _JOINERS = "\u200c\u200d"  # zero-width, but letters of many scripts and emoji n
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked of the captions of one prompt."""
+    """The requirements for the captions of one prompt."""
 
-    choices: Sequence[str] = ()  # the labels of which each is one; empty for free text
-    sentences: int | None = 1  # at most; None: any number
+    choices: Sequence[str] = ()  # labels that a caption may be; empty for free text
+    sentences: int | None = 1  # most sentences; None: any number
     language: Language | None = None  # None: any language
 
 
 def flag_captions(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rules) -> list[list[str]]:
     """Return the flags of each row, in the order of :data:`KINDS`.
 
-    ``rules`` are for captions of unknown prompts; its ``choices``, when it has some, are those of all rows.
+    ``rules`` are for captions of unknown prompts; its ``choices``, if given, are for all rows.
     """
     texts = captions["caption"].tolist()
     statuses = captions["status"].tolist() if "status" in captions else [""] * len(texts)
@@ -70,7 +70,7 @@ def flag_captions(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rul
 
 
 def rules_of_rows(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rules) -> list[Rules]:
-    """Return what is asked of each row, with the arguments of :func:`flag_captions`."""
+    """Return the rules for each row, from the arguments of :func:`flag_captions`."""
     names = captions["prompt"].tolist() if "prompt" in captions else ["caption"] * len(captions)
     own = {
         name: Rules(prompts[name].choices, prompts[name].sentences, rules.language)
@@ -82,13 +82,13 @@ def rules_of_rows(captions: pd.DataFrame, prompts: dict[str, Prompt], rules: Rul
 
 
 def use_full_stops(texts: Sequence[str], rules: Sequence[Rules]) -> bool:
-    """Return whether most captions end with full stops: then one without was probably cut off."""
+    """Return whether most captions end with full stops: then a caption without one was probably cut off."""
     free = [text for text, own in zip(texts, rules, strict=True) if text and not own.choices]
     return sum(map(ends_well, free)) > len(free) / 2
 
 
 def flag_caption(text: str, status: str, rules: Rules, full_stops: bool) -> list[str]:
-    """Return the flags of one caption. With ``full_stops``, the captions of its file end with them."""
+    """Return the flags of one caption; ``full_stops``: the captions of its file end with full stops."""
     if status.startswith(FAILED):
         return ["failed"]
     if not text.strip():
@@ -108,18 +108,18 @@ def flag_caption(text: str, status: str, rules: Rules, full_stops: bool) -> list
 
 
 def ends_well(text: str) -> bool:
-    """Return whether a text ends as sentences do."""
+    """Return whether a text ends like a sentence."""
     return _ENDS_WELL.search(text.rstrip()) is not None and not text.rstrip().endswith("...")
 
 
 def is_cut_off(text: str, full_stops: bool) -> bool:
-    """Return whether a text stops early: at a comma or a word that ends no sentence, or without a full stop."""
+    """Return whether a text stops early: at a comma, at a word that can't end a sentence, or without a full stop."""
     text = text.rstrip()
     return _ENDS_BADLY.search(text) is not None or (full_stops and not ends_well(text))
 
 
 def count_sentences(text: str) -> int:
-    """Return the number of sentences, by their ends; a line is at least one."""
+    """Return the number of sentences, counted by their ends; a line has at least one."""
     count = 0
     for line in filter(str.strip, text.splitlines()):
         plain = _ABBREVIATIONS.sub(lambda match: match[0].replace(".", ""), line.strip())

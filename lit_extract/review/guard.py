@@ -1,8 +1,8 @@
-"""Who may talk to the page: the browser that was given the address, and nobody through it.
+"""Access control: only the browser that was given the address may use the page, and no other site through it.
 
-Whatever else runs in that browser, or on this machine, can send requests to a port of the loopback interface. So each
+Anything else in that browser, or on this machine, can send requests to a port of the loopback interface. So each
 request needs the token, the name of this machine as its host (else another site's name may have been pointed here),
-and, if it says where it comes from, this page as its origin; what writes must say so.
+and this page as its origin; only requests that write nothing may state no origin.
 """
 
 import re
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?")  # any port: it is another at the near end of a tunnel
+HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?")  # any port: a tunnel has another one at its near end
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -26,19 +26,19 @@ HEADERS = {
 
 
 class Keys:
-    """What opens the page: a token for whoever reads the terminal, and one for the browser that is started here.
+    """The tokens that open the page: one for whoever reads the terminal, and one for the browser that is started here.
 
-    The latter works once: it is in the list of processes, where other users of the machine can read it.
+    The latter works only once: other users of the machine can read it in the list of processes.
     """
 
     def __init__(self) -> None:
         self.token = secrets.token_urlsafe(24)
         self.once = secrets.token_urlsafe(24)
-        # Cookies know no ports: each server needs its own, or it would shut the others' pages.
+        # Cookies ignore ports: each server needs its own cookie, or it would lock the other servers' pages.
         self.cookie = f"review_{secrets.token_hex(4)}"
 
     def opens(self, request: Request, token: str | None) -> bool:
-        """Return whether the token of a request's address is right; without one, that in its cookies."""
+        """Return whether the token in a request's address is right; without one, whether that in its cookies is."""
         if token is None:
             return _same(request.cookies.get(self.cookie, ""), self.token)
         if _same(token, self.once):
@@ -48,13 +48,13 @@ class Keys:
 
 
 class Guard:
-    """Lets requests through to the page, or refuses them."""
+    """Passes requests on to the page, or refuses them."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self.app, self.keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or have the page answer it."""
+        """Refuse a request, or have the page answer it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         if scope["type"] != "http":
@@ -84,7 +84,7 @@ class Guard:
         if origin != f"http://{host}" and not (origin is None and request.method in ("GET", "HEAD")):
             return "Wrong origin."
         is_known = self.keys.opens(request, token)
-        return None if is_known else "This page needs the address with its token, as lit-extract review has printed it."
+        return None if is_known else "Open the address with its token, as lit-extract review has printed it."
 
 
 def _same(given: str, right: str) -> bool:

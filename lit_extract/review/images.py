@@ -1,4 +1,4 @@
-"""The images of a review: by row only, and nothing outside the dataset's folder."""
+"""The images of a review: requested by row only, and none outside the dataset's folder."""
 
 import io
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from lit_extract.datasets import DATASETS, load_dataset, table
 from lit_extract.datasets.decode import Reading, read_stimulus
 from lit_extract.datasets.ids import id_key
 
-# What all browsers show as the models see it; everything else is decoded here.
+# Formats that all browsers show as the models see them; others are decoded here.
 AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp", "BMP": "image/bmp"}
 PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
-LARGEST = 8 * 2**20  # bytes of a file that is sent as it is
-LONGER_SIDE = 2000  # pixels of one that is reduced
+LARGEST = 8 * 2**20  # bytes of a file that is sent unchanged
+LONGER_SIDE = 2000  # pixels of a reduced image
 
 
 class NoImageError(Exception):
@@ -28,19 +28,19 @@ class NoImageError(Exception):
 class Images:
     """The images of rows."""
 
-    paths: Sequence[str | None]  # absolute path of each row's image; None: it has none
-    image_rows: Sequence[int] | None  # rows in an HDF5 file; None: they are files of their own
-    root: Path  # of the dataset; what is outside is not shown
-    follow_links: bool = False  # show images outside that links in the folder lead to
+    paths: Sequence[str | None]  # absolute path of each row's image; None: there is no image
+    image_rows: Sequence[int] | None  # rows in an HDF5 file; None: each image is a file
+    root: Path  # of the dataset; images outside are not shown
+    follow_links: bool = False  # also show images outside that links in the folder point to
 
     def read(self, row: int) -> tuple[bytes, str]:
-        """Return the image of a row as a browser takes it, and its media type."""
+        """Return the image of a row in a form that browsers show, and its media type."""
         if (path := self.paths[row]) is None:
-            raise NoImageError("The dataset has no image of this id.")
+            raise NoImageError("The dataset has no image with this id.")
         file = Path(path).resolve()
         if not self.follow_links and not file.is_relative_to(self.root.resolve()):
             raise NoImageError(
-                f"{path} is a link out of the dataset's folder, to {file}; such images are shown with --follow_links."
+                f"{path} is a link out of the dataset's folder, to {file}; --follow_links shows such images."
             )
         if not file.is_file():
             raise NoImageError(f"There is no file {path}.")
@@ -53,7 +53,7 @@ class Images:
 def find_images(
     captions: pd.DataFrame, dataset: str, root: str | None = None, follow_links: bool = False
 ) -> tuple[Images, str]:
-    """Return the images of captions, and the column that has their ids."""
+    """Return the images of captions, and the name of the column with their ids."""
     stimuli = load_dataset(dataset, root)
     candidates = (DATASETS[dataset].id_column, "stimulus_id")
     column = next((name for name in candidates if name in captions.columns), None)

@@ -1,4 +1,4 @@
-"""Decisions of a review that an earlier version started: it kept them in ``<captions>-review.jsonl``."""
+"""Read decisions of a review that an earlier version started and kept in ``<captions>-review.jsonl``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,26 +17,26 @@ MAX_BYTES = 128 * 2**20
 
 
 class _Line(TypedDict, total=False):
-    """The header, the hash of a review file that was written or read, or a decision."""
+    """A header, the hash of a review file that was written or read, or a decision."""
 
     captions_sha256: str
     file: str
     row: Count
     new: Annotated[str, AfterValidator(without_nul)]
     status: Literal["open", "accepted", "edited"]
-    theirs: str  # another program's text, about which nothing has been decided yet
+    theirs: str  # another program's text, not yet decided
 
 
 _LINE = TypeAdapter(_Line)
 
 
 def journal_path(review: Path) -> Path:
-    """Return where earlier versions kept the decisions about a review file."""
+    """Return the path at which earlier versions kept the decisions about a review file."""
     return review.with_suffix(".jsonl")
 
 
 def read_journal(review: Path, captions: Sequence[str]) -> dict[int, tuple[str, str]]:
-    """Return the text and the status of each row about which an earlier version has decisions."""
+    """Return the text and the status of each row that was decided with an earlier version."""
     what = f"review: {str(journal_path(review))!r}, which an earlier version wrote,"
     try:
         content = read_regular(journal_path(review), MAX_BYTES)
@@ -44,7 +44,7 @@ def read_journal(review: Path, captions: Sequence[str]) -> dict[int, tuple[str, 
         raise InputError(f"{what} can't be read: {error.strerror or one_line(error)}") from None
     last: dict[int, _Line] = {}
     hashes: set[str | None] = set()
-    for number, text in enumerate(content.split(b"\n")[:-1], start=1):  # what a crash tore off has no line end
+    for number, text in enumerate(content.split(b"\n")[:-1], start=1):  # a line torn by a crash has no end
         line = validate_json(_LINE, text, f"{what} is damaged in line {number}", MAX_LINE_VALUES)
         hashes |= {line.get("captions_sha256"), line.get("file")}
         if "row" in line:

@@ -1,4 +1,4 @@
-"""English or not: lingua, among a few languages, with care for short texts."""
+"""Recognize English with lingua, among a few languages, with care for short texts."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from functools import lru_cache
 
 from lit_extract.common.errors import InputError
 
-# Those that models fall into most; the fewer there are, the surer is the answer for a short text.
+# Languages into which models fall most often; the fewer there are, the surer the answer for a short text.
 LANGUAGES = tuple("english french german spanish italian portuguese dutch chinese japanese russian".split())
-SHORT = 4  # words; a text of fewer, in Latin letters, passes: "a cat" is no evidence
-# Words that none of the others has: foreign names and dishes weigh much in a short text.
+SHORT = 4  # words; a shorter text in Latin letters passes, as "a cat" is no evidence
+# Words that exist in none of the other languages: foreign names and dishes weigh heavily in a short text.
 ENGLISH_WORDS = frozenset("the with and at his are while from two standing sitting wearing".split())
-ENGLISH_WORDS_AMONG = 8  # one in so many is enough
-LEAST_ENGLISH = 0.15  # share of the evidence; less is flagged
+ENGLISH_WORDS_AMONG = 8  # one such word in eight is enough
+LEAST_ENGLISH = 0.15  # confidence; less is flagged
 
 
 class Language:
@@ -29,14 +29,16 @@ class Language:
         known = {language.name.lower(): language for language in lingua.Language.all()}
         names = sorted({"english", *(name.lower() for name in languages)})
         if unknown := [name for name in names if name not in known]:
-            raise InputError(f"languages: {', '.join(unknown)} is not known; lingua knows {', '.join(sorted(known))}")
+            raise InputError(
+                f"languages: lingua does not know {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
+            )
         if len(names) < 2:
-            raise InputError("languages: name one besides English, or pass --languages '[]' to skip languages")
+            raise InputError("languages: name at least one besides English, or pass --languages '[]' to skip this")
         self._english = known["english"]
         self._detector = lingua.LanguageDetectorBuilder.from_languages(*(known[name] for name in names)).build()
 
     def is_english(self, text: str) -> bool:
-        """Return whether a text may be English, as one may that is too short to know."""
+        """Return whether a text may be English; a text that is too short to tell may be."""
         letters = [letter for letter in text if letter.isalpha()]
         if not letters:
             return True

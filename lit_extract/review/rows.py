@@ -1,4 +1,4 @@
-"""The rows of a review: what each says now, what was decided about it, and what undo takes back. No disk here."""
+"""The rows of a review: their texts, the decisions about them, and what undo takes back. No disk here."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -10,16 +10,16 @@ Action = Literal["start", "decide", "undo"]
 
 
 class Decision(NamedTuple):
-    """Something that happened to a row; a row of the database."""
+    """A change to a row of captions; one row of the database."""
 
     revision: int  # counted from 1
     row: int  # of the captions, counted from 0
-    action: Action  # start: the review file already said so when the review started
-    text: str | None  # the caption after it; None of undo
+    action: Action  # start: the decision was already in the review file when the review started
+    text: str | None  # the caption afterwards; None for undo
 
 
 class ConflictError(Exception):
-    """A row, or what would be undone, is no longer what the page has shown."""
+    """A row, or the decision to undo, is no longer what the page has shown."""
 
     def __init__(self, row: int | None) -> None:
         super().__init__(row)
@@ -27,7 +27,7 @@ class ConflictError(Exception):
 
 
 class Rows:
-    """All rows, and how they became what they are."""
+    """All rows, and the history of decisions about them."""
 
     def __init__(self, originals: Sequence[str]) -> None:
         self.originals, self.texts = list(originals), list(originals)
@@ -39,11 +39,11 @@ class Rows:
 
     @property
     def last_decision(self) -> tuple[int, int] | None:
-        """The revision and the row of what undo takes back next."""
+        """The revision and the row of the decision that undo takes back next."""
         return next(reversed(self._undoable.items()), None)
 
     def decide(self, row: int, text: str, seen: int) -> Decision | None:
-        """Return a person's decision, which :meth:`apply` carries out; None when it would change nothing.
+        """Return a person's decision, which :meth:`apply` carries out; None if it would change nothing.
 
         ``seen`` is the revision of the row that the person has seen.
         """
@@ -54,18 +54,18 @@ class Rows:
         return Decision(self.revision + 1, row, "decide", text)
 
     def undo(self, revision: int) -> Decision:
-        """Return what takes a decision back, unless there is a later one about its row."""
+        """Return the decision that takes another one back, unless there is a later one about the same row."""
         row = self._undoable.get(revision)
         if row is None or self._before[row][-1][0] != revision:
             raise ConflictError(row)
         return Decision(self.revision + 1, row, "undo", None)
 
     def apply(self, decision: Decision) -> None:
-        """Carry a decision out; raise ValueError if it can't follow those before it."""
+        """Carry out a decision; raise ValueError if it can't follow the earlier ones."""
         revision, row, action, text = decision
         undoes = action == "undo"
         if revision != self.revision + 1 or row >= len(self.texts) or undoes != (text is None):
-            raise ValueError("it does not follow from those before it")
+            raise ValueError("it does not follow from the earlier decisions")
         before = self._before.setdefault(row, [])
         if text is None:
             if not before:

@@ -1,4 +1,4 @@
-"""The page's server: a few routes around :class:`Decisions`. No path of a request ever becomes a path of the disk."""
+"""The page's server: a few routes around :class:`Decisions`. No path in a request ever becomes a path on disk."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ PAGE = {
     **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in ("review", "server", "list", "caption", "words")},
 }
 ROWS_AT_ONCE = 200
-CHANGES_AT_MOST = 200  # more, and the page asks again for all that it shows
+CHANGES_AT_MOST = 200  # if there are more, the page reloads everything that it shows
 LISTS_AT_MOST = 32
 ROW = re.compile("[0-9]{1,10}")
 LONGEST_BODY = 2**20  # bytes
@@ -55,11 +55,11 @@ _DECISION, _UNDO = TypeAdapter(_Decision), TypeAdapter(_Undo)
 
 
 class ReviewServer:
-    """The routes. ``about`` has what else the page shows: names of files, the command that accepts the result."""
+    """The routes. ``about`` has further facts for the page: names of files, the command that accepts the result."""
 
     def __init__(self, decisions: Decisions, images: Images, about: dict[str, Any]) -> None:
         self.decisions, self.images, self.about = decisions, images, about
-        # Rows that were chosen stay in their place when they are decided: a person goes back and forth among them.
+        # Chosen rows stay in place when they are decided, because a person goes back and forth among them.
         self._lists: dict[str, list[int]] = {}
         self._version = secrets.token_hex(4)  # another server on this port may have other images at these addresses
 
@@ -84,13 +84,13 @@ class ReviewServer:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         writing = asyncio.create_task(self._write_now_and_then())
         yield
-        writing.cancel()  # whoever has opened the review writes it for the last time
+        writing.cancel()  # the code that opened the review writes it for the last time
 
     async def _write_now_and_then(self) -> None:
         while True:
             try:
                 await run_in_threadpool(self.decisions.disk.write)
-            except Exception:  # a defect, but decisions are still saved, and the next time may do
+            except Exception:  # a defect, but decisions are still saved, and the next attempt may succeed
                 logger.exception("the review file was not written")
             await asyncio.sleep(SECONDS_BETWEEN_WRITES)
 
@@ -113,7 +113,7 @@ class ReviewServer:
         return JSONResponse({**self.about, "statuses": STATUSES, "version": self._version, **self._progress()})
 
     def _list(self, request: Request) -> Response:
-        """Choose rows; the answer has their number, and where among them a row is, or the next one."""
+        """Choose rows; the answer has their number, and the place among them of a row, or of the next one."""
         query = request.query_params
         rows = self.decisions.select(query.get("flag", ""), query.get("status", ""), query.get("search", ""))
         name = secrets.token_hex(8)
@@ -125,14 +125,17 @@ class ReviewServer:
         return JSONResponse({"list": name, "total": len(rows), "place": place, **self._progress()})
 
     def _rows(self, request: Request) -> Response:
-        """Some rows of a list."""
+        """Return some rows of a list."""
         rows = self._chosen(request)
         begin = max(0, _number(request, "from", 0))
         end = begin + min(_number(request, "count", ROWS_AT_ONCE), ROWS_AT_ONCE)
         return JSONResponse({"rows": [self.decisions.describe(row) for row in rows[begin:end]]})
 
     def _place(self, request: Request) -> Response:
-        """Where a row is in a list, or the next open one after a place, or else from its start; null: nowhere."""
+        """Return the place of a row in a list, or of the next open row after a place, searching on from the start.
+
+        The place is null if there is none.
+        """
         rows = self._chosen(request)
         if "row" in request.query_params:
             row = _number(request, "row", 0)
@@ -146,7 +149,7 @@ class ReviewServer:
         return JSONResponse({"row": self.decisions.find(request.query_params.get("id", ""))})
 
     def _changes(self, request: Request) -> Response:
-        """What was decided after a revision, on this page or another."""
+        """Return the rows that were decided after a revision, on this page or another."""
         progress = self._progress()
         rows = self.decisions.changed_since(_number(request, "since", 0))
         shown = None if len(rows) > CHANGES_AT_MOST else [self.decisions.describe(row) for row in rows]
@@ -185,14 +188,14 @@ class ReviewServer:
 
 
 async def _body(request: Request, form: "TypeAdapter[T]") -> T:
-    """Return what a page sends: a JSON object of modest size and the given form."""
+    """Return the body of a request: a JSON object of limited size in the given form."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-        raise HTTPException(415, "This must be JSON.")
+        raise HTTPException(415, "The request must be JSON.")
     data = b""
     async for part in request.stream():
         data += part
         if len(data) > LONGEST_BODY:
-            raise HTTPException(413, "That is too long.")
+            raise HTTPException(413, "The request is too long.")
     try:
         return validate_json(form, data, "request")
     except InputError as error:
@@ -211,5 +214,5 @@ def _on_input_error(request: Request, error: InputError) -> Response:
 
 
 def _on_disk_error(request: Request, error: OSError) -> Response:
-    message = f"Not saved: {one_line(error)}. Nothing that was decided before is lost."
+    message = f"Not saved: {one_line(error)}. No earlier decision is lost."
     return JSONResponse({"message": message}, status_code=507)

@@ -1,1 +1,1 @@
-"""What is on disk or on a server: stores, features files, and finalize, which makes one of the other."""
+"""Storage on disk or on a server: stores, features files, and finalize, which turns stores into files."""

@@ -1,4 +1,4 @@
-"""The inside of a ``.pt``, a zip archive: fill its holes with numbers, and read what it holds without torch."""
+"""The inside of a ``.pt``, a zip archive: fill its holes with numbers, and read its content without torch."""
 
 import math
 import re
@@ -32,9 +32,9 @@ _MAX_AXES = 8
 def write_filled(skeleton: Path, tensors: Sequence[Iterable[NDArray[Any]]], out: BinaryIO) -> None:
     """Write a ``.pt`` from its skeleton, with numbers in the holes.
 
-    A record's checksum, which the skeleton leaves 0, is filled in too, so that ``python -m zipfile -t FILE`` finds
-    damage years later. All is written front to back, as servers want it. The skeleton is a file of torch.save with a
-    hole for each tensor, whose numbers come in chunks, in the order of the holes.
+    Each record's checksum, 0 in the skeleton, is also filled in, so that ``python -m zipfile -t FILE`` finds damage
+    years later. Everything is written front to back, as object stores need. The skeleton is a file of torch.save with
+    a hole for each tensor; the numbers of each tensor come in chunks, in the order of the holes.
     """
     with skeleton.open("rb") as file:
         records = read_records(file)
@@ -71,7 +71,7 @@ def _write_numbers(out: BinaryIO, chunks: Iterable[NDArray[Any]], size: int) -> 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """Where a tensor lies in a ``.pt``; its numbers, in C order, are not read."""
+    """The place of a tensor in a ``.pt``; its numbers, in C order, are not read."""
 
     dtype: str  # as numpy calls it, little-endian
     shape: tuple[int, ...]
@@ -80,7 +80,7 @@ class TensorRecord:
 
 
 def read_through(file: BinaryIO, note: Callable[[int, bytes], None] | None = None) -> dict[str, Any]:
-    """Read all of a ``.pt``, compare it with its checksums, and return what :func:`read_content` does, or raise so.
+    """Read all of a ``.pt``, compare it with its checksums, and return or raise what :func:`read_content` does.
 
     ``note`` is called with the place of each piece that is read, and the piece.
     """
@@ -97,17 +97,17 @@ def read_through(file: BinaryIO, note: Callable[[int, bytes], None] | None = Non
 
 
 def read_content(file: BinaryIO) -> dict[str, Any]:
-    """Return what a ``.pt`` of plain values holds, without torch and without executing anything in it.
+    """Return the content of a ``.pt`` of plain values, without torch and without executing anything in it.
 
-    Only its directory and its small records are read; a :class:`TensorRecord` takes the place of each tensor.
+    Only its directory and its small records are read; a :class:`TensorRecord` stands for each tensor.
 
     Raises:
-        ValueError: It is something else, or not whole.
+        ValueError: It is something else, or incomplete.
         OSError: It can't be read.
     """
     records = read_records(file)
     if missing := {"data.pkl", "version"} - records.keys():
-        raise ValueError(f"it is no archive of torch.save: it has no {missing.pop()}")
+        raise ValueError(f"it is not an archive of torch.save: it has no {missing.pop()}")
     for name, record in records.items():  # in the order of the file: going back and forth costs requests
         if name in _SMALL and not _SMALL[name].fullmatch(small := read_record(file, record, name, _SMALL_BYTES)):
             raise ValueError(f"its {name} is {small!r}, which this version does not read")
@@ -129,7 +129,7 @@ _SMALL = {
 
 @dataclass(frozen=True)
 class _Storage:
-    """Numbers, of which tensors are parts."""
+    """A block of numbers; tensors are parts of it."""
 
     dtype: "np.dtype[Any]"
     start: int
@@ -137,19 +137,19 @@ class _Storage:
 
 
 def _storage_finder(records: Mapping[str, Record]) -> Callable[[Any], _Storage]:
-    """Return a function that finds the storage of a persistent id, and raises ValueError when there is none."""
+    """Return a function that finds the storage of a persistent id; it raises ValueError if there is none."""
     dtypes: dict[str, np.dtype[Any]] = {}
 
     def find(found: Any) -> _Storage:
         kinds = (str, np.dtype, str, str, int)
         if not isinstance(found, tuple) or len(found) != len(kinds) or not all(map(isinstance, found, kinds)):
-            raise ValueError("it holds a tensor that is not one of torch.save")
+            raise ValueError("it holds a tensor that torch.save did not write")
         kind, dtype, key, device, count = found
         record = records.get(f"data/{key}")
         if kind != "storage" or device != "cpu" or record is None or count * dtype.itemsize != record.size:
             raise ValueError("it holds a tensor whose numbers are missing, or too many or too few")
         if dtypes.setdefault(key, dtype) != dtype:
-            raise ValueError("it holds two tensors of the same numbers with different types")
+            raise ValueError("it holds two tensors that share numbers but differ in type")
         return _Storage(dtype, record.start, count)
 
     return find
@@ -158,12 +158,12 @@ def _storage_finder(records: Mapping[str, Record]) -> Callable[[Any], _Storage]:
 def _tensor(*arguments: Any) -> TensorRecord:
     is_plain = len(arguments) == 6 and arguments[4] is False and arguments[5] is _NO_HOOKS  # no gradient, no hooks
     if not is_plain or type(arguments[0]) is not _Storage or type(arguments[1]) is not int:
-        raise ValueError("it holds a tensor that is not one of plain numbers")
+        raise ValueError("it holds a tensor that is not made of plain numbers")
     storage, skipped, shape, strides = arguments[:4]
     for numbers in (shape, strides):
         is_tuple = type(numbers) is tuple and len(numbers) <= _MAX_AXES
         if not is_tuple or not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError("it holds a tensor whose shape is none")
+            raise ValueError("it holds a tensor without a valid shape")
     in_c_order = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     count, size = math.prod(shape), storage.dtype.itemsize
     if len(strides) != len(shape) or (count and strides != in_c_order):
@@ -173,7 +173,7 @@ def _tensor(*arguments: Any) -> TensorRecord:
     return TensorRecord(storage.dtype.str, shape, storage.start + skipped * size, count * size)
 
 
-_NO_HOOKS = object()  # stands for the hooks of a tensor: an OrderedDict of nothing
+_NO_HOOKS = object()  # stands for the hooks of a tensor: an empty OrderedDict
 
 
 def _no_hooks(*arguments: Any) -> object:
@@ -199,6 +199,6 @@ _NAMES: Mapping[str, Any] = {
 
 
 def name_of_open(file: BinaryIO, path: Path) -> str:
-    """Return a name for torch of the very file that is open, also when another has taken its place meanwhile."""
+    """Return a path of the open file itself for torch, also if another file has taken its place meanwhile."""
     place = Path(f"/proc/self/fd/{file.fileno()}")
     return str(place if place.exists() else path)

@@ -1,6 +1,6 @@
-"""Room on the disk: how much a job still writes at most, and whether so much is free.
+"""Disk space: how much a job may still write, and whether that much is free.
 
-Features files are made next to the store, which stays until they are whole: at the peak both exist.
+Features files are made next to the store, which stays until they are complete, so at the peak both exist.
 """
 
 import math
@@ -14,15 +14,15 @@ from lit_extract.common.errors import InputError
 from lit_extract.storage.layout import FLOAT32, NUMBER_BYTES, Shape, count_shards, feats_arrays
 from lit_extract.storage.places import AnyPath, place_of
 
-# Ids, status, sizes of the inputs, and of captions the mask: in the store, and again in a features file.
+# Per row, in the store and again in a features file: id, status, size of the input, and for captions the mask.
 ROW_OVERHEAD = 256
-# Folders and small files of a shard, a block of the file system each; what a features file says of itself.
+# Folders and small files of a shard, one block of the file system each; metadata of a features file.
 FILE_OVERHEAD = 64 * 2**10
 
 
 @dataclass(frozen=True)
 class Size:
-    """What determines the size of a job's output."""
+    """The facts that determine the size of a job's output."""
 
     n_stimuli: int
     layer_shapes: Sequence[Shape]  # of a row in each layer
@@ -48,33 +48,33 @@ class Size:
 
 
 def bytes_there(paths: Iterable[AnyPath]) -> int:
-    """Return the bytes of the disk that files and folders take now; missing and remote ones take none."""
+    """Return the bytes of disk space that files and folders use now; missing and remote ones use none."""
     local = [path for path in (place_of(each).local for each in paths) if path is not None]
     files = (file for path in local for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
-    return sum(file.stat().st_blocks * 512 for file in files)  # blocks: a file with holes takes less than its length
+    return sum(file.stat().st_blocks * 512 for file in files)  # blocks: a file with holes needs less than its length
 
 
 def free_bytes(folder: Path) -> int:
     """Return the bytes that this user may still write where ``folder`` is or would be made.
 
-    A quota counts as far as the file system reports it; what is reserved for root does not.
+    A quota is respected as far as the file system reports it; space reserved for root is not included.
     """
     return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
 def check_room(folder: AnyPath, store: int, files: int, replaced: int, advice: str) -> None:
-    """Raise InputError if there is no room in ``folder`` for the bytes of a store and features files to be written.
+    """Raise InputError if ``folder`` has too little space for the bytes of a store and features files.
 
-    ``replaced`` bytes will be deleted before. The advice is what to do when there is no room.
+    ``replaced`` bytes will be deleted first. ``advice`` says what to do if there is too little space.
     """
     local = place_of(folder).local
     if local is None:
-        return  # nobody knows how much a bucket takes
+        return  # the space in a bucket is not known
     needed, free = store + files - replaced, free_bytes(local)
     if needed > free:
-        parts = {"for the store": store, "for the .pt files": files, "given back by what is replaced": replaced}
+        parts = {"for the store": store, "for the .pt files": files, "freed by what is replaced": replaced}
         shares = ", ".join(f"{as_size(size)} {what}" for what, size in parts.items() if size)
         raise InputError(
-            f"no room on the disk: {as_size(needed)} are needed ({shares}), {as_size(free)} are free at "
+            f"not enough disk space: {as_size(needed)} are needed ({shares}), {as_size(free)} are free at "
             f"{str(folder)!r}; nothing is lost: {advice}"
         )

@@ -1,4 +1,4 @@
-"""Reading features: a finished ``.pt``, or the store of a run that is still going.
+"""Open features: a finished ``.pt``, or the store of a run that is not finished.
 
 N stimuli, L layers, D hidden size, T tokens.
 """
@@ -35,20 +35,20 @@ class Features:
     """Features of one model and one pooling on one dataset.
 
     Args:
-        path: Where they were read from.
+        path: File or store that was opened.
         layers: Name of each layer, in the order of the tensor's second axis.
-        stimulus_ids: Id of each row.
-        num_params: Parameters of the whole model, head included.
-        metadata: ``provenance`` (what determines the numbers), ``notes``, ``bad_input_rows`` (inputs that
-            could not be read: NaN) and ``not_finite_rows`` (the model gave NaN or infinity).
-        layer_shapes: Shape of a row in each layer: (D,), or (T, D) of several vectors a stimulus.
+        stimulus_ids: Stimulus id of each row.
+        num_params: Number of parameters of the whole model, head included.
+        metadata: ``provenance`` (settings that determine the numbers), ``notes``, ``bad_input_rows`` (the input could
+            not be read; the row is NaN) and ``not_finite_rows`` (the model gave NaN or infinity).
+        layer_shapes: Shape of a row in each layer: (D,), or (T, D) if a stimulus has several vectors.
         dtype: "float32", "float16" or "bfloat16".
-        n_done: Rows that are computed; fewer than N in the store of an unfinished run, where the others
-            are NaN.
-        extras: What else a finished file holds: of language models the attention ``mask`` (N, T) and, when
-            asked for, ``loss`` (nats a token) and ``bpb`` (bits a byte), means over stimuli, with
-            ``row_loss`` and ``row_bpb`` (N,); of vision models ``inputs`` (N, 4), what was noted of each image. Where
-            all tokens of captions are kept, ``token_ids`` (N, T) and the mask, also of a store.
+        n_done: Number of computed rows; fewer than N in the store of an unfinished run, where the other rows are
+            NaN.
+        extras: Further contents of a finished file: ``inputs`` (N, 4), notes on each image or caption; for captions,
+            the attention ``mask`` (N, T) and, if asked for, ``loss`` (nats per token) and ``bpb`` (bits per byte),
+            means over stimuli, with ``row_loss`` and ``row_bpb`` (N,). If all tokens of captions are kept, also
+            ``token_ids`` (N, T); these and the mask exist in a store too.
     """
 
     path: AnyPath
@@ -59,7 +59,7 @@ class Features:
     layer_shapes: list[Shape]
     dtype: str
     n_done: int
-    _read: Callable[..., Any]  # a layer, or None for all; of a layer all rows, or some
+    _read: Callable[..., Any]  # arguments: a layer, or None for all layers; with a layer, also some of the rows
     extras: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -79,14 +79,14 @@ class Features:
         return id_key(stimulus) in self._rows
 
     def __getitem__(self, stimulus: int | str | Iterable[int | str]) -> Tensor | dict[str, Tensor]:
-        """Return all layers of one stimulus, or of several in the order in which they are given.
+        """Return all layers of one stimulus, or of several stimuli in the given order.
 
         Args:
             stimulus: One id, or a list, array or column of ids; 3 and "3" are the same id.
 
         Returns:
-            (L, D) of one id, (n, L, D) of n ids, and T before D where a stimulus has several vectors. If layers differ
-            in shape it is a mapping of each layer's name to (D,) or (n, D).
+            (L, D) for one id, (n, L, D) for n ids, with T before D if a stimulus has several vectors. If layers differ
+            in shape, a dict from each layer's name to (D,) or (n, D).
 
         Raises:
             InputError: Some of the ids are not in these features.
@@ -102,30 +102,30 @@ class Features:
 
     @property
     def shape(self) -> Shape:
-        """Return (N, L, D), or (N, L, T, D) of several vectors a stimulus; (N, L) if layers differ in shape."""
+        """Return (N, L, D); (N, L, T, D) if a stimulus has several vectors; (N, L) if layers differ in shape."""
         return stacked_shape(len(self.stimulus_ids), self.layer_shapes)
 
     @property
     def feats(self) -> Tensor | dict[str, Tensor]:
-        """Return all layers as they are in a ``.pt``, and memory-mapped when read from one.
+        """Return all layers as stored in a ``.pt``, memory-mapped if they come from one.
 
-        That is one tensor, of :attr:`shape`; if layers differ in shape it is one for each, (N, D) by name. With
-        :meth:`layer` the two need not be told apart.
+        The result is one tensor of :attr:`shape`; if layers differ in shape, a dict from each layer's name to (N, D).
+        :meth:`layer` works the same way in both cases.
 
-        A remote ``.pt`` is copied into the folder for temporary files when this, or a layer, is first asked for; the
-        copy goes with the process.
+        A remote ``.pt`` is copied to the folder for temporary files when this or a layer is first read; the copy is
+        gone when the process ends.
         """
         feats: Tensor | dict[str, Tensor] = self._read(None)
         return feats
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Return what determines the numbers."""
+        """Return the settings that determine the numbers."""
         provenance: dict[str, Any] = self.metadata["provenance"]
         return provenance
 
     def layer(self, layer: str | int) -> Tensor:
-        """Return one layer by name or index, without reading the others: (N, D), or (N, T, D) of several vectors.
+        """Return one layer by name or index, (N, D) or (N, T, D), without reading the others.
 
         Raises:
             InputError: No such layer.
@@ -141,21 +141,21 @@ class Features:
         return self.layers.index(layer) if isinstance(layer, str) else layer % len(self.layers)
 
     def tokens(self, layer: str | int, rows: Sequence[int] | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Return the tokens of captions in one layer, each caption's own without what fills its row up.
+        """Return the tokens of each caption in one layer, without padding.
 
         Args:
             layer: Name or index.
-            rows: Rows to take, and to read from a store; default: all N.
+            rows: Rows to return; from a store, only these are read; default: all N.
 
         Returns:
-            For each row its token ids (T,), as the model's tokenizer has them, and their vectors (T, D).
+            For each row, its token ids (T,) from the model's tokenizer, and their vectors (T, D).
 
         Raises:
-            InputError: No such layer or row; these are no features of all tokens of captions (pooling "tokens").
+            InputError: No such layer or row, or these are not features of captions with pooling "tokens".
         """
         k, n = self._place_of(layer), len(self.stimulus_ids)
         if TOKEN_IDS not in self.extras:
-            raise InputError(f"tokens: {str(self.path)!r} has not all tokens of captions, which pooling tokens keeps")
+            raise InputError(f"tokens: {str(self.path)!r} has no tokens of captions, which only pooling tokens keeps")
         wanted = list(range(n)) if rows is None else [int(row) for row in rows]
         if outside := [str(row) for row in wanted if not 0 <= row < n]:
             raise InputError(f"rows: {name_some(outside)} must be 0 to {n - 1}")
@@ -166,19 +166,19 @@ class Features:
     def padded(self, rows: Sequence[int]) -> Tensor:
         """Return some rows of all layers, float32, each layer flattened and padded with zeros to the widest.
 
-        Norms, distances and products of layers are as they were without the zeros.
+        The zeros do not change norms, distances and products within a layer.
 
         Args:
             rows: K rows.
 
         Returns:
-            (K, L, most numbers of a layer).
+            (K, L, size of the widest layer).
         """
         by_layer = [self.layer(k)[list(rows)].flatten(1).float() for k in range(len(self.layers))]
         return pad_layers(torch.cat(by_layer, dim=1), self.layer_shapes)
 
     def rows_of(self, stimulus_ids: Iterable[int | str]) -> list[int]:
-        """Return the row of each of some stimuli, in their order; the same one may be asked for several times.
+        """Return the row of each stimulus, in the given order; an id may be given several times.
 
         Raises:
             InputError: Some of the ids are not in these features.
@@ -196,14 +196,14 @@ class Features:
 
     @cached_property
     def _rows(self) -> dict[str, int]:
-        """The row of each stimulus, by what ids are compared by."""
+        """The row of each stimulus, by the key with which ids are compared."""
         return {id_key(stimulus): row for row, stimulus in enumerate(self.stimulus_ids)}
 
     def plot(self) -> "Figure":
-        """Draw the norm of each layer, and how unlike the stimuli are at an early, a middle and the last layer.
+        """Draw the norm of each layer, and the dissimilarity of stimuli at an early, a middle and the last layer.
 
         Returns:
-            A figure of matplotlib, which a notebook shows; ``.savefig("features.png")`` writes it.
+            A matplotlib figure, which a notebook shows; ``.savefig("features.png")`` writes it.
 
         Raises:
             InputError: No stimulus has finite features yet, or matplotlib is not installed.
@@ -211,40 +211,40 @@ class Features:
         return picture_of(self)
 
     def of(self, trials: "pd.DataFrame", layer: str | int) -> Tensor:
-        """Return one layer for each trial, as (trials, D), in the order of the trials, without reading the others.
+        """Return one layer with a row for each trial, (trials, D), in their order, without reading the other layers.
 
         Args:
-            trials: From :func:`lit_extract.load_trials`, or any table with a column ``stimulus_id``.
+            trials: Table from :func:`lit_extract.load_trials`, or any other with a column ``stimulus_id``.
             layer: Name or index.
 
         Raises:
-            InputError: No such layer; trials of another dataset; stimuli that are not in these features.
+            InputError: No such layer, trials of another dataset, or stimuli that are not in these features.
         """
         return self.layer(layer)[self.rows_of_trials(trials)]
 
     def rows_of_trials(self, trials: "pd.DataFrame") -> list[int]:
         """Return the row of each trial's stimulus, see :meth:`of`."""
         if "stimulus_id" not in trials:
-            raise InputError(f"trials: no column stimulus_id; it has {name_some([*map(str, trials.columns)], 20)}")
+            raise InputError(f"trials: no column stimulus_id; found {name_some([*map(str, trials.columns)], 20)}")
         theirs, own = trials.attrs.get("dataset"), self.provenance.get("dataset")
         if theirs not in (None, own):
-            raise InputError(f"trials: they are of the dataset {theirs!r}, the features of {own!r}")
+            raise InputError(f"trials: of the dataset {theirs!r}, but the features are of {own!r}")
         return self.rows_of(trials["stimulus_id"])
 
     def to_rsatoolbox(
         self, layer: str | int, rows: Sequence[int] | None = None, trials: "pd.DataFrame | None" = None
     ) -> "rsatoolbox.data.Dataset":
-        """Return one layer as a dataset of rsatoolbox, for RDMs and RSA.
+        """Return one layer as an rsatoolbox dataset, for RDMs and RSA.
 
         Args:
             layer: Name or index.
-            rows: Rows to take; default: all N, which an RDM of N × N may be too much for.
-            trials: Take the row of each trial instead, see :meth:`of`.
+            rows: Rows to return; default: all N, for which an RDM of N × N may be too large.
+            trials: Return a row for each trial instead, see :meth:`of`.
 
         Returns:
-            ``measurements`` (rows or trials, D), float32, several vectors of a stimulus one after the other;
-            ``stimulus_id`` and the other columns of ``trials``, such as subject, session and repetition, are
-            observation descriptors, ``dim`` a channel descriptor, and model, layer, pooling, dataset and subset
+            A dataset with ``measurements`` (rows or trials, D), float32; several vectors of a stimulus are
+            concatenated. ``stimulus_id`` and the other columns of ``trials``, such as subject, session and repetition,
+            are observation descriptors; ``dim`` is a channel descriptor; model, layer, pooling, dataset and subset
             describe the dataset.
 
         Raises:
@@ -253,24 +253,25 @@ class Features:
         return to_rsatoolbox(self, layer, rows, trials)
 
     def to_xarray(self, layer: str | int | None = None, trials: "pd.DataFrame | None" = None) -> "xarray.DataArray":
-        """Return all layers, or one, with names on the axes: ``.sel(stimulus=42, layer="blocks.7")``.
+        """Return all layers, or one, with named axes, as for ``.sel(stimulus=42, layer="blocks.7")``.
 
-        Read from a ``.pt`` nothing is loaded before it is used: the numbers stay in the file. From a store all that
-        is asked for is read.
+        From a ``.pt``, numbers stay in the file until they are used. From a store, everything that is asked for is
+        read at once.
 
         Args:
-            layer: Name or index; default: all.
-            trials: Take the row of each trial, see :meth:`of`; all that is asked for is then read.
+            layer: Name or index; default: all layers.
+            trials: Return a row for each trial, see :meth:`of`; everything that is asked for is then read at once.
 
         Returns:
-            ``(stimulus, layer, dim)``, or ``(stimulus, dim)`` of one layer, with ``token`` before ``dim`` where a
-            stimulus has several vectors; bfloat16 as float32. ``stimulus`` are the ids, ``layer`` the
-            names. With trials the first dimension is ``trial``, along which ``stimulus_id`` and the other columns of
-            the trials, such as subject, session and repetition, are coordinates. ``attrs`` has model, pooling, dataset,
-            subset, and the whole provenance as JSON.
+            ``(stimulus, layer, dim)``, or ``(stimulus, dim)`` for one layer, with ``token`` before ``dim`` if a
+            stimulus has several vectors; bfloat16 becomes float32. The coordinate ``stimulus`` has the ids, ``layer``
+            the names. With trials, the first dimension is ``trial``; ``stimulus_id`` and the other columns of the
+            trials, such as subject, session and repetition, are coordinates along it. ``attrs`` has model, pooling,
+            dataset, subset, and the whole provenance as JSON.
 
         Raises:
-            InputError: No such layer or stimulus, no layer though they differ in shape, or xarray is not installed.
+            InputError: No such layer or stimulus, layers that differ in shape and no ``layer``, or xarray is not
+                installed.
         """
         return to_xarray(self, layer, trials)
 
@@ -280,7 +281,7 @@ def load_features(path: str | AnyPath, pool: str | None = None) -> Features:
 
     Args:
         path: A ``.pt``, or a ``.zarr`` folder, local or remote.
-        pool: Which pooling of a store that has several.
+        pool: Pooling to open, if a store has several.
 
     Raises:
         InputError: Not a features file or store, or no such pooling.

@@ -1,4 +1,4 @@
-"""The content of a features file, out of all rows of a job.
+"""The content of a features file, made from all rows of a job.
 
 N stimuli, L layers, D hidden size, T tokens.
 """
@@ -40,18 +40,18 @@ from lit_extract.storage.repair import Rows
 
 @dataclass(frozen=True)
 class Numbers:
-    """A tensor to be, whose numbers come in chunks, in order."""
+    """A tensor to be written; its numbers come in chunks, in order."""
 
     shape: Shape
     chunks: Iterable[NDArray[Any]]
     dtype: torch.dtype
 
 
-Tensors = Numbers | dict[str, Numbers]  # one, or one for each layer
+Tensors = Numbers | dict[str, Numbers]  # one tensor, or one for each layer
 
 
 def content_of(there: Rows, pool: str) -> dict[str, Any]:
-    """Return all of a features file but its tensors; raise InputError if what it is made of is damaged."""
+    """Return the content of a features file except its tensors; raise InputError if its source is damaged."""
     store, status, inputs = there.store, there.status(pool), there.inputs(pool)
     if (status == MISSING).any():
         raise InputError(f"{str(store.path)!r} has rows without a status; run the same predict command again")
@@ -82,28 +82,28 @@ def content_of(there: Rows, pool: str) -> dict[str, Any]:
 
 
 def _sizes_sha256(there: Rows, inputs: NDArray[np.int64] | None, before: dict[str, Any]) -> str | None:
-    """Return a hash of the sizes of the inputs, by which earlier versions see that they changed."""
+    """Return a hash of the sizes of the inputs, by which earlier versions detect changes."""
     if inputs is not None:
         return sizes_sha256(inputs[:, SIZE])
-    if there.files:  # of an earlier version; its images still have the sizes that they had
+    if there.files:  # of an earlier version; the sizes of their images have not changed
         return before.get("n_bytes_sha256")
     return sizes_sha256(there.store.extra(N_BYTES)) if N_BYTES in there.store.extras else None
 
 
 def sizes_sha256(sizes: NDArray[np.int64]) -> str:
-    """Return a hash of the bytes of each row's input: all that earlier versions noted in a features file."""
+    """Return a hash of the size of each row's input, the only note on inputs in features files of earlier versions."""
     return hashlib.sha256(sizes.astype("<i8").tobytes()).hexdigest()
 
 
 def _mean(values: NDArray[np.float32]) -> float:
-    """Return the mean of the values that are numbers."""
+    """Return the mean of the values that are not NaN."""
     numbers = values[~np.isnan(values)]
-    with np.errstate(over="ignore", invalid="ignore"):  # of damaged ones
+    with np.errstate(over="ignore", invalid="ignore"):  # if values are damaged
         return float(np.mean(numbers)) if len(numbers) else float("nan")
 
 
 def tensors_of(there: Rows, pool: str) -> dict[str, Tensors]:
-    """Return the tensors of a features file but its features."""
+    """Return the tensors of a features file except its features."""
     tensors: dict[str, Tensors] = {}
     store = there.store
     if (inputs := there.inputs(pool)) is not None:
@@ -122,7 +122,7 @@ def tensors_of(there: Rows, pool: str) -> dict[str, Tensors]:
 
 
 def tokens_bytes(there: Rows) -> int:
-    """Return the bytes of a row's mask, and of its token ids where they are kept; 0 of images."""
+    """Return the bytes of a row's mask and, if they are kept, of its token ids; 0 for images."""
     if N_TOKENS not in there.store.extras:
         return 0
     longest = max(int(there.extra(N_TOKENS, pool).max()) for pool in there.store.pools)
@@ -130,7 +130,7 @@ def tokens_bytes(there: Rows) -> int:
 
 
 def _mask(lengths: NDArray[np.int32]) -> Iterator[NDArray[np.uint8]]:
-    """Yield 1 where a caption has a token (rows, T), some rows at a time."""
+    """Yield the mask, 1 where a caption has a token (rows, T), some rows at a time."""
     longest = int(lengths.max())
     at_once = max(1, _MASK_BYTES // max(1, longest))
     for first in range(0, len(lengths), at_once):
@@ -141,9 +141,9 @@ _MASK_BYTES = 2**24  # made at once
 
 
 def save_skeleton(content: Mapping[str, Any], part: Path) -> list[Numbers]:
-    """Write a features file with a hole for each of its numbers, and return them in the order of its records.
+    """Write a features file with a hole in place of each tensor's numbers; return these in the order of its records.
 
-    Next to it a file with the size of each tensor is left, which takes no room either.
+    A sparse file as large as each tensor is left next to it; neither needs disk space.
     """
     made: list[Numbers] = []
 
@@ -160,7 +160,7 @@ def save_skeleton(content: Mapping[str, Any], part: Path) -> list[Numbers]:
 
 
 def with_tensors(make: Callable[[Any], Any], content: Any) -> Any:
-    """Return the content of a features file with what is made of each tensor, or of what stands for it."""
+    """Return the content of a features file with ``make`` applied to each tensor, or to what stands for it."""
     if isinstance(content, Numbers | TensorRecord):
         return make(content)
     return {name: with_tensors(make, value) for name, value in content.items()} if type(content) is dict else content

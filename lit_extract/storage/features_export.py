@@ -1,4 +1,4 @@
-"""Features as other packages take them: rsatoolbox and xarray."""
+"""Convert features for other packages: rsatoolbox and xarray."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def to_rsatoolbox(
     features: "Features", layer: str | int, rows: Sequence[int] | None, trials: "pd.DataFrame | None"
 ) -> "rsatoolbox.data.Dataset":
-    """Return one layer as a dataset of rsatoolbox, see :meth:`Features.to_rsatoolbox`."""
+    """Return one layer as an rsatoolbox dataset, see :meth:`Features.to_rsatoolbox`."""
     try:
         from rsatoolbox.data import Dataset
     except ImportError:
@@ -41,7 +41,7 @@ def to_rsatoolbox(
 
 
 def to_xarray(features: "Features", layer: str | int | None, trials: "pd.DataFrame | None") -> "xarray.DataArray":
-    """Return all layers, or one, with names on the axes, see :meth:`Features.to_xarray`."""
+    """Return all layers, or one, with named axes, see :meth:`Features.to_xarray`."""
     try:
         import xarray
     except ImportError:
@@ -73,7 +73,7 @@ def _names(features: "Features") -> dict[str, Any]:
 
 
 def _columns_of(trials: "pd.DataFrame | None") -> dict[str, list[Any]]:
-    """Return what describes each trial; its row in the dataset's table is not its row here."""
+    """Return the columns that describe each trial, without its row in the dataset's table, which is another here."""
     if trials is None:
         return {}
     return {str(name): trials[name].tolist() for name in trials.columns if name not in ("stimulus_id", "row")}

@@ -1,4 +1,4 @@
-"""Reading a finished features file: its numbers stay in the file until they are used."""
+"""Read a finished features file; its numbers stay in the file until they are used."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ from lit_extract.storage.tensors import to_tensor
 
 
 def open_file(path: AnyPath, pool: str | None) -> dict[str, Any]:
-    """Return what the Features of a ``.pt`` are made of."""
+    """Return the arguments of Features for a ``.pt``."""
     local = place_of(path).local
     with _opened(path) as file:
         content = read_features_content(file)
@@ -69,7 +69,7 @@ def read_metadata(path: AnyPath) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: AnyPath) -> Iterator[BinaryIO]:
-    """Open a features file for reading bytes; whatever is wrong with it, also while it is read, is an InputError."""
+    """Open a features file for reading bytes; anything wrong with it, also while it is read, is an InputError."""
     try:
         with place_of(path).open_to_read() as file:
             yield file
@@ -83,7 +83,7 @@ def _opened(path: AnyPath) -> Iterator[BinaryIO]:
 
 
 def _map(file: BinaryIO, path: Path, record: TensorRecord) -> Tensor:
-    """Map a tensor of a local file: its numbers come from the disk, changes stay in memory, and no file stays open."""
+    """Map a tensor of a local file: numbers are read on use, changes stay in memory, and no file stays open."""
     if not record.nbytes:
         return _numbers_of(np.empty(0, np.uint8), record)
     size = os.fstat(file.fileno()).st_size
@@ -92,17 +92,17 @@ def _map(file: BinaryIO, path: Path, record: TensorRecord) -> Tensor:
 
 
 def _numbers_of(content: NDArray[np.uint8], record: TensorRecord) -> Tensor:
-    """Return a tensor of the bytes that a record says are its numbers."""
+    """Return a tensor from the bytes of its numbers, in the form that a record states."""
     kept_as = KEPT_AS[FEATS_DTYPES[record.dtype]] if record.dtype in FEATS_DTYPES else record.dtype
     return to_tensor(content.view(kept_as).reshape(record.shape))
 
 
 def _fetch_feats(path: AnyPath, content: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
-    """Map a remote file's features from a copy that nobody else sees."""
+    """Map a remote file's features from a private copy."""
     with tempfile.NamedTemporaryFile(suffix=FEATURES_SUFFIX) as copy:
         folder, place = Path(copy.name).parent, Path(copy.name)
         n_bytes = sum(record.nbytes for record in feats_records(content))
-        check_room(folder, 0, n_bytes, 0, f"set TMPDIR to a folder that has room for a copy of {path}")
+        check_room(folder, 0, n_bytes, 0, f"set TMPDIR to a folder with space for a copy of {path}")
         with place_of(path).open_to_read(LARGE) as source:
             shutil.copyfileobj(source, copy, LARGE)
         copy.flush()

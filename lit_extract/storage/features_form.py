@@ -1,4 +1,4 @@
-"""What a features file holds: one description, which all that read or write one rely on (``docs/store-format.md``).
+"""The form of a features file: the one description for all readers and writers (``docs/store-format.md``).
 
 N stimuli, L layers, D hidden size, T tokens.
 """
@@ -34,19 +34,19 @@ from lit_extract.storage.provenance import OF_CAPTIONS, kind_of
 from lit_extract.storage.rounding import NOTE
 from lit_extract.storage.seen import Geometry
 
-MEANS = ("loss", "bpb")  # of captions, over stimuli; the rows are row_<name>
+MEANS = ("loss", "bpb")  # means over stimuli, for captions; the values of rows are row_<name>
 
-# Data types of feats, as a TensorRecord has them.
+# Data types of feats: the name in a TensorRecord, and ours.
 FEATS_DTYPES: Mapping[str, str] = {"<f4": "float32", "<f2": "float16", "|V2": "bfloat16"}
 
-# Data type and axes of each other tensor; all have a row a stimulus.
+# Data type and number of axes of each other tensor; all have one row per stimulus.
 TENSORS: Mapping[str, tuple[str, int]] = {
-    "mask": ("|u1", 2),  # (N, T), of captions
-    TOKEN_IDS: ("<i4", 2),  # (N, T), of captions of which all tokens are kept, 0 where mask is 0
-    N_EXCLUDED: ("<i4", 1),  # (N,), of captions of which some tokens are left out of poolings
+    "mask": ("|u1", 2),  # (N, T), for captions
+    TOKEN_IDS: ("<i4", 2),  # (N, T), if all tokens of captions are kept; 0 where mask is 0
+    N_EXCLUDED: ("<i4", 1),  # (N,), if poolings leave out some tokens of captions
     N_SINKS: ("<i4", 2),  # (N, L), likewise
-    INPUTS: ("<i8", 2),  # (N, 4), of images
-    **{f"row_{name}": ("<f4", 1) for name in MEANS},  # (N,), of captions, when asked for
+    INPUTS: ("<i8", 2),  # (N, 4), for images and captions
+    **{f"row_{name}": ("<f4", 1) for name in MEANS},  # (N,), for captions, if asked for
 }
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]  # whoever prints it uses ``shorten``
@@ -54,7 +54,7 @@ _StimulusId = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[str, Stri
 
 
 class Provenance(TypedDict, total=False):
-    """What determines the numbers."""
+    """The settings that determine the numbers."""
 
     model: Required[_Name]
     pool: Required[OneName]
@@ -82,22 +82,22 @@ class _Rounding(TypedDict, total=False):
 
 
 class _PrecisionCheck(TypedDict, total=False):
-    failed: str  # another library's error, of any kind
+    failed: str  # any error of another library
     pools: dict[str, _Rounding]
 
 
 class Notes(TypedDict, total=False):
-    """What is worth knowing and may differ."""
+    """Further facts, which may differ between runs with the same provenance."""
 
     lit_extract: ShortText
     created: ShortText
     root: str | None
     tag: ShortText
-    sweep: bool  # made by a sweep through all models of its kind
+    sweep: bool  # made by a sweep over all models of its kind
     exif_rotations: Count
     repaired_rows: list[Count]
-    captions_of_rows: list[dict[str, Any]]  # where rows are of captions that were edited later
-    head_meaning: ShortText  # of pooling head: what the model outputs
+    captions_of_rows: list[dict[str, Any]]  # if some rows are of captions that were edited later
+    head_meaning: ShortText  # with pooling head: the meaning of the model's output
     precision_check: _PrecisionCheck
 
 
@@ -113,7 +113,7 @@ class Metadata(TypedDict, total=False):
 
 
 class Content(TypedDict, total=False):
-    """A features file; besides, it may have the other ``TENSORS``."""
+    """A features file; it may also have the other ``TENSORS``."""
 
     # (N, L, D), or (N, L, T, D); by layer (N, D), or (N, T, D), if layers differ in shape
     feats: Required[InstanceOf[TensorRecord] | dict[ShortText, InstanceOf[TensorRecord]]]
@@ -129,12 +129,12 @@ assert NOTE in Notes.__annotations__
 METADATA: TypeAdapter[Metadata] = TypeAdapter(Metadata)
 _CONTENT: TypeAdapter[Content] = TypeAdapter(Content)
 
-# What the provenance of today's files has at least.
+# Keys that the provenance of every current file has.
 _OF_TODAY = frozenset({"model", "options", "weights", "layers", "pool", "dataset", "subset", "n_stimuli", "precision"})
 
 
 def read_features_content(file: BinaryIO) -> dict[str, Any]:
-    """Return what :func:`read_content` does, or raise ValueError: it is no features file, or its parts do not fit."""
+    """Return what :func:`read_content` returns; raise ValueError if it is not a consistent features file."""
     content = read_content(file)
     if problems := inconsistencies(content):
         raise ValueError("; ".join(problems))
@@ -142,11 +142,11 @@ def read_features_content(file: BinaryIO) -> dict[str, Any]:
 
 
 def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[str]:
-    """List what of a file's content is missing, of another kind, or at odds with the rest; its numbers are not read.
+    """List problems of a file's content: missing, of the wrong type, or inconsistent. Numbers are not read.
 
     Args:
         content: As :func:`~lit_extract.storage.archive.read_content` returns it.
-        of_today: It must have all that today's files have, which earlier ones and those of tests may not.
+        of_today: Require everything that current files have; earlier files and those of tests may lack some of it.
     """
     try:
         metadata = content.get("metadata")
@@ -161,10 +161,10 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
     form = form_of(content)
     n, n_layers = form.n_stimuli, len(form.layer_shapes)
     if content["metadata"].get("format", 1) < FEATURES_FORMAT and not is_plain(form.layer_shapes, form.dtype):
-        return [f"it has features that only format {FEATURES_FORMAT} has, and says that it is of an earlier one"]
+        return [f"it has features that need format {FEATURES_FORMAT}, but states an earlier format"]
     problems = _wrong_names("layers", content["layers"], n_layers)
     if isinstance(content["feats"], dict) and [*content["feats"]] != content["layers"]:
-        problems.append("the names in feats are not its layers")
+        problems.append("the names in feats differ from its layers")
     problems += _wrong_names("stimulus_ids", content["stimulus_ids"], n)
     problems += _wrong_row_lists(content["metadata"], n)
     if of_today:
@@ -172,7 +172,7 @@ def inconsistencies(content: Mapping[str, Any], of_today: bool = False) -> list[
             return [f"its provenance has no {', '.join(sorted(missing))}"]
         problems += [] if "format" in content["metadata"] else ["its metadata have no format"]
         if provenance["layers"] != content["layers"]:
-            problems.append("layers are not those of its provenance")
+            problems.append("layers differ from those of its provenance")
         if provenance["n_stimuli"] != n:
             problems.append(f"n_stimuli of its provenance is {provenance['n_stimuli']}, but it has {n} rows")
     return problems + _wrong_extras(content, n, of_today)
@@ -182,7 +182,7 @@ class Form(NamedTuple):
     """The form of features."""
 
     n_stimuli: int
-    layer_shapes: list[Shape]  # of a row in each layer, as (D,)
+    layer_shapes: list[Shape]  # of a row in each layer, such as (D,)
     dtype: str
 
 
@@ -197,7 +197,7 @@ def form_of(content: Mapping[str, Any]) -> Form:
 
 
 def feats_records(content: Mapping[str, Any]) -> list[TensorRecord]:
-    """Return the tensors of features: one of all layers, or one of each."""
+    """Return the tensors of features: one with all layers, or one per layer."""
     feats = content["feats"]
     return list(feats.values()) if isinstance(feats, dict) else [feats]
 
@@ -208,22 +208,22 @@ def _wrong_feats(feats: TensorRecord | dict[str, TensorRecord]) -> str | None:
     for record in records:
         if record.dtype not in FEATS_DTYPES or not 1 <= len(record.shape) - others <= MAX_AXES:
             axes = " or ".join(str(others + n) for n in range(1, MAX_AXES + 1))
-            return f"feats is no {' or '.join(FEATS_DTYPES.values())} tensor of {axes} axes"
+            return f"feats is not a {' or '.join(FEATS_DTYPES.values())} tensor of {axes} axes"
         if 0 in record.shape:
-            return f"feats has the shape {record.shape}"
+            return f"feats is empty: its shape is {record.shape}"
         if max(record.shape[others:]) > MAX_DIM:
-            return f"feats has {max(record.shape[others:]):,} dimensions; {MAX_DIM:,} are possible"
+            return f"feats has {max(record.shape[others:]):,} dimensions; at most {MAX_DIM:,} are possible"
     if not records or len({(record.dtype, record.shape[0]) for record in records}) > 1:
-        return "feats has layers of different rows or data types, or none"
+        return "feats has no layers, or layers that differ in rows or data type"
     n_layers = len(records) if by_layer else records[0].shape[1]
-    return f"feats has {n_layers:,} layers; {MAX_LAYERS:,} are possible" if n_layers > MAX_LAYERS else None
+    return f"feats has {n_layers:,} layers; at most {MAX_LAYERS:,} are possible" if n_layers > MAX_LAYERS else None
 
 
 def _wrong_names(what: str, names: Sequence[int | str], n: int) -> list[str]:
     if len(names) != n:
         return [f"{len(names)} {what} for {n}"]
     if len(set(map(type, names))) > 1:
-        return [f"{what} are no list of int or of str"]
+        return [f"{what} are not all int or all str"]
     if len(set(names)) < n:
         twice = [shorten(str(name)) for name, times in Counter(names).most_common(10) if times > 1]
         return [f"{what} occur twice: {name_some(twice)}"]
@@ -233,7 +233,7 @@ def _wrong_names(what: str, names: Sequence[int | str], n: int) -> list[str]:
 def _wrong_row_lists(metadata: Mapping[str, Any], n: int) -> list[str]:
     lists = {what: metadata[what] for what in ("bad_input_rows", "not_finite_rows")}
     problems = [
-        f"{what} are no list of rows 0 to {n - 1}, each once"
+        f"{what} must list rows 0 to {n - 1}, each once"
         for what, rows in lists.items()
         if max(rows, default=0) >= n or len(set(rows)) < len(rows)
     ]
@@ -248,7 +248,7 @@ def rows_text(rows: Iterable[int]) -> str:
 
 
 def _wrong_extras(content: Mapping[str, Any], n: int, of_today: bool) -> list[str]:
-    """Of what a file may have besides, and of what captions have today: the mask, and losses that were asked for."""
+    """List problems of further tensors: those that a file may have, and those that current files of captions have."""
     provenance = content["metadata"]["provenance"]
     is_of_captions = of_today and kind_of(provenance) in OF_CAPTIONS
     has_loss = any(f"row_{name}" in content for name in MEANS) or (is_of_captions and provenance.get("loss"))
@@ -268,7 +268,7 @@ def _wrong_extras(content: Mapping[str, Any], n: int, of_today: bool) -> list[st
 
 
 def _wrong_widths(content: Mapping[str, Any]) -> list[str]:
-    """See that features of all tokens, their ids and the mask have as many tokens, as the provenance has it."""
+    """Check that features of all tokens, their ids, the mask and the provenance have the same number of tokens."""
     shapes, ids = form_of(content).layer_shapes, content[TOKEN_IDS].shape[1]
     others = content["mask"].shape[1], content["metadata"]["provenance"].get("longest_caption", ids)
     if {(len(shape), shape[0]) for shape in shapes} == {(MAX_AXES, ids)} and {*others} == {ids}:
@@ -280,11 +280,11 @@ def _wrong_widths(content: Mapping[str, Any]) -> list[str]:
 def _wrong_tensor(name: str, tensor: Any, n: int) -> str | None:
     dtype, axes = TENSORS[name]
     if not isinstance(tensor, TensorRecord) or (tensor.dtype, len(tensor.shape)) != (dtype, axes):
-        return f"{name} is no {np.dtype(dtype).name} tensor of {axes} axes"
+        return f"{name} is not a tensor of {np.dtype(dtype).name} with {axes} axes"
     if tensor.shape[0] != n:
         return f"{name} has {tensor.shape[0]} rows for {n}"
     if name == INPUTS and tensor.shape[1] != len(INPUT_COLUMNS):
         return f"{name} has {tensor.shape[1]} columns for {len(INPUT_COLUMNS)}"
     if name == "mask" and tensor.shape[1] > MAX_TOKENS:
-        return f"{name} has {tensor.shape[1]:,} tokens; {MAX_TOKENS:,} are possible"
+        return f"{name} has {tensor.shape[1]:,} tokens; at most {MAX_TOKENS:,} are possible"
     return None

@@ -1,4 +1,4 @@
-"""Features in one picture: norms by layer, and how unlike the stimuli are.
+"""Features in one picture: norms by layer, and dissimilarities of stimuli.
 
 N stimuli, D hidden size.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from lit_extract.storage.features import Features
 
 STIMULI_AT_MOST = 200
-NUMBERS_AT_MOST = 2**23  # of a layer that are in memory at once, in double precision
+NUMBERS_AT_MOST = 2**23  # of a layer, in memory at once, in double precision
 
 
 def draw(features: "Features", picture: Path) -> None:
-    """Write the picture of :func:`picture_of` to a file; its suffix says of which kind."""
+    """Write the picture of :func:`picture_of` to a file; its suffix determines the format."""
     figure = picture_of(features)
     if picture.suffix[1:].lower() not in (known := figure.canvas.get_supported_filetypes()):
         raise InputError(f"picture: {str(picture)!r} must end in one of .{', .'.join(sorted(known))}")
@@ -49,15 +49,15 @@ def picture_of(features: "Features") -> "Figure":
     rows = np.unique(np.linspace(0, n - 1, drawable).astype(int))
     norms = [np.linalg.norm(_vectors(features, k, rows), axis=1) for k in range(len(features.layers))]
     if not np.isfinite(norms).any():
-        raise InputError("picture: there is nothing to draw, as none of the stimuli has finite features yet")
+        raise InputError("picture: nothing to draw: no stimulus has finite features yet")
     with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():  # names are no formulas
-        warnings.simplefilter("ignore")  # of numbers that are not finite
+        warnings.simplefilter("ignore")  # about numbers that are not finite
         return _figure(features, rows, norms)
 
 
 def _save(figure: "Figure", target: Path | io.BytesIO) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of signs that no font has
+        warnings.simplefilter("ignore")  # about characters that no font has
         figure.savefig(target, dpi=130)
 
 
@@ -67,7 +67,7 @@ def _figure(features: "Features", rows: NDArray[np.int64], norms: list[NDArray[n
 
     class NotebookFigure(Figure):
         def _repr_png_(self) -> bytes:
-            """Return what a notebook shows, also where matplotlib has no backend for notebooks."""
+            """Return the picture for a notebook, also if matplotlib has no backend for notebooks."""
             _save(self, content := io.BytesIO())
             return content.getvalue()
 
@@ -93,7 +93,7 @@ def _figure(features: "Features", rows: NDArray[np.int64], norms: list[NDArray[n
 
 
 def _vectors(features: "Features", layer: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return a vector of each row: several of a stimulus one after the other."""
+    """Return one vector per row; several vectors of a stimulus are concatenated."""
     vectors: NDArray[np.float64] = features.layer(layer)[rows].flatten(1).double().numpy()
     return vectors
 

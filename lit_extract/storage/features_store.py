@@ -1,4 +1,4 @@
-"""Reading the store of a run as features, also while the run is going."""
+"""Open the store of a run as features, also while it is running."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ from lit_extract.storage.tensors import to_tensor
 
 
 def open_store(path: AnyPath, pool: str | None) -> dict[str, Any]:
-    """Return what the Features of one pooling of a store are made of."""
+    """Return the arguments of Features for one pooling of a store."""
     store = Store(path)
     if pool is None and len(store.pools) == 1:
         pool = store.pools[0]
     if pool not in store.pools:
-        raise InputError(f"pool: {pool!r} must be one of {', '.join(store.pools)}, which {str(path)!r} holds")
+        raise InputError(f"pool: {pool!r} must be one of {', '.join(store.pools)}, the poolings of {str(path)!r}")
     chosen: str = pool
     status = store.status()
 

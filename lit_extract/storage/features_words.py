@@ -1,4 +1,4 @@
-"""Features in a few words: what a notebook and the Python prompt show."""
+"""Short descriptions of features, for notebooks and the Python prompt."""
 
 from html import escape
 from typing import TYPE_CHECKING
@@ -9,8 +9,8 @@ from lit_extract.storage.layout import FLOAT32, shapes_in_words
 if TYPE_CHECKING:
     from lit_extract.storage.features import Features
 
-# Of captions: what a file has means of, and in what unit.
-UNITS = {"loss": "nats a token", "bpb": "bits a byte"}
+# Means that a file of captions has, and their units.
+UNITS = {"loss": "nats per token", "bpb": "bits per byte"}
 
 
 def count(number: int, what: str) -> str:
@@ -29,14 +29,14 @@ def size_of(features: "Features") -> str:
 
 
 def means_of(features: "Features") -> dict[str, str]:
-    """Return how well the model predicts the captions, as means over stimuli."""
+    """Return how well the model predicts the captions, as means over stimuli, with units."""
     return {
         name: f"{float(features.extras[name]):.4g} {unit}" for name, unit in UNITS.items() if name in features.extras
     }
 
 
 def facts_of(features: "Features") -> dict[str, str]:
-    """Return what to know of features first, by what it is called."""
+    """Return the most important facts about features, by name."""
     provenance, layers, n = features.provenance, features.layers, len(features.stimulus_ids)
     weights = ", random weights" if provenance.get("weights") == "untrained" else ""
     subset = f", {provenance['subset']}" if provenance.get("subset") else ""
@@ -54,14 +54,14 @@ def facts_of(features: "Features") -> dict[str, str]:
 
 
 def as_text(features: "Features") -> str:
-    """Return a line for each fact."""
+    """Return one line per fact."""
     facts = facts_of(features)
     width = max(map(len, facts))
     return "\n".join(["Features", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
 
 
 def as_html(features: "Features") -> str:
-    """Return a table with a line for each fact."""
+    """Return a table with one line per fact."""
     rows = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
         for name, value in facts_of(features).items()

@@ -1,4 +1,4 @@
-"""From a complete store to features files: one streaming pass, memory of two shards.
+"""Turn a complete store into features files: one streaming pass, with two shards in memory.
 
 N stimuli.
 """
@@ -36,21 +36,21 @@ from lit_extract.storage.provenance import CAPTIONS, differing, features_provena
 from lit_extract.storage.repair import Rows, difference
 from lit_extract.storage.store import Store, is_store, remove_store
 
-_FEW_IDS = 10_000  # fit in any case
+_FEW_IDS = 10_000  # these fit in any case
 
 
 def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
-    """Turn a complete store into its features files, one a pooling.
+    """Turn a complete store into its features files, one per pooling.
 
     Args:
         store: Folder of the store (``….zarr``), local or remote.
-        keep_store: Leave the store in place.
+        keep_store: Keep the store afterwards.
 
     Returns:
         The features files.
 
     Raises:
-        InputError: Not a store, rows are missing, another run is writing it, or the disk has no room for the files.
+        InputError: Not a store, rows are missing, another run is writing it, or there is too little disk space.
     """
     path = to_path(store, "store")
     local = place_of(path).local
@@ -62,7 +62,7 @@ def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
 
 
 def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
-    """:func:`finalize` for a caller that holds the store's lock."""
+    """Do the same as :func:`finalize`, for a caller that holds the store's lock."""
     store.drop_damaged()
     there = Rows(store)
     if missing := there.missing():
@@ -77,7 +77,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         for pool, file in files.items()
         if not is_finished(file, features_provenance(store.provenance, pool))
         or there.repaired(pool)
-        # A remote file can't be renamed: it appears before it is read back, and its run may have been killed meanwhile.
+        # A remote file can't be renamed: it appears before it is verified, and its run may have been killed meanwhile.
         or (not place_of(file).appears_verified and not store.is_kept and read_back(file))
     ]
     if left:
@@ -87,9 +87,9 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         store.path.parent,
         store=0,
         files=len(left) * size,
-        # what a finalize that was killed has left is written over
+        # a killed finalize's leftovers are overwritten
         replaced=bytes_there(file.with_name(f".{file.name}{PART_SUFFIX}") for file in files.values()),
-        advice=f"make room, then run lit-extract finalize {store.path}",
+        advice=f"free some space, then run lit-extract finalize {store.path}",
     )
     if store.missing_rows():
         _check_earlier([files[pool] for pool in left])
@@ -97,7 +97,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
         _write_features(there, pool, files[pool])
     for pool, file in files.items():
         _check_same(store, pool, file)
-    if keep_store and not store.missing_rows():  # what a repair fills of one is no store to keep
+    if keep_store and not store.missing_rows():  # a repair fills only a part of a store, which is not worth keeping
         store.keep()
     else:
         remove_store(store.path)
@@ -107,17 +107,17 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
 
 
 def _check_earlier(files: Iterable[AnyPath]) -> None:
-    """See that features files whose rows go into new ones are whole: a new checksum would vouch for damage."""
+    """Check that features files whose rows go into new ones are sound: a new checksum would hide damage."""
     for file in files:
         if damage := read_back(file):
             raise InputError(
-                f"{str(file)!r} is damaged ({damage}), so that its bad rows can't be repaired; restore it, or pass "
+                f"{str(file)!r} is damaged ({damage}), so its bad rows can't be repaired; restore it, or pass "
                 "--overwrite to predict to compute all rows from scratch"
             )
 
 
 def check_ids_fit(stimulus_ids: Sequence[int] | Sequence[str]) -> None:
-    """Refuse to begin what no features file can hold in the end: more ids than are read from one.
+    """Refuse to start a run with more ids than can be read from a features file.
 
     Raises:
         InputError: There are too many.
@@ -129,14 +129,14 @@ def check_ids_fit(stimulus_ids: Sequence[int] | Sequence[str]) -> None:
     except ValueError as error:
         raise InputError(
             f"data: a .pt of {len(stimulus_ids):,} stimuli can't be read ({error}); choose some with --data.query or "
-            "--data.subset, or keep the store, which load_features reads: --finalize false"
+            "--data.limit, or keep the store, which load_features reads: --finalize false"
         ) from None
 
 
 def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = None) -> bool:
-    """Return whether ``file`` exists, with exactly this provenance; else an InputError names the differing settings.
+    """Return whether ``file`` exists with exactly this provenance; an InputError names settings that differ.
 
-    A file of other captions, which notes which each row is of, is not finished: only its other rows are.
+    A file that notes the caption of each row is not finished if captions were edited: the edited rows are missing.
     """
     if not place_of(file).exists():
         return False
@@ -148,14 +148,14 @@ def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = No
         ) from None
     if others := difference(found, provenance, root):
         raise InputError(
-            f"{str(file)!r} was made with other settings: {others}. To have both, give this run a name with "
-            "--tag NAME; --overwrite replaces it"
+            f"{str(file)!r} was made with other settings: {others}. To keep both, name this run with --tag NAME; "
+            "--overwrite replaces the file"
         )
     return found.provenance.get(CAPTIONS) == provenance.get(CAPTIONS)
 
 
 def _check_same(store: Store, pool: str, file: AnyPath) -> None:
-    """See that a features file has the stimuli and layers of its store, which is deleted after that."""
+    """Check that a features file has the stimuli and layers of its store, which is deleted next."""
     try:
         found = load_features(file)
     except RemoteError:
@@ -169,7 +169,7 @@ def _check_same(store: Store, pool: str, file: AnyPath) -> None:
         others.append("provenance")
     if others:
         raise InputError(
-            f"{str(file)!r} has other {', '.join(others)} than {str(store.path)!r}, which is kept; move the file "
+            f"{str(file)!r} differs in {', '.join(others)} from {str(store.path)!r}, which is kept; move the file "
             "elsewhere, then run lit-extract finalize again"
         )
 
@@ -179,7 +179,7 @@ def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
     content = {"feats": _feats(there, pool), **tensors_of(there, pool), **content_of(there, pool)}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            skeleton = Path(folder, "skeleton.pt")  # takes no room: all numbers are holes
+            skeleton = Path(folder, "skeleton.pt")  # needs no disk space: all numbers are holes
             chunks = [numbers.chunks for numbers in save_skeleton(content, skeleton)]
 
             def write(out: BinaryIO) -> None:
@@ -198,7 +198,7 @@ def _write_features(there: Rows, pool: str, file: AnyPath) -> None:
 
 
 def _feats(there: Rows, pool: str) -> Tensors:
-    """Return the features of a pooling to be written: of all layers at once, or of one after the other."""
+    """Return the features of a pooling to be written: one tensor with all layers, or one per layer."""
     store = there.store
     dtype = getattr(torch, store.dtype)
     numbers = {
@@ -211,7 +211,7 @@ def _feats(there: Rows, pool: str) -> Tensors:
 
 
 def _shards(there: Rows, pool: str, array: FeatsArray) -> Iterator[NDArray[Any]]:
-    """Yield the shards of an array, each gone when the next one comes, which is read in the meantime."""
+    """Yield the shards of an array; each is overwritten later, while the next one is already being read."""
     store = there.store
     shape, kept_as = (len(store.rows_of(0)), *array.row_shape), KEPT_AS[store.dtype]
     both = [np.empty(shape, dtype=kept_as) for _ in range(min(2, store.n_shards))]
@@ -229,9 +229,9 @@ def _shards(there: Rows, pool: str, array: FeatsArray) -> Iterator[NDArray[Any]]
 
 
 def read_back(file: AnyPath, expected: Mapping[str, Any] | None = None) -> str | None:
-    """Read all of a features file; return how it differs from its checksums, and from what was to be written.
+    """Read all of a features file; return how it differs from its checksums, and from ``expected``.
 
-    That is ``expected``: its content, whose tensors must have the same shapes. A RemoteError is raised as it is.
+    ``expected`` is the content that was to be written; tensors must have the same shapes. RemoteErrors are raised.
     """
     try:
         with place_of(file).open_to_read(LARGE) as opened:

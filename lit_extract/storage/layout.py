@@ -1,4 +1,4 @@
-"""How stores and features files are laid out: facts that need no numpy or torch (``docs/store-format.md``).
+"""The layout of stores and features files: facts that need neither numpy nor torch (``docs/store-format.md``).
 
 N stimuli, L layers, D hidden size.
 """
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from lit_extract.common.untrusted import shorten
 
-# docs/store-format.md describes both; each grows when its readers must change.
+# docs/store-format.md describes both; a number grows when readers must change.
 STORE_FORMAT, FEATURES_FORMAT = 4, 2
-PLAIN_STORE_FORMAT, PLAIN_FEATURES_FORMAT = 2, 1  # where each layer is a vector of the same width, in float32
-FORMED_STORE_FORMAT = 3  # where layers may be others, but further values of a row are one number each
+PLAIN_STORE_FORMAT, PLAIN_FEATURES_FORMAT = 2, 1  # each layer is a vector of the same width, in float32
+FORMED_STORE_FORMAT = 3  # layers may have other shapes and types, but further values of a row are one number each
 STORE_SUFFIX, FEATURES_SUFFIX = ".zarr", ".pt"
-GROUP_KEY = "zarr.json"  # below the store's folder, as all keys
-FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "metadata"})  # of each features file
+GROUP_KEY = "zarr.json"  # relative to the store's folder, as all keys
+FEATURES_KEYS = frozenset({"feats", "num_params", "layers", "stimulus_ids", "metadata"})  # keys of every features file
 
 
 # status of a row
@@ -27,22 +27,23 @@ MISSING, OK, BAD_INPUT, NOT_FINITE = range(4)
 STATUS_NUMBERS = {"missing": MISSING, "ok": OK, "bad_input": BAD_INPUT, "not_finite": NOT_FINITE}
 
 STATUS, STIMULUS_ID = "status", "stimulus_id"
-N_TOKENS = "n_tokens"  # the extra that says how long each caption is
-N_EXCLUDED = "n_excluded"  # how many of them poolings leave out, as BOS or special tokens
-N_SINKS = "n_sinks"  # and how many in each layer as attention sinks
-TOKEN_IDS = "token_ids"  # the extra that says which they are, as many as the longest caption has
-N_BYTES = "n_bytes"  # the extra that says how large each row's input was when it was read
-# What was noted of each row's image when it was read, extras of a store and columns of a features file's "inputs":
-# size and time of its file, a hash of its content (0: not known), and whether it has an EXIF rotation.
+# Extras of a store.
+N_TOKENS = "n_tokens"  # tokens of each caption
+N_EXCLUDED = "n_excluded"  # tokens of each caption that poolings leave out as BOS or special tokens
+N_SINKS = "n_sinks"  # tokens of each caption that they leave out as attention sinks, in each layer
+TOKEN_IDS = "token_ids"  # token ids of each caption, as many as the longest caption has
+N_BYTES = "n_bytes"  # size of each row's input when it was read
+# Notes on each row's input from when it was read, as extras of a store and columns of "inputs" in a features file: size
+# and time of its file, a hash of its content (0: not known), and whether it has an EXIF rotation.
 INPUT_COLUMNS = (N_BYTES, "mtime_ns", "content", "rotated")
 INPUTS = "inputs"
-ROW_OF = "row_of"  # in a batch whose rows have several inputs each, as captions: the place of the row of each input
+ROW_OF = "row_of"  # in a batch of rows with several inputs, such as captions: the place of each input's row
 SIZE, MTIME, CONTENT, ROTATED = range(len(INPUT_COLUMNS))
-# The most that a store or a features file may have, far above what models have.
+# Limits of stores and features files, far above those of real models.
 MAX_LAYERS, MAX_DIM, MAX_TOKENS = 10_000, 2**20, 2**20
 MAX_AXES = 2  # of a row in a layer: (D,), or (T, D)
 IDS_KEY = f"{STIMULUS_ID}/c/0"
-SEAL_BYTES = 32  # of a file of a store
+SEAL_BYTES = 32  # in a file of a store
 
 
 def check_format(found: object, known: int, notes: object) -> None:
@@ -58,7 +59,7 @@ def check_format(found: object, known: int, notes: object) -> None:
 
 
 def safe_name(name: str) -> str:
-    """Return a model's name as part of a file name: ``/`` and all that is not plain written ``_``; never a path."""
+    """Return a model's name as part of a file name, never a path: ``/`` and unusual characters become ``_``."""
     return re.sub(r"^\.+|[^A-Za-z0-9._+=@-]", "_", name)
 
 
@@ -68,8 +69,8 @@ def count_shards(n_rows: int, shard_rows: int) -> int:
 
 
 Shape = tuple[int, ...]
-# By the data type of features: bytes of a number, how numpy and zarr keep it, and what they have for NaN. Neither has
-# bfloat16: its bits are kept, as uint16.
+# For each data type of features: bytes of a number, the data type in numpy and zarr, and NaN in it. Neither has
+# bfloat16; its bits are kept as uint16.
 NUMBER_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 KEPT_AS: Mapping[str, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 NANS: Mapping[str, float] = {"float32": math.nan, "float16": math.nan, "bfloat16": 0x7FC0}
@@ -77,14 +78,14 @@ FLOAT32 = "float32"
 
 
 class FeatsArray(NamedTuple):
-    """An array of features: of all layers of a pooling, if a row has the same shape in each of them, else of one."""
+    """An array of features: all layers of a pooling if they have the same shape, else one layer."""
 
     name: str  # in a store
-    layers: range  # which of them
-    layer_shape: Shape  # of a row in each
-    first: int  # number of a row that is theirs, and the one after the last; a row has one layer after the other
-    end: int
-    is_stacked: bool  # it has an axis of layers
+    layers: range  # indices of the layers in this array
+    layer_shape: Shape  # of a row in each layer
+    first: int  # place of their first number in a row, in which the layers are concatenated
+    end: int  # place after their last number
+    is_stacked: bool  # whether it has an axis of layers
 
     @property
     def row_shape(self) -> Shape:
@@ -92,7 +93,7 @@ class FeatsArray(NamedTuple):
         return (len(self.layers), *self.layer_shape) if self.is_stacked else self.layer_shape
 
     def key(self, shard: int) -> str:
-        """Return the place of a shard, below the store's folder."""
+        """Return the path of a shard, relative to the store's folder."""
         return rows_key(self.name, shard) + "/0" * len(self.row_shape)
 
     def shard_bytes(self, shard_rows: int, dtype: str, is_sealed: bool = True) -> int:
@@ -113,44 +114,44 @@ def feats_arrays(pool: str, layer_shapes: Sequence[Shape]) -> list[FeatsArray]:
 
 
 def is_plain(layer_shapes: Sequence[Shape], dtype: str) -> bool:
-    """Return whether features have the form that the first formats have: (N, L, D) float32."""
+    """Return whether features have the form of the first formats: (N, L, D) float32."""
     return len({*layer_shapes}) == 1 and len(layer_shapes[0]) == 1 and dtype == FLOAT32
 
 
 def extra_shape(name: str, layer_shapes: Sequence[Shape]) -> Shape:
-    """Return the shape of a further value of a row: () of most."""
+    """Return the shape of a further value of a row: () for most."""
     return {TOKEN_IDS: layer_shapes[0][:1], N_SINKS: (len(layer_shapes),)}.get(name, ())
 
 
 def store_format(layer_shapes: Sequence[Shape], dtype: str, extras: Iterable[str]) -> int:
-    """Return the earliest format of a store that has all that is wanted."""
+    """Return the earliest store format that supports these shapes, this data type and these extras."""
     if any(extra_shape(name, layer_shapes) for name in extras):
         return STORE_FORMAT
     return PLAIN_STORE_FORMAT if is_plain(layer_shapes, dtype) else FORMED_STORE_FORMAT
 
 
 def stacked_shape(n_stimuli: int, layer_shapes: Sequence[Shape]) -> Shape:
-    """Return the shape of a tensor of all layers, as (N, L, D); (N, L) if they differ in shape."""
+    """Return the shape of a tensor of all layers, such as (N, L, D); (N, L) if they differ in shape."""
     shared = layer_shapes[0] if len({*layer_shapes}) == 1 else ()
     return n_stimuli, len(layer_shapes), *shared
 
 
 def shapes_in_words(layer_shapes: Sequence[Shape]) -> str:
-    """Return the shape of a row in each layer: as 768, or from the first to the last, as 64…2048."""
+    """Return the shape of a row in the layers as text: 768, or from the first layer to the last, 64…2048."""
     known = ["×".join(map(str, shape)) for shape in dict.fromkeys(layer_shapes)]
     return "…".join(dict.fromkeys([known[0], known[-1]]))
 
 
 def rows_key(name: str, shard: int) -> str:
-    """Return the place of the file of status or an extra of a shard's rows."""
+    """Return the path of the file with status or an extra of a shard's rows, relative to the store's folder."""
     return f"{name}/c/{shard}"
 
 
 def shard_bytes(n_layers: int, n_dim: int, shard_rows: int, is_sealed: bool = True, number_bytes: int = 4) -> int:
-    """Return the bytes of a shard's file of one array, always those of ``shard_rows`` rows, however many it has.
+    """Return the bytes of a shard's file of one array: those of ``shard_rows`` rows, even if it has fewer.
 
-    Chunks of a layer with their checksums; the checksums again and the seal, of stores since format 2; then the index
-    (offset and length of each) with its own checksum. L and D are 1 of status and extras.
+    The file has a chunk with its checksum for each layer; since format 2 the checksums again, and the seal; then the
+    index (offset and length of each chunk) with its own checksum. For status and extras, L is 1.
     """
     seal = n_layers * 4 + SEAL_BYTES if is_sealed else 0
     return n_layers * (shard_rows * n_dim * number_bytes + 4) + seal + n_layers * 16 + 4
@@ -161,25 +162,25 @@ class Layout:
     """The metadata of a store, checked; see :func:`~lit_extract.storage.store_metadata.read_layout`."""
 
     version: int  # format of the store
-    id: str | None  # random; another store has another
+    id: str | None  # random, different for each store
     pools: list[str]
     extras: dict[str, str]  # names of further values of a row, with their data type
     layers: list[str]
     n_stimuli: int
-    layer_shapes: list[Shape]  # of a row in each layer, as (D,)
+    layer_shapes: list[Shape]  # of a row in each layer, such as (D,)
     dtype: str  # of the features
     shard_rows: int
     ids_dtype: str
     ids_sha256: str | None
-    provenance: dict[str, Any]  # what determines the numbers
-    notes: dict[str, Any]  # what else is worth knowing
-    is_kept: bool  # on purpose when its features files were made
-    attributes: dict[str, Any]  # all of the group, as they are in its file
-    arrays: dict[str, Any]  # metadata of each, as they are in its file
+    provenance: dict[str, Any]  # settings that determine the numbers
+    notes: dict[str, Any]  # other facts
+    is_kept: bool  # the store was kept on purpose when its features files were made
+    attributes: dict[str, Any]  # all attributes of the group, as in its file
+    arrays: dict[str, Any]  # metadata of each array, as in its file
 
     @property
     def is_sealed(self) -> bool:
-        """Return whether each of its files has a seal, which ties it to its place."""
+        """Return whether each file of the store has a seal, which ties it to its place."""
         return self.version > 1
 
     @property
@@ -197,7 +198,7 @@ class Layout:
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.n_stimuli))
 
     def done_shards(self, sizes: Mapping[str, int]) -> set[int]:
-        """Return the shards whose files all exist, at their full size, by the bytes of each file in the store."""
+        """Return the shards whose files all exist at full size; ``sizes`` has the bytes of the files in the store."""
         arrays = self.feats_arrays.values()
         whole = [(array, array.shard_bytes(self.shard_rows, self.dtype, self.is_sealed)) for array in arrays]
         return {

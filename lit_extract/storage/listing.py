@@ -8,7 +8,7 @@ from lit_extract.storage.places import AnyPath, is_folder, is_there, place_of
 
 
 def refuse_plain_folder(path: AnyPath, setting: str) -> None:
-    """Refuse a folder that is no store, and name the first of the features files or stores in it."""
+    """Raise InputError for a folder that is not a store, and name the first features file or store in it."""
     folder = place_of(path).local
     if folder is None or not is_folder(folder) or folder.suffix == STORE_SUFFIX or is_there(folder / GROUP_KEY):
         return
@@ -21,7 +21,7 @@ def refuse_plain_folder(path: AnyPath, setting: str) -> None:
 
 
 def features_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the paths of features files, stores or both below a folder, sorted; not of those inside of stores."""
+    """Return the paths of features files, stores or both below a folder, sorted, but none inside stores."""
     found, _ = place_of(folder).list_files(folders_like=(STORE_SUFFIX,))
     return sorted(
         folder / path

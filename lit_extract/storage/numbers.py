@@ -1,4 +1,4 @@
-"""Numbers of features as they are kept (``KEPT_AS``): of bfloat16, which numpy does not have, the bits."""
+"""Stored numbers of features (``KEPT_AS``); bfloat16, which numpy does not have, is stored as its bits."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Plain values out of a pickle of torch.save, without executing anything: the few opcodes that they need, and limits.
+"""Read plain values from a pickle of torch.save without executing anything: a few opcodes only, within limits.
 
 Opcodes: https://docs.python.org/3/library/pickletools.html; torch.save writes protocol 2.
 """
@@ -9,9 +9,9 @@ from typing import Any
 
 from lit_extract.common.untrusted import shorten
 
-# Far above those of features of a million stimuli; they keep a hostile file from filling the memory.
+# Far above what features of a million stimuli need; they keep a hostile file from filling the memory.
 MAX_PICKLE_BYTES = 64 * 2**20
-MAX_VALUES = 3_000_000  # opcodes, and values; of these, as of text, each counts as often as it is referred to
+MAX_VALUES = 3_000_000  # opcodes, and values; values and text count as often as they are referred to
 MAX_CONTAINERS = 100_000
 MAX_TEXT_BYTES = 2**20
 MAX_DEPTH = 50
@@ -20,13 +20,13 @@ _SCALARS = frozenset({int, float, str, bool, type(None)})
 
 
 def load_plain(content: bytes, persistent: Callable[[Any], Any], names: Mapping[str, Any], leaf: type) -> Any:
-    """Return what a pickle holds.
+    """Return the content of a pickle.
 
     Args:
         content: The pickle, of at most ``MAX_PICKLE_BYTES``.
-        persistent: Returns what a persistent id stands for.
-        names: What stands for each name of a module, such as ``collections.OrderedDict``; functions are called.
-        leaf: What may be in the content besides plain values.
+        persistent: Function that returns the object of a persistent id.
+        names: Objects for the names of modules, such as ``collections.OrderedDict``; functions are called.
+        leaf: Type that may be in the content besides plain values.
 
     Raises:
         ValueError: It holds something else, is damaged, or is too large.
@@ -40,7 +40,7 @@ def load_plain(content: bytes, persistent: Callable[[Any], Any], names: Mapping[
 
 
 def _check_plain(value: Any, leaf: type) -> None:
-    """See that a value is made of plain values and leaves only, finite and small, also if all of it is printed."""
+    """Check that a value is made of plain values and leaves only, and is small, also if all of it is printed."""
     values, text, todo = MAX_VALUES, MAX_PICKLE_BYTES, [(value, 0)]
     while todo:
         item, depth = todo.pop()
@@ -62,7 +62,7 @@ def _check_plain(value: Any, leaf: type) -> None:
 
 
 class _Machine:
-    """Runs the opcodes. What is damaged raises IndexError, KeyError, struct.error or UnicodeDecodeError."""
+    """Runs the opcodes. Damage raises IndexError, KeyError, struct.error or UnicodeDecodeError."""
 
     def __init__(self, content: bytes, persistent: Callable[[Any], Any], names: Mapping[str, Any]) -> None:
         self.content, self.persistent, self.names = content, persistent, names
@@ -75,7 +75,7 @@ class _Machine:
     def run(self) -> Any:
         content, steps = self.content, _STEPS
         if content[:2] != b"\x80\x02":
-            raise ValueError("it is no pickle of protocol 2")
+            raise ValueError("it is not a pickle of protocol 2")
         for _ in range(MAX_VALUES):
             opcode = content[self.at]
             self.at += 1
@@ -102,7 +102,7 @@ class _Machine:
     def push_text(self) -> None:
         size = self.number(_UINT4)
         if size > MAX_TEXT_BYTES:
-            raise ValueError(f"it holds a text of {size:,} bytes; {MAX_TEXT_BYTES:,} are possible")
+            raise ValueError(f"it holds a text of {size:,} bytes; at most {MAX_TEXT_BYTES:,} are possible")
         self.stack.append(self.bytes(size).decode())
 
     def push_long(self) -> None:

@@ -13,10 +13,10 @@ _LONGEST = 60
 
 
 def kind_of(provenance: Mapping[str, Any]) -> str:
-    """Return the kind of model that features are of, one of those of models.yml.
+    """Return the kind of model that made features, one of the kinds of models.yml.
 
-    Those of captions have tokens, of which text encoders take some as special; those of images that a model was asked
-    about have the prompt's text.
+    Features of captions have a hash of tokens, and text encoders also ``special_tokens``; features of images that a
+    model was asked about have the prompt's text.
     """
     if CAPTIONS in provenance:
         return "text_encoder" if "special_tokens" in provenance else "language"
@@ -26,22 +26,22 @@ def kind_of(provenance: Mapping[str, Any]) -> str:
 def differing(
     old: Mapping[str, Any], new: Mapping[str, Any], old_root: str | None = None, new_root: str | None = None
 ) -> str:
-    """Return the settings that differ, each with both values, long ones cut; "" when none does.
+    """Return the settings that differ, each with both values, long ones shortened; "" if none differs.
 
-    The roots are the folders of the images then and now, if they are known.
+    The roots are the folders of the images then and now, if known.
     """
     old, new = (json.loads(json.dumps(settings)) for settings in (old, new))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     other_roots = None not in (old_root, new_root) and old_root != new_root
     if STIMULI in keys and other_roots:
-        text = f"the stimuli were the images below {old_root!r}, now those below {new_root!r}, which are others"
+        text = f"the stimuli were the images below {old_root!r}, now those below {new_root!r}, which are different"
         return f"{text} (--data.subset NAME keeps both)"
     return name_some([_difference(key, old.get(key), new.get(key)) for key in keys], limit=8)
 
 
 def _difference(key: str, old: Any, new: Any) -> str:
     if key == STIMULI and None not in (old, new):
-        return "the stimuli are others, or in another order (--data.subset NAME keeps both)"
+        return "the stimuli are different, or in another order (--data.subset NAME keeps both)"
     nested = isinstance(old, dict) and isinstance(new, dict)
     if nested and (names := [name for name in {**old, **new} if old.get(name) != new.get(name)]):
         return name_some([_difference(f"{key}.{name}", old.get(name), new.get(name)) for name in names], limit=8)
@@ -53,7 +53,7 @@ def _difference(key: str, old: Any, new: Any) -> str:
 
 
 def _cut(value: Any) -> str:
-    """Return a long value by its ends, where paths and names differ."""
+    """Shorten a long value to its ends, where paths and names differ."""
     text, half = repr(value), _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]}…{text[-half:]}"
 

@@ -1,9 +1,9 @@
-"""Rows whose input could not be read when they were computed, and can be now, or whose caption was edited since.
+"""Repair rows whose input could not be read earlier but can be read now, or whose caption was edited.
 
-Only they are computed again.
+Only these rows are computed again.
 
-The store of a repair needs only the shards with repaired rows: all others are taken from the features files that
-were made before, with the same provenance. If these files are deleted, the store is filled like any other.
+The store of a repair needs only the shards with repaired rows: all others are taken from the earlier features files
+with the same provenance. If these files are deleted, the store is filled like any other.
 
 N stimuli.
 """
@@ -44,14 +44,14 @@ def status_of(features: Features) -> NDArray[np.uint8]:
 
 
 def inputs_of(features: Features) -> NDArray[np.int64] | None:
-    """Return what a features file notes of each row's input (N, 4); None of captions, and of earlier versions."""
+    """Return a features file's notes on each row's input (N, 4); None for files of earlier versions."""
     return features.extras[INPUTS].numpy() if INPUTS in features.extras else None
 
 
 def difference(features: Features, provenance: Mapping[str, Any], root: str | None = None) -> str:
-    """Return the settings in which a features file differs from a provenance, in words; "" when none does.
+    """Return the settings in which a features file differs from a provenance, in words; "" if none differs.
 
-    Other captions are no other setting where the file notes which caption each row is of.
+    Edited captions do not count as a setting if the file notes the caption of each row.
     """
     old = features.provenance
     if {*old, *provenance} >= {CAPTIONS} and inputs_of(features) is not None:
@@ -60,7 +60,7 @@ def difference(features: Features, provenance: Mapping[str, Any], root: str | No
 
 
 class Rows:
-    """All rows of a job: those of its store, and those of its features files where the store has none."""
+    """All rows of a job: from its store, or from its features files where the store has none."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -68,7 +68,7 @@ class Rows:
         self.files = _earlier_files(store)
 
     def missing(self) -> list[range]:
-        """Return the rows that neither has, by shard."""
+        """Return the rows that neither store nor files have, by shard."""
         return [] if self.files else self.store.missing_rows()
 
     def shard(self, pool: str, array: FeatsArray, shard: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -84,7 +84,7 @@ class Rows:
             return to_numbers(part[rows.start : rows.stop])
         found = self.store.read_shard(array.name, shard, into)
         is_bad = self._store_status[rows.start : rows.stop] == BAD_INPUT
-        found[is_bad] = NANS[self.store.dtype]  # a repair that was killed may have left others
+        found[is_bad] = NANS[self.store.dtype]  # a killed repair may have left other numbers
         return found
 
     def status(self, pool: str) -> NDArray[np.uint8]:
@@ -92,14 +92,14 @@ class Rows:
         return self._merge(self._store_status, status_of(self.files[pool]) if pool in self.files else None)
 
     def inputs(self, pool: str) -> NDArray[np.int64] | None:
-        """Return what was noted of each row's input (N, 4); None of captions, and if an earlier version did not."""
+        """Return the notes on each row's input (N, 4); None if an earlier version made none."""
         earlier = inputs_of(self.files[pool]) if pool in self.files else None
         if INPUT_COLUMNS[CONTENT] not in self.store.extras or (self.files and earlier is None):
             return None
         return self._merge(self.store.inputs(), earlier)
 
     def extra(self, name: str, pool: str) -> NDArray[Any]:
-        """Return a further value of each row (N, …), of captions."""
+        """Return a further value of each row (N, …), for captions."""
         earlier = self.files[pool].extras if pool in self.files else {}
         if name == N_TOKENS and "mask" in earlier:
             return self._merge(self.store.extra(name), earlier["mask"].sum(dim=1).numpy())
@@ -107,7 +107,7 @@ class Rows:
         return self._merge(self.store.extra(name), None if known is None else known.numpy())
 
     def edited(self, pool: str) -> list[int]:
-        """Return the rows whose captions are others than those that the features file has."""
+        """Return the rows whose captions differ from those in the features file."""
         earlier, now = inputs_of(self.files[pool]) if pool in self.files else None, self.inputs(pool)
         if earlier is None or now is None or CAPTIONS not in self.store.provenance:
             return []
@@ -115,7 +115,7 @@ class Rows:
         return rows
 
     def repaired(self, pool: str) -> list[int]:
-        """Return the rows that are bad in the features file and no longer so."""
+        """Return the rows that are bad in the features file and no longer bad here."""
         earlier = self.files[pool].metadata["bad_input_rows"] if pool in self.files else []
         status = self.status(pool)
         return [row for row in earlier if status[row] != BAD_INPUT]
@@ -125,7 +125,7 @@ class Rows:
         return self.store.status()
 
     def _merge(self, of_store: NDArray[Any], earlier: NDArray[Any] | None) -> NDArray[Any]:
-        """Return values of each row, those of the store where its shard is done."""
+        """Return values of each row: from the store where its shard is done, else the earlier ones."""
         if earlier is None:
             return of_store
         is_done = np.isin(np.arange(self.store.n_stimuli) // self.store.shard_rows, list(self.done))

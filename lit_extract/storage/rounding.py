@@ -1,4 +1,4 @@
-"""What a features file says of its own precision, as :mod:`lit_extract.jobs.float32_check` noted it."""
+"""The precision of a features file, as noted by :mod:`lit_extract.jobs.float32_check`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from lit_extract.common.errors import name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage.seen import part_seen
 
-NOTE = "precision_check"  # in the notes of a store and of a features file, whose form is in features_form.py
-FLOAT32 = 1e-5  # relative errors below it are those of another order of summation
+NOTE = "precision_check"  # in the notes of a store and of a features file; features_form.py has its form
+FLOAT32 = 1e-5  # relative errors below this come from another order of summation
 
 
 def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str:
-    """Return the precision of a features file, the part of a picture that was seen, and what the check has found."""
+    """Return the precision of a features file, the part of an image that was seen, and the result of the check."""
     provenance = metadata["provenance"]
     text = str(provenance.get("precision", "unknown precision"))
     if seen := part_seen(provenance.get("preprocessing")):
@@ -32,12 +32,12 @@ def describe(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> s
 
 
 def _share(part: float) -> str:
-    """Return a part as people read it: ``0.8 % of``, ``3.5 times``."""
+    """Return a share as text: ``0.8 % of``, ``3.5 times``."""
     return f"{100 * part:.2g} % of" if part < 1 else f"{part:.2g} times"
 
 
 def _by_layer(metadata: Mapping[str, Any], layers: Sequence[str], pool: str, what: str) -> dict[str, float]:
-    """Return values of the note by layer, without those that could not be computed."""
+    """Return values of the note by layer, without layers for which there is none."""
     values = metadata["notes"].get(NOTE, {}).get("pools", {}).get(pool, {}).get(what, [])
     if len(values) != len(layers):
         return {}
@@ -45,13 +45,13 @@ def _by_layer(metadata: Mapping[str, Any], layers: Sequence[str], pool: str, wha
 
 
 def warning(metadata: Mapping[str, Any], layers: Sequence[str], pool: str) -> str | None:
-    """Return one sentence on layers in which rounding is as large as the differences between stimuli, if there are."""
+    """Return a sentence on layers in which rounding is as large as the differences between stimuli; None if none is."""
     lost = [layer for layer, value in _by_layer(metadata, layers, pool, "of_differences").items() if value >= 1]
     if not lost:
         return None
     precision = str(metadata["provenance"].get("precision"))
     way_out = "" if precision == "32-true" else "; extract again with --trainer.precision 32-true --overwrite"
     return (
-        f"what {precision} rounded away is as large as the differences between stimuli, in "
+        f"the rounding error of {precision} is as large as the differences between stimuli, in "
         f"{name_some(lost, 3)}{way_out}"
     )

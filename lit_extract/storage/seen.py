@@ -1,4 +1,4 @@
-"""Which part of a picture a model sees, in words. No torch here."""
+"""The part of an image that a model sees, in words. No torch here."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _Side = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Geometry(TypedDict, total=False):
-    """The settings of preprocessing on which the part depends, as files have them: timm's, or a processor's."""
+    """The settings of preprocessing that determine the part, as in files: timm's, or those of a processor."""
 
     input_size: tuple[_Side, _Side, _Side] | Annotated[list[_Side], Field(min_length=3, max_length=3)]  # 3, H, W
     crop_pct: Annotated[float, Field(ge=0.001, le=1000)]
@@ -24,7 +24,7 @@ class Geometry(TypedDict, total=False):
 
 
 _SIDES = ("height", "width")
-# Settings of a processor that does nothing but resize, and cut out the middle.
+# Settings of a processor that only resizes and cuts out the middle.
 _PLAIN = frozenset(
     "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std "
     "do_convert_rgb data_format image_processor_type video_processor_type default_to_square".split()
@@ -32,10 +32,10 @@ _PLAIN = frozenset(
 
 
 def part_seen(preprocessing: Mapping[str, Any] | None) -> str:
-    """Return what is left of a picture, as 'the whole picture, squashed to 224 × 224'.
+    """Return the part of an image that a model sees, such as 'the whole picture, squashed to 224 × 224'.
 
-    By timm's evaluation transform, or by an image processor of Transformers that only resizes and crops. Sizes and
-    parts are height × width. Returns "" unless all settings are known that it depends on: captions have none of them.
+    This is for timm's evaluation transform, or an image processor of Transformers that only resizes and crops. Sizes
+    and parts are height × width. The result is "" unless all settings that matter are known; captions have none.
     """
     if not preprocessing:
         return ""
@@ -49,7 +49,7 @@ def part_seen(preprocessing: Mapping[str, Any] | None) -> str:
 
 
 def _processed(settings: Mapping[str, Any]) -> str:
-    """Return what a processor of Transformers leaves, if its settings are plain: any may come out of a file."""
+    """Return the part that a processor of Transformers leaves; "" unless its settings, which a file has, are plain."""
     active = {name for name, value in settings.items() if value not in (None, False)}
     if settings.get("do_resize") is not True or not active <= _PLAIN:
         return ""
@@ -68,7 +68,7 @@ def _sides(size: Any) -> dict[str, int]:
 
 
 def _in_words(mode: str, resized: list[int], target: list[int]) -> str:
-    """``resized`` is the size of a square picture before its middle, of size ``target``, is cut out."""
+    """Describe the part; ``resized`` is the size of a square picture before its middle, ``target``, is cut out."""
     parts = [min(1, side / max(1, whole)) for side, whole in zip(target, resized, strict=True)]
     if min(parts) < 1:
         picture = "the picture" if mode == "squash" else "a square picture"
@@ -81,5 +81,5 @@ def _in_words(mode: str, resized: list[int], target: list[int]) -> str:
 
 
 def _percent(part: float) -> str:
-    """Return a part as people read it; less than all is never ``100 %``."""
+    """Return a share as text; less than all is never ``100 %``."""
     return "100 %" if part == 1 else f"{min(99, round(100 * part))} %"

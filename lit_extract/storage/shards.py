@@ -1,13 +1,13 @@
-"""Write and read shard files without zarr, which takes ten times as long as copying the bytes.
+"""Write and read shard files without zarr, which needs ten times as long as copying the bytes.
 
 The format is that of zarr v3's sharding codec with the index at the end
-(https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/): a chunk for each layer, (R, D) and its
-CRC-32C; then, since format 2 of a store and ignored by zarr, the CRC-32C of each chunk again, and the seal, which ties
-the file to its address; then for each layer the offset and length of its chunk, uint64 each, and the CRC-32C of that.
+(https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/). A file has a chunk for each layer, (R, D) and
+its CRC-32C. Since format 2 of a store, the CRC-32C of each chunk follows again, and the seal, which ties the file to
+its address; zarr ignores both. Last come the offset and length of each chunk, uint64 each, and the CRC-32C of these.
 
 In stores of format 1, status and extras are a plain chunk with its CRC-32C.
 
-L layers, D hidden size, R rows a shard. Status and extras have one layer and one dimension.
+L layers, D hidden size, R rows a shard. Status and extras have one layer, and most have one dimension.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from lit_extract.storage.layout import MISSING, SEAL_BYTES, shard_bytes
 
 
 class ForeignShardError(ValueError):
-    """A file is whole and at its address, but of another store."""
+    """A file is sound and at its address, but belongs to another store."""
 
 
 class Address(NamedTuple):
@@ -44,7 +44,7 @@ class Form:
     shard_rows: int
     n_dim: int
     dtype: str = "<f4"  # of the numbers, little-endian
-    address: Address | None = None  # None in a store of format 1, whose layers are in any order and without a seal
+    address: Address | None = None  # None in a store of format 1, which has layers in any order and no seal
 
     @property
     def chunk_bytes(self) -> int:
@@ -58,12 +58,12 @@ class Form:
         return shard_bytes(self.n_layers, self.n_dim, self.shard_rows, is_sealed, np.dtype(self.dtype).itemsize)
 
     def index(self) -> NDArray[np.uint64]:
-        """Return offset and length of each layer's chunk (L, 2), as they are written."""
+        """Return offset and length of each layer's chunk (L, 2), as written to the file."""
         offsets = np.arange(self.n_layers, dtype="<u8") * self.chunk_bytes
         return np.stack([offsets, np.full_like(offsets, self.chunk_bytes)], axis=1)
 
     def seal(self, store: str, checksums: bytes) -> bytes:
-        """Return a store's id, and a hash of that, the address, the form and the checksum of each chunk."""
+        """Return a store's id, followed by a hash of the id, the address, the form and the checksum of each chunk."""
         assert self.address is not None
         known = json.dumps(
             [store, self.address.array, self.address.shard, self.n_layers, self.shard_rows, self.n_dim, self.dtype]
@@ -76,9 +76,9 @@ _ID_BYTES = 16
 
 
 def write_layers(form: Form, values: NDArray[Any], fill: float) -> Iterator[memoryview]:
-    """Yield the bytes of a shard file of values (rows, L, D), a chunk after the other; each is overwritten by the next.
+    """Yield the bytes of a shard file of values (rows, L, D), chunk by chunk; each is overwritten by the next.
 
-    The last shard may have fewer rows than R; ``fill`` stands for the missing ones.
+    The last shard may have fewer than R rows; ``fill`` is written for the others.
     """
     chunk = np.empty((form.shard_rows, form.n_dim), dtype=form.dtype)
     chunk[len(values) :] = fill
@@ -101,13 +101,13 @@ def read_layers(
 ) -> NDArray[Any]:
     """Return the first rows of some layers of a shard (n_rows, len(layers), D); the other layers are not read.
 
-    Of ``into`` (at least n_rows, len(layers), D) a view is returned; memory that was used before is filled in half the
-    time.
+    With ``into`` (at least n_rows, len(layers), D), a view of it is returned; memory that was used before is filled in
+    half the time.
 
     Raises:
-        ForeignShardError: It is sealed, and of another store.
-        ValueError: A checksum or a length is not what it must be, or it belongs to another address.
-        OSError: It can't be read.
+        ForeignShardError: The file is sealed and belongs to another store.
+        ValueError: A checksum or a length is wrong, or the file belongs to another address.
+        OSError: The file can't be read.
     """
     index, checksums = _tail(file, form)
     chunk = np.empty(form.chunk_bytes, dtype=np.uint8)
@@ -123,7 +123,7 @@ def read_layers(
 
 
 def _tail(file: BinaryIO, form: Form) -> tuple[NDArray[np.uint64], NDArray[np.uint32] | None]:
-    """Return the offset of each layer's chunk (L,) and, of a sealed file, its checksum (L,), which the seal covers."""
+    """Return the offset of each layer's chunk (L,) and, for a sealed file, its checksum (L,), which the seal covers."""
     n, is_sealed = form.n_layers, form.address is not None
     sealed = n * 4 + SEAL_BYTES if is_sealed else 0
     content = np.empty(sealed + n * 16 + 4, dtype=np.uint8)
@@ -136,7 +136,7 @@ def _tail(file: BinaryIO, form: Form) -> tuple[NDArray[np.uint64], NDArray[np.ui
         raise ValueError("the checksum of the index differs")
     places = index.view("<u8").reshape(n, 2)
     if (places[:, 1] != form.chunk_bytes).any() or (places[:, 0] > size - content.nbytes - form.chunk_bytes).any():
-        raise ValueError(f"its index has chunks of other than {form.chunk_bytes} bytes, or after its end")
+        raise ValueError(f"its index has chunks that do not have {form.chunk_bytes} bytes, or lie after its end")
     if not is_sealed:
         return places[:, 0], None
     checksums, seal = content[: n * 4], content[n * 4 : sealed].tobytes()
@@ -144,7 +144,7 @@ def _tail(file: BinaryIO, form: Form) -> tuple[NDArray[np.uint64], NDArray[np.ui
     if seal != form.seal(store, checksums.tobytes()) or (places != form.index()).any():
         raise ValueError("it differs from its seal: it belongs to another place")
     if form.address is not None and store != form.address.store:
-        raise ForeignShardError("it is of another store")
+        raise ForeignShardError("it belongs to another store")
     return places[:, 0], checksums.view("<u4")
 
 
@@ -155,7 +155,7 @@ def _read_exactly(file: BinaryIO, offset: int, into: NDArray[np.uint8]) -> None:
 
 
 def write_values(form: Form, values: NDArray[Any]) -> Iterator[memoryview]:
-    """Yield the bytes of the file of a value of rows (rows, …)."""
+    """Yield the bytes of the file of one value of rows (rows, …)."""
     if form.address is not None:
         yield from write_layers(form, np.asarray(values).reshape(-1, 1, form.n_dim), fill=MISSING)
         return
@@ -166,7 +166,7 @@ def write_values(form: Form, values: NDArray[Any]) -> Iterator[memoryview]:
 
 
 def read_values(content: bytes, form: Form, n_rows: int) -> NDArray[Any]:
-    """Return a value of the rows of a shard, one row's numbers after the other; errors as of :func:`read_layers`."""
+    """Return a value of the rows of a shard, the numbers of rows concatenated; errors as for :func:`read_layers`."""
     if form.address is not None:
         return read_layers(io.BytesIO(content), form, [0], n_rows).reshape(-1)
     values, checksum = content[:-4], content[-4:]

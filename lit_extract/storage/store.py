@@ -1,9 +1,9 @@
 """An open store, which a run streams into and finalize reads.
 
-A store is a zarr v3 group (``docs/store-format.md``): per pooling one array (N, L, D), or one for each layer where they
-differ in shape, cut into shards of rows, with inner chunks of one layer; ``status`` (N,), written before its shard; and
-``stimulus_id`` (N,). A shard file is the commit mark of its rows: it exists complete or not at all. Its seal ties it to
-its place in this store.
+A store is a zarr v3 group (``docs/store-format.md``). It has one array (N, L, D) per pooling, or one per layer if
+layers differ in shape, cut into shards of rows with inner chunks of one layer; ``status`` (N,), written before its
+shard; and ``stimulus_id`` (N,). A shard file is the commit mark of its rows: it exists complete or not at all. Its seal
+ties it to its place in this store.
 
 N stimuli, L layers, D hidden size, R rows a shard.
 """
@@ -53,22 +53,22 @@ class StoreSpec:
 
     pools: Sequence[str]
     layers: Sequence[str]
-    layer_shapes: Sequence[Shape]  # of a row in each layer, as (D,)
+    layer_shapes: Sequence[Shape]  # of a row in each layer, such as (D,)
     shard_rows: int
     stimulus_ids: Sequence[int] | Sequence[str]
-    provenance: Mapping[str, Any]  # what changes the numbers; must be equal when the store is opened again
-    notes: Mapping[str, Any]  # what else is worth knowing: versions, device, meaning of the ids, parameters
-    extras: Mapping[str, str] = field(default_factory=dict)  # further values of a row, arrays (N, …); their dtypes
+    provenance: Mapping[str, Any]  # settings that change the numbers; must be equal when the run resumes
+    notes: Mapping[str, Any]  # other facts: versions, device, meaning of the ids, parameters
+    extras: Mapping[str, str] = field(default_factory=dict)  # further arrays (N, …): name and dtype
     dtype: str = FLOAT32  # of the features
 
 
 def is_store(path: AnyPath) -> bool:
-    """Return whether there is a store, or what looks like one; not what is being made or removed."""
+    """Return whether a store exists; one that is being made or removed does not count. Its content is not checked."""
     return place_of(path).is_whole(GROUP_KEY)
 
 
 def remove_store(path: AnyPath) -> None:
-    """Delete a store, or what is left of it, so that no half of it is ever taken for a store."""
+    """Delete a store, or its remains; at no moment can a part of it be taken for a store."""
     try:
         place_of(path).remove_folder(GROUP_KEY)
     except RemoteError:
@@ -105,7 +105,7 @@ class Store:
 
     @classmethod
     def create(cls, path: AnyPath, spec: StoreSpec) -> "Store":
-        """Make an empty store; an OSError if there is one."""
+        """Create an empty store; raise OSError if one exists."""
         version = store_format(spec.layer_shapes, spec.dtype, spec.extras)
         n, shapes = len(spec.stimulus_ids), [tuple(shape) for shape in spec.layer_shapes]
         feats = [array for pool in spec.pools for array in feats_arrays(pool, shapes)]
@@ -141,13 +141,13 @@ class Store:
         extras: Mapping[str, NDArray[Any]] | None = None,
         replaces: bool = False,
     ) -> int:
-        """Write the rows of a shard, and return the bytes; with the last file of features it counts as done.
+        """Write the rows of a shard; return the bytes of its features. Its last features file marks it as done.
 
-        A shard that is done is replaced file by file, the status last: a run that is killed before that leaves the
-        rows that were bad as bad, whatever is in their features, and the next run computes them again.
+        A shard that is already done is replaced file by file, the status last. If the run is killed before that, bad
+        rows are still marked as bad, whatever their features are, and the next run computes them again.
 
-        ``feats`` has (rows, …) of each array of features, as extras have; status is (rows,). ``replaces``: it is done
-        already.
+        ``feats`` and ``extras`` have (rows, …) for each array; status is (rows,). ``replaces``: the shard is already
+        done.
         """
         self.check_current()
         extras = extras or {}
@@ -159,12 +159,12 @@ class Store:
     def check_current(self) -> None:
         """Check that the store is still the one that was opened.
 
-        A run that can't renew its remote lock loses it. This keeps a run that was frozen, and taken for dead, from
-        writing into the store that another run has made since.
+        A run that can't renew its remote lock loses it. So a run that was frozen, and taken for dead, does not write
+        into the store that another run has made since.
         """
         content = self._place.read_files([GROUP_KEY], MAX_METADATA_BYTES).get(GROUP_KEY)
         if content is None or id_in(content) != self.layout.id:
-            raise InputError(f"{str(self.path)!r} was removed or replaced while this run was under way")
+            raise InputError(f"{str(self.path)!r} was removed or replaced during this run")
 
     def done_shards(self) -> set[int]:
         """Return the shards whose files all exist, at their full size."""
@@ -182,7 +182,7 @@ class Store:
         return self.extra(STATUS)
 
     def extra(self, name: str) -> NDArray[Any]:
-        """Return a further value of every row (N, …); 0 where its shard is not done, whose file is not read.
+        """Return a further value of every row (N, …); 0 in shards that are not done, which are not read.
 
         Raises:
             InputError: Some of them are damaged on disk.
@@ -200,12 +200,12 @@ class Store:
         return values
 
     def inputs(self) -> NDArray[np.int64]:
-        """Return what was noted of each row's input when it was read (N, 4); 0 where it was not."""
+        """Return the notes on each row's input from when it was read (N, 4); 0 if it was not."""
         columns = [self.extra(name) if name in self.extras else np.zeros(self.n_stimuli) for name in INPUT_COLUMNS]
         return np.stack(columns, axis=1).astype(np.int64)
 
     def drop_damaged(self) -> list[int]:
-        """Set aside the shards of which status or extras are damaged; return their numbers."""
+        """Set aside the shards with damaged status or extras; return their numbers."""
         done = sorted(self.done_shards())
         contents = [self._files.contents(name, done) for name in (STATUS, *self.extras)]
         damaged = [shard for shard in done if any(content[shard] is None for content in contents)]
@@ -226,16 +226,16 @@ class Store:
             ) from None
 
     def repair_stimulus_ids(self, stimulus_ids: Sequence[int] | Sequence[str]) -> None:
-        """Write the ids, for which the provenance vouches, again if they are damaged.
+        """Write the stimulus ids again if they are damaged; the provenance proves that they are the same.
 
         Raises:
-            InputError: The store was made with others, or they can't be written.
+            InputError: The store was made with other ids, or they can't be written.
         """
         known = self.layout.ids_sha256
         if len(stimulus_ids) != self.n_stimuli or known not in (None, ids_sha256(stimulus_ids)):
             raise InputError(
                 f"{str(self.path)!r} was made with other stimulus ids, though with the same settings; restore its "
-                "metadata, or pass --overwrite to compute all from scratch"
+                "metadata, or pass --overwrite to start from scratch"
             )
         try:
             if self.stimulus_ids() == list(stimulus_ids):
@@ -254,10 +254,10 @@ class Store:
             ) from None
 
     def read_shard(self, array: str, shard: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return the rows of a shard of an array of features (rows, …): the first of ``into`` (R, …) if that is given.
+        """Return the rows of a shard of an array of features (rows, …); if ``into`` (R, …) is given, its first rows.
 
         Raises:
-            InputError: A checksum differs: the shard was set aside, so that the next run computes it again.
+            InputError: A checksum differs; the shard was set aside, so the next run computes it again.
         """
         rows, form = self.rows_of(shard), self._files.form(array, shard)
         row_shape = self.feats_arrays[array].row_shape
@@ -265,7 +265,7 @@ class Store:
         try:
             found = self._files.layers(array, shard, range(form.n_layers), by_layer)
             return found.reshape(len(rows), *row_shape)
-        except InputError:  # no network, no permission, of another store: no damage which is computed again
+        except InputError:  # no network, no permission, another store's file: not damage that is computed again
             raise
         except (ValueError, OSError) as error:
             self._files.set_aside(array, shard)
@@ -275,9 +275,9 @@ class Store:
             ) from None
 
     def read_layer(self, pool: str, layer: int, wanted: Sequence[int] | None = None) -> NDArray[Any]:
-        """Return one layer of all rows (N, …), or of those that are wanted; NaN where rows are missing.
+        """Return one layer of all rows (N, …), or of the wanted rows; NaN where rows are missing.
 
-        Other layers are not read, nor shards without a wanted row.
+        Other layers and shards without a wanted row are not read.
         """
         array = next(array for array in feats_arrays(pool, self.layer_shapes) if layer in array.layers)
         chosen = np.arange(self.n_stimuli) if wanted is None else np.array(wanted, dtype=np.int64)
@@ -286,7 +286,7 @@ class Store:
             feats = np.full(shape, NANS[self.dtype], dtype=KEPT_AS[self.dtype])
         except (MemoryError, ValueError):
             numbers = " × ".join(map(str, shape))
-            raise InputError(f"a layer of {str(self.path)!r}, {numbers} numbers, does not fit the memory") from None
+            raise InputError(f"a layer of {str(self.path)!r}, {numbers} numbers, does not fit into memory") from None
         for shard in self.done_shards() & set((chosen // self.shard_rows).tolist()):
             rows = self.rows_of(shard)
             places = np.flatnonzero(chosen // self.shard_rows == shard)
@@ -298,7 +298,7 @@ class Store:
             except (ValueError, OSError) as error:
                 raise InputError(
                     f"{self.layers[layer]} of rows {rows.start} to {rows.stop - 1} of {str(self.path)!r} is damaged on "
-                    f"disk ({one_line(error)}); lit-extract finalize sets such rows aside, to be computed again"
+                    f"disk ({one_line(error)}); lit-extract finalize sets these rows aside, to be computed again"
                 ) from None
         return feats
 
@@ -307,11 +307,11 @@ class Store:
         if difference := differing(self.provenance, provenance, self.notes.get("root"), root):
             raise InputError(
                 f"{str(self.path)!r} was started with other settings: {difference}. Run with the same settings to "
-                "resume, give this run a name with --tag NAME to have both, or pass --overwrite to start from scratch"
+                "resume, name this run with --tag NAME to keep both, or pass --overwrite to start from scratch"
             )
 
     def take_captions(self, provenance: Mapping[str, Any], changed: Sequence[int]) -> None:
-        """Become the store of edited captions, first without the shards that have a changed row."""
+        """Take over edited captions: first remove the shards with a changed row, then record the new provenance."""
         for shard in {row // self.shard_rows for row in changed} & self.done_shards():
             for array in self.feats_arrays.values():
                 place_of(self.path / array.key(shard)).remove_file()
@@ -319,11 +319,11 @@ class Store:
         self._change(provenance=self.provenance)
 
     def keep(self) -> None:
-        """Record that the store was kept on purpose, so that no later run takes it for a leftover."""
+        """Record that the store was kept on purpose, so later runs do not take it for a leftover."""
         self._change(kept=True)
 
     def note(self, name: str, value: Any) -> None:
-        """Add plain numbers, strings, lists and dicts to the notes."""
+        """Add a plain value (number, string, list or dict) to the notes."""
         self.notes = {**self.notes, name: value}
         self._change(notes=self.notes)
 

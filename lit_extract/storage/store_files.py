@@ -1,4 +1,4 @@
-"""The files of a store's rows: shards of features, status and extras; written, read and checked.
+"""Write, read and check the files of a store's rows: shards of features, status and extras.
 
 N stimuli, L layers, D hidden size, R rows a shard.
 """
@@ -39,7 +39,7 @@ from lit_extract.storage.shards import (
     write_values,
 )
 
-# Lowest and highest value of rows that are done.
+# Lowest and highest possible value in rows that are done.
 _ALLOWED = {
     STATUS: (OK, NOT_FINITE),
     **dict.fromkeys((N_TOKENS, N_EXCLUDED, N_SINKS), (0, MAX_TOKENS)),
@@ -55,7 +55,7 @@ class StoreFiles:
     layout: Layout
 
     def key(self, name: str, shard: int) -> str:
-        """Return the place of a file of an array, below the store's folder."""
+        """Return the path of a file of an array, relative to the store's folder."""
         array = self.layout.feats_arrays.get(name)
         axes = len(extra_shape(name, self.layout.layer_shapes))
         return array.key(shard) if array else rows_key(name, shard) + "/0" * axes
@@ -70,7 +70,7 @@ class StoreFiles:
         return Form(1, self.layout.shard_rows, math.prod(extra_shape(name, self.layout.layer_shapes)), dtype, address)
 
     def write(self, name: str, shard: int, values: NDArray[Any]) -> None:
-        """Write the file of a shard of an array, (rows, …), in the place of another."""
+        """Write the file of a shard of an array, (rows, …), replacing an earlier one."""
         form = self.form(name, shard)
         if name in self.layout.feats_arrays:
             by_layer = values.reshape(len(values), form.n_layers, form.n_dim)
@@ -80,10 +80,10 @@ class StoreFiles:
         place_of(self.path).write_file(self.key(name, shard), pieces)
 
     def contents(self, name: str, shards: Sequence[int]) -> dict[int, NDArray[Any] | None]:
-        """Return a value of the rows of each shard, or None when its file is lost or damaged.
+        """Return a value of the rows of each shard; None if its file is lost or damaged.
 
         Raises:
-            InputError: A file may not be read, or is of another store: that is no damage which is computed again.
+            InputError: A file may not be read, or belongs to another store; such rows are not computed again.
         """
         keys = {shard: self.key(name, shard) for shard in shards}
         limit = self.form(name, 0).file_bytes
@@ -92,7 +92,7 @@ class StoreFiles:
         return {shard: self._rows(name, shard, files.get(key, b"")) for shard, key in keys.items()}
 
     def _rows(self, name: str, shard: int, content: bytes) -> NDArray[Any] | None:
-        """Return a value of a shard's rows, out of its file; None when that is damaged."""
+        """Return a value of a shard's rows from the content of its file; None if that is damaged."""
         try:
             values = read_values(content, self.form(name, shard), len(self.layout.rows_of(shard)))
             values = values.reshape(-1, *extra_shape(name, self.layout.layer_shapes))
@@ -104,12 +104,12 @@ class StoreFiles:
         return values if low is None or ((values >= low) & (values <= high)).all() else None
 
     def layers(self, name: str, shard: int, places: Sequence[int], into: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return some of the layers of an array in a shard (rows, len(places), numbers), in ``into`` if that is given.
+        """Return some layers of an array in a shard (rows, len(places), numbers), in ``into`` if given.
 
         Raises:
-            InputError: It may not be read, or is of another store.
-            ValueError: It is damaged, lost, or belongs to another address.
-            OSError: The disk can't read it, or there is something else in its place.
+            InputError: The file may not be read, or belongs to another store.
+            ValueError: The file is damaged, lost, or belongs to another address.
+            OSError: The disk can't read the file, or something else is in its place.
         """
         at_a_time = None if len(places) == len(self.layout.feats_arrays[name].layers) else 0
         n_rows = len(self.layout.rows_of(shard))
@@ -122,7 +122,7 @@ class StoreFiles:
             raise self._foreign(name, shard) from None
 
     def set_aside(self, name: str, shard: int) -> None:
-        """Have a damaged shard no longer count as done."""
+        """Rename the file of a damaged shard, so that the shard no longer counts as done."""
         try:
             place_of(self.path).set_aside(self.key(name, shard))
         except OSError as error:
@@ -134,7 +134,7 @@ class StoreFiles:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Raise InputError for no permission, too many open files, and so on, which are no damage of the file."""
+        """Raise InputError for errors that are not damage of the file: no permission, too many open files and so on."""
         try:
             yield
         except InputError:
@@ -147,6 +147,6 @@ class StoreFiles:
     def _foreign(self, name: str, shard: int) -> InputError:
         file = str(self.path / self.key(name, shard))
         return InputError(
-            f"{file!r} is of another store than the zarr.json in {str(self.path)!r}; put back the one that belongs "
-            "there, or delete the file to have its rows computed again"
+            f"{file!r} belongs to another store than the zarr.json in {str(self.path)!r}; put the right file back, "
+            "or delete this one to have its rows computed again"
         )

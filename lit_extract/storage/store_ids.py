@@ -1,4 +1,4 @@
-"""The stimulus ids of a store: one file, written and read."""
+"""Write and read the file of a store's stimulus ids."""
 
 import hashlib
 import io
@@ -12,8 +12,8 @@ from lit_extract.storage.layout import IDS_KEY, Layout
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.store_metadata import INTEGERS, TEXTS, canonical
 
-MAX_TEXT_BYTES = 4096 + 4  # of an id: a path, and its length
-MAX_BYTES = 400 * 10**6  # of all; of 20 million integers it is 160
+MAX_TEXT_BYTES = 4096 + 4  # of one id: a path, and its length
+MAX_BYTES = 400 * 10**6  # of all ids; 20 million integers need 160 MB
 
 
 def ids_dtype(ids: Sequence[int] | Sequence[str]) -> str:
@@ -22,12 +22,12 @@ def ids_dtype(ids: Sequence[int] | Sequence[str]) -> str:
 
 
 def ids_sha256(ids: Sequence[int] | Sequence[str]) -> str:
-    """Return the hash of stimulus ids, in which 7 is another than "7"."""
+    """Return the hash of stimulus ids; 7 and "7" have different hashes."""
     return hashlib.sha256(canonical(list(ids)).encode()).hexdigest()
 
 
 def encode_ids(ids: Sequence[int] | Sequence[str], version: int) -> bytes:
-    """Return the bytes of the file of ids, of a store of some format."""
+    """Return the bytes of the file of ids, in a store of this format version."""
     if ids_dtype(ids) == INTEGERS:
         content = np.asarray(ids, dtype="<i8").tobytes()
     else:
@@ -54,7 +54,7 @@ def read_ids(path: AnyPath, layout: Layout) -> list[int] | list[str]:
         content = _decompress(content, limit)
     ids: list[int] | list[str] = _integers(content, n) if layout.ids_dtype == INTEGERS else _texts(content, n)
     if layout.ids_sha256 is not None and ids_sha256(ids) != layout.ids_sha256:
-        raise ValueError("they are others than when the store was made")
+        raise ValueError("they are not those with which the store was made")
     return ids
 
 
@@ -83,7 +83,7 @@ def _integers(content: bytes, n: int) -> list[int]:
         raise ValueError(f"they have {len(content)} bytes; {n} ids have {8 * n}")
     ids = np.frombuffer(content, dtype="<i8")
     if (np.diff(np.sort(ids)) == 0).any():
-        raise ValueError("some are the same")
+        raise ValueError("some occur twice")
     found: list[int] = ids.tolist()
     return found
 
@@ -103,5 +103,5 @@ def _texts(content: bytes, n: int) -> list[str]:
     except struct.error:
         raise ValueError("they are cut off") from None
     if file.read(1) or len(set(ids)) != n:
-        raise ValueError("there are too many, or some are the same")
+        raise ValueError("there are too many, or some occur twice")
     return ids

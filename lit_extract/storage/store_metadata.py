@@ -1,7 +1,7 @@
-"""The ``zarr.json`` files of a store, made, read and checked.
+"""Make, read and check the ``zarr.json`` files of a store.
 
-All that is known of a store comes from here, as a :class:`~lit_extract.storage.layout.Layout`: no name, number or
-path of it is used before all of it was checked.
+Everything known about a store comes from here, as a :class:`~lit_extract.storage.layout.Layout`: no name, number or
+path in it is used before all of it was checked.
 
 N stimuli, R rows a shard.
 """
@@ -42,7 +42,7 @@ from lit_extract.storage.layout import (
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.seen import Geometry
 
-# Limits, checked before anything is allocated or looped over; far above what a real store has.
+# Limits, checked before anything is allocated or looped over; far above those of real stores.
 MAX_METADATA_BYTES = 8 * 2**20  # of a zarr.json
 MAX_ROWS = 20_000_000  # ImageNet-21k has 14 million images
 MAX_SHARDS = 1_000_000
@@ -73,7 +73,7 @@ _LayerShape = Annotated[list[Annotated[int, Field(ge=1, le=MAX_DIM)]], Field(min
 
 
 class _Provenance(TypedDict):
-    """Settings that others rely on; all others are plain values, which are only compared and shown."""
+    """Settings that other code relies on; all others are plain values, which are only compared and shown."""
 
     model: NotRequired[str]
     weights: NotRequired[str]
@@ -137,7 +137,7 @@ _FORMS: dict[int, TypeAdapter[Any]] = {
 _SHAPED: TypeAdapter[Any] = TypeAdapter(_Shaped)
 
 
-# how they are made
+# making metadata
 
 
 def feats_metadata(feats: Iterable[FeatsArray], n: int, rows: int, dtype: str) -> dict[str, dict[str, Any]]:
@@ -156,7 +156,7 @@ def feats_metadata(feats: Iterable[FeatsArray], n: int, rows: int, dtype: str) -
 def rows_metadata(
     version: int, extras: Mapping[str, str], n: int, rows: int, ids: str, layer_shapes: Sequence[Shape]
 ) -> dict[str, dict[str, Any]]:
-    """Return that of status, extras, and the stimulus ids, whose data type is ``ids``."""
+    """Return the same for status, extras, and the stimulus ids, which have data type ``ids``."""
     arrays: dict[str, dict[str, Any]] = {}
     for name, dtype in {STATUS: "uint8", **extras}.items():
         shape = extra_shape(name, layer_shapes)
@@ -211,26 +211,26 @@ def group_content(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> b
 
 
 def checksum(attributes: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
-    """Return the hash of all metadata: the attributes but for ``checksum`` itself, and the arrays' metadata."""
+    """Return the hash of all metadata: the attributes except ``checksum`` itself, and the arrays' metadata."""
     known = {name: value for name, value in attributes.items() if name != "checksum"}
     return hashlib.sha256(canonical([known, arrays]).encode()).hexdigest()
 
 
 def canonical(value: Any) -> str:
-    """Return the one text of a value that is hashed."""
+    """Return the canonical text of a value, which is hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-# how they are read
+# reading metadata
 
 
 def read_layout(path: AnyPath) -> Layout:
-    """Return the metadata of a store, checked; ValueError if they are damaged, or of none that this version reads."""
+    """Return the checked metadata of a store; raise ValueError if they are damaged or this version can't read them."""
     place = place_of(path)
     group = _metadata(place.read_files([GROUP_KEY], MAX_METADATA_BYTES), GROUP_KEY)
     attributes = group.get("attributes")
     if not isinstance(attributes, dict) or "format" not in attributes:
-        raise ValueError("it is no store of lit-extract")
+        raise ValueError("it is not a lit-extract store")
     check_format(attributes["format"], STORE_FORMAT, attributes.get("notes"))
     version: int = attributes["format"]
     _compare(GROUP_KEY, group, {"zarr_format": 3, "node_type": "group"})
@@ -296,7 +296,7 @@ def _metadata(files: Mapping[str, bytes], key: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its {key} is not whole: {shorten(str(error), 200)}") from None
     if not isinstance(metadata, dict):
-        raise ValueError(f"its {key} is that of no store of lit-extract")
+        raise ValueError(f"its {key} is not that of a lit-extract store")
     return metadata
 
 
@@ -304,47 +304,47 @@ def _stated_shapes(attributes: Mapping[str, Any]) -> list[Shape]:
     """Return the shape of a row in each layer."""
     shapes = [tuple(shape) for shape in attributes["layer_shapes"]]
     if len(shapes) != (n_layers := len(attributes["layers"])):
-        raise ValueError(f"it has {len(shapes)} layer_shapes, and names of {n_layers} layers")
+        raise ValueError(f"it has {len(shapes)} layer_shapes, but names of {n_layers} layers")
     if len({*shapes}) > 1 and n_layers * len(attributes["pools"]) > MAX_FEATS_ARRAYS:
-        raise ValueError(f"it has more than {MAX_FEATS_ARRAYS:,} arrays, which are the most that is possible")
+        raise ValueError(f"it has more than {MAX_FEATS_ARRAYS:,} arrays, the most that are possible")
     return shapes
 
 
 def _plain_shapes(found: Sequence[int], layers: Sequence[str]) -> list[Shape]:
-    """Return them for a store of a format that does not state them, from the shape of its first array."""
+    """Return the shapes in a store whose format does not state them, from the shape of its first array."""
     if len(found) != 3:
         raise ValueError(f"it has shape {shorten(list(found))}; it must have 3 numbers")
     _, n_layers, dim = found
     if n_layers != len(layers):
-        raise ValueError(f"it has {shorten(n_layers)} layers, and names of {len(layers)}")
+        raise ValueError(f"it has {shorten(n_layers)} layers, but names of {len(layers)}")
     if dim > MAX_DIM:
-        raise ValueError(f"it has {shorten(dim)} dimensions; {MAX_DIM:,} are the most that is possible")
+        raise ValueError(f"it has {shorten(dim)} dimensions; at most {MAX_DIM:,} are possible")
     return [(dim,)] * n_layers
 
 
 def _check_names(pools: Sequence[str], feats: Sequence[str], extras: Sequence[str], files: Mapping[str, str]) -> None:
     names = [*feats, *extras, STATUS, STIMULUS_ID, GROUP_KEY, "c"]
     if len(set(names)) != len(names):
-        raise ValueError(f"its {GROUP_KEY} has two arrays of one name: {shorten(', '.join([*pools, *extras]))}")
+        raise ValueError(f"its {GROUP_KEY} has two arrays with the same name: {shorten(', '.join([*pools, *extras]))}")
     if set(files) != set(pools) or len(set(files.values())) != len(files):
         raise ValueError(f"its {GROUP_KEY} has notes.files {shorten(files)}; it must name one file for each pooling")
 
 
 def _check_sizes(n: int, row_bytes: int, attributes: Mapping[str, Any]) -> None:
-    """See that a store has no more than the limits, and as many rows as its attributes have."""
+    """Check that a store is within the limits, and has as many rows as its attributes state."""
     rows, provenance = attributes["shard_rows"], attributes["provenance"]
     limits = {"rows": (n, MAX_ROWS), "bytes a shard": (rows * row_bytes, MAX_SHARD_BYTES),
               "shards": (count_shards(n, rows), MAX_SHARDS)}  # fmt: skip
     for what, (number, limit) in limits.items():
         if number > limit:
-            raise ValueError(f"it has {shorten(number)} {what}; {limit:,} are the most that is possible")
+            raise ValueError(f"it has {shorten(number)} {what}; at most {limit:,} are possible")
     for what, number in (("n_stimuli", n), ("shard_rows", rows)):
         if provenance.get(what, number) != number:
-            raise ValueError(f"its {what} is {number}, and by its provenance {provenance[what]}")
+            raise ValueError(f"its {what} is {number}, but {provenance[what]} in its provenance")
 
 
 def _compare(key: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """See that metadata are those of a store; what only describes may be others."""
+    """Check that metadata are those of a store; purely descriptive fields may differ."""
     for name, value in expected.items():
         if name in ("attributes", "dimension_names"):
             continue

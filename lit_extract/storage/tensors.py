@@ -1,6 +1,6 @@
-"""Between numbers as they are kept and tensors.
+"""Convert between stored numbers and tensors.
 
-K rows, W numbers of a row: those of all its L layers, one layer after the other.
+K rows, W numbers in a row, in which all L layers are concatenated.
 """
 
 import math
@@ -17,21 +17,21 @@ from lit_extract.storage.layout import Shape
 
 
 def to_tensor(numbers: NDArray[Any]) -> Tensor:
-    """Return numbers as torch has them, bits of bfloat16 as such; the memory is shared."""
+    """Return stored numbers as a tensor, bits of bfloat16 as bfloat16; the memory is shared."""
     tensor = torch.from_numpy(numbers)
     return tensor.view(torch.bfloat16) if numbers.dtype == np.uint16 else tensor
 
 
 def to_numbers(tensor: Tensor) -> NDArray[Any]:
-    """Return a tensor on the host as it is kept; the memory is shared."""
+    """Return a tensor on the host as stored numbers; the memory is shared."""
     numbers: NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return numbers
 
 
 def pad_layers(rows: Tensor, layer_shapes: Sequence[Shape]) -> Tensor:
-    """Turn rows (K, W) into float32 (K, L, most numbers of a layer), each layer flattened and padded with zeros.
+    """Turn rows (K, W) into float32 (K, L, size of the widest layer), each layer flattened and padded with zeros.
 
-    Norms, distances and products of layers are as they were without the zeros.
+    The zeros do not change norms, distances and products within a layer.
     """
     sizes = [math.prod(shape) for shape in layer_shapes]
     padded = rows.new_zeros(len(rows), len(sizes), max(sizes)).float()

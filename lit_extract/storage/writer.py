@@ -1,4 +1,4 @@
-"""From predictions to shards on disk: rows are put in place by index, whole shards written by a thread.
+"""Write predictions to shards on disk: rows are placed by index, and a thread writes complete shards.
 
 B batch.
 """
@@ -52,9 +52,9 @@ class _ShardBuffer:
         self.replaces = False
 
     def fill(self, there: Rows, left: Sequence[int], input_bytes: NDArray[np.int64]) -> None:
-        """Take the rows that exist already, all but those that are left to compute.
+        """Copy the rows that exist already, except those left to compute.
 
-        Where nothing else was noted of an input, it has its size of today (N,): that it has not changed was seen.
+        An input without other notes gets its current size, from ``input_bytes`` (N,); it was checked to be unchanged.
         """
         rows = slice(self.rows.start, self.rows.stop)
         self.inputs[:, SIZE] = input_bytes[rows]
@@ -72,7 +72,7 @@ class _ShardBuffer:
         self.replaces = self.shard in there.done
 
     def put(self, prediction: dict[str, Any], inputs: NDArray[np.int64]) -> None:
-        """Place a batch's rows by their global index, with what was noted of their inputs (B, 4)."""
+        """Place a batch's rows by their global index, with the notes on their inputs (B, 4)."""
         places: NDArray[np.int64] = prediction["index"].numpy() - self.rows.start
         assert (self.status[places] == MISSING).all(), "a row came twice"
         for pool, feats in prediction["feats"].items():
@@ -105,8 +105,8 @@ class _ShardBuffer:
 class ActivationWriter(BasePredictionWriter):
     """Streams predictions into a store.
 
-    A thread writes, behind a queue, by default of one shard: then at most three shards are in memory (filling, waiting,
-    being written), however long the run. When the thread fails, the next batch raises its error.
+    A thread writes shards from a queue, which holds one by default: then at most three shards are in memory (filling,
+    waiting, being written), however long the run is. If the thread fails, the next batch raises its error.
     """
 
     def __init__(self) -> None:
@@ -123,8 +123,8 @@ class ActivationWriter(BasePredictionWriter):
     ) -> None:
         """Start to write.
 
-        ``left`` has the rows that are computed of each shard of which the others are kept, ``input_bytes`` (N,) the
-        size of each row's input, for rows of which a batch does not note it. So many shards may be ``waiting``.
+        ``left`` has, for each shard whose other rows are kept, the rows to compute. ``input_bytes`` (N,) is the size of
+        each row's input, for rows whose batch does not note it. Up to ``waiting`` shards may wait.
         """
         self._full = queue.Queue(maxsize=waiting)
         self.store, self.left, self.input_bytes = store, left, input_bytes
@@ -141,9 +141,9 @@ class ActivationWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Put the batch's rows into their shard: at once, or from a GPU when it has been given the next batch.
+        """Put the batch's rows into their shard: at once, or from a GPU after it got the next batch.
 
-        Of several batches that went through the model together, there are lists.
+        Batches that went through the model together come as lists.
         """
         if isinstance(prediction, list):
             for place, one in enumerate(prediction):
@@ -184,7 +184,7 @@ class ActivationWriter(BasePredictionWriter):
         return Rows(self.store)
 
     def _inputs(self, prediction: dict[str, Any]) -> NDArray[np.int64]:
-        """Return what was noted of the inputs of a batch (B, 4)."""
+        """Return the notes on the inputs of a batch (B, 4)."""
         if (noted := prediction[INPUTS]) is not None:
             return np.asarray(noted.numpy())
         inputs = np.zeros((len(prediction["index"]), len(INPUT_COLUMNS)), dtype=np.int64)
@@ -192,17 +192,17 @@ class ActivationWriter(BasePredictionWriter):
         return inputs
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Wait until all of this rank's is on disk."""
+        """Wait until all shards of this rank are on disk."""
         self._finish()
         self._raise_failure()
         assert not self._buffers, "rows of an unfinished shard were left"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let the finished shards reach the disk; the others are lost and computed again."""
+        """Wait for the finished shards to reach the disk; the others are lost and computed again."""
         self._finish()
 
     def _hand_over(self, buffer: _ShardBuffer | None) -> None:
-        """Queue a shard, unless the thread has failed and no one will take it."""
+        """Queue a shard, unless the thread has failed and nothing will take it."""
         while self._failure is None:
             try:
                 self._full.put(buffer, timeout=0.2)

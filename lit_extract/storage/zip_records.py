@@ -1,10 +1,10 @@
-"""The records of a zip archive that torch.save made, found in the one way in which all readers find them.
+"""Find the records of a zip archive that torch.save made, such that every reader finds the same.
 
 Zip readers differ: some follow the directory, some the headers, torch ignores the case of names, and Python's zipfile
-skips whatever lies around and between records. So an archive must be, byte by byte but for its padding, what torch.save
-writes: records one after the other from the first byte on, each with its header and, after its content, its checksum
-and size once more, then the directory and its end. zipfile would not shorten this: each field that it reads would have
-to be packed again for that comparison, and it neither writes nor checks torch's layout.
+skips whatever lies around and between records. So an archive must be, byte by byte except for its padding, what
+torch.save writes: records one after the other from the first byte on, each with its header and, after its content, its
+checksum and size again, then the directory and its end. zipfile would not shorten this: each field that it reads would
+have to be packed again for the comparison, and it neither writes nor checks torch's layout.
 
 Layout: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7, 4.3.9, 4.3.12 and 4.3.14 to 4.3.16.
 """
@@ -21,7 +21,7 @@ from lit_extract.common.untrusted import is_printable
 
 MAX_RECORDS = 100  # a features file has a dozen
 PIECE = 2**20  # bytes read at once
-_TAIL_BYTES = 2**16  # enough for the directory of so many
+_TAIL_BYTES = 2**16  # enough for a directory of MAX_RECORDS
 
 _HEADER = struct.Struct("<4sHHHHHIIIHH")
 _ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
@@ -33,22 +33,22 @@ _UTF8, _HAS_DESCRIPTOR = 0x800, 0x8
 _WIDE = 2**32 - 1  # sizes and places from here on have 64 bits, elsewhere
 CHECKSUM_IN_ENTRY = 16
 
-# Versions of torch differ in what they add to data.pkl and data/0, data/1, …; torch does not look at the case.
+# Versions of torch add different records to data.pkl and data/0, data/1, …; torch ignores the case of names.
 _NAME = re.compile(r"[a-z0-9_.]+(/[a-z0-9_.]+)*")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A record of an archive; places are those in the file."""
+    """A record of an archive; places are offsets in the file."""
 
     start: int
     size: int
-    checksum: int  # CRC-32, as the archive has it
-    entry: int  # where its entry in the directory begins
+    checksum: int  # CRC-32, as stated in the archive
+    entry: int  # place of its entry in the directory
 
 
 def read_records(file: BinaryIO) -> dict[str, Record]:
-    """Return the records of an archive by name, without the folder that all of them are in.
+    """Return the records of an archive by name, without their common folder.
 
     Raises:
         ValueError: It is not what torch.save writes.
@@ -73,14 +73,14 @@ def read_records(file: BinaryIO) -> dict[str, Record]:
 
 
 def read_record(file: BinaryIO, record: Record, name: str, limit: int) -> bytes:
-    """Return a record's content, or raise ValueError: it has more than ``limit`` bytes, or :func:`checked_pieces`."""
+    """Return a record's content; raise ValueError if it has more than ``limit`` bytes, or as :func:`checked_pieces`."""
     if record.size > limit:
-        raise ValueError(f"{name} has {record.size:,} bytes; {limit:,} are possible")
+        raise ValueError(f"{name} has {record.size:,} bytes; at most {limit:,} are possible")
     return b"".join(checked_pieces(file, record, name))
 
 
 def checked_pieces(file: BinaryIO, record: Record, name: str) -> Iterator[bytes]:
-    """Yield a record's content, some bytes at a time; raise ValueError in the end if it differs from its checksum."""
+    """Yield a record's content piece by piece; raise ValueError at the end if it differs from its checksum."""
     checksum = 0
     for first in range(0, record.size, PIECE):
         piece = read_exactly(file, record.start + first, min(PIECE, record.size - first))
@@ -91,7 +91,7 @@ def checked_pieces(file: BinaryIO, record: Record, name: str) -> Iterator[bytes]
 
 
 def read_exactly(file: BinaryIO, start: int, size: int) -> bytes:
-    """Return ``size`` bytes from ``start`` on, or raise ValueError: the file ends before."""
+    """Return ``size`` bytes from ``start`` on; raise ValueError if the file ends before."""
     file.seek(start)
     content = file.read(size)
     if len(content) != size:
@@ -100,11 +100,11 @@ def read_exactly(file: BinaryIO, start: int, size: int) -> bytes:
 
 
 def _no_archive(reason: str) -> ValueError:
-    return ValueError(f"it is no zip archive of torch.save, or not whole: {reason}")
+    return ValueError(f"it is not a zip archive of torch.save, or incomplete: {reason}")
 
 
 def _read_end(tail: bytes, size: int) -> tuple[int, int]:
-    """Return the number of records, and where the directory begins."""
+    """Return the number of records, and the place of the directory."""
     end = tail[-_ENDS:]
     if len(end) < _ENDS:
         raise _no_archive(f"it has {size} bytes")
@@ -117,17 +117,17 @@ def _read_end(tail: bytes, size: int) -> tuple[int, int]:
     if b"".join(expected) != end or begin + length != size - _ENDS:
         raise _no_archive("it does not end with a directory")
     if not 0 < count <= MAX_RECORDS or length > len(tail) - _ENDS:
-        raise _no_archive(f"it has {count:,} records; {MAX_RECORDS} are possible")
+        raise _no_archive(f"it has {count:,} records; at most {MAX_RECORDS} are possible")
     return count, begin
 
 
 def _read_entry(file: BinaryIO, directory: bytes, header: int, place: int) -> tuple[bytes, Record, int, int]:
-    """Read the first entry of a directory and see that entry, header and descriptor are as torch.save writes them.
+    """Read the first entry of a directory, and check that entry, header and descriptor are as torch.save writes them.
 
-    Its record's header begins at ``header``, where the record before ends, and the entry itself at ``place``.
+    The header of its record begins at ``header``, where the previous record ends; the entry begins at ``place``.
 
     Returns:
-        Name, record, bytes of the entry, and where the next header begins.
+        Name, record, bytes of the entry, and place of the next header.
     """
     if len(directory) < _ENTRY.size:
         raise _no_archive("its directory is cut off")

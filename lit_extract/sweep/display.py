@@ -1,4 +1,4 @@
-"""How a sweep is shown: a live table in a terminal, plain lines in a log."""
+"""Show a sweep: a live table in a terminal, plain lines in a log."""
 
 import time
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ _COLOURS = {"done": "green", "already done": "green", "failed": "red", "waiting"
 class Display:
     """Shows the runs of a sweep while the body runs.
 
-    In a terminal all models are in a table that is drawn again and again, and stays. Otherwise there is a line when a
-    model starts and ends, and now and then between.
+    In a terminal, all models are in a table that is updated, and remains at the end. Otherwise, a line is printed when
+    a model starts and ends, and now and then in between.
     """
 
     def __init__(self, runs: Sequence[ModelRun], console: Console | None = None) -> None:
@@ -45,7 +45,7 @@ class Display:
         self._show(run, "starts")
 
     def update(self, run: ModelRun) -> None:
-        """Show how far a run is; to be called every now and then."""
+        """Show the progress of a run; to be called every now and then."""
         if self.live is not None:
             self._draw()
         elif run.progress is not None and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -58,7 +58,7 @@ class Display:
         self._show(run, text, stays=bool(reason))
 
     def note(self, text: str) -> None:
-        """Show something else to know; in a terminal, above the table."""
+        """Show a message; in a terminal, above the table."""
         if self.live is not None:
             self.console.print(Text(text))
         else:
@@ -80,14 +80,14 @@ class Display:
 
 
 def window(runs: Sequence[ModelRun], fitting: int) -> Sequence[ModelRun]:
-    """Return as many runs as fit: the ones that ended last, the one that is running, and the ones that come next."""
+    """Return as many runs as fit: the last ones that ended, the running one, and the next ones."""
     current = next((place for place, run in enumerate(runs) if run.state in (RUNNING, WAITING)), len(runs))
     first = max(0, min(current - fitting // 2, len(runs) - fitting))
     return runs[first : first + fitting]
 
 
 def table(runs: Sequence[ModelRun]) -> Table:
-    """Return a table with a line a model."""
+    """Return a table with one line per model."""
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "model", "state", "rows", "rate", "left", "took"):
         drawn.add_column(name, justify="left" if name in ("model", "state") else "right", no_wrap=True)
@@ -100,7 +100,7 @@ def table(runs: Sequence[ModelRun]) -> Table:
 
 
 def shown_state(run: ModelRun) -> str:
-    """Return the state; of a running model, what it is doing."""
+    """Return the state of a run; for a running model, what it is doing."""
     if run.state != RUNNING:
         return run.state
     if run.progress is None:
@@ -109,12 +109,12 @@ def shown_state(run: ModelRun) -> str:
 
 
 def rows(run: ModelRun) -> str:
-    """Return the rows done of all, once that is known."""
+    """Return the number of rows done and of all rows, once known."""
     return f"{run.progress.rows_done} of {run.progress.rows} {run.progress.unit}" if run.progress else ""
 
 
 def rate(run: ModelRun) -> str:
-    """Return the rows a second."""
+    """Return the rows per second."""
     return f"{run.progress.rate:.1f}/s" if run.progress else ""
 
 

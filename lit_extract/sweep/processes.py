@@ -1,4 +1,4 @@
-"""The process of a model: its log, the signals that it gets, and how it ended."""
+"""The process of a model: its log, its signals, and how it ended."""
 
 import os
 import shlex
@@ -22,10 +22,10 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def start_process(run: ModelRun, logs: Path, state_file: Path, is_progress: bool) -> "subprocess.Popen[bytes]":
-    """Start the process of a model, in a session of its own; what it prints goes to a log.
+    """Start the process of a model, in its own session; its output goes to a log.
 
-    A killed sweep leaves no model running unseen: the kernel ends it then. ``is_progress`` tells it that the sweep has
-    finished other models, so that its SLURM job is worth queueing again.
+    If the sweep is killed, the kernel ends the process. ``is_progress`` tells the process that the sweep has finished
+    other models, so that its SLURM job is worth queueing again.
     """
     run.log = logs / f"{run.number:02d}-{safe_name(run.model)}.log"
     run.log.write_text(f"{shlex.join(run.command)}\n", encoding="utf-8")
@@ -44,7 +44,7 @@ def start_process(run: ModelRun, logs: Path, state_file: Path, is_progress: bool
 
 
 def outcome_of(code: int, state: RunState, log: Path | None, was_stopped: bool) -> Outcome:
-    """Return how a run ended: what it has recorded, unless it was killed; then ``code`` is minus the signal."""
+    """Return how a run ended: the outcome that it recorded, unless it was killed; then ``code`` is minus the signal."""
     if state.outcome is not None and state.outcome.exit_code == code:
         return state.outcome
     number = -code if code < 0 else max(0, code - exit_codes.STOPPED)
@@ -63,8 +63,8 @@ def signal_name(number: int) -> str:
 class PassedOn:
     """Passes each signal that would end the sweep to the running model, once, and remembers the first.
 
-    Models have a session of their own, so that the Ctrl-C of a terminal does not reach them a second time: then they
-    would stop at once, instead of finishing their batch.
+    Models have their own session, so the Ctrl-C of a terminal does not reach them a second time, which would stop them
+    at once instead of after their batch.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class PassedOn:
 
     def __enter__(self) -> Self:
         for number in ENDING_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as set by nohup
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -87,14 +87,14 @@ class PassedOn:
     def to(self, child: "subprocess.Popen[bytes]") -> Iterator[None]:
         """Pass signals to a process while the body runs."""
         self._child = child
-        while self._pending:  # they came while it was started
+        while self._pending:  # received while the process was started
             child.send_signal(self._pending.pop())
         yield
         self._child = None
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.received = self.received or number
-        number = signal.SIGTERM if number == signal.SIGHUP else number  # the terminal is gone; predict knows the others
+        number = signal.SIGTERM if number == signal.SIGHUP else number  # the terminal is gone; predict handles the rest
         if self._child is None:
             self._pending = [number]
         else:

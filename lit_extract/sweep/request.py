@@ -1,21 +1,21 @@
-"""What a job asks a scheduler for."""
+"""The resources that a job requests from a scheduler."""
 
 import math
 from dataclasses import dataclass, replace
 
 GIB = 2**30
-# Half as much memory again as plan estimates, and 1 GB. Three times the estimated time, and ten minutes, in half hours
-# of which there are 24 at most: short jobs start sooner, and one that needs longer is queued again, and resumes.
+# Memory: 1.5 times plan's estimate plus 1 GB. Time: three times the estimate plus ten minutes, rounded up to half
+# hours, at most 24 of them: short jobs start sooner, and a job that needs longer is queued again and resumes.
 MEMORY_MARGIN, TIME_MARGIN = 1.5, 3
 _START_S, _HALF_HOUR_S, _HALF_HOURS = 600, 1800, 24
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks for; None is to be estimated."""
+    """The resources of a job; None is to be estimated."""
 
     memory: int | None  # GiB
-    time: str | None  # as SLURM has it
+    time: str | None  # in SLURM's format
     gpus: str  # a number, or type:number
     cpus: int  # of each task
 
@@ -25,7 +25,7 @@ class Request:
         return int(self.gpus.rpartition(":")[2])
 
     def filled(self, n_bytes: int, seconds: float) -> "Request":
-        """Return this request with memory and time of these estimates, where it has none."""
+        """Return this request with memory and time from these estimates, where they are None."""
         memory = self.memory or math.ceil(MEMORY_MARGIN * n_bytes / GIB) + 1
         half_hours = math.ceil((TIME_MARGIN * seconds + _START_S) / _HALF_HOUR_S)
         minutes = 30 * min(half_hours, _HALF_HOURS)

@@ -1,4 +1,4 @@
-"""From configs and models.yml to one command a model: pure functions, but for reading these files."""
+"""Turn configs and models.yml into one command per model: pure functions, except that these files are read."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from lit_extract.modules.registry import KINDS, matching_models
 
 KIND_OF_CLASS = {extractor: kind for kind, extractor in KINDS.items()}
 
-WAITING, RUNNING = "waiting", "running"  # and then as the outcome of a run
+WAITING, RUNNING = "waiting", "running"  # followed by the state of the outcome
 
 _CLASS, _SETTINGS = "class_path", "init_args"
-# Settings of one model: for all of them they would load the wrong weights, in silence when these happen to fit.
+# Settings of one model: for other models they would load the wrong weights, silently if these happen to fit.
 _OF_ONE_MODEL = ("checkpoint", "revision")
 
 
@@ -24,12 +24,12 @@ _OF_ONE_MODEL = ("checkpoint", "revision")
 class ModelRun:
     """The run of one model in a sweep."""
 
-    number: int  # from 1 on
+    number: int  # counted from 1
     model: str
     command: list[str]
     state: str = WAITING  # or RUNNING, or the state of its Outcome
     progress: RunProgress | None = None
-    seconds: float = 0.0  # that it took, or has been running
+    seconds: float = 0.0  # duration so far
     reason: str = ""  # why it failed, or what to look at
     log: Path | None = None
 
@@ -53,7 +53,7 @@ def plan_runs(
     given = [part for config in configs for part in ("--config", config)] + list(options)
     given += ["--model.models", models] if models else []
     given += ["--model.untrained", "true"] if untrained else []
-    # recorded with the features, so that status knows that the other models are wanted too; not with a part of them
+    # recorded with the features, so that status expects the other models too; not if only some models are chosen
     mark = ["env", f"{SWEEP}=1"] if match is None else []
     predict = [*mark, sys.executable, "-m", "lit_extract", "predict", *given, "--model.name"]
     names = [entry.name for entry in entries]
@@ -61,7 +61,7 @@ def plan_runs(
 
 
 def read_configs(configs: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of several YAML files, the later ones over the earlier."""
+    """Return the merged settings of several YAML files; later files win."""
     merged: dict[str, Any] = {}
     for config in configs:
         merged = _over(merged, read_config(config))
@@ -74,7 +74,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``class_path`` and ``init_args`` of the model; in a config, a name alone is a class."""
+    """Return ``class_path`` and ``init_args`` of the model; a config may have only the name of the class."""
     model = config.get("model")
     known = {_CLASS: model} if isinstance(model, str) else dict(model) if isinstance(model, dict) else {}
     settings = known.get(_SETTINGS)
@@ -82,38 +82,38 @@ def _model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(class_path: str | None) -> str:
-    """Return the kind of models of which a class extracts features."""
+    """Return the kind of model whose features a class extracts."""
     if class_path is None:
-        raise InputError("config: none of them has a model; give one such as --config nsd/vision")
+        raise InputError("config: no config has a model; add one, such as --config nsd/vision")
     name = class_path.rpartition(".")[2]
     if name in KIND_OF_CLASS:
         return KIND_OF_CLASS[name]
     allowed = " and ".join(KIND_OF_CLASS)
     if name == "Captioner":
-        raise InputError(f"model: {name} makes captions, with one model: use predict. A sweep is for {allowed}")
+        raise InputError(f"model: {name} makes captions with one model; use predict. A sweep is for {allowed}")
     raise InputError(f"model: a sweep is for {allowed}, not for {class_path!r}")
 
 
 def check_options(options: Sequence[str]) -> None:
-    """Check that the options can hold for every model."""
+    """Check that the options can be used for every model."""
     if options and not options[0].startswith("-"):
         raise InputError(f"unrecognized argument: {options[0]!r}; settings of predict begin with --")
     for option in (part.partition("=")[0] for part in options if part.startswith("-")):
         name = option.removeprefix("--").replace(f".{_SETTINGS}.", ".")
         if name == "model.name":
-            raise InputError("model.name: a sweep goes through models.yml; --match PATTERN chooses among its models")
+            raise InputError("model.name: a sweep runs all models of models.yml; choose some with --match PATTERN")
         if name == "model.models":
-            raise InputError("model.models: a sweep's models file is --models FILE")
+            raise InputError("model.models: for a sweep, pass the models file as --models FILE")
         if name.removeprefix("model.") in _OF_ONE_MODEL:
             raise InputError(_one_model_only(name))
         if name in ("help", "print_config") or name.endswith(".help"):
-            raise InputError(f"{option}: belongs to predict: lit-extract predict … {option}")
+            raise InputError(f"{option}: only predict has this option: lit-extract predict … {option}")
 
 
 def _one_model_only(setting: str) -> str:
-    return f"{setting}: belongs to one model, and a sweep has many; write it into models.yml, or use predict"
+    return f"{setting}: for one model, but a sweep runs many; put it into models.yml, or use predict"
 
 
 def last_given(options: Sequence[str], option: str) -> str | None:
-    """Return the value of ``--option value`` or ``--option=value``; the last one counts."""
+    """Return the last value given as ``--option value`` or ``--option=value``."""
     return next(reversed(values_of(options, (option,))), None)

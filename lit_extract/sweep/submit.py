@@ -1,6 +1,6 @@
-"""``lit-extract submit``: queue a sweep on a SLURM cluster, a job for each model, with what the model needs.
+"""``lit-extract submit``: queue a sweep on a SLURM cluster, one job per model, with the resources that it needs.
 
-A job is the ordinary predict command, which obeys SLURM's warning after its batch and queues itself again.
+A job is the ordinary predict command, which stops after its batch at SLURM's warning and queues itself again.
 """
 
 import argparse
@@ -29,20 +29,20 @@ from lit_extract.sweep.runs import ModelRun, last_given, plan_runs, read_configs
 if TYPE_CHECKING:
     from lit_extract.planning.needs import Needs
 
-_DESCRIPTION = """Queue predict for every model of models.yml of the configs' kind: a job of a SLURM cluster each, with
-the memory and time that plan estimates. Models that are done, or whose job waits or runs, are not queued; a job that
-runs out of time is queued again, and resumes. All options except the ones below are predict's, as of sweep: lit-extract
+_DESCRIPTION = """Queue predict for every model of models.yml of the configs' kind, one SLURM job per model, with the
+memory and time that plan estimates. Models that are done, or whose job waits or runs, are not queued; a job that runs
+out of time is queued again and resumes. All options except the ones below are predict's, as for sweep: lit-extract
 submit --config nsd/vision --config trainer/a40 --data.root /data/nsd --partition gpu. Exit code: 0 all are done or
 queued; 2 something to fix, or sbatch refuses a job; 3 some models can't be planned, or do not fit the GPU, and were not
 queued."""
 
-_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as SLURM has it
+_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # SLURM's format
 _GPUS = re.compile(r"([\w.-]+:)?\d{1,3}")
 
 
 def main(args: Sequence[str]) -> int:
     """Run ``lit-extract submit`` with the given arguments; return the exit code."""
-    parser = sweep_parser("lit-extract submit", _DESCRIPTION, "Print the scripts for sbatch, and queue nothing.")
+    parser = sweep_parser("lit-extract submit", _DESCRIPTION, "Print the scripts for sbatch, but queue nothing.")
     for option, settings in SUBMIT_OPTIONS.items():
         parser.add_argument(option, **settings)
     own, options = parser.parse_known_args(args)
@@ -71,11 +71,11 @@ def _configs(own: argparse.Namespace) -> list[str]:
 
 
 def _check(own: argparse.Namespace) -> None:
-    """Check what SLURM would refuse, or take for something else."""
+    """Check values that SLURM would refuse or misread."""
     if own.time and not _TIME.fullmatch(own.time):
-        raise InputError(f"time: {own.time!r} must be as SLURM has it: minutes, hours:minutes:seconds, or days-hours")
+        raise InputError(f"time: {own.time!r} must be in SLURM's format: minutes, hours:minutes:seconds, or days-hours")
     if own.gpus and not _GPUS.fullmatch(own.gpus):
-        raise InputError(f"gpus: {own.gpus!r} must be a number, or a type and a number as a40:2")
+        raise InputError(f"gpus: {own.gpus!r} must be a number, or a type and a number such as a40:2")
     for name in ("memory", "cpus"):
         if (value := getattr(own, name)) is not None and value < 1:
             raise InputError(f"{name}: {value} must be 1 or more")
@@ -84,9 +84,9 @@ def _check(own: argparse.Namespace) -> None:
             raise InputError(f"{name}: {getattr(own, name)!r} must be a name")
     for option in own.sbatch:
         if not re.fullmatch(r"[a-z][a-z-]*(=[^\n]+)?", option):
-            raise InputError(f"sbatch: {option!r} must be the name of an option of sbatch and its value, as qos=long")
+            raise InputError(f"sbatch: {option!r} must be the name and value of an option of sbatch, such as qos=long")
         if option.partition("=")[0] == "comment":
-            raise InputError(f"sbatch: {option!r} can't be given: the comment is what tells which jobs are queued")
+            raise InputError(f"sbatch: {option!r} can't be given: lit-extract uses the comment to find queued jobs")
 
 
 def _without_done(runs: Sequence[ModelRun], output_dir: str) -> list[ModelRun]:
@@ -101,7 +101,7 @@ def _without_done(runs: Sequence[ModelRun], output_dir: str) -> list[ModelRun]:
 
 
 def _without_queued(runs: Sequence[ModelRun]) -> list[ModelRun]:
-    """Return the models of which no job of this user waits or runs; print the others."""
+    """Return the models for which no job of this user waits or runs; print the others."""
     lines = _slurm("squeue", "--me", "--noheader", "--format=%i %k").splitlines()
     jobs = {mark: job for job, _, mark in (line.strip().partition(" ") for line in lines)}
     for run in runs:
@@ -113,7 +113,7 @@ def _without_queued(runs: Sequence[ModelRun]) -> list[ModelRun]:
 def _requests(
     own: argparse.Namespace, options: Sequence[str], models: Sequence[str]
 ) -> tuple[dict[str, Request], dict[str, str]]:
-    """Return what the job of each model asks for, and why some models get none."""
+    """Return the request for the job of each model, and why some models get none."""
     trainer = read_configs(own.config).get("trainer") or {}
     accelerator = last_given(options, "--trainer.accelerator") or trainer.get("accelerator")
     gpus = own.gpus or ("0" if accelerator == "cpu" else "1")
@@ -139,10 +139,10 @@ def _requests(
 
 
 def _why_not(needs: "Needs") -> str | None:
-    """Return why a model is not queued; None if it can run. The memory of a host is asked for, that of a GPU is not."""
+    """Return why a model is not queued; None if it can run. A job requests host memory, but no GPU memory."""
     if needs.problem or needs.device is None or needs.fits != "no":
         return needs.problem
-    return f"it needs {as_size(needs.device)} of a GPU; of a larger one than was planned for, give --card_memory GB"
+    return f"it needs {as_size(needs.device)} of GPU memory; if the GPU is larger than planned, pass --card_memory GB"
 
 
 def _submit(
@@ -157,20 +157,20 @@ def _submit(
     for run in runs:
         request = requests[run.model]
         job = _slurm("sbatch", "--parsable", script=_script(own, run, request, logs), what=f" {run.model}")
-        # the name of a cluster may follow
+        # the cluster's name may follow
         print(f"{run.model}: job {job.partition(';')[0].strip()}, {request.memory} GB, {request.time}", flush=True)
     print(f"{len(runs)} jobs are queued; their output goes to {logs}; squeue --me and lit-extract status show them")
 
 
 def _mark(run: ModelRun) -> str:
-    """Return what a job is known by: its command, and the folder that it starts in."""
+    """Return the mark by which a job is recognized: a hash of its command and its folder."""
     return "lit-extract-" + hashlib.sha256(f"{Path.cwd()}\n{shlex.join(run.command)}".encode()).hexdigest()[:32]
 
 
 def _slurm(tool: str, *arguments: str, script: str = "", what: str = "") -> str:
     """Run one of SLURM's tools; return what it prints."""
     if (path := shutil.which(tool)) is None:
-        raise InputError("cluster: there is no SLURM here; submit on a login node, or with --cluster local")
+        raise InputError("cluster: there is no SLURM here; run this on a login node, or with --cluster local")
     done = subprocess.run([path, *arguments], input=script, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"{tool} refuses{what}: {one_line(done.stderr)}")
@@ -178,13 +178,13 @@ def _slurm(tool: str, *arguments: str, script: str = "", what: str = "") -> str:
 
 
 def _script(own: argparse.Namespace, run: ModelRun, request: Request, logs: Path) -> str:
-    """Return what sbatch gets."""
+    """Return the script for sbatch."""
     name = safe_name(own_name(run.model))
     options = {
         "job-name": name,
         "comment": _mark(run),
         "output": f"{logs.absolute()}/{name}".replace("%", "%%") + "-%j.log",
-        "open-mode": "append",  # of a job that is queued again
+        "open-mode": "append",  # for a job that is queued again
         "partition": own.partition,
         "account": own.account,
         "time": request.time,
@@ -193,7 +193,7 @@ def _script(own: argparse.Namespace, run: ModelRun, request: Request, logs: Path
         "nodes": "1",
         "ntasks-per-node": str(max(1, request.n_gpus)),
         "cpus-per-task": str(request.cpus),
-        "signal": "USR1@90",  # to what srun runs, which finishes its batch and queues the job again
+        "signal": "USR1@90",  # to the command under srun, which finishes its batch and queues the job again
         "requeue": "",
     } | {name: value for name, _, value in (option.partition("=") for option in own.sbatch)}
     lines = [

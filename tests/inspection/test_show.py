@@ -46,8 +46,8 @@ def test_it_has_the_mean_loss_and_bits_a_byte_of_captions(make_store):
     features = load_features(finalize(store.path)[0])
     features.extras.update(loss=2.34567, bpb=torch.tensor(0.5))
     lines = describe(features, "x")
-    assert "  mean loss: 2.346 nats a token" in lines
-    assert "  mean bpb: 0.5 bits a byte" in lines
+    assert "  mean loss: 2.346 nats per token" in lines
+    assert "  mean bpb: 0.5 bits per byte" in lines
 
 
 def test_it_says_how_far_a_run_is_and_which_rows_are_bad(make_store, capsys):
@@ -91,7 +91,7 @@ def test_it_draws(make_store, tmp_path, settings):
 
 def test_a_run_that_has_done_nothing_is_not_drawn(make_store, tmp_path):
     store, _ = make_store(shards=[])
-    with pytest.raises(InputError, match="picture: there is nothing to draw"):
+    with pytest.raises(InputError, match="picture: nothing to draw"):
         show(str(store.path), picture=str(tmp_path / "x.png"))
 
 

@@ -175,7 +175,7 @@ def test_rows_that_are_listed_may_be_nan(cli, file):
     rewrite(file, plant)
     code, out, _ = cli("verify", file)
     assert code == 0
-    assert out.endswith("; 2 rows not finite, as it says\n")
+    assert out.endswith("; 2 rows not finite, as listed in it\n")
 
 
 @pytest.mark.parametrize("left", [0.0, torch.inf])
@@ -202,28 +202,28 @@ def metadata(**changes):
     ("change", "said"),
     [
         (lambda c: c.pop("layers"), "content: layers: "),
-        (lambda c: c.update(feats=c["feats"][0]), "feats is no float32 or float16 or bfloat16 tensor of 3 or 4 axes"),
-        (lambda c: c.update(feats=c["feats"].double()), "feats is no float32 or float16"),
-        (lambda c: c.update(feats=c["feats"][:0]), "feats has the shape (0, "),
+        (lambda c: c.update(feats=c["feats"][0]), "feats is not a float32 or float16 or bfloat16 tensor of 3 or 4"),
+        (lambda c: c.update(feats=c["feats"].double()), "feats is not a float32 or float16"),
+        (lambda c: c.update(feats=c["feats"][:0]), "feats is empty: its shape is (0, "),
         (lambda c: c.update(feats="x"), "content: feats"),
         (lambda c: c.update(layers=c["layers"][1:]), "5 layers for 6"),
-        (lambda c: c.update(layers=["blocks.0"] * 6), "layers occur twice: blocks.0; layers are not those of its"),
+        (lambda c: c.update(layers=["blocks.0"] * 6), "layers occur twice: blocks.0; layers differ from those of its"),
         (lambda c: c.update(layers=[*range(6)]), "content: layers.0: "),
         (lambda c: c["stimulus_ids"].pop(), "23 stimulus_ids for 24"),
         (lambda c: c["stimulus_ids"].__setitem__(5, 4), "stimulus_ids occur twice: 4"),
-        (lambda c: c["stimulus_ids"].__setitem__(5, "five"), "stimulus_ids are no list of int or of str"),
+        (lambda c: c["stimulus_ids"].__setitem__(5, "five"), "stimulus_ids are not all int or all str"),
         (lambda c: c["stimulus_ids"].__setitem__(5, [5]), "content: stimulus_ids.5"),
         (lambda c: c.update(num_params=0), "content: num_params: "),
         (lambda c: c.update(metadata=[1]), "content: metadata: "),
         (lambda c: c["metadata"].pop("notes"), "content: metadata.notes: "),
         (metadata(format=3), "it has format 3; this version reads 2"),
-        (metadata(bad_input_rows=[24]), "bad_input_rows are no list of rows 0 to 23"),
+        (metadata(bad_input_rows=[24]), "bad_input_rows must list rows 0 to 23"),
         (metadata(not_finite_rows=None), "content: metadata.not_finite_rows: "),
         (metadata(bad_input_rows=[3], not_finite_rows=[3]), "rows 3 are in bad_input_rows and in not_finite_rows"),
         (metadata(provenance={}), "content: metadata.provenance.model: "),
         (lambda c: c["metadata"]["provenance"].pop("dataset"), "its provenance has no dataset"),
         (provenance(n_stimuli=25), "n_stimuli of its provenance is 25, but it has 24 rows"),
-        (provenance(layers=["blocks.1"]), "layers are not those of its provenance"),
+        (provenance(layers=["blocks.1"]), "layers differ from those of its provenance"),
     ],
 )
 def test_what_is_missing_or_at_odds(cli, file, change, said):
@@ -237,9 +237,9 @@ def test_what_is_missing_or_at_odds(cli, file, change, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.pop("mask"), "mask is no uint8 tensor of 2 axes"),
+        (lambda c: c.pop("mask"), "mask is not a tensor of uint8 with 2 axes"),
         (lambda c: c.update(mask=c["mask"][:3].clone()), "mask has 3 rows for 4"),
-        (lambda c: c.pop("row_bpb"), "row_bpb is no float32 tensor of 1 axes"),
+        (lambda c: c.pop("row_bpb"), "row_bpb is not a tensor of float32 with 1 axes"),
         (lambda c: c.pop("loss"), "loss is missing"),
         (lambda c: c["row_loss"].__setitem__(1, torch.nan), "row_loss is not finite, or should not be, in rows 1"),
         (lambda c: c.update(bpb=c["bpb"] * 1.01), "bpb is "),
@@ -290,7 +290,7 @@ def test_a_compressed_record_is_refused_not_unpacked(cli, file):
         archive.writestr("bomb", bytes(10**7))
     code, out, _ = cli("verify", file)
     assert code == 2
-    assert out.startswith(f"{file}: WRONG: not a features file of lit-extract: it is no zip archive of torch.save")
+    assert out.startswith(f"{file}: WRONG: not a features file of lit-extract: it is not a zip archive of torch.save")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100), bytes(range(256)) * 40])
@@ -309,7 +309,7 @@ def test_something_else(cli, tmp_path, content):
         ([], "files"),
         (["s3://bucket/x.pt"], "files: 's3://bucket/x.pt' is remote; it must be a local path"),
         (["x.pt", "--parity", "0"], "parity: 0 stimuli; must be 1 or more"),
-        (["x.pt", "--root", "/data"], "root: only for a certificate; give --parity K"),
+        (["x.pt", "--root", "/data"], "root: only for a certificate; also pass --parity"),
     ],
 )
 def test_settings_that_make_no_sense(cli, tmp_path, monkeypatch, arguments, named):
@@ -362,9 +362,9 @@ def certificate(file, **changes):
         ({}, 0, "; parity of 8 stimuli (bf16-true against float32)"),
         ({"remarks": ["of little use"]}, 0, "; warning: of little use"),
         ({"verdict": "fail", "failures": ["rows are lost"]}, 2, "WRONG: parity: rows are lost"),
-        ({"verdict": "fail"}, 2, "x_pool-cls.parity.json is no certificate: its verdict is 'fail'"),
-        ({"format": 2}, 2, "WRONG: x_pool-cls.parity.json is no certificate: format: should be 1, not 2"),
-        ({"records_crc32": {}}, 2, "x_pool-cls.parity.json is of another file"),
+        ({"verdict": "fail"}, 2, "x_pool-cls.parity.json is not a certificate: its verdict is 'fail'"),
+        ({"format": 2}, 2, "WRONG: x_pool-cls.parity.json is not a certificate: format: should be 1, not 2"),
+        ({"records_crc32": {}}, 2, "x_pool-cls.parity.json belongs to another file"),
     ],
 )
 def test_a_certificate_that_is_there_is_read(cli, file, changes, code, said):
@@ -379,7 +379,7 @@ def test_a_certificate_that_is_not_whole(cli, file, text):
     file.with_name("x_pool-cls.parity.json").write_text(text)
     code, out, _ = cli("verify", file)
     assert code == 2
-    assert "WRONG: x_pool-cls.parity.json is no certificate" in out
+    assert "WRONG: x_pool-cls.parity.json is not a certificate" in out
 
 
 def test_a_certificate_does_not_hold_for_a_file_that_took_its_place(cli, file):
@@ -387,5 +387,5 @@ def test_a_certificate_does_not_hold_for_a_file_that_took_its_place(cli, file):
     rewrite(file, lambda content: content["feats"].__setitem__(0, content["feats"][1]))
     code, out, _ = cli("verify", file)
     assert code == 2
-    assert "x_pool-cls.parity.json is of another file: this one has changed since, or took its place" in out
+    assert "x_pool-cls.parity.json belongs to another file: this one was changed or replaced since" in out
     np.testing.assert_equal(soundness_of(file).problems, [])

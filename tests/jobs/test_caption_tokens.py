@@ -141,7 +141,7 @@ def test_damaged_token_ids_are_computed_again(llama, tmp_path):
 
 def test_other_features_have_no_tokens_of_captions(llama, tmp_path):
     (file,) = run(llama, tmp_path, pool="avg").files
-    with pytest.raises(InputError, match=r"tokens: .*which pooling tokens keeps"):
+    with pytest.raises(InputError, match=r"tokens: .*which only pooling tokens keeps"):
         load_features(file).tokens(0)
     features = load_features(run(llama, tmp_path).store)
     with pytest.raises(InputError, match=r"rows: 8, -1 must be 0 to 7"):

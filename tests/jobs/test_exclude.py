@@ -62,7 +62,7 @@ def test_the_file_has_the_counts_of_each_row_and_layer(run, tmp_path, cli):
         code, out, _ = cli("show", file)
         assert code == 0
         means = content["n_sinks"].float().mean(dim=0).tolist()
-        assert f"mean of all captions: blocks.0 {means[0]:.2f}, blocks.1 {means[1]:.2f}" in out
+        assert f"mean over captions: blocks.0 {means[0]:.2f}, blocks.1 {means[1]:.2f}" in out
         assert "exclude: ['bos', 'sinks']" in out
     assert run().was_done
 

@@ -40,7 +40,7 @@ FILE = f"out/folder/all-untrained/{NAME}_pool-cls-untrained"
 def test_bf16_that_erases_what_differs_is_a_warning_everywhere(predict, cli, tmp_path):
     code, said, _ = predict(*UNTRAINED, "--trainer.precision", "bf16-true")
     assert code == 3
-    assert "warning: what bf16-true rounded away is as large as the differences between stimuli" in said
+    assert "warning: the rounding error of bf16-true is as large as the differences between stimuli" in said
     assert "--trainer.precision 32-true" in said
     assert "bf16-true, sees the middle 95 % × 95 % of a square picture (91 % of its area), resized to 160 × 160" in said
     file = tmp_path / f"{FILE}.pt"
@@ -48,11 +48,11 @@ def test_bf16_that_erases_what_differs_is_a_warning_everywhere(predict, cli, tmp
     code, said, _ = predict(*UNTRAINED, "--trainer.precision", "bf16-true")
     assert code == 3
     assert "already done" in said
-    assert "warning: what bf16-true rounded away" in said
+    assert "warning: the rounding error of bf16-true" in said
     _, said, _ = cli("show", file)
-    assert "warning: what bf16-true rounded away" in said
+    assert "warning: the rounding error of bf16-true" in said
     _, said, _ = cli("verify", file)
-    assert "warning: what bf16-true rounded away" in said
+    assert "warning: the rounding error of bf16-true" in said
 
 
 def test_a_program_learns_of_it_too(image_folder, tmp_path):
@@ -60,7 +60,9 @@ def test_a_program_learns_of_it_too(image_folder, tmp_path):
     trainer = predict_trainer("cpu", devices=1, precision="bf16-true")
     done = extract(model, ImageFolderDataModule(str(image_folder)), trainer, str(tmp_path / "out"))
     (warning,) = done.warnings
-    assert warning.startswith("what bf16-true rounded away is as large as the differences between stimuli, in blocks.")
+    assert warning.startswith(
+        "the rounding error of bf16-true is as large as the differences between stimuli, in blocks."
+    )
 
 
 def test_an_untrained_model_runs_in_float32_unless_asked_otherwise(predict, tmp_path):

@@ -34,9 +34,7 @@ def files(tmp_path):
 
 def test_variants_stand_side_by_side_and_the_clash_suggests_it(run_job, tmp_path):
     (first,) = run_job().files
-    with pytest.raises(
-        InputError, match=r"layers had 6 entries, now 2\. To have both, give this run a name with --tag"
-    ):
+    with pytest.raises(InputError, match=r"layers had 6 entries, now 2\. To keep both, name this run with --tag"):
         run_job(layers=[0, 1])
     extraction = run_job(layers=[0, 1], tag="two.0+")
     assert extraction.files == [first.with_name("test_vit.r160_in1k_pool-cls_tag-two.0+-untrained.pt")]

@@ -131,7 +131,7 @@ def test_bf16_that_leaves_nothing_of_the_stimuli_is_said(tmp_path, certify, imag
         verdicts[precision] = code, certificate["verdict"]
     assert verdicts == {"32-true": (0, "pass"), "bf16-true": (2, "fail")}
     assert "is as far from its stimulus" in out
-    assert "the error of bf16-true is as large as what differs between stimuli" in certificate["remarks"][0]
+    assert "the error of bf16-true is as large as the differences between stimuli" in certificate["remarks"][0]
 
 
 def test_bad_rows_are_left_out(run_job, certify, image_folder):
@@ -147,7 +147,7 @@ def test_a_certificate_holds_for_its_file_only(file, certify, cli):
     rewrite(file, roll)
     code, out, _ = cli("verify", file)
     assert code == 2
-    assert "x.parity.json is of another file" in out
+    assert "x.parity.json belongs to another file" in out
     code, out, certificate = certify(file, parity=24)
     assert (code, certificate["verdict"]) == (2, "fail"), "replaced by one that does"
 

@@ -47,7 +47,7 @@ def test_a_model_that_the_memory_can_not_hold_is_refused(tmp_path, certify, monk
         monkeypatch.setattr("lit_extract.parity.reference.host_memory", lambda there=there: there)
         code, out, _ = certify(file, *given(folder))
         assert code == expected, out
-    assert "parity: in float32 the model has" in out
+    assert "parity: in float32 the model needs" in out
 
 
 def test_captions_tokenized_by_sentencepiece_and_cut(tmp_path, certify):
@@ -95,9 +95,9 @@ def next_token(content):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (swap_ids, "token_ids: those of row 4, 5 are not the tokens of its caption"),
+        (swap_ids, "token_ids: these rows do not have the tokens of their captions: 4, 5"),
         (next_token, "layers that differ by more than 32-true explains"),
-        (lambda content: content.pop("token_ids"), "token_ids is no int32 tensor of 2 axes"),
+        (lambda content: content.pop("token_ids"), "token_ids is not a tensor of int32 with 2 axes"),
         (
             lambda content: narrow(content, "token_ids"),
             "token_ids has 40 tokens, mask 41",
@@ -144,12 +144,12 @@ def one_sink_more(content):
     ("fault", "said"),
     [
         (one_sink_more, "n_sinks: row 3 has "),
-        (lambda content: content.pop("n_sinks"), "n_sinks is no int32 tensor of 2 axes"),
+        (lambda content: content.pop("n_sinks"), "n_sinks is not a tensor of int32 with 2 axes"),
         (
             lambda content: narrow(content, "n_sinks"),
             "n_sinks has 2 columns for 3 layers",
         ),
-        (lambda content: content.pop("n_excluded"), "n_excluded is no int32 tensor of 1 axes"),
+        (lambda content: content.pop("n_excluded"), "n_excluded is not a tensor of int32 with 1 axes"),
         (lambda content: content["metadata"]["provenance"].update(exclude=["sinks"]), "WRONG: parity"),
         (lambda content: content["metadata"]["provenance"].update(exclude=["bos", "pad"]), "provenance: exclude"),
         (lambda content: content["metadata"]["provenance"].update(sinks_above=0), "provenance: sinks_above"),
@@ -184,7 +184,7 @@ def wrong_loss(content, folder):
         (lambda content, _: roll(content), "stimulus 0 (row 0) is in row 1"),
         (lambda content, _: content.update(feats=content["feats"][:, [1, 0, 2]]), "blocks.0 of the file is blocks.1"),
         (norm_the_last_block, "explains: blocks.2 (cosine"),
-        (wrong_loss, "loss differs by 0.05"),
+        (wrong_loss, "loss has a relative error of 0.05"),
     ],
 )
 def test_a_fault_in_features_of_captions(tmp_path, certify, precision, fault, said):
@@ -201,7 +201,7 @@ def test_a_fault_in_features_of_captions(tmp_path, certify, precision, fault, sa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "captions: which file has the captions 'test' of captions? Give --captions FILE"),
+        ([], "captions: missing; pass the file with the captions 'test' of captions, --captions FILE"),
         (["--captions", "nowhere.csv"], "no file 'nowhere.csv'"),
     ],
 )
@@ -219,7 +219,7 @@ def test_captions_that_are_not_there(tmp_path, certify, arguments, said):
     [
         ("dog", "cat", "tokens_sha256: the file was made with"),
         ("dog", "horses", "stimuli have changed since the file was made"),
-        ("\n1,", "\n99,", "has none of 1, which the file has"),
+        ("\n1,", "\n99,", "has no caption for 1, which the features file has"),
     ],
 )
 def test_captions_that_are_others(tmp_path, certify, old, new, said):

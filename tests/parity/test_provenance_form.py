@@ -11,16 +11,16 @@ from helpers.parity import TINY, captions_run, given, rewrite
     [
         ({"query": "@pd.io.common.os.system('touch X') == 0"}, "data.query: "),
         ({"query": "9**9**9 == demo_id"}, "data.query: "),
-        ({"model": "hf-hub:someone/else"}, "model: the file is of 'hf-hub:someone/else', which timm does not have"),
-        ({"model": "local-dir:{folder}"}, "model: the file is of 'local-dir:"),
-        ({"model": "../../{folder}"}, "give --model NAME"),
+        ({"model": "hf-hub:someone/else"}, "model: the file names 'hf-hub:someone/else', which timm does not have"),
+        ({"model": "local-dir:{folder}"}, "model: the file names 'local-dir:"),
+        ({"model": "../../{folder}"}, "pass --model NAME"),
         ({"options": {"cache_dir": "{folder}/X"}}, "provenance.options: cache_dir"),
         ({"options": {"pretrained_cfg": {"url": "http://127.0.0.1/"}}}, "provenance.options: pretrained_cfg"),
         ({"options": {"depth": 10**9}}, "provenance.options: depth"),
         ({"options": {"global_pool": "{folder}/X"}}, "provenance.options: global_pool"),
         ({"dataset": "../folder"}, "provenance.dataset: "),
-        ({"weights": "checkpoint", "checkpoint_sha256": "0" * 64, "model": "{folder}"}, "give --model NAME"),
-        ({"weights": "checkpoint", "checkpoint_sha256": "0" * 64}, "give --checkpoint PATH"),
+        ({"weights": "checkpoint", "checkpoint_sha256": "0" * 64, "model": "{folder}"}, "pass --model NAME"),
+        ({"weights": "checkpoint", "checkpoint_sha256": "0" * 64}, "pass --checkpoint PATH"),
         ({"weights": "hub:someone/else", "revision": "0" * 40}, "weights: the file was made with hub:someone/else"),
         ({"weights": "hub:timm/test_vit.r160_in1k", "revision": "main"}, "provenance: revision"),
         ({"seed": 2**70}, "provenance: seed"),
@@ -56,7 +56,7 @@ def test_the_user_names_a_model_that_is_not_known(file, certify, tmp_path, monke
     assert certify(file, "--model", TINY)[0] == 0
     code, out, _ = certify(file, "--model", "another")
     assert code == 2
-    assert "model: the file is of 'test_vit.r160_in1k', not of 'another'" in out
+    assert "model: the file names 'test_vit.r160_in1k', not 'another'" in out
     rewrite(file, lambda content: content["metadata"]["provenance"].update(options={"qkv_bias": True}))
     code, out, _ = certify(file)
     assert code == 2
@@ -69,8 +69,8 @@ def test_the_user_names_a_model_that_is_not_known(file, certify, tmp_path, monke
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"source": "someone/else"}, "model: the file is of 'someone/else', which models.yml does not list"),
-        ({"source": "/etc"}, "model: the file is of '/etc', which models.yml does not list"),
+        ({"source": "someone/else"}, "model: the file names 'someone/else', which models.yml does not list"),
+        ({"source": "/etc"}, "model: the file names '/etc', which models.yml does not list"),
         ({"weights": "hub:someone/else", "revision": "0" * 40}, "provenance.source"),
         ({"options": {"trust_remote_code": True}}, "provenance.options: trust_remote_code"),
         ({"options": {"gguf_file": "../x.gguf"}}, "provenance.options: gguf_file"),
@@ -106,7 +106,7 @@ def test_the_user_names_what_is_loaded_not_what_it_is_called(tmp_path, certify):
     rewrite(file, lambda content: content["metadata"]["provenance"].update(told))
     code, out, _ = certify(file, "--captions", folder / "captions.csv", "--model", "someone/known")
     assert code == 2
-    assert "model: the file is of 'someone/else', not of 'someone/known'" in out
+    assert "model: the file names 'someone/else', not 'someone/known'" in out
 
 
 def test_a_file_does_not_choose_the_commit_whose_code_runs(tmp_path, certify):
@@ -117,4 +117,4 @@ def test_a_file_does_not_choose_the_commit_whose_code_runs(tmp_path, certify):
     given = ("--captions", folder / "captions.csv", "--model", "someone/tiny", "--trust_remote_code", "true")
     code, out, _ = certify(file, *given)
     assert code == 2
-    assert "trust_remote_code: the file decides of which commit" in out
+    assert "trust_remote_code: the file decides which commit" in out

@@ -334,7 +334,10 @@ def test_local_weights_must_be_those_of_the_file(tmp_path, certify):
     (file,) = run(VisionExtractor(TINY, checkpoint=str(weights)), DemoDataModule(), tmp_path)
     code, out, certificate = certify(file)
     assert (code, certificate) == (2, None)
-    assert "NOT CERTIFIED: checkpoint: give --checkpoint PATH; the file is of local weights with SHA-256" in out
+    assert (
+        "NOT CERTIFIED: checkpoint: missing; pass --checkpoint PATH; the file was made with local weights with SHA-256"
+        in out
+    )
     code, out, certificate = certify(file, "--checkpoint", other)
     assert (code, certificate) == (2, None)
     assert "NOT CERTIFIED: checkpoint: " in out

@@ -77,11 +77,11 @@ def test_a_fault_is_found(tmp_path, certify, fault, said):
         ({"options": {"size": {"shortest_edge": 48}}}, "preprocessing: the file was made with"),
         ({"options": {"max_pixels": 10**12}}, "provenance.options: max_pixels"),
         ({"pool": "cls"}, "provenance: pool"),
-        ({"source": "someone/else"}, "does not go with weights 'checkpoint'"),
+        ({"source": "someone/else"}, "does not match weights 'checkpoint'"),
         ({"checkpoint_sha256": "0" * 64}, "has SHA-256"),
         (
             {"weights": "hub:someone/else", "source": "someone/else", "revision": "0" * 40},
-            "model: the file is of 'someone/else', which models.yml does not list",
+            "model: the file names 'someone/else', which models.yml does not list",
         ),
         ({"dataset": "../folder"}, "provenance.dataset: "),
     ],

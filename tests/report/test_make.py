@@ -93,7 +93,7 @@ def test_files_of_other_ids_are_not_compared(save, random_features, numbers):
     save("other", random_features(seed=3), ids=[f"image_{k}.jpg" for k in range(24)])
     found = numbers()
     assert [pair["models"] for pair in found["pairs"]] == [["a", "b"]]
-    assert "Not compared with the others, as they have few stimuli in common with them: other." in found["notes"]
+    assert "Not compared with the others, because they share too few stimuli: other." in found["notes"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_wrong_settings_are_one_clear_error(save, random_features, tmp_path, mon
 
 def test_too_few_stimuli_are_one_clear_error(save, random_features, numbers):
     save("vit", random_features(n=3))
-    with pytest.raises(InputError, match=r"too few stimuli for a report: .*vit: 3 rows; 4 are needed"):
+    with pytest.raises(InputError, match=r"too few stimuli for a report; left out: .*vit: 3 rows; 4 are needed"):
         numbers()
 
 

@@ -40,10 +40,10 @@ def test_identical_rows_are_reported_when_their_stimuli_differ(save, random_feat
     found = numbers()
     rows = found["models"][0]["rows"]
     assert (rows["identical"], rows["identical_though_different"], rows["examples"]) == (2, 2, [[3, 17]])
-    assert found["warnings"] == ["vit: 2 rows are identical though their stimuli are not: 3 = 17"]
+    assert found["warnings"] == ["vit: 2 rows are identical although their stimuli differ: 3 = 17"]
     code, out, _ = cli("report", tmp_path / "demo" / "all", "--out", tmp_path / "report", "--permutations", 2)
     assert code == 3
-    assert "vit: 2 rows are identical though their stimuli are not: 3 = 17" in out
+    assert "vit: 2 rows are identical although their stimuli differ: 3 = 17" in out
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "Look into this" in page
     assert found["warnings"][0] in page
@@ -96,7 +96,7 @@ def test_a_constant_layer_is_not_compared(save, random_features, numbers):
     pair = oracles.pair_of(found, "a", "b")
     assert pair["mutual_neighbours"]["layers"][0] == [None, None, None]
     assert pair["mutual_neighbours"]["layers"][1][1] == 1
-    assert "a: the same for all stimuli in embeddings, so not compared there." in found["notes"]
+    assert "a: identical for all stimuli in embeddings, so not compared there." in found["notes"]
 
 
 def test_a_massive_first_token_in_the_average_is_warned_of_with_the_way_out(save, numbers):
@@ -113,7 +113,7 @@ def test_a_massive_first_token_in_the_average_is_warned_of_with_the_way_out(save
     found = numbers()
     warnings = [warning for warning in found["warnings"] if "1 / number of tokens" in warning]
     assert [warning.partition(":")[0] for warning in warnings] == ["left", "sink"]
-    assert warnings[1].endswith("in blocks.1, blocks.2; leave it out with --model.exclude sinks")
+    assert warnings[1].endswith("in blocks.1, blocks.2; exclude it with --model.exclude sinks")
     assert "--model.exclude" not in warnings[0]
     (sink,) = [model for model in found["models"] if model["label"] == "sink"]
     assert [layer["follows_length"] for layer in sink["layers"]] == [False, True, True]

@@ -45,9 +45,7 @@ def test_flags_counts_and_exit_code(cli, captions):
     code, printed, _ = cli("check", captions)
     review = captions.with_name("nsd_captions-review.csv")
     assert code == 3
-    assert printed == (
-        f"2 of 5 captions should be looked at\n        1 several sentences\n        1 not English\n{review}\n"
-    )
+    assert printed == (f"2 of 5 captions are flagged\n        1 several sentences\n        1 not English\n{review}\n")
     table = pd.read_csv(review, keep_default_na=False)
     assert table.columns.tolist() == ["nsd_id", "caption", "original", "model", "prompt", "flag"]
     assert table["flag"].tolist() == ["", "several sentences", "", "not English", ""]
@@ -58,7 +56,7 @@ def test_nothing_to_look_at(cli, captions):
     assert code == 3, "the prompt asks for one sentence, whatever is said of others"
     pd.read_csv(captions).iloc[[0, 4]].to_csv(captions, index=False)
     code, printed, _ = cli("check", captions, "--overwrite")
-    assert (code, printed.splitlines()[0]) == (0, "0 of 2 captions should be looked at")
+    assert (code, printed.splitlines()[0]) == (0, "0 of 2 captions are flagged")
 
 
 def test_choices_given(cli, captions):
@@ -145,7 +143,7 @@ def test_the_dataset_may_be_known_from_the_run_only(accept, captions, tmp_path):
     table.to_csv(copy, index=False)
     code, _, error = accept(copy, "--original", captions)
     assert code == 2
-    assert "give --dataset NAME" in error
+    assert "pass --dataset NAME" in error
     captions.with_name(f"{captions.name}.json").write_text(json.dumps({"provenance": {"dataset": "folder"}}))
     code, printed, _ = accept(copy, "--original", captions)
     assert code == 0

@@ -153,7 +153,7 @@ def test_another_programs_database_is_not_touched(tmp_path):
     path = tmp_path / "x.sqlite"
     change(path, "PRAGMA journal_mode = WAL; CREATE TABLE t (x)")
     content = path.read_bytes()
-    with pytest.raises(InputError, match="no database of lit-extract review"):
+    with pytest.raises(InputError, match="not a database of lit-extract review"):
         read(path)
     assert path.read_bytes() == content
     path.write_bytes(b"no database at all" * 100)

@@ -376,7 +376,7 @@ def test_other_captions_than_were_checked_are_refused(decide_on, captions, revie
     table = read_captions(captions)
     table.loc[2, "caption"] = "Captioned again."
     write_captions(table, captions)
-    with pytest.raises(InputError, match=r"was made of other captions than these, in row 2"):
+    with pytest.raises(InputError, match=r"was made from other captions, which differ in row 2"):
         decide_on()
     assert "other captions" in accept()
 

@@ -81,7 +81,7 @@ def tab(chromium):
 
 def test_a_whole_review(serve, tab, cli, review_file, tmp_path):
     server, address = serve()
-    assert "flagged and left: 4;" in "".join(server.lines)
+    assert "flagged and not reviewed: 4;" in "".join(server.lines)
     page = tab(address).at(101)
     assert "token" not in page.page.url
     assert page.read("#progress") == "4 of 4 flagged left · 0 of 8 reviewed"
@@ -126,7 +126,7 @@ def test_a_whole_review(serve, tab, cli, review_file, tmp_path):
     page.page.keyboard.type("106")
     page.press("Enter")
     page.at(106).press("Enter")
-    page.says("This is the end of these captions; n goes to one that is left")
+    page.says("This was the last of these captions; n goes to one that is left")
     page.press("n")
     page.at(104).write(FIXED)
     page.says("0 of 4 flagged left · 4 of 8 reviewed")
@@ -148,7 +148,7 @@ def test_ctrl_c_writes_the_result_and_says_how_to_accept_it(serve, tab, review_f
     server.send_signal(signal.SIGINT)
     printed = server.stdout.read()
     assert server.wait() == 0
-    assert "8 captions, 1 of them reviewed, 1 edited; flagged and left: 3;" in printed
+    assert "8 captions, 1 of them reviewed, 1 edited; flagged and not reviewed: 3;" in printed
     assert printed.endswith(f"  lit-extract check {review_file} --accept\n")
     assert "Traceback" not in printed
     assert read_captions(review_file)["caption"][1] == "A cat sleeps."
@@ -205,10 +205,10 @@ def test_two_tabs(serve, tab):
     first.page.keyboard.type("Mine.")
     second.write("Theirs.")
     second.at(103)
-    first.says("This caption has been changed elsewhere while you were writing")
+    first.says("This caption was changed elsewhere while you were writing")
     assert (first.text, first.read("#other-text")) == ("Mine.", "Theirs.")
     first.press("Enter")
-    first.says("Nothing was saved: look again")
+    first.says("Nothing was saved; look again")
     assert first.text == "Mine."
     first.press("Enter")
     first.at(103)

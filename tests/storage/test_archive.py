@@ -123,7 +123,7 @@ def test_a_truncated_file_or_one_of_another_kind(saved, tmp_path):
     other = tmp_path / "other.zip"
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("a/text", "hello")
-    with pytest.raises(ValueError, match=r"no zip archive of torch\.save"):
+    with pytest.raises(ValueError, match=r"not a zip archive of torch\.save"):
         read_content(other)
 
 

@@ -108,7 +108,7 @@ def test_too_little_room_is_said_with_both_numbers(tmp_path, monkeypatch):
     with pytest.raises(InputError) as error:
         check_room(tmp_path, 4_000_000, 2_000_000, 200_000, "do this")
     assert str(error.value) == (
-        "no room on the disk: 5.8 MB are needed (4.0 MB for the store, 2.0 MB for the .pt files, 200.0 kB given back "
+        "not enough disk space: 5.8 MB are needed (4.0 MB for the store, 2.0 MB for the .pt files, 200.0 kB freed "
         f"by what is replaced), 5.0 MB are free at {str(tmp_path)!r}; nothing is lost: do this"
     )
 
@@ -124,7 +124,7 @@ def test_predict_refuses_before_the_model_is_loaded(run_job, tmp_path, monkeypat
 
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: NEEDED - 1)
     monkeypatch.setattr(VisionExtractor, "configure_model", load)
-    with pytest.raises(InputError, match="no room on the disk") as error:
+    with pytest.raises(InputError, match="not enough disk space") as error:
         run_job(data_shard_rows=2)
     assert str(tmp_path / "out" / "folder" / "all-untrained") in str(error.value)
     assert tree(tmp_path / "out") == {}
@@ -134,7 +134,7 @@ def test_a_run_with_just_enough_room_runs_and_without_finalizing_needs_less(run_
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: NEEDED)
     run_job(data_shard_rows=2)
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: NEEDED - TINY.file())
-    with pytest.raises(InputError, match="no room"):
+    with pytest.raises(InputError, match="not enough disk space"):
         run_job(data_shard_rows=2, pool="avg")
     assert run_job(data_shard_rows=2, pool="avg", finalize=False).files == []
 
@@ -146,7 +146,7 @@ def test_a_resumed_run_needs_room_for_what_is_left_only(run_job, tmp_path, monke
     before = tree(extraction.store)
     left = TINY.store(2, done_shards=3) + whole
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: left - 1)
-    with pytest.raises(InputError, match="no room"):
+    with pytest.raises(InputError, match="not enough disk space"):
         run_job(data_shard_rows=2)
     assert tree(extraction.store) == before
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: left)
@@ -156,7 +156,7 @@ def test_a_resumed_run_needs_room_for_what_is_left_only(run_job, tmp_path, monke
 def test_overwriting_counts_what_it_replaces_and_deletes_nothing_when_refused(run_job, tmp_path, monkeypatch):
     (file,) = run_job(data_shard_rows=2).files
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: NEEDED - bytes_there([file]) - 1)
-    with pytest.raises(InputError, match="given back by what is replaced"):
+    with pytest.raises(InputError, match="freed by what is replaced"):
         run_job(data_shard_rows=2, overwrite=True)
     assert file.is_file()
     monkeypatch.setattr("lit_extract.storage.disk.free_bytes", lambda folder: NEEDED - bytes_there([file]))
@@ -204,7 +204,7 @@ def test_a_store_moved_to_a_disk_that_is_too_small_is_not_finalized(cli, make_st
     moved = disk / store.path.name
     code, _, err = cli("finalize", moved)
     assert code == 2
-    assert "no room on the disk" in err
+    assert "not enough disk space" in err
     assert not Store(moved).missing_rows()
     subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
     assert cli("finalize", moved)[0] == 0

@@ -192,11 +192,11 @@ def test_infinity_in_one_layer_is_found_wherever_it_is(build, dtype):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda feats: feats.pop("stages.1"), "the names in feats are not its layers|2 layers|3 layers for 2"),
-        (lambda feats: feats.update({"stages.1": feats["stages.1"][1:]}), "different rows or data types"),
-        (lambda feats: feats.update({"stages.1": feats["stages.1"].half()}), "different rows or data types"),
-        (lambda feats: feats.update({"stages.1": torch.zeros(N)}), "feats is no float32 or float16 or bfloat16"),
-        (lambda feats: feats.update({"stages.1": feats["stages.1"].double()}), "feats is no float32 or float16"),
+        (lambda feats: feats.pop("stages.1"), "the names in feats differ from its layers|2 layers|3 layers for 2"),
+        (lambda feats: feats.update({"stages.1": feats["stages.1"][1:]}), "differ in rows or data type"),
+        (lambda feats: feats.update({"stages.1": feats["stages.1"].half()}), "differ in rows or data type"),
+        (lambda feats: feats.update({"stages.1": torch.zeros(N)}), "feats is not a float32 or float16 or bfloat16"),
+        (lambda feats: feats.update({"stages.1": feats["stages.1"].double()}), "feats is not a float32 or float16"),
         (lambda feats: feats.update({"stages.1": 3}), "feats"),
         (lambda feats: feats.update({"another": feats.pop("stages.1")}), "names in feats"),
         (lambda feats: feats.clear(), "feats"),

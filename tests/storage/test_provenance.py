@@ -22,9 +22,11 @@ def test_long_text_is_cut_in_the_middle_and_ends_where_it_differs():
 
 def test_stimuli_are_not_told_by_their_hashes():
     old, new = {"stimuli_sha256": "0" * 64, "rows": 3}, {"stimuli_sha256": "1" * 64, "rows": 4}
-    assert differing(old, new).startswith("the stimuli are others, or in another order (--data.subset NAME keeps both)")
+    assert differing(old, new).startswith(
+        "the stimuli are different, or in another order (--data.subset NAME keeps both)"
+    )
     said = differing(old, new, "/a", "/b")
-    where = "the stimuli were the images below '/a', now those below '/b', which are others"
+    where = "the stimuli were the images below '/a', now those below '/b', which are different"
     assert said == f"{where} (--data.subset NAME keeps both)"
     assert differing(old, old, "/a", "/b") == "", "data that were moved are the same"
 

@@ -205,7 +205,7 @@ def test_a_store_that_another_has_replaced_is_not_written_to(make_store, remote)
     store.keep()
     store.write_shard(2, {"cls": feats["cls"][8:]}, np.full(2, OK, dtype=np.uint8))
     remove_store(store.path)
-    with pytest.raises(InputError, match="removed or replaced while this run was under way"):
+    with pytest.raises(InputError, match="removed or replaced during this run"):
         store.write_shard(1, {"cls": feats["cls"][4:8]}, np.full(4, OK, dtype=np.uint8))
     other, _ = make_store(folder=remote, shards=[])
     with pytest.raises(InputError, match="removed or replaced"):
@@ -668,7 +668,7 @@ def test_wrong_settings(cli, remote, no_model, new_settings, name, value, reason
 @pytest.mark.parametrize(
     ("output_dir", "reason"),
     [
-        ("s3://", "'s3://' names no place"),
+        ("s3://", "'s3://' is incomplete"),
         ("s4://bucket/x", "s4"),
         ("gs://bucket/x", "pip install 'lit-extract[remote]'"),
     ],

@@ -105,12 +105,12 @@ def test_options_that_are_of_one_model_or_of_none_are_refused(vision, options, n
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ("model: {class_path: lit_extract.Captioner}\n", "Captioner makes captions, with one model: use predict"),
+        ("model: {class_path: lit_extract.Captioner}\n", "Captioner makes captions with one model; use predict"),
         ("model: {class_path: mine.Extractor}\n", "'mine.Extractor'"),
-        ("data: {class_path: x}\n", "none of them has a model"),
+        ("data: {class_path: x}\n", "no config has a model"),
         ("model:\n  class_path: VisionExtractor\n  init_args: {checkpoint: x.pth}\n", "model.checkpoint: 'x.pth'"),
         ("model: [1\n", "can't be read"),
-        ("just text\n", "holds no settings"),
+        ("just text\n", "must hold settings"),
         (None, "No such file"),
     ],
 )

@@ -104,16 +104,16 @@ def test_a_model_that_can_not_be_planned_is_not_queued(submit, tmp_path):
     ("options", "said"),
     [
         (("--partiton", "gpu"), "--partiton: no such option; did you mean --partition?"),
-        (("--time", "tomorrow"), "time: 'tomorrow' must be as SLURM has it"),
+        (("--time", "tomorrow"), "time: 'tomorrow' must be in SLURM's format"),
         (("--gpus", "many"), "gpus: 'many' must be a number, or a type and a number"),
         (("--memory", "0"), "memory: 0 must be 1 or more"),
         (("--cpus", "-1"), "cpus: -1 must be 1 or more"),
-        (("--sbatch", "--qos long"), "sbatch: '--qos long' must be the name of an option"),
+        (("--sbatch", "--qos long"), "sbatch: '--qos long' must be the name and value of an option"),
         (("--sbatch", "comment=mine"), "sbatch: 'comment=mine' can't be given"),
-        (("--sbatch", "qos=a\nrm x"), "sbatch: 'qos=a\\nrm x' must be the name of an option"),
+        (("--sbatch", "qos=a\nrm x"), "sbatch: 'qos=a\\nrm x' must be the name and value of an option"),
         (("--partition", "a b"), "partition: 'a b' must be a name"),
         (("--cluster", "moon"), "invalid choice: 'moon'"),
-        (("--model.name", "x"), "model.name: a sweep goes through models.yml"),
+        (("--model.name", "x"), "model.name: a sweep runs all models of models.yml"),
     ],
 )
 def test_bad_input_is_one_line(submit, tmp_path, options, said):
@@ -141,4 +141,4 @@ def test_where_there_is_no_slurm_it_says_so(submit, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, err = submit("--time", "1", "--memory", "1")
     assert code == 2
-    assert "cluster: there is no SLURM here; submit on a login node, or with --cluster local" in err
+    assert "cluster: there is no SLURM here; run this on a login node, or with --cluster local" in err

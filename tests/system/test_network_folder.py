@@ -38,7 +38,7 @@ def test_a_run_without_locks(images, reference, tmp_path):
         arguments = (*runs.predict_arguments(images, output), *SETTINGS, "--trainer.devices", "1")
         with runs.command(tmp_path / "refused.log", *arguments) as run:
             assert run.wait() == 2
-            assert "its file system has no locks (as NFS without lockd, Lustre without -o flock)" in run.output
+            assert "its file system has no locks (like NFS without lockd, Lustre without -o flock)" in run.output
         with runs.python(tmp_path / "run.log", "-m", "lit_extract", *arguments, LIT_EXTRACT_NO_LOCKS="1") as run:
             assert run.wait() == 0, run.output
         runs.assert_same_features(runs.features_file(output), reference)

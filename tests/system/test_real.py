@@ -55,7 +55,7 @@ def test_english_is_less_surprising_than_shuffled_words(tmp_path, english):
     scrambled = losses(tmp_path, shuffled, "shuffled")
     worse = english.extras["row_loss"] < scrambled.extras["row_loss"]
     assert worse.float().mean() > 0.95
-    assert 2 < english.extras["loss"] < 5  # nats a token, of plain short English
+    assert 2 < english.extras["loss"] < 5  # nats per token, of plain short English
     assert english.extras["bpb"] < 2 < scrambled.extras["bpb"]
 
 

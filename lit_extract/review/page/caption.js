@@ -1,11 +1,11 @@
-// One caption and its image: what is shown of a row, and the text that a person is writing.
+// One caption and its image: the row on display, and the text that a person is writing.
 
 import { MARKS } from "./list.js";
 import { compare } from "./words.js";
 
 const element = (id) => document.getElementById(id);
 const STATUS = { open: "to do", accepted: "accepted", edited: "edited" };
-const DRAFTS = "drafts"; // in the tab's storage: a reload loses no text that is not saved yet
+const DRAFTS = "drafts"; // key in the tab's storage: a reload does not lose unsaved text
 
 export class Caption {
   constructor(version) {
@@ -17,7 +17,7 @@ export class Caption {
     window.addEventListener("resize", () => this.grow());
   }
 
-  // What a decision would send: the text, when it is not the row's, and the revision that the person has seen.
+  // The content of a decision: the text, if it differs from the row's, and the revision that the person has seen.
   get decision() {
     const draft = this.drafts.get(this.row.row);
     return { row: this.row.row, text: draft?.text ?? null, revision: draft?.revision ?? this.row.revision };
@@ -48,7 +48,7 @@ export class Caption {
     }
   }
 
-  // The image of another row must never stand above this caption: the old one goes before the new one is asked for.
+  // The image of another row must never appear above this caption: remove the old one before requesting the new one.
   showImage() {
     const figure = element("figure");
     const why = element("no-image");
@@ -126,7 +126,7 @@ export class Caption {
     place.replaceChildren(...parts);
   }
 
-  // The draft about the row now counts from its newest revision: the person has seen the other's text.
+  // The draft is now based on the row's newest revision: the person has seen the other text.
   seen() {
     const draft = this.drafts.get(this.row.row);
     if (draft) draft.revision = this.row.revision;
@@ -147,7 +147,7 @@ export class Caption {
   }
 }
 
-// A text field has line ends of one kind.
+// A text field has only one kind of line ends.
 function plain(text) {
   return text.replace(/\r\n?/g, "\n");
 }

@@ -1,11 +1,11 @@
-// The chosen captions: only those in sight are in the page, and only those near are asked of the server.
+// The chosen captions: only the visible ones are in the page, and only those nearby are requested from the server.
 
 import { get } from "./server.js";
 
 const HEIGHT = 62; // pixels of an item, as in style.css
-const PAGE = 100; // rows asked for at once
+const PAGE = 100; // rows requested at once
 const PAGES_AT_MOST = 50; // kept
-const MARGIN = 6; // items above and below the sight
+const MARGIN = 6; // items above and below the visible ones
 
 export const MARKS = { open: "", accepted: "✓", edited: "✎" };
 
@@ -33,7 +33,7 @@ export class List {
     this.draw();
   }
 
-  // The row at a place, asked for if need be.
+  // The row at a place, requested if necessary.
   async rowAt(place) {
     await this.load(Math.floor(place / PAGE));
     return this.known.get(place);

@@ -1,23 +1,23 @@
-// The page: what is chosen, which caption is shown, what keys do.
+// The page: the filters, the caption on display, the keys.
 
 import { Caption } from "./caption.js";
 import { List } from "./list.js";
 import { get, post } from "./server.js";
 
-const POLL = 2000; // milliseconds between looks for what others have changed
-const AHEAD = [1, 2, -1]; // images that are likely wanted next
+const POLL = 2000; // milliseconds between checks for changes by others
+const AHEAD = [1, 2, -1]; // images that are likely needed next
 
 const element = (id) => document.getElementById(id);
 const number = (n) => n.toLocaleString("en");
 const STATUS = { "": "any", open: "to do", accepted: "accepted", edited: "edited" };
 
-history.replaceState(null, "", `/${location.hash}`); // the token is in a cookie now, and need not be in sight
+history.replaceState(null, "", `/${location.hash}`); // the token is in a cookie now and need not be visible
 
 const list = new List(element("list"), (place) => go(place));
 let about, caption, progress;
 let busy = false; // while a decision is on its way
-let chosen = 0; // counts choices of rows, so that a late answer is known to be late
-let seen = 0; // the revision up to which this page knows of changes
+let chosen = 0; // counts choices of rows, to detect late answers
+let seen = 0; // the revision up to which this page knows the changes
 
 start();
 
@@ -44,7 +44,7 @@ async function start() {
   setTimeout(poll, POLL);
 }
 
-// Which captions, and which of them
+// Choosing captions, and moving among them
 
 async function choose(near = 0) {
   const [flag, status, search] = ["flag", "status", "search"].map((id) => element(id).value);
@@ -64,7 +64,7 @@ async function go(place) {
   list.pick(place);
   let row = list.known.get(place);
   if (!row) {
-    element("caption").hidden = true; // rather nothing than the row before
+    element("caption").hidden = true; // show nothing rather than the previous row
     row = await attempt(() => list.rowAt(place));
     if (!row || list.place !== place) return false;
   }
@@ -79,7 +79,7 @@ async function go(place) {
   return true;
 }
 
-// Show a row: among the chosen, those that would be chosen now, or all.
+// Show a row: among the chosen rows, those that would be chosen now, or all.
 async function goToRow(row) {
   const answer = list.total ? await attempt(() => get("place", { list: list.name, row })) : { place: null };
   if (!answer) return;
@@ -96,7 +96,7 @@ async function goToRow(row) {
 async function nextOpen() {
   const answer = list.total && (await attempt(() => get("place", { list: list.name, after: list.place })));
   if (!answer) return;
-  if (answer.place === null) say("Nothing is left to do among these captions.");
+  if (answer.place === null) say("No caption is left to review among these.");
   else await go(answer.place);
 }
 
@@ -122,7 +122,7 @@ async function decide(text = undefined) {
     if (place + 1 < list.total) await go(place + 1);
     else {
       caption.show(row, place, list.total);
-      say(`${id} ${row.status}. This is the end of these captions; n goes to one that is left.`);
+      say(`${id} ${row.status}. This was the last of these captions; n goes to one that is left.`);
     }
   } catch (error) {
     if (error.status === 409) conflict(error.content);
@@ -136,7 +136,7 @@ function conflict({ conflict: row, progress: now }) {
   changed(row, now);
   caption.show(row, list.place, list.total);
   caption.seen();
-  say("Someone else has changed this caption. Nothing was saved: look again.");
+  say("Someone else has changed this caption. Nothing was saved; look again.");
 }
 
 async function undo() {
@@ -156,7 +156,7 @@ async function undo() {
   } catch (error) {
     if (error.status === 409) {
       showProgress(error.content.progress);
-      say(`Someone else has decided something since. Undo now takes back what was decided about ${progress.undo?.id}.`);
+      say(`Someone else has made a decision since. Undo now takes back the decision about ${progress.undo?.id}.`);
     } else refused(error);
   } finally {
     busy = false;
@@ -199,8 +199,8 @@ async function poll() {
   } catch (error) {
     notice(
       error.status === 403
-        ? "The server has been started again: open the address that it has printed."
-        : "The server does not answer. What was decided is on disk; to continue, start lit-extract review again.",
+        ? "The server was restarted: open the address that it has printed."
+        : "The server does not answer. All decisions are saved; to continue, start lit-extract review again.",
     );
   }
   setTimeout(poll, POLL);
@@ -242,12 +242,12 @@ function showProgress(now) {
     if (flag.options[k].text !== text) flag.options[k].text = text;
   });
   element("undo").disabled = !now.undo;
-  element("undo").title = now.undo ? `take back what was decided about ${now.undo.id}` : "nothing to undo";
+  element("undo").title = now.undo ? `take back the decision about ${now.undo.id}` : "nothing to undo";
   const lines = [
     `${about.review}: ${number(now.reviewed)} of ${number(now.total)} captions are reviewed, ${number(now.edited)} of ` +
-      `them edited; flagged and left: ${left}.`,
+      `them edited; flagged and not reviewed: ${left}.`,
   ];
-  if (now.empty) lines.push(`${number(now.empty)} have no text yet; check --accept refuses them.`);
+  if (now.empty) lines.push(`${number(now.empty)} are still empty; check --accept refuses them.`);
   element("result-text").textContent = lines.join(" ");
   notice(now.problem ?? "");
 }
@@ -257,8 +257,8 @@ function showNothing() {
   element("nothing").hidden = false;
   element("nothing-title").textContent = done ? "Nothing left here" : "No such captions";
   element("nothing-text").textContent = done
-    ? "All of these captions are decided."
-    : "No caption has all that is asked for on the left.";
+    ? "All of these captions are reviewed."
+    : "No caption matches all filters on the left.";
 }
 
 function notice(text) {
@@ -290,7 +290,7 @@ async function attempt(ask) {
   }
 }
 
-// Hands on the page
+// Buttons and keys
 
 const BUTTONS = {
   accept: () => decide(),
@@ -313,7 +313,7 @@ const BUTTONS = {
 };
 for (const [id, act] of Object.entries(BUTTONS)) {
   element(id).addEventListener("click", (event) => {
-    if (event.detail) event.currentTarget.blur(); // Enter means accept again, not this button
+    if (event.detail) event.currentTarget.blur(); // Enter accepts again, instead of pressing this button
     act();
   });
 }
@@ -357,10 +357,10 @@ const KEYS = {
   "?": () => element("help").showModal(),
   Escape: () => {
     if (document.body.classList.contains("large")) document.body.classList.remove("large");
-    else if (caption.row && caption.discard()) say("What was not saved is discarded.");
+    else if (caption.row && caption.discard()) say("Unsaved text is discarded.");
   },
 };
-const MOVES = ["ArrowDown", "ArrowUp", "j", "k"]; // a key that is held down repeats these, and nothing else
+const MOVES = ["ArrowDown", "ArrowUp", "j", "k"]; // only these repeat while a key is held down
 
 document.addEventListener("keydown", (event) => {
   if (!caption || event.isComposing || document.querySelector("dialog[open]")) return;

@@ -1,4 +1,4 @@
-// What the page asks of the server, and how its refusals look.
+// Requests to the server, and its refusals.
 
 export class Refusal extends Error {
   constructor(status, content) {

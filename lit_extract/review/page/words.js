@@ -1,6 +1,6 @@
-// What differs between two texts, word by word.
+// Differences between two texts, word by word.
 
-const MOST_WORDS = 400; // the table below grows with the square
+const MOST_WORDS = 400; // the table below grows with their square
 
 // A list of [kind, text], kind being "same", "gone" or "new".
 export function compare(before, after) {

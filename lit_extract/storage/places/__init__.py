@@ -1,4 +1,4 @@
-"""Where outputs lie: on a disk of this machine, or on a server such as S3, behind one interface."""
+"""The places of outputs: a disk of this machine, or a server such as S3, behind one interface."""
 
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ def to_path(text: str | AnyPath, setting: str = "path") -> AnyPath:
     if not found or protocol == "file":
         return Path(rest if found else text)
     if not rest.strip("/"):
-        raise InputError(f"{setting}: {text!r} names no place; it is {protocol}://<bucket>/<prefix>")
+        raise InputError(f"{setting}: {text!r} is incomplete; it must be {protocol}://<bucket>/<prefix>")
     try:
         from upath import UPath
 
-        # A listing that is remembered would not show what another rank, or another machine, has written since.
+        # A cached listing would not show what another rank, or another machine, has written since.
         path: UPath = UPath(text, use_listings_cache=False, **_OPTIONS.get(protocol, {}))
         with remote_errors(path):
             filesystem = path.fs  # imports the package for the protocol
@@ -56,8 +56,8 @@ def to_path(text: str | AnyPath, setting: str = "path") -> AnyPath:
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
-        "fixed_upload_size": True,  # R2 wants parts of one size, others don't mind
-        "config_kwargs": {"read_timeout": 60},  # botocore's; s3fs has 15 s, which is little for a busy server
+        "fixed_upload_size": True,  # R2 needs parts of equal size; others accept them
+        "config_kwargs": {"read_timeout": 60},  # seconds, as in botocore; s3fs has 15, too few for a busy server
     }
 }
 

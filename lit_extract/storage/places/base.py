@@ -1,4 +1,4 @@
-"""What storage does with files and folders, wherever they are."""
+"""The interface by which storage uses files and folders, local or remote."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,9 +16,9 @@ else:
 
 LOCK_SUFFIX = ".lock"
 PART_SUFFIX = ".part"  # of a local file or folder that is being made or removed
-SMALL, LARGE = 2**20, 50 * 2**20  # bytes that are fetched at a time: for small records; for all of a file
+SMALL, LARGE = 2**20, 50 * 2**20  # bytes fetched at a time: for small records; for a whole file
 
-# Packages whose errors are no OSErrors.
+# Packages whose errors are not OSErrors.
 _CLIENTS = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs"}
 
 
@@ -32,7 +32,7 @@ class _MissingError(RemoteError, FileNotFoundError):
 
 @contextmanager
 def remote_errors(path: AnyPath) -> Iterator[None]:
-    """Turn whatever goes wrong in reaching a remote path into a RemoteError."""
+    """Turn any failure to reach a remote path into a RemoteError."""
     try:
         yield
     except InputError:
@@ -61,10 +61,10 @@ class Place(Protocol):
 
     A folder that counts only as a whole has a mark: the file that is written last and deleted first.
 
-    All methods raise an OSError for what can't be read or written; of a remote path it is a RemoteError.
+    All methods raise OSError for what can't be read or written; for a remote path, this is a RemoteError.
     """
 
-    local: Path | None  # the path, for what only a disk of this machine has: free room, mapped memory
+    local: Path | None  # the path, for what only a local disk offers: free space, mapped memory
     appears_verified: bool  # whether `write_verified` verifies a file before others see it
 
     def exists(self) -> bool:
@@ -73,68 +73,69 @@ class Place(Protocol):
     def open_to_read(self, at_a_time: int | None = SMALL) -> AbstractContextManager[BinaryIO]:
         """Open a regular file for reading bytes.
 
-        Of a remote file ``at_a_time`` bytes are fetched at a time: SMALL, LARGE, 0 for exactly what is read, or None
-        for all of it at once, which must fit the memory.
+        For a remote file, ``at_a_time`` is the number of bytes fetched at a time: SMALL, LARGE, 0 for exactly the bytes
+        that are read, or None for the whole file at once, which must fit into memory.
         """
 
     def write_verified(self, write: Callable[[BinaryIO], None], verify: Callable[[AnyPath], None]) -> None:
-        """Write a file front to back, and read it back: ``verify`` raises an OSError when it is not what was written.
+        """Write a file front to back, and read it back; ``verify`` raises OSError if it is not what was written.
 
-        Nothing of the file stays when either fails.
+        If either fails, nothing of the file remains.
         """
 
     def remove_file(self) -> None:
         """Delete a file, if it exists."""
 
     def drop_uploads(self) -> None:
-        """Drop what killed runs have uploaded of a file, or of files below a folder."""
+        """Delete unfinished uploads of killed runs, of a file or of files below a folder."""
 
     def children(self) -> list[AnyPath]:
-        """Return what lies directly in a folder, in any order; nothing if there is no folder."""
+        """Return the files and folders directly in a folder, in any order; none if there is no folder."""
 
     def list_files(self, folders_like: Endings, files_like: Endings = ()) -> Listing:
         """Return all files below a folder, and the files and folders that can't be read, with the reason.
 
-        Folders whose names end as ``folders_like`` are files of no bytes here: they may be empty. What ends as
-        ``files_like`` and is no file is returned as something that can't be read. No folder: NotADirectoryError.
+        Folders whose names end in one of ``folders_like`` are listed as files of 0 bytes, as they may be empty. A name
+        that ends in one of ``files_like`` and is not a file is returned as one that can't be read. If there is no
+        folder, NotADirectoryError is raised.
         """
 
     def read_files(self, keys: Sequence[str], limit: int, without_damaged: bool = False) -> dict[str, bytes]:
-        """Return the content of small files, without those that do not exist.
+        """Return the content of the small files that exist.
 
-        A local one may have ``limit`` bytes. ``without_damaged`` also leaves out those that the disk can't read, that
-        are larger, and what is no regular file.
+        A local file may have ``limit`` bytes. ``without_damaged`` also leaves out files that the disk can't read, that
+        are larger, or that are not regular files.
         """
 
     def write_file(self, key: str, pieces: Iterable[bytes | memoryview]) -> None:
-        """Write a file, which appears when it is complete; each piece is written before the next is asked for."""
+        """Write a file, which appears only when it is complete; each piece is written before the next is requested."""
 
     def file_sizes(self, keys: Iterable[str]) -> Mapping[str, int]:
-        """Return the bytes of each of these files that exists; of a remote folder also those of others."""
+        """Return the bytes of each of these files that exists; for a remote folder, other files are included."""
 
     def set_aside(self, key: str) -> None:
         """Append ".corrupt" to the name of a damaged file, if it exists."""
 
     def is_whole(self, mark: str) -> bool:
-        """Return whether there is a folder with this mark, not one that is being made or removed."""
+        """Return whether a folder with this mark exists; one that is being made or removed does not count."""
 
     def remains(self) -> bool:
-        """Return whether there is a folder, or part of one that was being made or removed."""
+        """Return whether a folder exists, or a part of one that was being made or removed."""
 
     def create_folder(self, files: Mapping[str, bytes], mark: str, content: bytes) -> None:
-        """Make a folder of files and a mark with its content, unless there is one."""
+        """Create a folder with files, and with a mark that has ``content``; fail if the folder exists."""
 
     def remove_folder(self, mark: str) -> None:
-        """Delete a folder, or what is left of it."""
+        """Delete a folder, or its remains."""
 
     def write_lock(self) -> AbstractContextManager[None]:
-        """Hold the right to write this path; it ends with the process, or soon after if it is remote.
+        """Hold the right to write this path; it ends with the process, or soon after it if the path is remote.
 
-        An InputError names the process that holds it already. A file system without locks is one, too.
+        An InputError names the process that holds the right already; it is also raised if a file system has no locks.
         """
 
     def lock_holder(self) -> str | None:
-        """Return process and host that hold the lock, without taking it; None when none does, or it can't be known.
+        """Return process and host that hold the lock, without taking it; None if none holds it, or it is not known.
 
-        Not for the process that holds it: a POSIX record lock goes when its process closes the file, any time it does.
+        The process that holds the lock must not call this: it loses a POSIX record lock whenever it closes the file.
         """

@@ -1,8 +1,8 @@
-"""One writer at a time of a remote path, where no lock ends with its process: a lease, which has to be renewed.
+"""Allow one writer of a remote path at a time by a lease, which must be renewed: no remote lock ends with its process.
 
-The lease is an object next to the target. Only one process can create it, and that process writes it again and again. A
+The lease is an object next to the target. Only one process can create it, and that process rewrites it regularly. A
 lease that was not renewed for a while may be taken by another run. So a process that could not renew its lease (frozen,
-or without network) may have lost it. What keeps its rows out of another's store then is ``Store.check_current``.
+or without network) may have lost it; ``Store.check_current`` then keeps it from writing into another run's store.
 """
 
 import json
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RENEWED_S = 15.0  # a lease is renewed so often
-ALIVE_S = 45.0  # renewed since: its process lives
-EXPIRED_S = 120.0  # not renewed since: another run may take it
-SETTLED_S = 2.0  # two that take the same expired lease have both done so by then
+RENEWED_S = 15.0  # seconds between renewals
+ALIVE_S = 45.0  # if renewed within this time, its process is alive
+EXPIRED_S = 120.0  # if not renewed within this time, another run may take it
+SETTLED_S = 2.0  # after this time, all runs that try to take the same expired lease have done so
 
 
 class _Holder(TypedDict):
@@ -42,7 +42,7 @@ _HOLDER: TypeAdapter[_Holder] = TypeAdapter(_Holder)
 
 
 class Lease:
-    """The right to write a remote target, for which the object at ``path`` stands."""
+    """The right to write a remote target, represented by the object at ``path``."""
 
     def __init__(self, path: "UPath", target: "UPath") -> None:
         self.path, self.target = path, target
@@ -67,9 +67,9 @@ class Lease:
                     self._remove(self._key)
 
     def holder(self) -> str | None:
-        """Return process and host that have the lease; None when none has, or it has expired. Nothing is written.
+        """Return process and host that hold the lease; None if none does, or it has expired. Nothing is written.
 
-        Without writing the server's clock is not known: the one of this machine may be off by some minutes.
+        Without writing, the server's clock is not known, and the clock of this machine may be off by some minutes.
         """
         try:
             with remote_errors(self.path):
@@ -85,7 +85,7 @@ class Lease:
     def _take(self, content: bytes) -> None:
         while not self._create(content):
             if (found := self._read()) is None:
-                continue  # it has just been given back
+                continue  # it has just been released
             if (age := self._age()) <= ALIVE_S:
                 raise InputError(
                     f"{str(self.target)!r} is being written by another run ({_name(found)}, last active "
@@ -94,7 +94,7 @@ class Lease:
                 )
             if age <= EXPIRED_S:
                 logger.info("waiting for %s to expire: its run was last active %.0f s ago", self.path, age)
-                time.sleep(min(RENEWED_S, EXPIRED_S - age + 1))  # by then it was renewed, or nobody does it
+                time.sleep(min(RENEWED_S, EXPIRED_S - age + 1))  # by then it is renewed, or nobody renews it
                 continue
             self._remove(self._key)
             if self._create(content):
@@ -103,11 +103,11 @@ class Lease:
                     return
 
     def _renew(self, content: bytes, ended: threading.Event) -> None:
-        """Write the lease again and again, as long as it is ours."""
+        """Renew the lease as long as it is ours."""
         while not ended.wait(RENEWED_S):
-            with suppress(RemoteError), remote_errors(self.path):  # else the next time, perhaps
+            with suppress(RemoteError), remote_errors(self.path):  # else perhaps next time
                 if self._read() != content:
-                    logger.warning("%s is no longer ours; another run took this one for dead", self.path)
+                    logger.warning("%s no longer belongs to this run; another run took this one for dead", self.path)
                     return
                 self._files.pipe_file(self._key, content)
 
@@ -129,7 +129,7 @@ class Lease:
             self._files.rm_file(key)
 
     def _age(self) -> float:
-        """Return the seconds since it was renewed, by the clock of the server alone; inf when it has gone."""
+        """Return the seconds since the lease was renewed, by the server's clock alone; inf if it is gone."""
         probe = f"{self._key}.{uuid.uuid4().hex}"
         self._files.pipe_file(probe, b"what time is it?")
         try:
@@ -141,7 +141,7 @@ class Lease:
 
 
 def _name(content: bytes) -> str:
-    """Return process and host that hold a lease, as it may be printed; "unknown" of anything that is not ours."""
+    """Return process and host that hold a lease, in printable form; "unknown" if its content is not ours."""
     with suppress(InputError):
         return shorten(validate_json(_HOLDER, content, "lease")["holder"], 200)
     return "unknown"

@@ -1,6 +1,6 @@
-"""Files and folders of this machine, by pathlib."""
+"""Files and folders of this machine, with pathlib."""
 
-# ruff: noqa: D102 (base.py says what each method does)
+# ruff: noqa: D102 (base.py describes each method)
 
 import errno
 import os
@@ -18,21 +18,21 @@ from lit_extract.common.untrusted import open_regular, read_regular
 from lit_extract.storage.places.base import PART_SUFFIX, SMALL, AnyPath, Endings, File, Listing
 from lit_extract.storage.places.lock import record_lock, record_lock_holder
 
-# A disk that can't read a file, or something else in its place; all other errors say nothing about the file.
+# Errors of a disk that can't read a file, or of something else in its place; other errors do not concern the file.
 DAMAGE = {errno.EIO, errno.EBADMSG, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether there is a folder; a path that is impossible, or can't be looked at, is none."""
+    """Return whether a folder exists; False for a path that is impossible or can't be accessed."""
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for a name of more than 255 bytes)
 
 
 def is_there(path: Path) -> bool:
-    """Return whether anything exists at a path; one that is impossible, or can't be looked at, has nothing."""
+    """Return whether anything exists at a path; False for a path that is impossible or can't be accessed."""
     return os.path.exists(path)  # noqa: PTH110 (as above)
 
 
-_SILLY = ".nfs"  # begins the name of a removed file that is still open
+_SILLY = ".nfs"  # prefix of a removed file that is still open, on NFS
 
 
 class LocalPlace:
@@ -54,7 +54,7 @@ class LocalPlace:
             yield file
 
     def write_verified(self, write: Callable[[BinaryIO], None], verify: Callable[[AnyPath], None]) -> None:
-        """Write a part, verify it while it goes to the disk, rename it."""
+        """Write a part, verify it while it is flushed to the disk, then rename it."""
         part = self.path.with_name(f".{self.path.name}{PART_SUFFIX}")
         part.unlink(missing_ok=True)  # of a killed run; a link would be written through
         try:
@@ -79,17 +79,17 @@ class LocalPlace:
         try:
             return list(self.path.iterdir()) if is_folder(self.path) else []
         except OSError as error:
-            raise InputError(f"can't look into {str(self.path)!r}: {error.strerror}") from None
+            raise InputError(f"can't list {str(self.path)!r}: {error.strerror}") from None
 
     def list_files(self, folders_like: Endings, files_like: Endings = ()) -> Listing:
-        """Return all files below a folder; links are followed, in circles once."""
+        """Return all files below a folder; links are followed, circular ones once."""
         if not is_folder(self.path):
             raise NotADirectoryError(f"{str(self.path)!r} is not a folder")
         found: dict[str, File] = {}
         unreadable: dict[AnyPath, str] = {}
         seen: set[tuple[int, int]] = set()
         folders = [self.path]
-        while folders:  # os.walk recurses, which a folder may be too deep for
+        while folders:  # os.walk recurses, and a folder may be too deep for that
             folder = folders.pop()
             try:
                 about = folder.stat()
@@ -137,7 +137,7 @@ class LocalPlace:
             out.writelines(pieces)
 
     def _refuse_way_out(self, file: Path) -> None:
-        """Refuse to write or rename what links place outside of this folder."""
+        """Raise OSError for a file that a link puts outside this folder."""
         if not file.parent.resolve().is_relative_to(self.path.resolve()):
             raise OSError(errno.ELOOP, f"a link leads out of {str(self.path)!r}", str(file))
 
@@ -156,7 +156,7 @@ class LocalPlace:
             self._refuse_way_out(file)
             file.replace(file.with_name(f"{file.name}.corrupt"))
 
-    # A folder is made under another name and renamed, and renamed before it is deleted; that needs no mark.
+    # A folder is made under another name and then renamed, and renamed before it is deleted, so it needs no mark.
 
     def is_whole(self, mark: str) -> bool:
         return is_there(self.path)
@@ -184,10 +184,10 @@ class LocalPlace:
 
 
 def _clear(path: Path) -> None:
-    """Delete a file or folder; of a link only itself.
+    """Delete a file or folder; for a link, only the link.
 
-    NFS keeps a file that another process here has open under another name, and with it the folder, until that process
-    is done; the next run deletes it.
+    If another process of this machine has a file open, NFS keeps it under another name, and with it the folder, until
+    that process is done; the next run deletes both.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

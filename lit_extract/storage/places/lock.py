@@ -1,4 +1,4 @@
-"""One writer at a time of a path of this machine."""
+"""Allow one writer at a time for a path of this machine."""
 
 import errno
 import fcntl
@@ -14,17 +14,17 @@ from lit_extract.common.host import describe_process
 from lit_extract.common.untrusted import open_own, shorten
 from lit_extract.storage.places.base import LOCK_SUFFIX
 
-NO_LOCKS = "LIT_EXTRACT_NO_LOCKS"  # environment variable: 1 does without where a file system has no locks
-_TAKEN = (errno.EACCES, errno.EAGAIN)  # all other errors are of the file system
+NO_LOCKS = "LIT_EXTRACT_NO_LOCKS"  # environment variable: 1 to run without locks if the file system has none
+_TAKEN = (errno.EACCES, errno.EAGAIN)  # all other errors are about the file system
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of Linux: type, whence, start, length, process
 
 
 @contextmanager
 def record_lock(target: Path) -> Iterator[None]:
-    """Hold a lock that is the process's own.
+    """Hold a lock that belongs to this process alone.
 
-    A POSIX record lock, not the flock of the usual lock-file packages: that one is inherited by
-    data-loading workers, which outlive a killed parent by seconds and would keep the next run out.
+    This is a POSIX record lock, not the flock of the usual lock-file packages: data-loading workers inherit a flock,
+    outlive a killed parent by seconds, and would keep the next run out.
     """
     path = _lock_file(target)
     descriptor = _lock(path, target)
@@ -41,7 +41,7 @@ def record_lock(target: Path) -> Iterator[None]:
 
 
 def _lock(path: Path, target: Path) -> int | None:
-    """Return the descriptor of the locked file; None where there are no locks and the user does without."""
+    """Return the descriptor of the locked file; None if there are no locks and the user chose to run without."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,19 +64,19 @@ def _lock(path: Path, target: Path) -> int | None:
             if os.environ.get(NO_LOCKS) == "1":
                 return None
             raise InputError(
-                f"can't lock {str(path)!r}: {error.strerror}; its file system has no locks (as NFS without lockd, "
-                f"Lustre without -o flock). Choose an --output_dir on another one, or set {NO_LOCKS}=1 and make sure "
+                f"can't lock {str(path)!r}: {error.strerror}; its file system has no locks (like NFS without lockd, "
+                f"Lustre without -o flock). Choose an --output_dir elsewhere, or set {NO_LOCKS}=1 and make sure "
                 "that no two runs write the same features"
             ) from None
         with suppress(FileNotFoundError):
-            # the lock asks the server for the file's own state; the look at the path may be answered from a cache
+            # taking the lock gets the file's state from the server; stat of the path may come from a cache
             if (found := os.fstat(descriptor)).st_nlink and os.path.samestat(path.stat(), found):
                 return descriptor
         os.close(descriptor)  # its last holder has just removed the file
 
 
 def record_lock_holder(target: Path) -> str | None:
-    """Return process and host that hold the lock on a path; see :meth:`Place.lock_holder`."""
+    """Return the process and host that hold the lock on a path; see :meth:`Place.lock_holder`."""
     try:
         descriptor = open_own(_lock_file(target), os.O_RDONLY)
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def record_lock_holder(target: Path) -> str | None:
         return f"unknown: {error.strerror}"
     try:
         if sys.platform != "linux":
-            return None  # other systems lay out what is asked in another way
+            return None  # other systems have another struct flock
         asked = fcntl.fcntl(descriptor, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         return None if _FLOCK.unpack(asked)[0] == fcntl.F_UNLCK else _holder(descriptor)
     except OSError:  # a file system without locks
@@ -99,5 +99,5 @@ def _lock_file(target: Path) -> Path:
 
 
 def _holder(descriptor: int) -> str:
-    """Return what the holder has written into the lock's file, as it may be printed."""
+    """Return the holder's description from the lock file, in printable form."""
     return shorten(os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown", 200)

@@ -1,9 +1,9 @@
-"""Objects on a server, by universal_pathlib over fsspec.
+"""Objects on a server, with universal_pathlib over fsspec.
 
-An object store has no folders, no renaming and no locks. An object is there complete or not at all.
+An object store has no folders, no renaming and no locks. An object exists complete or not at all.
 """
 
-# ruff: noqa: D102 (base.py says what each method does)
+# ruff: noqa: D102 (base.py describes each method)
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -65,9 +65,9 @@ class RemotePlace:
 
     @contextmanager
     def _new_object(self) -> Iterator[BinaryIO]:
-        """Write an object front to back; nothing of it stays when the block fails.
+        """Write an object front to back; if the block fails, nothing of it remains.
 
-        fsspec's own ``with`` would publish the half of it that is there when the block fails.
+        fsspec's own ``with`` would publish the part written so far.
         """
         with remote_errors(self.path):
             writer = self.files.open(self.key, "wb", autocommit=False)
@@ -83,10 +83,10 @@ class RemotePlace:
 
     def remove_file(self) -> None:
         with remote_errors(self.path), suppress(FileNotFoundError, KeyError):
-            self.files.rm_file(self.key)  # not rm, which is silent when it has no permission
+            self.files.rm_file(self.key)  # not rm, which is silent without permission
 
     def drop_uploads(self) -> None:
-        """Drop unfinished uploads, which S3 keeps unseen, and charges."""
+        """Delete unfinished uploads, which S3 hides but charges for."""
         if not hasattr(self.files, "abort_mpu"):
             return
         bucket, key, _ = self.files.split_path(self.key)
@@ -109,7 +109,7 @@ class RemotePlace:
         return files, {}
 
     def _list(self) -> dict[str, File]:
-        """Return all objects below the prefix, in one listing."""
+        """Return all objects below the prefix, with one listing."""
         prefix = self.key.rstrip("/") + "/"
         with remote_errors(self.path):
             try:
@@ -124,7 +124,7 @@ class RemotePlace:
         return files
 
     def read_files(self, keys: Sequence[str], limit: int, without_damaged: bool = False) -> dict[str, bytes]:
-        """Return the content of small objects, requested at once; what can't be read is never damage here."""
+        """Return the content of small objects, requested together; an unreadable one never counts as damaged here."""
         places = {(self.path / key).path: key for key in keys}
         with remote_errors(self.path):
             contents = self.files.cat(list(places), on_error="return") if places else {}
@@ -141,7 +141,7 @@ class RemotePlace:
             self.files.pipe_file((self.path / key).path, bytes(content))
 
     def file_sizes(self, keys: Iterable[str]) -> Mapping[str, int]:
-        """Return the sizes in one listing instead of a request for each."""
+        """Return the sizes from one listing instead of a request for each file."""
         return {key: file.size for key, file in self._list().items()}
 
     def set_aside(self, key: str) -> None:
@@ -159,7 +159,7 @@ class RemotePlace:
     def create_folder(self, files: Mapping[str, bytes], mark: str, content: bytes) -> None:
         if self.is_whole(mark):
             raise FileExistsError(f"{str(self.path)!r} exists")
-        self.remove_folder(mark)  # what is left of one; a shard of it would count as done
+        self.remove_folder(mark)  # remains of a store, whose shards would count as done
         for key, each in {**files, mark: content}.items():
             self.write_file(key, [each])
 
@@ -168,7 +168,7 @@ class RemotePlace:
         if self._list():
             with remote_errors(self.path):
                 self.files.rm(self.key, recursive=True)
-                if left := self._list():  # S3 is silent about what may not be deleted
+                if left := self._list():  # S3 does not report objects that may not be deleted
                     raise OSError(f"{len(left)} objects could not be deleted")
 
     def write_lock(self) -> AbstractContextManager[None]:

@@ -158,5 +158,5 @@ def test_a_folder_that_may_not_be_read_is_one_error(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
-    with pytest.raises(InputError, match="can't look into"):
+    with pytest.raises(InputError, match="can't list"):
         place_of(tmp_path).children()
