@@ -35,8 +35,9 @@ STATUS = f"status {FEATURES} --models {MODELS}"
 
 HEAD = """# A sweep, interrupted twice
 
-This page shows a sweep over five small vision models with random weights and three tiny language models, on the photographs
-and captions that ship with lit-extract. The 24 images are in shards of two, so a model is half done when it is interrupted.
+This page shows a sweep over five small vision models with random weights and three tiny language models, on the
+photographs and captions that ship with lit-extract. The 24 images are in shards of two, so a model is half done when it
+is interrupted.
 `python scripts/sweep_transcript.py` runs the commands and writes this page with their output.
 """
 

@@ -19,10 +19,10 @@ def check(
     prompts: str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Flag captions that a person should look at; accept reviewed ones.
+    """Flag captions that a person should review; accept reviewed ones.
 
     All rows are written to <file>-review.csv, with a column flag. Edit the column caption there, then run check on that
-    file with --accept. Exit code: 0 nothing is flagged, 2 something to fix, 3 some captions are flagged.
+    file with --accept. Exit code: 0 nothing is flagged, 2 wrong input, 3 some captions are flagged.
 
     Args:
         file: Caption file, CSV or Parquet; with --accept, the edited review file.

@@ -12,7 +12,7 @@ def coco_captions(
     output: str = "derivatives/captions/nsd-captions-coco.csv",
     overwrite: bool = False,
 ) -> int:
-    """Build nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.
+    """Make nsd-captions-coco.csv from COCO's caption annotations and NSD's stimulus table.
 
     Args:
         stim_info: NSD's stimulus table, nsd_stim_info_merged.csv.

@@ -8,7 +8,7 @@ from lit_extract.common.shipped import shipped_config, shipped_configs
 
 
 def configs(name: str | None = None) -> int:
-    """List the configs that ship with the package, or print one: lit-extract configs nsd/vision > my.yaml.
+    """List the shipped configs, or print one as a starting point: lit-extract configs nsd/vision > my.yaml.
 
     Args:
         name: The config to print, such as nsd/vision.

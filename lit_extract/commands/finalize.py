@@ -7,7 +7,7 @@ from lit_extract.common.signals import stoppable
 
 
 def finalize(store: str, keep_store: bool = False) -> int:
-    """Turn a complete store into its features files.
+    """Turn a complete store into features files.
 
     Args:
         store: Folder of the store (….zarr).

@@ -8,10 +8,10 @@ from lit_extract.common.errors import InputError
 
 
 def index(dataset: str, root: str | None = None, output: str | None = None, overwrite: bool = False) -> int:
-    """Write the index of a downloaded dataset, a CSV of its images and their ids; print what is missing.
+    """Write a table of a downloaded dataset's images and their ids; print what is missing.
 
     The other commands do not need an index; if the dataset's folder has one, they read it instead of the folder. Exit
-    code: 0 nothing is missing or unusual, 2 something to fix, 3 something to look at.
+    code: 0 nothing is missing or unusual, 2 wrong input, 3 something to look at.
 
     Args:
         dataset: nsd, bold5000 or things.

@@ -16,9 +16,9 @@ def report(
     root: str | None = None,
     captions: str | None = None,
 ) -> int:
-    """Make a page to look at features before trusting them: layers, similarities, nearest neighbours.
+    """Make a page to inspect features: layers, similarities, nearest neighbours.
 
-    A sample of the stimuli is read, one layer at a time. Exit code: 0 no warnings, 2 something to fix, 3 warnings,
+    A sample of the stimuli is read, one layer at a time. Exit code: 0 no warnings, 2 wrong input, 3 warnings,
     which are printed and are on the page.
 
     Args:

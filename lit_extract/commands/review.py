@@ -18,7 +18,7 @@ def review(
     languages: list[str] | None = None,
     prompts: str | None = None,
 ) -> int:
-    """Look at captions next to their images on a page in the browser, and edit them; Ctrl-C stops it.
+    """Review and edit captions next to their images in the browser; Ctrl-C stops the command.
 
     Each decision is saved at once. The result is <file>-review.csv; pass it to check --accept.
 

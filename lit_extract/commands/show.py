@@ -6,7 +6,7 @@ from lit_extract.common.imports import heavy_imports
 
 
 def show(path: str, pool: str | None = None, picture: str | None = None) -> int:
-    """Print what a features file or an unfinished store holds, and draw it.
+    """Print and plot the contents of a features file or an unfinished store.
 
     Args:
         path: A .pt file, or the .zarr folder of an unfinished run.

@@ -24,7 +24,7 @@ _MODELS_SHOWN = 8
 
 
 def status(folder: str = "features", models: str | None = None, json: bool = False) -> int:
-    """List the features files and stores below a folder, and which models of models.yml are missing.
+    """List the features files and stores in a folder, and the models of models.yml that are missing.
 
     Args:
         folder: Where to look, in all folders below it too.

@@ -14,7 +14,7 @@ def trials(
     output: str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write the trials of a subject as a CSV, in the order of the dataset's beta files.
+    """Write a table of the stimulus in each trial of a subject, in the order of the dataset's beta files.
 
     Args:
         dataset: nsd, bold5000 or things.

@@ -16,7 +16,7 @@ def verify(
     trust_remote_code: bool = False,
     model: str | None = None,
 ) -> int:
-    """Check features files: checksums, completeness, NaN; with --parity, recompute stimuli independently.
+    """Check features files for damage and NaN; with --parity, recompute some stimuli independently.
 
     One line is printed for each file. --parity also writes a certificate next to it, <file>.parity.json. Exit code: 0
     all files are sound, 2 at least one is not.
