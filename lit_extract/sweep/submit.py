@@ -29,12 +29,12 @@ from lit_extract.sweep.runs import ModelRun, last_given, plan_runs, read_configs
 if TYPE_CHECKING:
     from lit_extract.planning.needs import Needs
 
-_DESCRIPTION = """Queue predict for every model in models.yml that is of the config's kind, one SLURM job per model, with
-the memory and time that plan estimates. Models that are done, or whose job is waiting or running, are not queued; a job
-that runs out of time is queued again and resumes. Options that are not listed below are passed on to predict, as with
-sweep: lit-extract submit --config nsd/vision --config trainer/a40 --data.root /data/nsd --partition gpu. Exit code: 0
-all done or queued; 2 wrong input, or sbatch refuses a job; 3 some models can't be planned or do not fit the GPU, and
-were not queued."""
+_DESCRIPTION = """Queue predict for every model in models.yml that is of the config's kind, one SLURM job per model,
+with the memory and time that plan estimates. Models that are done, or whose job is waiting or running, are not queued;
+a job that runs out of time is queued again and resumes. Options that are not listed below are passed on to predict, as
+with sweep: lit-extract submit --config nsd/vision --config trainer/a40 --data.root /data/nsd --partition gpu. Exit
+code: 0 all done or queued; 2 wrong input, or sbatch refuses a job; 3 some models can't be planned or do not fit the
+GPU, and were not queued."""
 
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # SLURM's format
 _GPUS = re.compile(r"([\w.-]+:)?\d{1,3}")
