@@ -17,29 +17,30 @@ _LINE_ENDS = re.compile(r"\r\n?|\x85|\u2028|\u2029")
 
 
 class Captioner(Predictor):
-    """Captions, or labels, of images by a vision-language model.
+    """Captions or labels of images, from a vision-language model.
 
-    The constructor refuses wrong settings; the model is loaded, or the server asked, in
-    :meth:`configure_model`, when a run starts.
+    The constructor refuses wrong settings; the model is loaded, or the server contacted, in :meth:`configure_model`,
+    when a run starts.
 
     Args:
-        name: The model: a name on the hub, a folder, or what the server calls it.
-        prompt: "caption", "motion", "indoor", "scene" or another name in prompts, or any text.
-        choices: Labels of which the reply is one and nothing else, instead of the prompt's own.
-        prompts: YAML with further prompts; like the prompts.yml that ships here.
-        engine: "vllm" (in this process) or "server"; default: server when there is a base_url.
-        base_url: Where a server with OpenAI's API answers, such as http://localhost:8000/v1; a key, if
-            it wants one, is taken from the environment variable OPENAI_API_KEY.
-        temperature: 0 for the likeliest reply; higher ones sample.
-        seed: Of sampling; with it and the stimulus, each reply has its own.
-        max_tokens: Tokens of a reply at most; labels are given as many as they need.
-        max_image_size: Pixels of an image's longer side at most, larger ones are reduced; default: as they are.
-        attempts: How often an image that fails is tried before its error is recorded.
+        name: The model: a name on the hub, a local folder, or the server's name for it.
+        prompt: "caption", "motion", "indoor", "scene", another name from prompts, or any text of several words.
+        choices: Labels that replace those of the prompt; the reply is exactly one of them.
+        prompts: YAML file with further prompts, in the form of the prompts.yml that ships with the package.
+        engine: "vllm" (in this process) or "server"; default: server if base_url is given, else vllm.
+        base_url: Address of a server with OpenAI's API, such as http://localhost:8000/v1. Its key, if it needs one, is
+            read from the environment variable OPENAI_API_KEY.
+        temperature: Sampling temperature; 0 always takes the likeliest token.
+        seed: Seed of the sampling; each reply has a seed of its own, derived from this one and the stimulus.
+        max_tokens: Maximum number of tokens in a reply; labels always get as many as they need.
+        max_image_size: Maximum length of an image's longer side in pixels; larger images are reduced. Default: no
+            limit.
+        attempts: Number of times that a failing image is tried before its error is recorded.
         revision: Branch, tag or commit of the weights on the hub.
         engine_options: Further arguments for vllm.LLM, such as {tensor_parallel_size: 2}.
-        concurrency: Requests that a server has at once.
+        concurrency: Maximum number of simultaneous requests to a server.
         timeout: Seconds to wait for a server's reply.
-        patience: Seconds to wait for a server that has stopped answering, before the run stops.
+        patience: Seconds to wait for a server that has stopped answering before the run stops.
     """
 
     def __init__(

@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Captions:
-    """What a job left."""
+    """Result of a captioning job."""
 
     file: Path
     n_rows: int
-    failed: dict[str, str]  # why an image has no caption, by stimulus
+    failed: dict[str, str]  # reason for a missing caption, by stimulus
     cut_off: int  # captions that were longer than max_tokens
     n_rotated: int  # images with an EXIF rotation, which is not applied
     was_done: bool = False  # the file existed already, with the same provenance
@@ -50,17 +50,20 @@ def caption(
 
     Args:
         model: The captioner.
-        data: The images; its preprocessing is the model's.
-        trainer: One process, as vLLM itself takes several GPUs; default: :func:`predict_trainer` with one device.
-        output: The CSV or Parquet to make.
-        overwrite: Start from scratch: delete what an earlier run left.
+        data: The images; the captioner's preprocessing is used for them.
+        trainer: A Trainer with one process, because vLLM itself uses several GPUs; default: :func:`predict_trainer`
+            with one device.
+        output: The CSV or Parquet file to write.
+        overwrite: Start from scratch: delete the output of an earlier run.
 
     Returns:
-        The file, and what to look at.
+        ``file``, with ``n_rows`` rows; ``failed``, the stimuli without a caption, with the reason; ``cut_off``, the
+        number of captions longer than max_tokens; ``n_rotated``, the number of images whose EXIF rotation is not
+        applied; ``was_done``, true if the file already existed.
 
     Raises:
-        InputError: Anything wrong with the settings, the dataset or the output, or an engine that does not answer.
-        Interrupted: A signal asked the run to stop, and it may be resumed; of SIGINT it is a KeyboardInterrupt.
+        InputError: A setting, the dataset or the output is invalid, or the engine does not answer.
+        Interrupted: A signal stopped the run, which can be resumed; SIGINT raises it as a KeyboardInterrupt.
     """
     path = check_output(output)
     if not isinstance(data, ImageSourceDataModule):

@@ -105,30 +105,28 @@ class TokenBatches(Dataset[Batch]):
 
 
 class CaptionDataModule(StimulusDataModule):
-    """The captions of a file, as tokens of the model, in whole batches, in the order of their dataset.
+    """The captions of a file, tokenized for the model, in the order of their dataset.
 
     Args:
-        captions: CSV or Parquet with a column caption, or captions (several separated by ";", of which
-            the first counts), and an id column: nsd_id, bold_id, things_id, demo_id, path (of a folder of images) or
-            stimulus_id.
-        dataset: Name of the dataset the captions are of; names the output folder.
-        root: Folder of the dataset, whose index gives the order of the rows; default: the dataset's environment
-            variable. Without either, what is known of the dataset and the features in the output folder do.
-        prompt_name: Name of the captions, such as "coco"; goes into the name of the features file.
-        captions_used: "first", or "all": each caption of a row by itself, and the mean of their features (and of their
-            losses).
-        query: pandas query that chooses captions, such as "nsd_id < 1000"; needs a subset name of its own.
+        captions: CSV or Parquet with an id column (nsd_id, bold_id, things_id, demo_id, path of an image folder, or
+            stimulus_id) and a column caption, or captions (several per row, separated by ";").
+        dataset: Dataset that the captions belong to; names the output folder.
+        root: Folder of the dataset, whose index gives the order of the rows. Default: the dataset's environment
+            variable, else the known ids of the dataset or the features in the output folder.
+        prompt_name: Name of the captions, such as "coco"; part of the name of the features file.
+        captions_used: "first" uses the first caption of a row; "all" computes every caption by itself and averages
+            their features and losses.
+        query: pandas query that chooses captions, such as "nsd_id < 1000"; requires a subset name.
         subset: Name of the chosen rows; names the output folder.
-        limit: Only the first so many stimuli of the dataset, or of those that the query chooses; their subset is called
-            first50, for example, unless it has a name.
-        token_budget: Tokens a forward pass at most, padding included. Default: that of the run that this one
-            resumes, else 2,048 on a CPU and 16,384 on a GPU. A batch that does not fit is split.
-        shard_rows: Captions a shard, the unit of writing and resuming. Default: that of the run that this one
-            resumes, else at most 2,048 captions and 128 MB of activations, so that ranks have even shares.
-        truncate: Cut captions that are longer than the model's context, which is recorded, instead of
-            refusing them.
-        show_tokens: Print so many of the first captions as the model sees them.
-        num_workers: Processes that put batches together; default none, as the tokens are in memory.
+        limit: Use only the first N stimuli of the dataset, or of the rows that the query chooses. Their subset is
+            called firstN, such as first50, or NAME-firstN with a query.
+        token_budget: Maximum number of tokens per forward pass, padding included. Default: the value of the run to
+            resume, else 2,048 on a CPU and 16,384 on a GPU. A batch that does not fit in memory is split.
+        shard_rows: Captions per shard, the unit of writing and resuming. Default: the value of the run to resume, else
+            at most 2,048 captions and 128 MB of activations, chosen so that ranks have even shares.
+        truncate: Cut captions that are longer than the model's context instead of refusing them; the cut is recorded.
+        show_tokens: Number of captions to print as the model's tokens, from the first one on.
+        num_workers: Number of processes that assemble batches; default: none, because the tokens are in memory.
         preprocessing: Tokenizer and context length; linked from the model.
     """
 

@@ -41,22 +41,20 @@ class ImageDataModule(StimulusDataModule):
     """The images of one dataset, in whole batches, in the order of its stimulus table.
 
     Args:
-        root: Folder of the dataset, or the file of an own table; default: the dataset's environment variable.
-        query: pandas query that chooses rows, such as "nsd_id < 1000"; needs a subset name of its own.
+        root: Folder of the dataset, or the file of your own table; default: the dataset's environment variable.
+        query: pandas query that chooses rows, such as "nsd_id < 1000"; requires a subset name.
         subset: Name of the chosen rows; names the output folder.
-        limit: Only the first so many stimuli of the dataset, or of those that the query chooses; their subset is called
-            first50, for example, unless it has a name.
-        batch_size: Images a forward pass.
-        shard_rows: Images a shard, the unit of writing and resuming; a multiple of batch_size. Default: that of
-            the run that this one resumes, else at most 512 images and 128 MB of activations, so that ranks have
-            even shares.
-        num_workers: Processes that decode images; default: chosen for the machine.
-        on_bad_image: What an image that will not decode does: "stop" the run, or "skip", which
-            leaves its row NaN, lists it in the output and ends with exit code 3.
-        cache: Folder in which decoded images are kept for the next model that sees them alike; "auto" is
-            .pixels in the output folder, "off" none. Models with a processor of Transformers keep none.
-        preprocessing: What is done with each image: size, crop and interpolation, or a processor; linked from the
-            model.
+        limit: Use only the first N stimuli of the dataset, or of the rows that the query chooses. Their subset is
+            called firstN, such as first50, or NAME-firstN with a query.
+        batch_size: Images per forward pass.
+        shard_rows: Images per shard, the unit of writing and resuming; a multiple of batch_size. Default: the value of
+            the run to resume, else at most 512 images and 128 MB of activations, chosen so that ranks have even shares.
+        num_workers: Number of processes that decode images; default: chosen for the machine.
+        on_bad_image: What to do with an image that can't be decoded: "stop" ends the run; "skip" leaves its row NaN,
+            lists it in the output and ends with exit code 3.
+        cache: Folder in which decoded images are kept for other models with the same preprocessing; "auto" is .pixels
+            in the output folder, "off" keeps none. Images for a processor of Transformers are never kept.
+        preprocessing: Preprocessing of each image: size, crop and interpolation, or a processor; linked from the model.
     """
 
     unit = "images"

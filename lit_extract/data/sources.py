@@ -78,15 +78,15 @@ def _note(source: ImageSource) -> tuple[int, int, int, bool]:
 
 
 class ImageSourceDataModule(StimulusDataModule):
-    """The images of a dataset for captioning, a shard of requests at a time.
+    """The images of a dataset for captioning, one shard of requests at a time.
 
     Args:
         dataset: Name of the dataset.
         root: Folder of the dataset; default: the dataset's environment variable.
         query: pandas query that chooses rows, such as "nsd_id < 1000".
-        limit: Only the first so many of these images.
-        shard_rows: Images that are sent together, and the unit of writing and resuming.
-        preprocessing: Largest size of an image; linked from the model.
+        limit: Use only the first N stimuli of the dataset, or of the rows that the query chooses.
+        shard_rows: Images per shard: they are sent together, and are the unit of writing and resuming.
+        preprocessing: Maximum size of an image; linked from the model.
     """
 
     unit = "images"

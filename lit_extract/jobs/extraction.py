@@ -55,14 +55,14 @@ def extract(
 ) -> Extraction:
     """Extract features, or resume an earlier run with the same settings.
 
-    Of the images below a folder::
+    Features of all images below a folder::
 
         from lit_extract import ImageFolderDataModule, VisionExtractor, extract, load_features
 
         done = extract(VisionExtractor("vit_base_patch16_224.mae"), ImageFolderDataModule("pictures"))
         features = load_features(done.files[0])
 
-    Of captions, a CSV with ``stimulus_id`` and ``caption``::
+    Features of captions, from a CSV with ``stimulus_id`` and ``caption``::
 
         from lit_extract import CaptionDataModule, LanguageExtractor, extract
 
@@ -70,24 +70,24 @@ def extract(
 
     Args:
         model: The extractor.
-        data: The stimuli; its preprocessing is the model's.
-        trainer: Where and how to run; default: :func:`predict_trainer` with its defaults, and 32-true for an untrained
-            model, whose layers may differ by less than bf16 holds.
+        data: The stimuli; the extractor's preprocessing is used for them.
+        trainer: The Trainer; default: :func:`predict_trainer` with its defaults, and 32-true for an untrained model,
+            whose layers may differ by less than bf16 can represent.
         output_dir: Folder of the features, local or remote (s3://bucket/prefix); files go to <dataset>/<subset>/ in it.
-        finalize: Turn the store into .pt files when all rows are done; default: yes, but for pooling "tokens", whose
-            store is kept.
-        keep_store: Leave the store in place after that.
-        overwrite: Start from scratch: delete a store or features files that exist.
-        tag: A name that goes into those of the files, so that variants of one model stand side by side.
+        finalize: Turn the store into .pt files when all rows are done; default: yes, except for the pooling "tokens",
+            whose store is kept.
+        keep_store: Keep the store after the .pt files are made.
+        overwrite: Start from scratch: delete an existing store and features files.
+        tag: Name to add to the file names, so variants of one model can share a folder.
 
     Returns:
-        ``files``, one for each pooling, which :func:`load_features` opens; ``store``, if there is one still;
-        ``bad_input_rows`` and ``not_finite_rows``, the rows to look at; ``was_done``, whether the files existed;
-        ``warnings``, about the precision. On ranks other than zero nothing is in it.
+        ``files``, one per pooling, to open with :func:`load_features`; ``store``, if it still exists;
+        ``bad_input_rows`` and ``not_finite_rows``, the rows to inspect; ``was_done``, true if the files already
+        existed; ``warnings`` about the precision. It is empty on ranks other than zero.
 
     Raises:
-        InputError: Anything wrong with the settings, the dataset or the output folder.
-        Interrupted: A signal asked the run to stop, and it may be resumed; of SIGINT it is a KeyboardInterrupt.
+        InputError: A setting, the dataset or the output folder is invalid.
+        Interrupted: A signal stopped the run, which can be resumed; SIGINT raises it as a KeyboardInterrupt.
     """
     trainer = trainer or predict_trainer(precision="32-true" if model.untrained else None)
     on_gpu = trainer.strategy.root_device.type == "cuda"

@@ -33,19 +33,19 @@ def predict_trainer(
     precision: Precision | None = None,
     callbacks: list[Callback] | None = None,
 ) -> Trainer:
-    """Return a Trainer for prediction.
+    """Return a Lightning Trainer for :func:`lit_extract.extract` or :func:`lit_extract.caption`.
 
     Args:
         accelerator: "gpu", "cpu" or "auto".
-        devices: How many devices, which ones, or "auto" for all; several share the work (DDP).
-        num_nodes: Machines that share the work.
+        devices: Number of devices, a list of them, or "auto" for all; several devices share the work (DDP).
+        num_nodes: Number of machines that share the work.
         strategy: Lightning's strategy for several devices; "auto" is DDP.
-        precision: "bf16-true", "bf16-mixed" or "32-true"; default: bf16-true on a GPU and on a CPU with
-            AMX, 32-true elsewhere and for an untrained model, whose layers may differ by less than bf16 holds.
+        precision: "bf16-true", "bf16-mixed" or "32-true"; default: bf16-true on a GPU and on a CPU with AMX, 32-true
+            elsewhere and for an untrained model, whose layers may differ by less than bf16 can represent.
         callbacks: Further Lightning callbacks.
 
     Raises:
-        InputError: Lightning refuses the settings, on this machine or altogether.
+        InputError: Lightning refuses the settings, in general or on this machine.
     """
     _check_counts(devices, num_nodes)
     try:

@@ -36,36 +36,38 @@ LOGITS_BYTES = 256 * 2**20
 class LanguageExtractor(CaptionExtractor):
     """Pooled activations of a causal language model's blocks.
 
-    The constructor reads the model's configuration only; weights are loaded in :meth:`configure_model`,
+    The constructor only reads the model's configuration; weights are loaded in :meth:`configure_model`,
     straight to the device and in the run's precision.
 
     Args:
-        name: The model on the Hugging Face hub, such as "bigscience/bloomz-560m", or a local folder of the same format.
-        untrained: Random weights (the architecture's own initialisation) instead of trained ones.
+        name: The model on the Hugging Face hub, such as "bigscience/bloomz-560m", or a local folder in the same format.
+        untrained: Use random weights (the architecture's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called name; for
-            an untrained model, its configuration and tokenizer.
+        checkpoint: Local folder or repository on the hub to load instead of name. An untrained model takes its
+            configuration and tokenizer from there.
         revision: Branch, tag or commit on the hub.
-        options: Further arguments for from_pretrained of the configuration, the weights and the tokenizer, such as
-            {gguf_file: model.gguf}. What neither the configuration nor loading weights knows is the tokenizer's, such
-            as {add_bos_token: true}.
-        pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file; or "tokens" (each
-            token as it is, with as many places a row as the longest caption has tokens), of which the store is the
-            output.
-        layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks, of
-            which the last is after the final norm), or the indices of some blocks; negative ones count from the end.
-        exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models; "first":
-            leave out the first token whatever it is, for tokenizers without BOS, such as Qwen's and GPT-2's.
-        loss: Also compute each caption's loss and bits per byte, which needs the head.
-        tokenizer: "huggingface", or "sentencepiece" to read tokenizer.model with sentencepiece itself.
+        options: Further arguments for from_pretrained, such as {gguf_file: model.gguf}. Arguments that neither the
+            configuration nor the loading of weights takes go to the tokenizer, such as {add_bos_token: true}.
+        pool: "avg" (mean of the tokens), "last" (last token), or a list of these, one file per pooling; or "tokens"
+            (all tokens, unpooled; every row has as many places as the longest caption has tokens), which stay in the
+            store.
+        layers: "blocks" (raw block outputs), "hidden_states" (the hidden states of Hugging Face: embeddings, then
+            blocks, the last one after the final norm), or a list of block indices; negative indices count from the end.
+        exclude_bos: Leave the BOS token, whose activations are massive in some models, out of the average. "first":
+            leave out the first token, whatever it is, for tokenizers without a BOS token, such as those of Qwen and
+            GPT-2.
+        loss: Also compute the loss and the bits per byte of each caption, which needs the head.
+        tokenizer: "huggingface", or "sentencepiece" to read tokenizer.model with the sentencepiece library.
         trust_remote_code: Run code that comes with the model.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
-        stream: Read the weights of each block from disk when its turn comes, for many captions at once, so that two
-            blocks fit the memory, and the rest of the model. Same numbers. Default: when all weights do not fit.
-        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
-            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
-        exclude: Leave tokens out of avg and last: "bos" (the BOS token), "special" (all that the tokenizer adds, and
-            its special tokens), "sinks" (attention sinks: in each layer the tokens with a norm of more than 10 times
+        models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
+            package.
+        stream: Read the weights of each block from disk when they are needed, for many captions at once, so only two
+            blocks and the rest of the model must fit in memory. The numbers are the same. Default: only when the
+            weights do not fit in memory.
+        dtype: Data type of the written features, whatever the precision of the run. float16 and bfloat16 halve their
+            size. In float16, values beyond 65,504 become infinite, and their rows are listed.
+        exclude: Tokens to leave out of avg and last: "bos" (the BOS token), "special" (the tokens that the tokenizer
+            adds, and its special tokens), "sinks" (attention sinks: tokens whose norm in a layer is more than 10 times
             the median of their caption), or a list of these.
     """
 

@@ -57,34 +57,35 @@ _NO_LIMIT = 10**6  # tokenizers without a limit have a far larger number
 class TextEncoderExtractor(CaptionExtractor):
     """Pooled activations of a text encoder's blocks: BERT, MPNet, E5, BGE, T5's encoder, CLIP's text model, ….
 
-    The constructor reads configurations and the tokenizer only; weights are loaded in :meth:`configure_model`.
+    The constructor only reads configurations and the tokenizer; weights are loaded in :meth:`configure_model`.
 
     Args:
-        name: The model on the Hugging Face hub, such as "sentence-transformers/all-mpnet-base-v2", or a local folder
-            of the same format. Of a model of images and text, such as CLIP, it is its text model.
-        untrained: Random weights (the architecture's own initialisation) instead of trained ones.
+        name: The model on the Hugging Face hub, such as "sentence-transformers/all-mpnet-base-v2", or a local folder in
+            the same format. Of a model of images and text, such as CLIP, the text model is used.
+        untrained: Use random weights (the architecture's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called name; for
-            an untrained model, its configuration and tokenizer.
+        checkpoint: Local folder or repository on the hub to load instead of name. An untrained model takes its
+            configuration and tokenizer from there.
         revision: Branch, tag or commit on the hub.
-        options: Further arguments for from_pretrained of the configuration, the weights and the tokenizer. What neither
-            the configuration nor loading weights knows is the tokenizer's.
-        pool: "avg" (mean of the tokens), "cls" (class token), "last" (last token), or a list of these, each its own
-            file; or "head" (what sentence-transformers returns for the caption, or the projected embedding of CLIP and
-            SigLIP), whose one layer is called so too; or "tokens" (each token as it is, with as many places a row as
-            the longest caption has tokens), of which the store is the output.
-        layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks; of
-            some models the last is after a final norm), or the indices of some blocks; negative ones count from the
-            end.
-        special_tokens: Whether the tokens that the tokenizer puts around a caption, such as [CLS] and [SEP], are
-            "included" in avg or "excluded". The model sees them always.
-        prefix: Text that is put before each caption, such as "query: " for E5. Default: the default prompt that the
-            model's folder defines for sentence-transformers, which few do; else none.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
-        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
-            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
-        exclude: Leave tokens out of avg and last: "bos" (the BOS token), "special" (all that the tokenizer adds, and
-            its special tokens), "sinks" (attention sinks: in each layer the tokens with a norm of more than 10 times
+        options: Further arguments for from_pretrained. Arguments that neither the configuration nor the loading of
+            weights takes go to the tokenizer.
+        pool: "avg" (mean of the tokens), "cls" (class token), "last" (last token), or a list of these, one file per
+            pooling; "head" (the vector that sentence-transformers returns for the caption, or the projected embedding
+            of CLIP and SigLIP), a single layer called head; or "tokens" (all tokens, unpooled; every row has as many
+            places as the longest caption has tokens), which stay in the store.
+        layers: "blocks" (raw block outputs), "hidden_states" (the hidden states of Hugging Face: embeddings, then
+            blocks, the last one after a final norm in some models), or a list of block indices; negative indices count
+            from the end.
+        special_tokens: "included" or "excluded": whether avg includes the tokens that the tokenizer puts around a
+            caption, such as [CLS] and [SEP]. The model always receives them.
+        prefix: Text to put before each caption, such as "query: " for E5. Default: the default prompt that the model's
+            folder defines for sentence-transformers, if any; else none.
+        models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
+            package.
+        dtype: Data type of the written features, whatever the precision of the run. float16 and bfloat16 halve their
+            size. In float16, values beyond 65,504 become infinite, and their rows are listed.
+        exclude: Tokens to leave out of avg and last: "bos" (the BOS token), "special" (the tokens that the tokenizer
+            adds, and its special tokens), "sinks" (attention sinks: tokens whose norm in a layer is more than 10 times
             the median of their caption), or a list of these.
     """
 

@@ -44,33 +44,34 @@ from lit_extract.modules.weights import widest_output
 
 
 class TransformersVisionExtractor(HuggingFaceExtractor):
-    """Pooled activations of the blocks of a vision model that Transformers has, such as DINOv3, AIMv2 or V-JEPA 2.
+    """Pooled activations of the blocks of a vision model of Transformers, such as DINOv3, AIMv2 or V-JEPA 2.
 
-    Images go through the model's own image processor. The constructor reads configurations only; weights are loaded in
+    Images go through the model's own image processor. The constructor only reads configurations; weights are loaded in
     :meth:`configure_model`.
 
     Args:
         name: The model on the Hugging Face hub, such as "facebook/dinov3-vits16-pretrain-lvd1689m", or a local folder
-            with config.json, the weights and preprocessor_config.json. Of a model of images and text, such as CLIP,
-            it is its vision model.
-        untrained: Random weights (the architecture's own initialisation) instead of trained ones.
+            with config.json, the weights and preprocessor_config.json. Of a model of images and text, such as CLIP, the
+            vision model is used.
+        untrained: Use random weights (the architecture's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called name; for
-            an untrained model, its configuration and image processor.
+        checkpoint: Local folder or repository on the hub to load instead of name. An untrained model takes its
+            configuration and image processor from there.
         revision: Branch, tag or commit on the hub.
         options: Further arguments for from_pretrained, such as {attn_implementation: eager}.
-        pool: "cls" (class token), "avg" (mean of the patch tokens), "avg_all" (mean of all tokens), or
-            a list of these, each its own file; or "head" (what the model itself outputs: its pooler_output, or the
-            projected embedding of an image), whose one layer is called so too; or "grid4", or any other number (means
-            of the patch tokens over 4 × 4 parts of the image: 16 vectors a layer); or "tokens" (all tokens as they
-            are), which stay in the store unless --finalize true asks for files.
-        layers: "blocks" (all), "norm" (the tokens after the final norm), or a list of these and of indices of blocks;
-            negative ones count from the end.
-        backend: Which image processor, "torchvision" (fast) or "pil" (slow): they resize differently. Default: what
-            Transformers chooses. The metadata of the features have its class and its settings.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
-        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
-            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+        pool: "cls" (class token), "avg" (mean of the patch tokens), "avg_all" (mean of all tokens), or a list of these,
+            one file per pooling; "head" (the model's own output: its pooler_output, or the projected embedding of an
+            image), a single layer called head; "grid4" or another number (means of the patch tokens over 4 × 4 parts of
+            the image: 16 vectors per layer); or "tokens" (all tokens, unpooled), which stay in the store unless
+            --finalize true asks for files.
+        layers: "blocks" (all), "norm" (the tokens after the final norm), or a list of these and of block indices;
+            negative indices count from the end.
+        backend: Image processor: "torchvision" (fast) or "pil" (slow); they resize differently. Default: the choice of
+            Transformers. The metadata of the features record its class and settings.
+        models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
+            package.
+        dtype: Data type of the written features, whatever the precision of the run. float16 and bfloat16 halve their
+            size. In float16, values beyond 65,504 become infinite, and their rows are listed.
     """
 
     kind = "vision"

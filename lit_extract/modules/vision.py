@@ -44,35 +44,38 @@ logger = logging.getLogger(__name__)
 class VisionExtractor(Extractor):
     """Pooled activations of a vision model's blocks, or of its stages.
 
-    Stages are the maps that timm's own ``forward_intermediates`` gives of models whose blocks do not put out tokens of
-    one width: ResNet, ConvNeXt, Swin, Hiera and the like.
+    Some models, such as ResNet, ConvNeXt, Swin and Hiera, have no blocks that output tokens of one width. Their layers
+    are stages: the maps that timm's ``forward_intermediates`` returns.
 
-    The constructor reads the model's configuration only; weights are loaded in
-    :meth:`configure_model`, when a run begins.
+    The constructor only reads the model's configuration; weights are loaded in :meth:`configure_model`, when a run
+    starts.
 
     Args:
         name: The model, as timm calls it, such as "vit_base_patch16_224.mae".
-        untrained: Random weights (timm's own initialisation) instead of trained ones.
+        untrained: Use random weights (timm's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local weights (safetensors or .pth) instead of the hub's.
+        checkpoint: Local weights (safetensors or .pth) to load instead of those on the hub.
         revision: Branch, tag or commit of the weights on the hub.
         options: Further arguments for timm.create_model, such as {img_size: 224}.
         pool: "cls" (class token), "avg" (mean of the patch tokens, or of the places of a map), "avg_all" (mean of all
-            tokens), or a list of these, each its own file; or "head" (what the model itself outputs: embedding or
-            logits), whose one layer is called so too. Of stages, "avg" or "head". Of both kinds "grid4", or any other
-            number (means of the patch tokens over 4 × 4 parts of the image: 16 vectors a layer), and "tokens" (all
-            tokens as they are), which stay in the store unless --finalize true asks for files.
-        layers: "blocks" (all blocks, or all stages), "norm" (the tokens after the final norm, of models that have
-            blocks), or a list of these and of indices; negative ones count from the end.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
-            the one shipped.
-        channels_last: Images and convolutions in channels-last memory format; last bits differ.
-        preprocessing: Settings of timm's evaluation transform instead of the model's own, such as {crop_pct: 1.0,
-            crop_mode: squash}; also interpolation, mean, std, and input_size (3, H, W) where the model can.
-        stream: Read the weights of each block from disk when its turn comes, for many images at once, so that two
-            blocks fit the memory, and the rest of the model. Same numbers. Default: when all weights do not fit.
-        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
-            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+            tokens), or a list of these, one file per pooling; "head" (the model's own output: embedding or logits), a
+            single layer called head; "grid4" or another number (means of the patch tokens over 4 × 4 parts of the
+            image: 16 vectors per layer); or "tokens" (all tokens, unpooled), which stay in the store unless --finalize
+            true asks for files. Stages have no class token: they take "avg", "head", "grid4" and "tokens".
+        layers: "blocks" (all blocks, or all stages), "norm" (the tokens after the final norm, for models with blocks),
+            or a list of these and of indices; negative indices count from the end.
+        models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
+            package.
+        channels_last: Use the channels-last memory format for images and convolutions; the last bits of the features
+            differ.
+        preprocessing: Settings of timm's evaluation transform that replace the model's own, such as {crop_pct: 1.0,
+            crop_mode: squash}; also interpolation, mean, std, and, if the model takes other sizes, input_size (3, H,
+            W).
+        stream: Read the weights of each block from disk when they are needed, for many images at once, so only two
+            blocks and the rest of the model must fit in memory. The numbers are the same. Default: only when the
+            weights do not fit in memory.
+        dtype: Data type of the written features, whatever the precision of the run. float16 and bfloat16 halve their
+            size. In float16, values beyond 65,504 become infinite, and their rows are listed.
     """
 
     kind = "vision"

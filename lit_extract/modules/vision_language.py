@@ -32,34 +32,35 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
     """Pooled activations of a vision-language model's language blocks, for each image with one prompt.
 
     The image and the prompt are put into the model's own chat template, as one turn of the user, up to where the
-    model would begin its reply; no reply is generated. Image tokens are those in whose places the image's features
-    are put; tokens around them, such as Pixtral's breaks between rows, are none. The prompt's tokens are those with at
-    least one character of its text; the rest of the template (system prompt, roles, marks of turns) is in neither.
+    model would begin its reply; no reply is generated. Image tokens are the tokens that the image's features replace;
+    tokens around them, such as Pixtral's breaks between rows, do not count. Prompt tokens contain at least one
+    character of the prompt; the rest of the template (system prompt, roles, turn markers) belongs to neither.
 
-    The constructor reads the model's configuration and processor only; weights are loaded in :meth:`configure_model`,
-    straight to the device and in the run's precision. Each image goes through the model by itself, as its size decides
-    how many tokens it has: there is no padding, and a row does not depend on its neighbours.
+    The constructor only reads the model's configuration and processor; weights are loaded in :meth:`configure_model`,
+    straight to the device and in the run's precision. Each image goes through the model by itself, because its size
+    decides how many tokens it has: there is no padding, and a row does not depend on its neighbours.
 
     Args:
-        name: The model on the Hugging Face hub, such as "Qwen/Qwen2.5-VL-3B-Instruct", or a local folder of the same
-            format: what AutoModelForImageTextToText loads without code of its own.
-        untrained: Random weights (the architecture's own initialisation) instead of trained ones.
+        name: The model on the Hugging Face hub, such as "Qwen/Qwen2.5-VL-3B-Instruct", or a local folder in the same
+            format; AutoModelForImageTextToText must load it without code from its repository.
+        untrained: Use random weights (the architecture's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called name; for
-            an untrained model, its configuration and processor.
+        checkpoint: Local folder or repository on the hub to load instead of name. An untrained model takes its
+            configuration and processor from there.
         revision: Branch, tag or commit on the hub.
-        options: Further arguments for from_pretrained of the configuration, the weights and the processor. What neither
-            the configuration nor loading weights knows is the processor's, such as {max_pixels: 501760}.
+        options: Further arguments for from_pretrained. Arguments that neither the configuration nor the loading of
+            weights takes go to the processor, such as {max_pixels: 501760}.
         pool: "image" (mean of the image's tokens), "prompt" (mean of the prompt's tokens), "last" (the last token, from
-            which the reply would be predicted), or a list of these, each its own file.
-        layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks, of
-            which the last is after the final norm), or the indices of some blocks; negative ones count from the end.
-        prompt: "caption", "motion", "indoor", "scene" or another name in prompts, or any text.
-        prompt_name: Name of the prompt in the names of the files; needed if prompt is a text.
-        prompts: YAML with further prompts; like the prompts.yml that ships here.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
-        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
-            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+            which the reply would be predicted), or a list of these, one file per pooling.
+        layers: "blocks" (raw block outputs), "hidden_states" (the hidden states of Hugging Face: embeddings, then
+            blocks, the last one after the final norm), or a list of block indices; negative indices count from the end.
+        prompt: "caption", "motion", "indoor", "scene", another name from prompts, or any text of several words.
+        prompt_name: Name of the prompt in the file names; required if prompt is a text.
+        prompts: YAML file with further prompts, in the form of the prompts.yml that ships with the package.
+        models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
+            package.
+        dtype: Data type of the written features, whatever the precision of the run. float16 and bfloat16 halve their
+            size. In float16, values beyond 65,504 become infinite, and their rows are listed.
     """
 
     kind = "vision_language"
