@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, FailFast, TypeAdapter
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from lit_extract.captioning.output import check_output, write_captions
 from lit_extract.captioning.parts import without_nul

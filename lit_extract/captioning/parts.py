@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import AfterValidator, FailFast, Field, TypeAdapter
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from lit_extract.captioning.output import FAILED, sha256_of, write_captions
 from lit_extract.common.errors import InputError, one_line

@@ -165,7 +165,7 @@ class StimulusDataModule(LightningDataModule):
         """Return the plan of all rows."""
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the data changes the numbers."""
+        """Return everything about the data that determines the numbers."""
         return {
             "dataset": self.dataset_name,
             "query": self.query,

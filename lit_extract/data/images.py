@@ -99,7 +99,7 @@ class ImageDataModule(StimulusDataModule):
         return Plan(n_rows, self.rows_a_shard(n_rows), self.batch_size)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the data changes the numbers."""
+        """Return everything about the data that determines the numbers."""
         return {
             **super().provenance(),
             "subset": self.subset,

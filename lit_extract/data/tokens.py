@@ -100,7 +100,7 @@ def load_tokenizer(backend: str, source: str, options: dict[str, Any]) -> Tokeni
         return BACKENDS[backend](source, options)
     except InputError:
         raise
-    except Exception as error:  # of several libraries, the hub and the disk
+    except Exception as error:  # raised by several libraries, the hub and the disk
         raise InputError(
             f"model.tokenizer: the tokenizer of {source!r} can't be loaded: {type(error).__name__}: {one_line(error)}"
         ) from error

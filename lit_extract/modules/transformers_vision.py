@@ -115,7 +115,9 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         form = self.anatomy.form
         if HEAD in self.pools:
             if layers != "blocks":
-                raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
+                raise InputError(
+                    f"model.layers: {layers} can't be combined with model.pool head, which has one layer only"
+                )
             self.layers = [HEAD]
             form = form._replace(width=output_width(self.model_name, skeleton, tower, example))
             self.notes = {"head_meaning": output_meaning(skeleton, tower)}
@@ -149,7 +151,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         refuse_random(self.source, random, needed.__contains__)
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn what the processor made of images, (B, 1, …) each, into pooled activations (B, P, L·D) float32."""
+        """Turn the processor's output for images, (B, 1, …) per tensor, into pooled activations (B, P, L·D) float32."""
         dtype = next(self.model.parameters()).dtype
         given = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
         given = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in given.items()}
@@ -162,7 +164,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         return {"feats": torch.cat([pooled[layer] for layer in self.layers], dim=2)}
 
     def _pool(self, pooling: str, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Pool tokens (B, T, D), or the model's output (B, D); padded patches, outside a mask (B, T), are left out."""
+        """Pool tokens (B, T, D), or the model's output (B, D), without patches outside a mask (B, T)."""
         if mask is not None and pooling in ("avg", "avg_all"):
             return LANGUAGE_POOLINGS["avg"](hidden, mask, (0, 0))
         return vision_pooling(pooling).pool(hidden, self.anatomy.form)
@@ -170,7 +172,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
     def _layers_of(
         self, model: Any, inputs: Mapping[str, Tensor], keep: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """Return what is kept of each layer's output for images."""
+        """Return ``keep`` of each layer's output for images."""
         tower = find_tower(model, self.model_name)
         if self.layers == [HEAD]:
             output = own_output(model, tower, inputs)
@@ -188,25 +190,25 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         return kept
 
     def numbers_a_row(self, n_tokens: int) -> int:
-        """Estimate them: the image, and in a block's MLP what comes before and after its activation."""
+        """Estimate the numbers of the image, and of a block's MLP before and after its activation."""
         form = self.anatomy.form
         return self._input_numbers + form.n_tokens * (4 * form.width + 2 * self.block_width)
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of what the processor makes of it, float32."""
+        """Return the bytes of the processor's output for an image, float32."""
         return 4 * self._input_numbers
 
     def _skeleton(self) -> Any:
         return create_skeleton(self.config, self.settings, self.model_name, self.auto_class)
 
     def _meta_example(self) -> dict[str, Any]:
-        """Return the inputs of one image for a skeleton, which can't look at pixels, nor at a mask."""
+        """Return the inputs of one image for a skeleton, which can read neither pixels nor a mask."""
         chosen = {name: self._example[name] for name in self.inputs if name != MASK}
         found = {name: tensor.to("meta") if tensor.is_floating_point() else tensor for name, tensor in chosen.items()}
         return found | ({MASK: None} if MASK in self.inputs else {})
 
     def _load_processor(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return what the data module is told of the image processor, and what the processor makes of an image."""
+        """Return the settings of the image processor for the data module, and the processor's output for an image."""
         import transformers
 
         loader = transformers.AutoVideoProcessor if self._takes_videos else transformers.AutoImageProcessor
@@ -216,17 +218,17 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         try:
             processor = loader.from_pretrained(self.source, trust_remote_code=False, **given)
             example, other = (self._process(processor, size) for size in ((224, 224), (224, 336)))
-        except Exception as error:  # of the hub, the disk, the format and the processor
+        except Exception as error:  # raised by the hub, the disk, the format and the processor
             raise self.unavailable(error) from error
         if any(example[name].shape != other[name].shape for name in example):
             raise InputError(
-                f"model.name: {type(processor).__name__} of {self.model_name!r} gives images of differing sizes, which "
-                "is not supported"
+                f"model.name: {type(processor).__name__} of {self.model_name!r} outputs images of different sizes, "
+                "which is not supported"
             )
-        backend = getattr(processor, "backend", "torchvision")  # of a video processor there is only this
+        backend = getattr(processor, "backend", "torchvision")  # the only one of a video processor
         if self._backend not in (None, backend):
             raise InputError(
-                f"model.backend: {self._backend!r} is not one that {type(processor).__name__} has; it has {backend!r}"
+                f"model.backend: {self._backend!r} is not available for {type(processor).__name__}; it has {backend!r}"
             )
         settings = {
             "image_processor": type(processor).__name__,
@@ -236,7 +238,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         return settings, example
 
     def _process(self, processor: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Return what a processor makes of a black image (H, W)."""
+        """Return the output of a processor for a black image (H, W)."""
         black = np.zeros((*size, 3), np.uint8)
         image = {"videos": [black[None]]} if self._takes_videos else {"images": [Image.fromarray(black)]}
         made = processor(**image, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""Vision-language extractor: a language model of Hugging Face that looks at a picture and is asked about it.
+"""Vision-language extractor: a Hugging Face model that reads an image and a prompt about it.
 
 B batch, L layers, T tokens, D hidden size, P poolings.
 """
@@ -23,7 +23,7 @@ from lit_extract.modules.prompts import find_prompt
 from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
 from lit_extract.modules.weights import widest_output
 
-# Numbers that a block of a vision tower holds at once for each number of its pixels: a patch of 588 has a width of some
+# Numbers that a block of a vision tower holds at once for each input number: a patch of 588 numbers has a width of some
 # 1,200, and four times as many in the MLP, before and after its activation.
 _NUMBERS_A_PIXEL = 24
 
@@ -89,15 +89,15 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         self.prompt_name = prompt_name or self.prompt.name
         if not re.fullmatch(r"[\w+-][\w.+-]*", self.prompt_name):
             raise InputError(
-                f"model.prompt_name: {self.prompt_name!r} names files: use letters, digits and ._+- (a prompt that is "
-                "a text needs a name of its own)"
+                f"model.prompt_name: {self.prompt_name!r} names files: use letters, digits and ._+- (a prompt text "
+                "needs a name of its own)"
             )
         self.file_suffix = f"_prompt-{self.prompt_name}"
         self.pools = check_pools(pool, VISION_LANGUAGE_POOLINGS, [*VISION_LANGUAGE_POOLINGS], "")
         self.config = self.load_config()
         text_config = check_parts(self.config, name)
         if getattr(text_config, "attn_logit_softcapping", None) is not None:
-            # transformers' default attention silently leaves out Gemma-2's soft cap
+            # the default attention of Transformers silently leaves out Gemma-2's soft cap
             self.options.setdefault("attn_implementation", "eager")
         skeleton = create_skeleton(self.config, self.settings, name, self.auto_class)
         blocks = find_language_blocks(skeleton, name)
@@ -110,7 +110,7 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         self._load_chat()
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the model and the prompt changes the numbers; what was sent is in the preprocessing."""
+        """Return everything about the model that determines the numbers; the prompt is in the preprocessing."""
         return {
             **super().provenance(),
             "prompt_name": self.prompt_name,
@@ -125,24 +125,24 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         self._load_chat()
 
     def check_loaded(self, model: Any, random: dict[str, str]) -> None:
-        """Refuse a model that does not put images in the places of their tokens, or depends on random parameters."""
+        """Refuse a model that does not put images in the place of its image tokens, or has random parameters."""
         last = None if NORM in self.layers else max(self._hooked.values())
         examples = [self._to_device(row, model) for row in self.chat.examples]
         check_looks(self.model_name, self.source, model, random, last, examples, self.chat.image_token_id)
 
     def compute(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
-        """Return :meth:`activations` of each batch, of which no more than one image is on the way at any time."""
+        """Return :meth:`activations` of each batch; images go through the model one at a time."""
         return [self.activations(inputs) for inputs in batches]
 
     def activations(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Turn what the processor made of B images, row by row, into pooled activations (B, P, L·D) float32."""
+        """Turn the processor's outputs for B images, row by row, into pooled activations (B, P, L·D) float32."""
         rows = [{name: inputs[name][row] for name in self.inputs} for row in range(len(inputs["input_ids"]))]
         return {"feats": torch.stack([self._activations_of(self._to_device(row, self.model)) for row in rows])}
 
     def _activations_of(self, row: dict[str, Tensor]) -> Tensor:
         """Return pooled activations of one image (P, L·D)."""
         ids = row["input_ids"][0]
-        places = {  # not masks, for which a GPU would be waited for in each layer
+        places = {  # not masks, which would stall a GPU in each layer
             "image": (ids == self.chat.image_token_id).nonzero()[:, 0],
             "prompt": self.chat.prompt_places(ids),
             "last": torch.tensor([len(ids) - 1], device=ids.device),
@@ -167,7 +167,7 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         return torch.cat([pooled[layer] for layer in self.layers], dim=1)
 
     def _to_device(self, row: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-        """Return a row as the model takes it: pixels of its type."""
+        """Return a row on the device, with pixels in the model's data type."""
         weight = model.get_input_embeddings().weight
         return {
             name: values.to(weight.device, weight.dtype if values.is_floating_point() else None)
@@ -175,7 +175,7 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         }
 
     def numbers_a_row(self, n_tokens: int) -> int:
-        """Estimate them in a block's MLP, which may be gated, of the language model or of the vision tower."""
+        """Estimate the numbers of a block's MLP, which may be gated, in the language model or the vision tower."""
         example = self.chat.examples[0]
         n = example["input_ids"].shape[1]
         is_eager = self.options.get("attn_implementation") == "eager"
@@ -184,16 +184,16 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         return max(n * (4 * self.n_dim + 4 * self.block_width + scores), _NUMBERS_A_PIXEL * pixels)
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of what the processor makes of an image."""
+        """Return the bytes of the processor's output for an image."""
         return sum(values.nbytes for values in self.chat.examples[0].values())
 
     def _load_chat(self) -> None:
-        """Load the processor, and describe what the data module must do with it."""
+        """Load the processor, and describe it for the data module."""
         try:
             self.chat: Chat = load_chat(self.source, self.other_options, self.prompt.text, self.config)
         except InputError as error:
             raise InputError(f"model.name: {self.model_name!r}: {error}") from error
-        except Exception as error:  # of the hub, the network, the disk, the template and the processor's own code
+        except Exception as error:  # raised by the hub, the disk, the template and the processor's own code
             raise self.unavailable(error) from error
         self.inputs = [*self.chat.examples[0]]
         self.preprocessing = {**self.chat.preprocessing, "source": self.source, "revision": self._from.get("revision")}

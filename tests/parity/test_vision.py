@@ -138,7 +138,7 @@ def test_preprocessing_that_was_altered(squashed, tmp_path, certify, change, sai
     [
         (["crop_pct", "crop_mode"], "preprocessing: the file was made with"),
         ([], "preprocessing: the file was made with"),
-        (["crop_pct", "crop_mode", "std", "is_training"], "provenance.preprocessing: is_training: must be of crop_pct"),
+        (["crop_pct", "crop_mode", "std", "is_training"], "preprocessing: is_training: must be one of crop_pct"),
         ("std", "provenance: preprocessing_given"),
     ],
     ids=str,

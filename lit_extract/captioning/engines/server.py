@@ -70,7 +70,7 @@ class ServerEngine:
         }
         try:
             completion = await self._patiently(lambda: client.chat.completions.create(**arguments), self.patience)
-        except APIStatusError as error:  # of this image: for example too large for the context
+        except APIStatusError as error:  # raised by this image: for example too large for the context
             return Reply("", f"the server answers {error.status_code}: {one_line(error)}")
         if not completion.choices:
             return Reply("", "the server answers without a reply")
