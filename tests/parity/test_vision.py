@@ -402,7 +402,7 @@ def test_a_dataset_without_its_root_is_a_clear_error(run_job, certify):
     (file,) = run_job().files
     code, out, _ = certify(file)
     assert code == 2
-    assert "NOT CERTIFIED: data.root: where is folder? Give --data.root DIR" in out
+    assert "NOT CERTIFIED: data.root: no folder given for folder; give --data.root DIR" in out
 
 
 def test_ids_that_are_not_those_of_the_dataset(file, certify):

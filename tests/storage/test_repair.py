@@ -312,7 +312,7 @@ def test_images_that_were_only_copied_are_the_same(run_job, image_folder, comput
     caplog.set_level("INFO", "lit_extract")
     assert run_job(data_shard_rows=2).was_done == finished
     assert computed == []
-    assert "comparing the content of 7 stimuli, whose files have another size or time than when read" in (caplog.text)
+    assert "comparing the content of 7 stimuli whose file size or time has changed" in (caplog.text)
 
 
 def test_files_of_the_same_size_and_time_are_not_read_again(run_job, monkeypatch):
