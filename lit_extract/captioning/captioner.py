@@ -1,4 +1,4 @@
-"""Captioner: a vision-language model that is asked about images."""
+"""Captioner: a vision-language model that describes or labels images."""
 
 import re
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ class Captioner(Predictor):
         _check_engine(engine, base_url, revision, engine_options)
         self.model_name, self.attempts = name, attempts
         self.prompt = find_prompt(prompt, choices, prompts)
-        if self.prompt.choices:  # no tokenizer makes more tokens of a label than it has bytes
+        if self.prompt.choices:  # a label has at most as many tokens as bytes
             max_tokens = max(len(choice.encode()) for choice in self.prompt.choices) + 2
         self.request = Request(
             model=name,
@@ -96,7 +96,7 @@ class Captioner(Predictor):
         )
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the model and the question changes the captions."""
+        """Return everything about the model and the prompt that determines the captions."""
         return {
             "model": self.model_name,
             **self.engine.provenance(),
@@ -110,7 +110,7 @@ class Captioner(Predictor):
 
     def configure_model(self) -> None:
         """Start the engine."""
-        with default_float32():  # Lightning's bf16-true would have vLLM prepare images in bf16
+        with default_float32():  # with Lightning's bf16-true, vLLM would prepare images in bf16
             self.engine.start()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Captioner(Predictor):
             return {"index": batch["index"].cpu(), "replies": self.replies(batch["sources"])}
 
     def replies(self, sources: Sequence[ImageSource]) -> list[Reply]:
-        """Return one reply an image; those that fail are tried again, together."""
+        """Return one reply per image; failed images are tried again, together."""
         replies: dict[int, Reply] = {}
         left = list(range(len(sources)))
         for _ in range(self.attempts):
@@ -131,22 +131,22 @@ class Captioner(Predictor):
         return [replies[place] for place in range(len(sources))]
 
     def _judge(self, reply: Reply) -> Reply:
-        """Return the reply as it is recorded; one outside the labels is an error."""
+        """Return the reply to record; a reply outside the labels is an error."""
         if reply.error is not None:
             return reply
         text = clean(reply.text)
         if self.prompt.choices and text not in self.prompt.choices:
             allowed = ", ".join(self.prompt.choices)
             return Reply(
-                "", f"the reply {text[:80]!r} is not one of {allowed}; does the server know structured outputs?"
+                "", f"the reply {text[:80]!r} is not one of {allowed}; use a server that supports structured outputs"
             )
         return Reply(text, None, reply.cut_off)
 
 
 def clean(text: str) -> str:
-    r"""Return a reply as it can be kept in a file: without blanks around it, lines ended by ``\n``, valid Unicode.
+    r"""Return a reply that can be stored in a file: without surrounding blanks, lines ended by ``\n``, valid Unicode.
 
-    A NUL would end the field in most readers of CSV, so it becomes the sign for a character that is none.
+    A NUL, which ends the field in most CSV readers, becomes the replacement character.
     """
     text = text.encode("utf-8", "replace").decode()
     return _LINE_ENDS.sub("\n", text).replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
@@ -156,7 +156,7 @@ def _check_engine(
     engine: str, base_url: str | None, revision: str | None, engine_options: dict[str, Any] | None
 ) -> None:
     if engine == "server" and not base_url:
-        raise InputError("model.engine: a server needs an address: --model.base_url http://localhost:8000/v1")
+        raise InputError("model.engine: server needs an address: pass --model.base_url http://localhost:8000/v1")
     if base_url is None:
         return
     if not re.match(r"https?://[^/]+", base_url):
@@ -166,4 +166,4 @@ def _check_engine(
             f"model.base_url: {base_url!r} is for the engine server, but model.engine is vllm; leave one of them out"
         )
     if revision is not None or engine_options:
-        raise InputError("model.revision, model.engine_options: these are for vLLM in process; give them to the server")
+        raise InputError("model.revision, model.engine_options: only for the engine vllm; configure the server instead")

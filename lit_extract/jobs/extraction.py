@@ -32,15 +32,15 @@ from lit_extract.storage.writer import ActivationWriter
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a job left."""
+    """Result of a job."""
 
-    files: list[AnyPath]  # the features files, one a pooling; empty when it was not finalized
+    files: list[AnyPath]  # the features files, one per pooling; empty if not finalized
     store: AnyPath | None  # the store, if it still exists
     bad_input_rows: list[int]  # rows whose image could not be decoded: NaN
     not_finite_rows: list[int]  # rows for which the model gave NaN or infinity
     was_done: bool = False  # the files existed already, with the same provenance
     n_rotated: int = 0  # images with an EXIF rotation, which is not applied
-    warnings: list[str] = field(default_factory=list)  # where the precision has erased what differs between stimuli
+    warnings: list[str] = field(default_factory=list)  # if the precision erased differences between stimuli
 
 
 def extract(
@@ -94,7 +94,7 @@ def extract(
     job = FeaturesJob(model, data, str(trainer.precision), output_dir, finalize, overwrite, on_gpu, tag)
     with stoppable(), ExitStack() as locks:
         if not is_rank_zero():
-            with suppress(NothingLeft):  # which rank zero reports
+            with suppress(NothingLeft):  # rank zero reports it
                 _compute(job, trainer, None)
             return Extraction([], None, [], [])
         with job.reporting_how_far():
@@ -120,13 +120,13 @@ def extract(
 def find_finished(
     model: Extractor, data: StimulusDataModule, precision: str, output_dir: str, tag: str | None = None
 ) -> Extraction | None:
-    """Return what a job has made, if nothing of it is left to do; nothing is computed, written or removed."""
+    """Return the result of a finished job, else None; nothing is computed, written or removed."""
     job = FeaturesJob(model, data, precision, output_dir, tag=tag)
     return _report(job, was_done=True) if job.is_done() and not place_of(job.store_path).remains() else None
 
 
 def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
-    """Compute what is left, which rank zero knows."""
+    """Compute the remaining rows, which rank zero knows."""
     writer = ActivationWriter()
     progress = plan and Progress(writer, plan, job.data.unit, lambda: Store(job.store_path).done_shards())
 
@@ -135,7 +135,7 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
         reserved = max(0, sum(job.bytes_to_write()) - bytes_there([job.store_path]))
         rows = job.model.pass_rows(trainer, job.data.tokens_a_row)
         job.data.connect(replace(job.data.connection, plan=plan, reserved_bytes=reserved, pass_rows=rows))
-        at_once = -(-(rows or 1) // plan.shard_rows)  # shards, which one pass through streamed blocks leaves
+        at_once = -(-(rows or 1) // plan.shard_rows)  # shards that one pass through streamed blocks completes
         writer.open(Store(job.store_path), plan.left, job.data.input_bytes, at_once)
 
     callbacks = [_Agreement(plan, start), writer, *([progress] if progress else [])]
@@ -146,13 +146,13 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
 
 
 class _Agreement(Callback):
-    """Has all ranks start with the plan of rank zero, or end when it has nothing to compute."""
+    """Callback that starts all ranks with the plan of rank zero, or ends them if there is nothing to compute."""
 
     def __init__(self, plan: Plan | NothingLeft | None, start: Callable[[Plan], None]) -> None:
         self.plan, self.start = plan, start
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree, before weights are loaded."""
+        """Agree on the plan before weights are loaded."""
         agreed = trainer.strategy.broadcast(self.plan)
         if isinstance(agreed, NothingLeft):
             raise agreed
@@ -161,7 +161,7 @@ class _Agreement(Callback):
 
 
 def _dismiss_ranks(job: FeaturesJob, trainer: Trainer) -> None:
-    """Release the ranks that were not started by rank zero, and wait for its plan by now; rank zero reports why."""
+    """Release the ranks that rank zero did not start, which wait for its plan; rank zero reports the reason."""
     if trainer.world_size == 1:
         return
     if trainer.num_nodes > 1 or trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
@@ -170,7 +170,7 @@ def _dismiss_ranks(job: FeaturesJob, trainer: Trainer) -> None:
 
 
 def _complete(job: FeaturesJob, trainer: Trainer, keep_store: bool) -> None:
-    """Compute a few stimuli again in float32, unless an earlier run has; make the features files."""
+    """Compute a few stimuli again in float32, unless an earlier run did; make the features files."""
     store = Store(job.store_path)
     if NOTE not in store.notes and not store.missing_rows():
         with step(f"{job.model.model_name}: comparing a few {job.data.unit} with float32"):
@@ -183,7 +183,7 @@ def _complete(job: FeaturesJob, trainer: Trainer, keep_store: bool) -> None:
 
 
 def _report(job: FeaturesJob, was_done: bool) -> Extraction:
-    """Return what is on disk now."""
+    """Return the result that is on disk now."""
     files = [file for file in job.files.values() if place_of(file).exists()]
     store = Store(job.store_path) if is_store(job.store_path) else None
     if files:

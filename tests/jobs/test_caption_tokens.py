@@ -182,7 +182,7 @@ def test_another_longest_caption_is_another_setting(llama, tmp_path, finalized, 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"exclude_bos": True}, r"model\.exclude_bos: True with model\.pool tokens"),
+        ({"exclude_bos": True}, r"model\.exclude_bos: True can't be combined with model\.pool tokens"),
         ({"pool": ["tokens", "avg"]}, r"model\.pool: .*tokens has its own layers or shapes"),
         ({"data_settings": {"captions_used": "all"}}, r"model\.pool: tokens needs one caption .*'all'; use 'first'"),
     ],
