@@ -47,7 +47,7 @@ def wait_for_shards(trainer: Trainer, store: Store) -> None:
 
 
 def _sees(store: Path, store_id: str | None) -> bool:
-    """Return whether a store is that of rank zero.
+    """Return whether a store is the one that rank zero has opened.
 
     A missing folder is created and removed again, which asks the server of a network file system; a plain check may be
     answered from a stale cache.

@@ -175,7 +175,7 @@ class Extractor(Predictor):
 
     @abstractmethod
     def weights_source(self) -> tuple[str, Sequence[str]]:
-        """Return the repository on the hub, and names of files one of which is in a complete cache."""
+        """Return the repository on the hub, and files of which a cached repository has at least one."""
 
     @abstractmethod
     def local_checkpoint(self) -> str | None:

@@ -57,7 +57,7 @@ def read_weights(file: str) -> Any:
     """Return the content of an untrusted checkpoint.
 
     Raises:
-        InputError: The file can't be read, or is a pickle of other things than tensors and plain values.
+        InputError: The file can't be read, or is a pickle of more than tensors and plain values.
     """
     try:
         if Path(file).suffix == ".safetensors":
@@ -116,7 +116,7 @@ def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
 
 
 def tensors_behind(skeleton: nn.Module, run: Callable[[], Iterable[Tensor]]) -> set[str]:
-    """Return the names of the parameters and buffers that layers depend on, because a gradient reaches them.
+    """Return the names of the parameters and buffers that layers depend on, found by their gradients.
 
     The skeleton is on the meta device, and ``run`` sends an image through it and returns its layers.
     """

@@ -62,7 +62,7 @@ def columns_of(n_patches: int, size: Sequence[int]) -> int | None:
 
 
 def held_at_once(outputs: Mapping[str, Sequence[torch.Size]], kept: int = 0) -> int:
-    """Estimate the numbers that a forward pass holds for an image, besides those that are kept until its end.
+    """Estimate the numbers that a forward pass holds for an image, besides the outputs that are kept until its end.
 
     At its widest point, the model holds a module's input, its output, and a skip connection.
     """

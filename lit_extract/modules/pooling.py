@@ -82,7 +82,7 @@ class _OfImage(NamedTuple):
 
 HEAD = "head"  # a pooling, and the name of its one layer
 CLS, TOKENS = "cls", "tokens"
-GRID = "gridK"  # stands for grid4 and the like
+GRID = "gridK"  # stands for grid4 and other grids
 GRID_NAME = r"^grid([1-9]|[1-5]\d|6[0-4])$"
 
 # The class token; the mean of the patch tokens; the mean of all tokens; all tokens, unpooled; the model's own output,

@@ -38,7 +38,7 @@ def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[
     others go to the tokenizer, which refuses unknown ones.
 
     Returns:
-        The options of the configuration and the weights; the options of the tokenizer, with those that locate files.
+        The options of the configuration and the weights; the options of the tokenizer, with the ones that locate files.
     """
     known = {name for name in options if name not in unused or name in _WEIGHTS or name in _OF_BOTH}
     model = {name: value for name, value in options.items() if name in known}

@@ -191,7 +191,7 @@ def check_padding(
     if alone.isfinite().all() and not change <= PADDING_TOLERANCE:
         raise InputError(
             f"model.name: tokens of {name!r} attend to padding (it changes activations by {change:.2g} of their size), "
-            "so a caption's features would depend on those next to it; choose another model"
+            "so a caption's features would depend on its neighbours; choose another model"
         )
 
 

@@ -46,7 +46,7 @@ def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | N
 
 
 def read_prompts(file: str | None = None) -> dict[str, Prompt]:
-    """Return all prompts by name: those of the package and of ``file``, which take precedence."""
+    """Return all prompts by name: from the package and from ``file``, which takes precedence."""
     known = _read(DEFAULT_PROMPTS)
     return known if file is None else {**known, **_read(Path(file))}
 

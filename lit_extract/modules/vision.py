@@ -149,7 +149,7 @@ class VisionExtractor(Extractor):
         size = self.preprocessing["input_size"]
         if img_size := self.options.get("img_size"):
             raise InputError(
-                f"model.preprocessing: input_size is {size}, but that of model.options is {img_size}; give one of them"
+                f"model.preprocessing: input_size is {size}, but img_size of model.options is {img_size}; give one"
             )
         try:
             self.layer_set.measure(skeleton, size)

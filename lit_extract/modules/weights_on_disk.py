@@ -1,7 +1,7 @@
 """A model whose weights stay on disk: the place of each of its tensors.
 
-Transformers renames the tensors of a checkpoint, and rearranges some, such as those of experts. So Transformers loads
-the model from stand-ins, which need no memory: a tensor that is still a stand-in afterwards is unchanged in the
+Transformers renames the tensors of a checkpoint, and rearranges some, such as the weights of experts. So Transformers
+loads the model from stand-ins, which need no memory: a tensor that is still a stand-in afterwards is unchanged in the
 checkpoint. Rearranged and random tensors are written to a file without a name.
 """
 
