@@ -34,7 +34,7 @@ def read_parquet(content: bytes, what: str) -> Columns:
         reason = "its footer is damaged" if is_ours else shorten(one_line(error), 400)
         raise InputError(f"{what} can't be read: {reason}") from None
     if sum(_length(value) for _, values in columns for value in values) > MAX_UNPACKED_BYTES:
-        raise InputError(f"{what} unpacks to more than the maximum of {MAX_UNPACKED_BYTES:,} characters")
+        raise InputError(f"{what} unpacks to more than {MAX_UNPACKED_BYTES:,} characters, the maximum")
     for name, values in columns:
         if rows := [str(row) for row, value in enumerate(values) if isinstance(value, str) and "\0" in value]:
             raise InputError(f"{what} has a NUL character in column {shorten(name)}, row {name_some(rows)}")

@@ -108,7 +108,7 @@ def _read_csv(content: bytes, what: str) -> Columns:
         for record in reader:
             cells += len(record)
             if cells > MAX_CELLS:
-                raise InputError(f"{what} has more than the maximum of {MAX_CELLS:,} fields")
+                raise InputError(f"{what} has more than {MAX_CELLS:,} fields, the maximum")
             records.append(record)
             lines.append(first)
             first = reader.line_num + 1
@@ -147,7 +147,7 @@ def _lines(content: bytes, what: str) -> Iterator[str]:
     while line := text.readline(MAX_LINE + 1):
         number += 1
         if len(line) > MAX_LINE:
-            raise InputError(f"{what} has more than the maximum of {MAX_LINE:,} characters in line {number}")
+            raise InputError(f"{what} has more than {MAX_LINE:,} characters in line {number}, the maximum")
         if "\0" in line:
             raise InputError(f"{what} has a NUL character in line {number}: it is damaged, or not text")
         yield line
