@@ -168,7 +168,7 @@ def span(values: set[int]) -> str:
 
 def short(reason: str) -> str:
     """Return a reason without the name of the model, its numbers in brackets, and what to use instead."""
-    text = re.sub(r"^model\.name: '.*?' does not fit: ", "", reason).partition("; ")[0]
+    text = re.sub(r"^model\.name: '.*?' is not supported: ", "", reason).partition("; ")[0]
     return re.sub(r" \(.*\)$", "", text)
 
 

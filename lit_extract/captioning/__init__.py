@@ -1,1 +1,1 @@
-"""From images to captions: captioner, engines, parts, output."""
+"""Captioning of images: captioner, engines, parts, output."""

@@ -1,4 +1,4 @@
-"""Captioner: a vision-language model that is asked about images."""
+"""Captioner: a vision-language model that describes or labels images."""
 
 import re
 from collections.abc import Sequence
@@ -17,29 +17,30 @@ _LINE_ENDS = re.compile(r"\r\n?|\x85|\u2028|\u2029")
 
 
 class Captioner(Predictor):
-    """Captions, or labels, of images by a vision-language model.
+    """Captions or labels of images, from a vision-language model.
 
-    The constructor refuses wrong settings; the model is loaded, or the server asked, in
-    :meth:`configure_model`, when a run starts.
+    The constructor refuses wrong settings; the model is loaded, or the server contacted, in :meth:`configure_model`,
+    when a run starts.
 
     Args:
-        name: The model: a name on the hub, a folder, or what the server calls it.
-        prompt: "caption", "motion", "indoor", "scene" or another name in prompts, or any text.
-        choices: Labels of which the reply is one and nothing else, instead of the prompt's own.
-        prompts: YAML with further prompts; like the prompts.yml that ships here.
-        engine: "vllm" (in this process) or "server"; default: server when there is a base_url.
-        base_url: Where a server with OpenAI's API answers, such as http://localhost:8000/v1; a key, if
-            it wants one, is taken from the environment variable OPENAI_API_KEY.
-        temperature: 0 for the likeliest reply; higher ones sample.
-        seed: Of sampling; with it and the stimulus, each reply has its own.
-        max_tokens: Tokens of a reply at most; labels are given as many as they need.
-        max_image_size: Pixels of an image's longer side at most, larger ones are reduced; default: as they are.
-        attempts: How often an image that fails is tried before its error is recorded.
+        name: The model: a name on the hub, a local folder, or the server's name for it.
+        prompt: "caption", "motion", "indoor", "scene", another name from prompts, or any text of several words.
+        choices: Labels that replace those of the prompt; the reply is exactly one of them.
+        prompts: YAML file with further prompts, in the form of the prompts.yml that ships with the package.
+        engine: "vllm" (in this process) or "server"; default: server if base_url is given, else vllm.
+        base_url: Address of a server with OpenAI's API, such as http://localhost:8000/v1. Its key, if it needs one, is
+            read from the environment variable OPENAI_API_KEY.
+        temperature: Sampling temperature; 0 always takes the likeliest token.
+        seed: Seed of the sampling; each reply has a seed of its own, derived from this one and the stimulus.
+        max_tokens: Maximum number of tokens in a reply; labels always get as many as they need.
+        max_image_size: Maximum length of an image's longer side in pixels; larger images are reduced. Default: no
+            limit.
+        attempts: Number of times that a failing image is tried before its error is recorded.
         revision: Branch, tag or commit of the weights on the hub.
         engine_options: Further arguments for vllm.LLM, such as {tensor_parallel_size: 2}.
-        concurrency: Requests that a server has at once.
+        concurrency: Maximum number of simultaneous requests to a server.
         timeout: Seconds to wait for a server's reply.
-        patience: Seconds to wait for a server that has stopped answering, before the run stops.
+        patience: Seconds to wait for a server that has stopped answering before the run stops.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Captioner(Predictor):
         _check_engine(engine, base_url, revision, engine_options)
         self.model_name, self.attempts = name, attempts
         self.prompt = find_prompt(prompt, choices, prompts)
-        if self.prompt.choices:  # no tokenizer makes more tokens of a label than it has bytes
+        if self.prompt.choices:  # a label has at most as many tokens as bytes
             max_tokens = max(len(choice.encode()) for choice in self.prompt.choices) + 2
         self.request = Request(
             model=name,
@@ -95,7 +96,7 @@ class Captioner(Predictor):
         )
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the model and the question changes the captions."""
+        """Return everything about the model and the prompt that determines the captions."""
         return {
             "model": self.model_name,
             **self.engine.provenance(),
@@ -109,7 +110,7 @@ class Captioner(Predictor):
 
     def configure_model(self) -> None:
         """Start the engine."""
-        with default_float32():  # Lightning's bf16-true would have vLLM prepare images in bf16
+        with default_float32():  # with Lightning's bf16-true, vLLM would prepare images in bf16
             self.engine.start()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class Captioner(Predictor):
             return {"index": batch["index"].cpu(), "replies": self.replies(batch["sources"])}
 
     def replies(self, sources: Sequence[ImageSource]) -> list[Reply]:
-        """Return one reply an image; those that fail are tried again, together."""
+        """Return one reply per image; failed images are tried again, together."""
         replies: dict[int, Reply] = {}
         left = list(range(len(sources)))
         for _ in range(self.attempts):
@@ -130,22 +131,22 @@ class Captioner(Predictor):
         return [replies[place] for place in range(len(sources))]
 
     def _judge(self, reply: Reply) -> Reply:
-        """Return the reply as it is recorded; one outside the labels is an error."""
+        """Return the reply to record; a reply outside the labels is an error."""
         if reply.error is not None:
             return reply
         text = clean(reply.text)
         if self.prompt.choices and text not in self.prompt.choices:
             allowed = ", ".join(self.prompt.choices)
             return Reply(
-                "", f"the reply {text[:80]!r} is not one of {allowed}; does the server know structured outputs?"
+                "", f"the reply {text[:80]!r} is not one of {allowed}; use a server that supports structured outputs"
             )
         return Reply(text, None, reply.cut_off)
 
 
 def clean(text: str) -> str:
-    r"""Return a reply as it can be kept in a file: without blanks around it, lines ended by ``\n``, valid Unicode.
+    r"""Return a reply that can be stored in a file: without surrounding blanks, lines ended by ``\n``, valid Unicode.
 
-    A NUL would end the field in most readers of CSV, so it becomes the sign for a character that is none.
+    A NUL, which ends the field in most CSV readers, becomes the replacement character.
     """
     text = text.encode("utf-8", "replace").decode()
     return _LINE_ENDS.sub("\n", text).replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
@@ -155,7 +156,7 @@ def _check_engine(
     engine: str, base_url: str | None, revision: str | None, engine_options: dict[str, Any] | None
 ) -> None:
     if engine == "server" and not base_url:
-        raise InputError("model.engine: a server needs an address: --model.base_url http://localhost:8000/v1")
+        raise InputError("model.engine: server needs an address: pass --model.base_url http://localhost:8000/v1")
     if base_url is None:
         return
     if not re.match(r"https?://[^/]+", base_url):
@@ -165,4 +166,4 @@ def _check_engine(
             f"model.base_url: {base_url!r} is for the engine server, but model.engine is vllm; leave one of them out"
         )
     if revision is not None or engine_options:
-        raise InputError("model.revision, model.engine_options: these are for vLLM in process; give them to the server")
+        raise InputError("model.revision, model.engine_options: only for the engine vllm; configure the server instead")

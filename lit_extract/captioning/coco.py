@@ -1,4 +1,4 @@
-"""NSD's images are crops of COCO's, whose captions people wrote: from COCO's annotations to one file."""
+"""COCO's human captions for NSD, whose images are crops of COCO's images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, FailFast, TypeAdapter
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from lit_extract.captioning.output import check_output, write_captions
 from lit_extract.captioning.parts import without_nul
@@ -37,8 +37,8 @@ def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, ov
     """Build ``nsd-captions-coco.csv`` from NSD's ``nsd_stim_info_merged.csv`` and COCO's two files of captions.
 
     Returns:
-        One row an image of NSD, by ``nsd_id`` (counted from 0): ``coco_id``, ``coco_split``, ``caption``, the first in
-        COCO's order, and ``captions``, all of them separated by ";", with a comma for each ";" inside one.
+        One row per image of NSD, by ``nsd_id`` (counted from 0): ``coco_id``, ``coco_split``, ``caption`` (the first in
+        COCO's order) and ``captions`` (all of them, separated by ";"; a ";" inside a caption becomes a comma).
     """
     path = check_output(str(output))
     if path.exists() and not overwrite:
@@ -47,7 +47,7 @@ def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, ov
     captions = read_annotations(annotations)
     if missing := [str(coco_id) for coco_id in images["coco_id"] if coco_id not in captions]:
         raise InputError(
-            f"annotations: no caption of the COCO images {name_some(missing)}, which NSD has; give both "
+            f"annotations: no caption for the COCO images {name_some(missing)} of NSD; give both "
             "captions_train2017.json and captions_val2017.json"
         )
     of_image = [captions[coco_id] for coco_id in images["coco_id"]]
@@ -58,7 +58,7 @@ def coco_captions(stim_info: Path, annotations: Sequence[Path], output: Path, ov
 
 
 def read_annotations(files: Sequence[Path]) -> dict[int, list[str]]:
-    """Return the captions of each COCO image, in COCO's order, without line ends and blanks around them."""
+    """Return the captions of each COCO image, in COCO's order, without line ends and surrounding blanks."""
     captions: dict[int, list[str]] = {}
     for file in files:
         try:

@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Captions:
-    """What a job left."""
+    """Result of a captioning job."""
 
     file: Path
     n_rows: int
-    failed: dict[str, str]  # why an image has no caption, by stimulus
+    failed: dict[str, str]  # reason for a missing caption, by stimulus
     cut_off: int  # captions that were longer than max_tokens
     n_rotated: int  # images with an EXIF rotation, which is not applied
     was_done: bool = False  # the file existed already, with the same provenance
@@ -50,17 +50,20 @@ def caption(
 
     Args:
         model: The captioner.
-        data: The images; its preprocessing is the model's.
-        trainer: One process, as vLLM itself takes several GPUs; default: :func:`predict_trainer` with one device.
-        output: The CSV or Parquet to make.
-        overwrite: Start from scratch: delete what an earlier run left.
+        data: The images; the captioner's preprocessing is used for them.
+        trainer: A Trainer with one process, because vLLM itself uses several GPUs; default: :func:`predict_trainer`
+            with one device.
+        output: The CSV or Parquet file to write.
+        overwrite: Start from scratch: delete the output of an earlier run.
 
     Returns:
-        The file, and what to look at.
+        ``file``, with ``n_rows`` rows; ``failed``, the stimuli without a caption, with the reason; ``cut_off``, the
+        number of captions longer than max_tokens; ``n_rotated``, the number of images whose EXIF rotation is not
+        applied; ``was_done``, true if the file already existed.
 
     Raises:
-        InputError: Anything wrong with the settings, the dataset or the output, or an engine that does not answer.
-        Interrupted: A signal asked the run to stop, and it may be resumed; of SIGINT it is a KeyboardInterrupt.
+        InputError: A setting, the dataset or the output is invalid, or the engine does not answer.
+        Interrupted: A signal stopped the run, which can be resumed; SIGINT raises it as a KeyboardInterrupt.
     """
     path = check_output(output)
     if not isinstance(data, ImageSourceDataModule):
@@ -68,8 +71,8 @@ def caption(
     trainer = trainer or predict_trainer(devices=1)
     if trainer.world_size > 1:
         raise InputError(
-            f"trainer.devices: {trainer.world_size} processes; captioning is one process, --trainer.devices 1: "
-            "vLLM takes several GPUs with --model.engine_options '{tensor_parallel_size: 2}', or on a server"
+            f"trainer.devices: captioning needs one process, not {trainer.world_size}; pass --trainer.devices 1. "
+            "For several GPUs, use --model.engine_options '{tensor_parallel_size: 2}', or a server"
         )
     data.connect(Connection(model.preprocessing))
     data.setup("predict")
@@ -88,7 +91,7 @@ def caption(
 
 
 class CaptionJob(Job):
-    """Provenance and rows of one job; the data are connected to the model."""
+    """Provenance and rows of one captioning job; connects the data to the model."""
 
     def __init__(self, model: Captioner, data: ImageSourceDataModule, path: Path) -> None:
         super().__init__(data, {**model.provenance(), **data.provenance()})
@@ -96,23 +99,22 @@ class CaptionJob(Job):
         self.table = data.stimuli.drop(columns=list(RESERVED), errors="ignore")
         if taken := [column for column in COLUMNS if column in self.table.columns]:
             raise InputError(
-                f"data.dataset: {data.dataset_name} has a column {name_some(taken)}, a name that the "
-                "output uses; rename it"
+                f"data.dataset: {data.dataset_name} has a column {name_some(taken)}, which the output uses; rename it"
             )
 
     def find_finished(self) -> Captions | None:
-        """Return the captions of a file that an earlier run with these settings has finished, if there is one."""
+        """Return the captions of a finished run with these settings; None if there is none."""
         if not self.parts.check_provenance(self.provenance) or not self.parts.is_finished():
             return None
         if (noted := noted_inputs(self.parts.output, len(self.table))) is not None:
             self.refuse_changed(self.data.changed(noted, np.ones(len(noted), dtype=np.bool_)), self.parts.output)
         sidecar = read_sidecar(self.parts.output)
-        self.parts.remove_folder()  # what a killed run may have left of it
+        self.parts.remove_folder()  # a killed run may have left some of it
         counts = sidecar.get("cut_off", 0), sidecar.get("exif_rotations", 0)
         return Captions(self.parts.output, len(self.table), {}, *counts, was_done=True)
 
     def open_parts(self) -> Plan:
-        """Start, or resume; return what is left to ask about, which the data follow."""
+        """Start or resume; return the plan of the remaining images, which the data module uses."""
         if not self.parts.check_provenance(self.provenance) or not self.parts.folder.exists():
             self.parts.begin(self.provenance, self.notes())
         self.parts.check_untouched()
@@ -131,11 +133,11 @@ class CaptionJob(Job):
         return plan
 
     def count_done(self) -> tuple[int, int, str]:
-        """Return the images that are done, and how many there are."""
+        """Return the number of finished images, of all images, and their unit."""
         return sum(map(is_done, self.parts.records(self.stimulus_ids).values())), len(self.table), "images"
 
     def publish(self) -> Captions:
-        """Write the file, from all records; parts stay while some failed, for the next run."""
+        """Write the file from all records; if some failed, keep the parts for the next run."""
         records = self.parts.records(self.stimulus_ids)
         rows = [records[row] for row in range(len(self.table))]
         table = self.table.assign(

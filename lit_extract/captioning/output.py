@@ -1,8 +1,8 @@
 """The caption file: CSV or Parquet by its suffix, whole or not at all.
 
-CSV is UTF-8 with a byte order mark: without one, spreadsheets take other scripts for Latin letters; pandas and
-this package read over it. Text of the model that a spreadsheet would take for a formula (it starts with ``=``,
-``+``, ``-`` or ``@``) has a blank in front; :func:`read_captions` and ``load_captions`` take it away again.
+CSV is UTF-8 with a byte order mark, without which spreadsheets misread other scripts; pandas and this package skip it.
+Model text that a spreadsheet would take for a formula (starting with ``=``, ``+``, ``-`` or ``@``) gets a leading
+blank; :func:`read_captions` and ``load_captions`` remove it.
 """
 
 import hashlib
@@ -29,17 +29,17 @@ _FORMULA = ("=", "+", "-", "@")
 def check_output(output: str | None) -> Path:
     """Return the path of an output file, CSV or Parquet."""
     if output is None:
-        raise InputError("output: where should the captions go? Give --output FILE.csv or FILE.parquet")
+        raise InputError("output: no file given for the captions; give --output FILE.csv or FILE.parquet")
     path = absolute_path(local_path(output, "output"), "output")
     if path.suffix not in SUFFIXES:
         raise InputError(f"output: {output!r} must end in {' or '.join(SUFFIXES)}")
     if path.exists() and not path.is_file():
-        raise InputError(f"output: {output!r} is a folder, or something else than a file")
+        raise InputError(f"output: {output!r} is not a file")
     return path
 
 
 def write_captions(captions: pd.DataFrame, path: Path, before: Callable[[Path], Any] | None = None) -> None:
-    """Write a table of captions, whole or not at all; ``before`` sees it before it replaces an earlier one."""
+    """Write a table of captions, whole or not at all; call ``before`` with it before it replaces an earlier one."""
     with replacing(path) as partial:
         if path.suffix == ".parquet":
             captions.to_parquet(partial, index=False)
@@ -52,7 +52,7 @@ def write_captions(captions: pd.DataFrame, path: Path, before: Callable[[Path], 
 
 
 def read_captions(path: Path) -> pd.DataFrame:
-    """Return a table of captions, all values as text, empty ones as ""."""
+    """Return a table of captions with all values as text; empty ones are ""."""
     what = f"captions: {str(path)!r}"
     if path.suffix not in SUFFIXES:
         raise InputError(f"{what} must end in {' or '.join(SUFFIXES)}")

@@ -1,7 +1,7 @@
-"""Finished captions on disk, shard by shard: one JSON-lines file a shard, whole or not at all.
+"""Finished captions on disk: one JSON-lines file per shard, whole or not at all.
 
-A record is a row: ``index``, ``stimulus_id``, ``caption``, ``status``, and what was noted of its image. The provenance
-is in a JSON file next to the output, its sidecar, which stays when the parts are gone.
+A record is a row: ``index``, ``stimulus_id``, ``caption``, ``status``, and notes on its image. The provenance is in a
+JSON file next to the output, its sidecar, which stays after the parts are deleted.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import AfterValidator, FailFast, Field, TypeAdapter
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from lit_extract.captioning.output import FAILED, sha256_of, write_captions
 from lit_extract.common.errors import InputError, one_line
@@ -26,8 +26,8 @@ from lit_extract.storage.provenance import differing
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
-MAX_LINE_VALUES = 100_000  # of a record, which has eight; a caption may have commas as well
-MAX_SIDECAR_BYTES, MAX_SIDECAR_VALUES = 32 * 2**20, 500_000  # it has one of 50 bytes for each image
+MAX_LINE_VALUES = 100_000  # of a record, which has eight; commas in a caption also count
+MAX_SIDECAR_BYTES, MAX_SIDECAR_VALUES = 32 * 2**20, 500_000  # one value of 50 bytes for each image
 
 
 def without_nul(text: str) -> str:
@@ -40,7 +40,7 @@ def without_nul(text: str) -> str:
 def _inputs_line(text: str) -> str:
     is_four = re.fullmatch(r"-?[0-9]{1,19}( -?[0-9]{1,19}){3}", text)
     if not is_four or any(not -(2**63) <= int(number) < 2**63 for number in text.split()):
-        raise ValueError(f"must be {len(INPUT_COLUMNS)} integers of 64 bits")
+        raise ValueError(f"must be {len(INPUT_COLUMNS)} 64-bit integers")
     return text
 
 
@@ -51,14 +51,14 @@ class Record(TypedDict):
     stimulus_id: int | str
     caption: Annotated[str, AfterValidator(without_nul)]
     status: Annotated[str, AfterValidator(without_nul)]
-    n_bytes: NotRequired[Integer]  # these four in the order of INPUT_COLUMNS; earlier versions noted nothing
+    n_bytes: NotRequired[Integer]  # these four in the order of INPUT_COLUMNS; missing in earlier versions
     mtime_ns: NotRequired[Integer]
     content: NotRequired[Integer]
     rotated: NotRequired[Integer]
 
 
 class Sidecar(TypedDict, total=False):
-    """What is known of an output besides its rows."""
+    """Information about an output besides its rows."""
 
     provenance: dict[str, Any]
     notes: dict[str, Any]
@@ -73,7 +73,7 @@ _RECORD, _SIDECAR = TypeAdapter(Record), TypeAdapter(Sidecar)
 
 
 class Parts:
-    """The parts of one output file, the CSV or Parquet that they become."""
+    """The parts of one output file, a CSV or Parquet."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -81,17 +81,17 @@ class Parts:
         self.sidecar = sidecar_of(output)
 
     def begin(self, provenance: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-        """Write the provenance, before the first part."""
+        """Write the provenance before the first part."""
         self._write_sidecar({"provenance": provenance, "notes": notes})
         self.folder.mkdir(exist_ok=True)
 
     def check_provenance(self, provenance: Mapping[str, Any]) -> bool:
-        """Return whether something was started here; refuse what has other settings, or is of another program."""
+        """Return whether a run was started here; refuse output with other settings, or of another program."""
         if not self.output.exists() and not any(self.folder.glob("*.jsonl")):
-            return False  # at most of a run that ended before its first part
+            return False  # at most a run that ended before its first part
         if not self.sidecar.exists():
             raise InputError(
-                f"{str(self.output)!r} exists already, but it is not known how it was made ({self.sidecar.name} is "
+                f"{str(self.output)!r} exists already, but it is unknown how it was made ({self.sidecar.name} is "
                 "missing); choose another --output, or pass --overwrite to replace it"
             )
         if difference := differing(read_sidecar(self.output).get("provenance", {}), provenance):
@@ -102,7 +102,7 @@ class Parts:
         return True
 
     def write(self, shard: int, records: Iterable[Record]) -> int:
-        """Put the records of a shard on disk, with those that exist already; return the bytes written."""
+        """Write the records of a shard, together with existing ones; return the bytes written."""
         merged = {record["index"]: record for record in _read_part(self._file(shard))}
         merged |= {record["index"]: record for record in records}
         lines = [json.dumps(merged[index], ensure_ascii=False) for index in sorted(merged)]
@@ -110,7 +110,7 @@ class Parts:
             return partial.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
     def records(self, stimuli: Sequence[int | str]) -> dict[int, Record]:
-        """Return all records, by row; refuse a row that occurs twice, or is not that of its stimulus in ``stimuli``."""
+        """Return all records, by row; refuse a duplicate row, or one whose stimulus differs from ``stimuli``."""
         records: dict[int, Record] = {}
         for file in sorted(self.folder.glob("*.jsonl")):
             for record in _read_part(file):
@@ -121,20 +121,20 @@ class Parts:
         return records
 
     def is_finished(self) -> bool:
-        """Return whether the output exists, with nothing left to do again."""
+        """Return whether the output exists and no image must be tried again."""
         return self.output.exists() and not self.folder.exists() and read_sidecar(self.output).get("failed") == 0
 
     def check_untouched(self) -> None:
-        """Refuse to replace what someone has edited."""
+        """Refuse to replace an edited output."""
         if self.output.exists() and sha256_of(self.output) not in read_sidecar(self.output).get("output_sha256", []):
             raise InputError(
-                f"{str(self.output)!r} was changed since it was written; move it elsewhere, or pass --overwrite"
+                f"{str(self.output)!r} was edited since it was written; move it elsewhere, or pass --overwrite"
             )
 
     def publish(self, captions: pd.DataFrame, inputs: NDArray[np.int64], **counts: int) -> None:
-        """Write the output, in the place of an earlier one; the sidecar has the hashes of both.
+        """Write the output, replacing an earlier one; the sidecar has the hashes of both.
 
-        ``inputs`` (N, 4) is what was noted of each row's image; ``counts`` are for the sidecar.
+        ``inputs`` (N, 4) is the record of each row's image; ``counts`` are for the sidecar.
         """
 
         def note(partial: Path) -> None:
@@ -145,7 +145,7 @@ class Parts:
         write_captions(captions, self.output, note)
 
     def remove_folder(self) -> None:
-        """Delete the parts: renamed first, so that half of them is never taken for all."""
+        """Delete the parts; they are renamed first, so an incomplete set is never taken for all."""
         aside = self.folder.with_name(f".{self.folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         if self.folder.exists():
@@ -153,7 +153,7 @@ class Parts:
             shutil.rmtree(aside)
 
     def remove(self) -> None:
-        """Delete all of it."""
+        """Delete the output, its sidecar and its parts."""
         self.output.unlink(missing_ok=True)
         self.remove_folder()
         self.sidecar.unlink(missing_ok=True)
@@ -179,18 +179,18 @@ def _read_part(file: Path) -> list[Record]:
 
 
 def _damaged(file: Path, why: str) -> InputError:
-    return InputError(f"{str(file)!r} is damaged ({why}); delete it and run again")
+    return InputError(f"{str(file)!r} is damaged ({why}); delete it and run the same command again")
 
 
 def sidecar_of(output: Path) -> Path:
-    """Return where the provenance of a caption file is."""
+    """Return the path of a caption file's provenance."""
     return output.with_name(f"{output.name}.json")
 
 
 def read_sidecar(output: Path) -> Sidecar:
-    """Return the provenance and notes of a caption file; empty when it has none."""
+    """Return the provenance and notes of a caption file; empty if it has none."""
     path = sidecar_of(output)
-    what = f"{str(path)!r} is damaged; restore it, or move it away"
+    what = f"{str(path)!r} is damaged; restore it, or move it elsewhere"
     try:
         return validate_json(_SIDECAR, read_regular(path, MAX_SIDECAR_BYTES), what, MAX_SIDECAR_VALUES)
     except FileNotFoundError:
@@ -200,7 +200,7 @@ def read_sidecar(output: Path) -> Sidecar:
 
 
 def noted_inputs(output: Path, n_rows: int) -> NDArray[np.int64] | None:
-    """Return what the sidecar of an output notes of each row's image (N, 4); None of earlier versions."""
+    """Return the record of each row's image in the sidecar (N, 4); None for earlier versions."""
     if (noted := read_sidecar(output).get("inputs")) is None:
         return None
     if len(noted) != n_rows:
@@ -209,11 +209,11 @@ def noted_inputs(output: Path, n_rows: int) -> NDArray[np.int64] | None:
 
 
 def inputs_of(record: Record | None) -> list[int]:
-    """Return what a record notes of its image, 0 where there is none, or an earlier version noted nothing."""
+    """Return the image fields of a record; 0 if there is no record, or an earlier version wrote none."""
     noted: Mapping[str, Any] = record or {}
     return [noted.get(name, 0) for name in INPUT_COLUMNS]
 
 
 def is_done(record: Record) -> bool:
-    """Return whether a row needs not be asked again."""
+    """Return whether a row need not be asked again."""
     return not record["status"].startswith(FAILED)

@@ -1,4 +1,4 @@
-"""From replies to parts on disk, a shard at a time."""
+"""Writer of replies to parts on disk, one shard at a time."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from lit_extract.storage.layout import CONTENT, INPUTS, MTIME, ROTATED, SIZE
 
 
 class CaptionWriter(BasePredictionWriter):
-    """Writes each shard of replies, of ``shard_rows`` rows, when it arrives."""
+    """Callback that writes each shard of replies, of ``shard_rows`` rows, when it arrives."""
 
     def __init__(self, parts: Parts, shard_rows: int) -> None:
         super().__init__(write_interval="batch")
@@ -31,7 +31,7 @@ class CaptionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Put the replies about a shard on disk."""
+        """Write the replies of a shard to disk."""
         rows = prediction["index"].tolist()
         of_each = zip(rows, batch["sources"], prediction["replies"], batch[INPUTS].tolist(), strict=True)
         records = [_record(*of_one) for of_one in of_each]

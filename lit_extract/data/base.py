@@ -1,4 +1,4 @@
-"""What all data modules share: what they know of a job, the plan, and a DataLoader whose items are whole batches."""
+"""The base of all data modules: their connection to a job, the plan, and a DataLoader of whole batches."""
 
 import logging
 from abc import abstractmethod
@@ -28,36 +28,36 @@ from lit_extract.storage.layout import CONTENT, MTIME, N_BYTES, SIZE
 logger = logging.getLogger(__name__)
 
 WHOLE_SUBSET = "all"
-SUBSET_BYTES_AT_MOST = 200  # with what is added, file systems take 255
-MAX_WORKERS, MAX_SHARD_ROWS = 4096, 2**31  # more than any machine has use for
+SUBSET_BYTES_AT_MOST = 200  # names get additions, and file systems take 255 bytes
+MAX_WORKERS, MAX_SHARD_ROWS = 4096, 2**31  # more than any machine needs
 
 Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Connection:
-    """What a data module needs to know of its job."""
+    """Settings and state of a job, for its data module."""
 
     preprocessing: dict[str, Any] | None = None
-    row_bytes: int = 1  # of one row's activations, of all layers; from them the rows a shard, unless given
+    row_bytes: int = 1  # of the activations of a row in all layers; determines the default of shard_rows
     on_gpu: bool = False
     recorded: Mapping[str, Any] = field(default_factory=dict)  # provenance of the run to resume
-    ids_in_folder: Sequence[int] | Sequence[str] = ()  # of the features in the output folder, in their order
-    output_dir: Path | None = None  # of all features, if it is a local one
-    plan: Plan | None = None  # what is left to do; None: all
-    reserved_bytes: int = 0  # of the disk, which the features will take
-    pass_rows: int | None = None  # that go through a model together whose blocks are streamed; None: a batch
+    ids_in_folder: Sequence[int] | Sequence[str] = ()  # stimulus ids of the features in the output folder, in order
+    output_dir: Path | None = None  # folder of all features, if it is local
+    plan: Plan | None = None  # rows that are left; None: all
+    reserved_bytes: int = 0  # on the disk, for the features
+    pass_rows: int | None = None  # rows that pass streamed blocks together; None: not streamed
 
 
 class StimulusDataModule(LightningDataModule):
-    """The stimuli of one dataset, in whole batches of a plan that this module owns."""
+    """The stimuli of one dataset, in whole batches of a plan."""
 
     unit = "stimuli"
-    input_columns: Sequence[str] = (N_BYTES,)  # what is noted of each row's input
-    longest: int | None = 0  # tokens of the longest caption, images have none; None: a row may have several captions
-    takes_changed = False  # rows whose inputs have changed since are computed again, instead of refused
-    file_suffix = ""  # what the data add to the name of a features file
-    batch_size = 1  # rows that a shard has a multiple of, where that leaves even shares
+    input_columns: Sequence[str] = (N_BYTES,)  # columns noted for the input of each row
+    longest: int | None = 0  # tokens of the longest caption; 0: images; None: a row may have several captions
+    takes_changed = False  # rows whose inputs have changed are computed again, not refused
+    file_suffix = ""  # added to the name of a features file
+    batch_size = 1  # a shard has a multiple of it, if shares stay even
     shard_rows_at_most = 2048
     dataset_name: str
     root: str | None
@@ -72,41 +72,41 @@ class StimulusDataModule(LightningDataModule):
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        # A rank may have nothing left to do when a run is resumed. Lightning's constructor sets it to False.
+        # A rank may have nothing left to do in a resumed run. Lightning's constructor sets this to False.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         if query is not None and subset == WHOLE_SUBSET:
             raise InputError(
                 f"data.query: {query!r} chooses some of the rows, but data.subset is {subset!r}; "
-                "name the rows with --data.subset NAME, so that no one takes them for the whole dataset"
+                "name the chosen rows with --data.subset NAME"
             )
         if limit is not None and limit < 1:
-            raise InputError(f"data.limit: {limit} stimuli; must be 1 or more")
+            raise InputError(f"data.limit: {limit} must be 1 or more")
         if limit is not None and (query is not None or subset == WHOLE_SUBSET):
             first = f"first{limit}"
             subset = first if subset == WHOLE_SUBSET else f"{subset}-{first}"
         check_name(subset, "data.subset")
         if subset.startswith(".") or len(subset.encode()) > SUBSET_BYTES_AT_MOST:
             raise InputError(
-                f"data.subset: {shorten(repr(subset))} must be the name of one folder, of {SUBSET_BYTES_AT_MOST} bytes "
-                "at most"
+                f"data.subset: {shorten(repr(subset))} must be the name of one folder, of at most "
+                f"{SUBSET_BYTES_AT_MOST} bytes"
             )
         for setting, value, least, most in (
             ("num_workers", num_workers, 0, MAX_WORKERS),
             ("shard_rows", shard_rows, 1, MAX_SHARD_ROWS),
         ):
             if value is not None and not least <= value <= most:
-                raise InputError(f"data.{setting}: {shorten(value)} must be {least} or more, and {most:,} at most")
+                raise InputError(f"data.{setting}: {shorten(value)} must be {least} to {most:,}")
         self.query, self.subset, self.limit = query, subset, limit
         self.shard_rows, self.num_workers = shard_rows, num_workers
         self.connection = Connection(preprocessing)
 
     def connect(self, connection: Connection) -> None:
-        """Take all that the job knows: of its model and output first, and again when its ranks know what is left."""
+        """Take the state of the job: first its model and output, and later, in each rank, the rows that are left."""
         self.connection = connection
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What the model expects of its input."""
+        """The preprocessing of the model."""
         if self.connection.preprocessing is None:
             raise InputError(
                 "data.preprocessing: not set; pass the extractor's, as in DataModule(preprocessing=model.preprocessing)"
@@ -115,21 +115,21 @@ class StimulusDataModule(LightningDataModule):
 
     @property
     def plan(self) -> Plan:
-        """Which rows go together, and which are left."""
+        """The batches of rows, and the rows that are left."""
         return self.connection.plan or self.plan_all()
 
     @property
     def source(self) -> str:
-        """What chose the stimuli, for errors."""
+        """The setting that chose the stimuli, for errors."""
         return f"data.root: {self.stimuli.attrs[table.ROOT]!r}"
 
     def read_table(self) -> pd.DataFrame:
-        """Return the table of the stimuli that the query chooses, without a look at the stimuli themselves."""
+        """Return the table of the chosen stimuli, without reading the stimuli themselves."""
         return load_dataset(self.dataset_name, self.root, self.query, self.limit)
 
     @cached_property
     def stimuli(self) -> pd.DataFrame:
-        """The stimulus table, one row a stimulus (N rows); read once."""
+        """The stimulus table, one row per stimulus (N rows); read once."""
         stimuli = self.read_table()
         for finding in stimuli.attrs.get(table.FINDINGS, []):
             logger.info(f"{stimuli.attrs[table.ROOT]}: {finding}")
@@ -138,11 +138,11 @@ class StimulusDataModule(LightningDataModule):
     @cached_property
     @abstractmethod
     def input_states(self) -> NDArray[np.int64]:
-        """Size in bytes, and time of the last change in ns, of each row's input (N, 2); of captions the time is 0."""
+        """Size in bytes and modification time in ns of each row's input (N, 2); for captions, the time is 0."""
 
     @property
     def tokens_a_row(self) -> int:
-        """Tokens of ours that a row has on average; an image has none."""
+        """Average number of caption tokens of a row; 0 for images."""
         return 0
 
     @property
@@ -151,11 +151,11 @@ class StimulusDataModule(LightningDataModule):
         return self.input_states[:, SIZE]
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the stimuli, once, and see that they can be had."""
+        """Read the stimulus table once, and check that the stimuli exist."""
         _ = self.input_states
 
     def rows_a_shard(self, n_rows: int) -> int:
-        """Return the rows a shard: as given, as recorded by the run to resume, or what suits so many rows."""
+        """Return the rows per shard: as given, as recorded by the run to resume, or as suits so many rows."""
         recorded = self.connection.recorded.get("shard_rows")
         known = self.shard_rows or (recorded if type(recorded) is int and 0 < recorded <= MAX_SHARD_ROWS else None)
         return known or even_shard_rows(n_rows, self.batch_size, self.connection.row_bytes, self.shard_rows_at_most)
@@ -165,7 +165,7 @@ class StimulusDataModule(LightningDataModule):
         """Return the plan of all rows."""
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the data changes the numbers."""
+        """Return everything about the data that determines the numbers."""
         return {
             "dataset": self.dataset_name,
             "query": self.query,
@@ -175,21 +175,21 @@ class StimulusDataModule(LightningDataModule):
         }
 
     def image_places(self, rows: Sequence[int]) -> list[tuple[str, int | None]]:
-        """Return the image file of each of some rows, and its row in that, if it is an HDF5 file."""
+        """Return the image file of each row in ``rows``, and the row within the file if it is HDF5."""
         chosen = self.stimuli.iloc[list(rows)]
         in_file = chosen["image_row"].tolist() if "image_row" in chosen else [None] * len(chosen)
         return list(zip(chosen["image"].tolist(), in_file, strict=True))
 
     def readable(self, rows: Sequence[int]) -> list[int]:
-        """Return those of the rows whose inputs are not bad now."""
+        """Return the rows among ``rows`` whose inputs are readable now."""
         return []
 
     def changed(self, recorded: NDArray[np.int64], rows: NDArray[np.bool_]) -> list[int]:
-        """Return the rows whose inputs are others than those that were read.
+        """Return the rows whose inputs have changed since they were read.
 
-        A file of the same size and time is taken as unchanged, as Git and make do; any other is read and its content
-        compared. Where no content was noted, by earlier versions and of captions, sizes are compared. ``recorded`` is
-        what was noted of each row's input (N, 4), ``rows`` where to look (N,).
+        A file of the same size and time counts as unchanged, as for Git and make; any other file is read, and its
+        content compared. If no content was noted (earlier versions, and captions), sizes are compared. ``recorded`` is
+        the record of each row's input (N, 4), ``rows`` a mask of the rows to check (N,).
         """
         sizes, times = self.input_states.T
         other_size = recorded[:, SIZE] != sizes
@@ -197,9 +197,7 @@ class StimulusDataModule(LightningDataModule):
         changed = rows & ~is_known & other_size
         touched = np.flatnonzero(rows & is_known & (other_size | (recorded[:, MTIME] != times)))
         if len(touched):
-            logger.info(
-                f"comparing the content of {len(touched)} stimuli, whose files have another size or time than when read"
-            )
+            logger.info(f"comparing the content of {len(touched)} stimuli whose file size or time has changed")
             now = np.array(contents(self.image_places(touched.tolist())), dtype=np.int64)
             changed[touched] = now != recorded[touched, CONTENT]
         rows_changed: list[int] = np.flatnonzero(changed).tolist()
@@ -207,16 +205,16 @@ class StimulusDataModule(LightningDataModule):
 
     @abstractmethod
     def batches_of(self, batches: Sequence[Sequence[int]]) -> Dataset[Batch]:
-        """Return a dataset whose items are the batches of these rows; Lightning would re-create a batch sampler."""
+        """Return a dataset whose items are whole batches, because Lightning would re-create a batch sampler."""
 
     def workers(self, on_gpu: bool, ranks_here: int) -> int:
-        """Return how many processes prepare batches for each of the ranks on this machine, when not given."""
+        """Return the default number of processes that prepare batches for each rank on this machine."""
         return 0
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move what the model needs of a batch, or of each of several, to the device.
+        """Move the model's inputs in a batch, or in each of several batches, to the device.
 
-        The rest stays, as the writer would wait to have it back.
+        The rest stays on the host, where the writer needs it.
         """
         assert self.trainer is not None
         if isinstance(batch, list):
@@ -227,7 +225,7 @@ class StimulusDataModule(LightningDataModule):
         return {**batch, **inputs}
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return this rank's batches of what is left; lists of them, where several go through the model together."""
+        """Return this rank's remaining batches, or lists of batches that pass the model together."""
         known = self.trainer
         rank, world_size, ranks_here = (known.global_rank, known.world_size, known.num_devices) if known else (0, 1, 1)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -259,7 +257,7 @@ class _Passes(Dataset[list[Batch]]):
 
 
 class _TimedLoader(DataLoader[Any]):
-    """A DataLoader that counts how long its batches are waited for."""
+    """A DataLoader that measures the time spent waiting for batches."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()

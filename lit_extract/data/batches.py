@@ -1,8 +1,8 @@
-"""Batches of images, as data loaders get them: decoded, and made into pixels or into what a model's processor makes.
+"""Batches of images for data loaders: decoded, and turned into pixels or into the output of a model's processor.
 
-Both are made of one image at a time, so that a row never depends on its neighbours. Decoded by Pillow,
+Images are processed one at a time, so a row never depends on its neighbours. They are decoded by Pillow,
 ``convert("RGB")`` (grayscale and palette expanded, CMYK converted, alpha dropped, EXIF rotation not applied; 16-bit
-grayscale scaled like its 8-bit twin, which Pillow would clip).
+grayscale scaled like 8-bit grayscale, where Pillow would clip).
 
 B batch, H height, W width.
 """
@@ -46,9 +46,9 @@ class _Batches(Dataset[dict[str, Any]]):
         return len(self.batches)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Return ``index`` (B,), what is made of the images, ``bad`` (B,), ``errors``, and ``inputs`` (B, 4).
+        """Return ``index`` (B,), the tensors of the images, ``bad`` (B,), ``errors``, and ``inputs`` (B, 4).
 
-        The latter are noted of each image: size and time of its file, content, rotation.
+        ``inputs`` has size and time of each image's file, a hash of its content, and its rotation.
         """
         index = self.batches[item]
         inputs = np.zeros((len(index), len(INPUT_COLUMNS)), dtype=np.int64)
@@ -63,17 +63,17 @@ class _Batches(Dataset[dict[str, Any]]):
 
     @abstractmethod
     def load(self, index: Sequence[int], inputs: NDArray[np.int64]) -> tuple[dict[str, Any], dict[int, str]]:
-        """Return what is made of the images of B rows, with B items each, and why of some it could not be made.
+        """Return the tensors of the images of B rows, with B items each, and the reasons of failures by row.
 
         ``inputs`` (B, 4) is filled in.
         """
 
     def read(self, row: int) -> Reading:
-        """Return the stimulus in a row, as it is now."""
+        """Return the current state of the stimulus in a row."""
         return read_stimulus(str(self.paths[row]), self._image_row(row))
 
     def decode(self, row: int, inputs: NDArray[np.int64]) -> tuple[Reading, Image.Image]:
-        """Return the stimulus in a row, and its image; note in ``inputs`` (4,) what it is.
+        """Return the stimulus in a row, and its image; note its state in ``inputs`` (4,).
 
         Pillow raises almost anything on a broken file.
         """
@@ -83,7 +83,7 @@ class _Batches(Dataset[dict[str, Any]]):
         return reading, image
 
     def reason(self, row: int, error: Exception) -> str:
-        """Return why nothing can be made of an image; raise an error that is the machine's."""
+        """Return why an image can't be processed; raise errors of the machine."""
         raise_if_of_the_machine(error)
         return f"{self.paths[row]}: {type(error).__name__}: {one_line(error)}"
 
@@ -92,7 +92,7 @@ class _Batches(Dataset[dict[str, Any]]):
 
 
 class ImageBatches(_Batches):
-    """Pixels as timm's evaluation transform makes them; ``places`` are rows in the cache, by default the same."""
+    """Pixels from timm's evaluation transform; ``places`` are rows in the cache, by default the same rows."""
 
     def __init__(
         self,
@@ -110,8 +110,7 @@ class ImageBatches(_Batches):
     def load(self, index: Sequence[int], inputs: NDArray[np.int64]) -> tuple[dict[str, Any], dict[int, str]]:
         """Return ``image`` (B, 3, H, W) uint8, and errors.
 
-        Decoded by as many threads as the forward pass has; in a worker process that is one. Pixels of earlier models
-        are read sooner than threads start.
+        As many threads decode as the forward pass has; one in a worker process. Cached pixels are read without threads.
         """
         images = np.empty((len(index), *self.size), dtype=np.uint8)
         left = [place for place, row in enumerate(index) if not self._from_cache(images[place], inputs[place], row)]
@@ -125,12 +124,12 @@ class ImageBatches(_Batches):
         return {"image": torch.from_numpy(images)}, errors
 
     def _from_cache(self, pixels: NDArray[np.uint8], inputs: NDArray[np.int64], row: int) -> bool:
-        """Fill in a row's pixels, and what was noted of them, if the cache has them of the image as it is now."""
+        """Fill in a row's pixels and state if the cache has them for the current image."""
         if self.cache is None:
             return False
         try:
             stat = os.stat(self.paths[row])  # noqa: PTH116 (half the time of Path.stat, 73,000 times)
-        except OSError:  # decoding reports what is wrong with it
+        except OSError:  # decoding reports the error
             return False
         noted = self.cache.read(int(self.places[row]), self._state(row, stat), pixels)
         if noted is None:
@@ -139,7 +138,7 @@ class ImageBatches(_Batches):
         return True
 
     def _decode_into(self, pixels: NDArray[np.uint8], inputs: NDArray[np.int64], row: int) -> str | None:
-        """Fill in a row's pixels, note what they are of, keep both in the cache; or return why they can't be had."""
+        """Fill in a row's pixels and state, and cache both; or return the reason of a failure."""
         try:
             reading, image = self.decode(row, inputs)
             pixels[:] = self.transform(image)
@@ -156,10 +155,10 @@ class ImageBatches(_Batches):
 
 
 class ProcessedBatches(_Batches):
-    """What a processor of Transformers makes of each image.
+    """The output of a Transformers processor for each image.
 
-    A batch has each of the tensors that the processor returns, as ``pixel_values``, under its name: row k of it is what
-    the processor gives for that image alone. It is one tensor (B, …) if all rows have the same shape, else a list of B.
+    A batch has each tensor of the processor, such as ``pixel_values``, under its name: row k is the processor's output
+    for that image alone. It is one tensor (B, …) if all rows have the same shape, else a list of B.
     """
 
     def __init__(
@@ -170,16 +169,16 @@ class ProcessedBatches(_Batches):
 
     @cached_property
     def process(self) -> Callable[[Image.Image], dict[str, Tensor]]:
-        """The processor, made in the process that uses it: a tokenizer does not cross a fork well."""
+        """The processor, created in the process that uses it, because tokenizers do not survive a fork well."""
         return image_processing(self.preprocessing)
 
     @cached_property
     def instead(self) -> dict[str, Tensor]:
-        """What stands for an image that can't be decoded: its row is not kept, but others are in its batch."""
+        """Placeholder for an image that can't be decoded; its row is not kept, but the batch has others."""
         return self.process(Image.new("RGB", (224, 224)))
 
     def load(self, index: Sequence[int], inputs: NDArray[np.int64]) -> tuple[dict[str, Any], dict[int, str]]:
-        """Return the processor's tensors, and errors; of an image that it refuses too."""
+        """Return the processor's tensors, and errors, also for images that it refuses."""
         made, errors = [], {}
         for place, row in enumerate(index):
             try:
@@ -194,7 +193,7 @@ def _together(rows: list[Tensor]) -> Tensor | list[Tensor]:
     return torch.stack(rows) if len({row.shape for row in rows}) == 1 else rows
 
 
-# None: Pillow's own; the others are of a path that leads to something other than a file of modest size.
+# None: Pillow's own errors; the others: the path is no file, or a file that is too large.
 _OF_THE_IMAGE = (
     *(None, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO),
@@ -202,7 +201,7 @@ _OF_THE_IMAGE = (
 
 
 def raise_if_of_the_machine(error: Exception) -> None:
-    """Raise an error that is the machine's, not the image's: a disk that does not answer, or no memory."""
+    """Raise an error of the machine, such as a failing disk or a lack of memory, but not of the image."""
     is_of_the_image = isinstance(error, OSError) and error.errno in _OF_THE_IMAGE
     if isinstance(error, OSError | MemoryError | RuntimeError) and not is_of_the_image:
         raise error

@@ -1,4 +1,4 @@
-"""Caption data module: tokens of all captions ahead, batches by token budget, padding on the right.
+"""Caption data module: all captions are tokenized in advance, batched by token budget, and padded on the right.
 
 B rows of a batch, C captions of a batch, T tokens.
 """
@@ -40,18 +40,18 @@ class Tokens:
     """Token ids of the captions of N rows, one caption after the other."""
 
     ids: NDArray[np.int32]
-    starts: NDArray[np.int64]  # where each caption starts among them, and where the last ends
-    rows: NDArray[np.int64]  # where each row starts among the captions, and where the last ends (N + 1,)
+    starts: NDArray[np.int64]  # start of each caption among the ids, and the end of the last one
+    rows: NDArray[np.int64]  # start of each row among the captions, and the end of the last one (N + 1,)
     n_bytes: NDArray[np.int64]  # of each caption, in UTF-8
-    pooled: NDArray[np.bool_]  # of each token, whether poolings see it
+    pooled: NDArray[np.bool_]  # of each token: true if poolings include it
 
     def spans_of(self, row: int) -> list[slice]:
-        """Return where the tokens of each caption of a row are."""
+        """Return the slices of the token ids of each caption of a row."""
         return [slice(*self.starts[k : k + 2]) for k in range(self.rows[row], self.rows[row + 1])]
 
 
 class TokenBatches(Dataset[Batch]):
-    """A dataset whose items are the batches of a plan; ``inputs`` (N, 4) is what is noted of each row.
+    """A dataset whose items are the batches of a plan; ``inputs`` (N, 4) is the record of each row's input.
 
     Captions are padded with ``pad_id`` to the longest of their batch, or all to ``pad_to`` tokens.
     """
@@ -73,15 +73,15 @@ class TokenBatches(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         """Return a batch of B rows with C captions.
 
-        It has ``index`` and ``bad`` (B,), ``inputs`` (B, 4), and of the captions ``input_ids``, ``attention_mask`` and,
-        as poolings do not see all tokens, ``pooled`` (C, T), ``n_bytes`` (C,) and, if a row has several, ``row_of``
-        (C,): the place in the batch of the row of each.
+        It has ``index`` and ``bad`` (B,), ``inputs`` (B, 4), and for the captions ``input_ids``, ``attention_mask`` and
+        ``pooled``, the tokens that poolings include (C, T), ``n_bytes`` (C,) and, if a row has several captions,
+        ``row_of`` (C,), the place of each caption's row in the batch.
         """
         rows, tokens = list(self.batches[item]), self.tokens
         by_row = [tokens.spans_of(row) for row in rows]
         captions = list(chain.from_iterable(by_row))
         lengths = [caption.stop - caption.start for caption in captions]
-        # Padding is on the right. Language models never attend to it, so any token of the vocabulary does.
+        # Padding is on the right. Language models never attend to it, so any token of the vocabulary will do.
         n_tokens = self.pad_to or max(lengths)
         input_ids = torch.full((len(captions), n_tokens), self.pad_id, dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
@@ -105,30 +105,28 @@ class TokenBatches(Dataset[Batch]):
 
 
 class CaptionDataModule(StimulusDataModule):
-    """The captions of a file, as tokens of the model, in whole batches, in the order of their dataset.
+    """The captions of a file, tokenized for the model, in the order of their dataset.
 
     Args:
-        captions: CSV or Parquet with a column caption, or captions (several separated by ";", of which
-            the first counts), and an id column: nsd_id, bold_id, things_id, demo_id, path (of a folder of images) or
-            stimulus_id.
-        dataset: Name of the dataset the captions are of; names the output folder.
-        root: Folder of the dataset, whose index gives the order of the rows; default: the dataset's environment
-            variable. Without either, what is known of the dataset and the features in the output folder do.
-        prompt_name: Name of the captions, such as "coco"; goes into the name of the features file.
-        captions_used: "first", or "all": each caption of a row by itself, and the mean of their features (and of their
-            losses).
-        query: pandas query that chooses captions, such as "nsd_id < 1000"; needs a subset name of its own.
+        captions: CSV or Parquet with an id column (nsd_id, bold_id, things_id, demo_id, path of an image folder, or
+            stimulus_id) and a column caption, or captions (several per row, separated by ";").
+        dataset: Dataset that the captions belong to; names the output folder.
+        root: Folder of the dataset, whose index gives the order of the rows. Default: the dataset's environment
+            variable, else the known ids of the dataset or the features in the output folder.
+        prompt_name: Name of the captions, such as "coco"; part of the name of the features file.
+        captions_used: "first" uses the first caption of a row; "all" computes every caption by itself and averages
+            their features and losses.
+        query: pandas query that chooses captions, such as "nsd_id < 1000"; requires a subset name.
         subset: Name of the chosen rows; names the output folder.
-        limit: Only the first so many stimuli of the dataset, or of those that the query chooses; their subset is called
-            first50, for example, unless it has a name.
-        token_budget: Tokens a forward pass at most, padding included. Default: that of the run that this one
-            resumes, else 2,048 on a CPU and 16,384 on a GPU. A batch that does not fit is split.
-        shard_rows: Captions a shard, the unit of writing and resuming. Default: that of the run that this one
-            resumes, else at most 2,048 captions and 128 MB of activations, so that ranks have even shares.
-        truncate: Cut captions that are longer than the model's context, which is recorded, instead of
-            refusing them.
-        show_tokens: Print so many of the first captions as the model sees them.
-        num_workers: Processes that put batches together; default none, as the tokens are in memory.
+        limit: Use only the first N stimuli of the dataset, or of the rows that the query chooses. Their subset is
+            called firstN, such as first50, or NAME-firstN with a query.
+        token_budget: Maximum number of tokens per forward pass, padding included. Default: the value of the run to
+            resume, else 2,048 on a CPU and 16,384 on a GPU. A batch that does not fit in memory is split.
+        shard_rows: Captions per shard, the unit of writing and resuming. Default: the value of the run to resume, else
+            at most 2,048 captions and 128 MB of activations, chosen so that ranks have even shares.
+        truncate: Cut captions that are longer than the model's context instead of refusing them; the cut is recorded.
+        show_tokens: Number of captions to print as the model's tokens, from the first one on.
+        num_workers: Number of processes that assemble batches; default: none, because the tokens are in memory.
         preprocessing: Tokenizer and context length; linked from the model.
     """
 
@@ -157,7 +155,7 @@ class CaptionDataModule(StimulusDataModule):
         if token_budget is not None and token_budget < 1:
             raise InputError(f"data.token_budget: {token_budget} must be 1 or more")
         if captions is not None and prompt_name is None:
-            raise InputError("data.prompt_name: not given; it names the captions in the name of the features file")
+            raise InputError("data.prompt_name: not given; name the captions with --data.prompt_name NAME")
         for setting, name in (("dataset", dataset), ("prompt_name", prompt_name)):
             if name is not None and not re.fullmatch(r"[\w+-][\w.+-]*", name):
                 raise InputError(f"data.{setting}: {name!r} names files: use letters, digits and ._+-")
@@ -180,20 +178,20 @@ class CaptionDataModule(StimulusDataModule):
             raise InputError("data.captions: not given; give --data.captions FILE and --data.prompt_name NAME")
         captions = load_captions(self.captions, self.query)
         id_column = DATASETS[self.dataset_name].id_column if self.dataset_name in DATASETS else None
-        if id_column is not None and id_column not in captions:  # ids of one dataset are not those of another
+        if id_column is not None and id_column not in captions:  # ids of different datasets are not comparable
             raise InputError(
                 f"data.captions: {self.captions!r} has no column {id_column}, which captions of data.dataset "
                 f"{self.dataset_name!r} need; it has {', '.join(captions.columns)}"
             )
         attrs, ids = captions.attrs, captions["stimulus_id"].tolist()
         stimuli, is_part = self._stimuli_of_dataset(ids), self.subset not in (WHOLE_SUBSET, f"first{self.limit}")
-        if self.limit is not None and not is_part:  # each of the first stimuli must have a caption, and no other
+        if self.limit is not None and not is_part:  # only the first stimuli must have a caption
             stimuli = stimuli[: self.limit]
             captions = captions[captions["stimulus_id"].map(id_key).isin([id_key(stimulus) for stimulus in stimuli])]
             ids = captions["stimulus_id"].tolist()
         places = places_of(stimuli, ids, self.source, self.dataset_name, is_part)
         if places != list(range(len(ids))):
-            logger.info(f"{self.captions}: rows are put in the order of {self.dataset_name}")
+            logger.info(f"{self.captions}: rows are sorted in the order of {self.dataset_name}")
         ordered = captions.iloc[places].reset_index(drop=True)
         if self.limit is not None:
             ordered = table.first(ordered, self.limit)
@@ -201,9 +199,9 @@ class CaptionDataModule(StimulusDataModule):
         return ordered
 
     def _stimuli_of_dataset(self, ids: list[int] | list[str]) -> Sequence[int] | Sequence[str]:
-        """Return the ids of the whole dataset in its order, from the best source there is.
+        """Return the ids of the whole dataset in its order, from the best available source.
 
-        Its index, else what is known of it, else the features in the output folder, else the captions' own ids, which
+        The sources are its index, its known ids, the features in the output folder, and the ids of the captions, which
         are sorted if they are numbers of a known dataset.
         """
         if self.dataset_name in DATASETS:
@@ -223,13 +221,13 @@ class CaptionDataModule(StimulusDataModule):
 
     @cached_property
     def input_states(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of the captions of each row, and 0 for a time (N, 2)."""
+        """UTF-8 bytes of the captions of each row, and 0 in place of a time (N, 2)."""
         sizes = [sum(len(text.encode()) for text in texts) for texts in self._texts]
         return np.array([(size, 0) for size in sizes], dtype=np.int64)
 
     @cached_property
     def _texts(self) -> list[list[str]]:
-        """The captions that are used of each row."""
+        """The used captions of each row."""
         return [texts if self.captions_used == "all" else texts[:1] for texts in self.stimuli["captions"]]
 
     @cached_property
@@ -247,7 +245,7 @@ class CaptionDataModule(StimulusDataModule):
             shown = " ".join(f"{token}|{piece}" for token, piece in pieces)
             logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
         if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
-            raise InputError(f"data.captions: the tokenizer makes no token of the captions in row {name_some(empty)}")
+            raise InputError(f"data.captions: the tokenizer finds no token in the captions of row {name_some(empty)}")
         length = self._check_lengths(captions, ids)
         are_special = None
         if "special" in settings.get("exclude", ()):
@@ -264,7 +262,7 @@ class CaptionDataModule(StimulusDataModule):
 
     @cached_property
     def contents(self) -> NDArray[np.int64]:
-        """A hash of the tokens of each caption (N,); 0 stands for one that is not known."""
+        """A hash of the caption tokens of each row (N,); never 0, which means unknown."""
         tokens = self._tokens
         by_row = ([bytes(tokens.ids[span]) for span in tokens.spans_of(row)] for row in range(len(self._texts)))
         parts = map(b"\xff\xff\xff\xff".join, by_row)
@@ -272,7 +270,7 @@ class CaptionDataModule(StimulusDataModule):
         return np.frombuffer(digests, "<i8") | 1
 
     def changed(self, recorded: NDArray[np.int64], rows: NDArray[np.bool_]) -> list[int]:
-        """Return the rows whose captions have other tokens than those that were read; where unknown, other sizes."""
+        """Return the rows whose caption tokens have changed, or whose size has if the old tokens are unknown."""
         known, sizes = recorded[:, CONTENT], recorded[:, SIZE]
         others = np.where(known != 0, known != self.contents, sizes != self.input_bytes)
         found: list[int] = np.flatnonzero(rows & others).tolist()
@@ -280,7 +278,7 @@ class CaptionDataModule(StimulusDataModule):
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Tokens of each row: of its caption, or of as many of its longest as the most captions of a row."""
+        """Tokens of each row: of its caption; or, for several, of its longest one times the most captions of a row."""
         tokens = self._tokens
         pad_to = self.preprocessing.get("pad_to")
         of_captions = np.maximum(np.diff(tokens.starts), pad_to or 0)
@@ -290,12 +288,12 @@ class CaptionDataModule(StimulusDataModule):
 
     @property
     def tokens_a_row(self) -> int:
-        """Tokens of a row, on average."""
+        """Average number of tokens of a row."""
         return math.ceil(np.mean(self.lengths))
 
     @property
     def longest(self) -> int | None:  # type: ignore[override]
-        """Tokens of the longest caption; None where a row may have several."""
+        """Tokens of the longest caption; None if a row may have several captions."""
         return None if self.captions_used == "all" else int(np.diff(self._tokens.starts).max())
 
     def setup(self, stage: str | None = None) -> None:
@@ -305,20 +303,20 @@ class CaptionDataModule(StimulusDataModule):
 
     @property
     def tokens_a_batch(self) -> int:
-        """The token budget: as given, as recorded by the run to resume, or that of the device."""
+        """The token budget: as given, as recorded by the run to resume, or the default of the device."""
         recorded = self.connection.recorded.get("token_budget")
         known = self.token_budget or (recorded if isinstance(recorded, int) and recorded > 0 else None)
         return known or (TOKENS_ON_GPU if self.connection.on_gpu else TOKENS_ON_CPU)
 
     def plan_all(self) -> Plan:
-        """Return captions of like length together, in shards."""
+        """Return a plan with captions of similar length in a batch."""
         n_rows = len(self.lengths)
         return Plan(n_rows, self.rows_a_shard(n_rows), self.tokens_a_batch, self.lengths)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the captions changes the numbers.
+        """Return everything about the captions that determines the numbers.
 
-        The hash of the tokens stands for the text, the tokenizer, its version and truncation at once.
+        The hash of the tokens covers the text, the tokenizer, its version and truncation.
         """
         identity = hashlib.sha256()
         tokens, several = self._tokens, self.captions_used == "all"
@@ -345,7 +343,7 @@ class CaptionDataModule(StimulusDataModule):
         return TokenBatches(self._tokens, inputs, batches, settings.get("pad_id", 0), settings.get("pad_to"))
 
     def _check_lengths(self, captions: list[list[int]], ids: list[Any]) -> int | None:
-        """Return the tokens to which captions are cut, if some are longer than the context and that is wanted."""
+        """Return the number of tokens to which captions are cut; None if no caption is cut."""
         context: int | None = self.preprocessing["context"]
         too_long = [row for row, caption in enumerate(captions) if context is not None and len(caption) > context]
         if not too_long:
@@ -361,7 +359,7 @@ class CaptionDataModule(StimulusDataModule):
 
 
 def _cut(caption: list[Any], length: int | None, n_after: int) -> list[Any]:
-    """Return what is of each token without those beyond a length; the last ``n_after`` are special, and stay."""
+    """Cut a list with one item per token to a length; the last ``n_after`` items, of special tokens, stay."""
     if length is None or len(caption) <= length:
         return caption
     return [*caption[: length - n_after], *caption[len(caption) - n_after :]]

@@ -1,8 +1,8 @@
 """Image data modules: decode, resize and crop in workers, whole batches at a time.
 
-Images are seen as the model's own pipeline sees them. timm's resizes and crops (``timm.data.create_transform``): they
-travel as uint8, and the extractor normalizes them in float32, on the device. A processor of Transformers does all that
-itself, in the workers.
+Images go through the model's own preprocessing. timm's transform (``timm.data.create_transform``) resizes and crops in
+the workers; images travel as uint8, and the extractor normalizes them in float32 on the device. A processor of
+Transformers does all of this in the workers.
 """
 
 import logging
@@ -41,27 +41,25 @@ class ImageDataModule(StimulusDataModule):
     """The images of one dataset, in whole batches, in the order of its stimulus table.
 
     Args:
-        root: Folder of the dataset, or the file of an own table; default: the dataset's environment variable.
-        query: pandas query that chooses rows, such as "nsd_id < 1000"; needs a subset name of its own.
+        root: Folder of the dataset, or the file of your own table; default: the dataset's environment variable.
+        query: pandas query that chooses rows, such as "nsd_id < 1000"; requires a subset name.
         subset: Name of the chosen rows; names the output folder.
-        limit: Only the first so many stimuli of the dataset, or of those that the query chooses; their subset is called
-            first50, for example, unless it has a name.
-        batch_size: Images a forward pass.
-        shard_rows: Images a shard, the unit of writing and resuming; a multiple of batch_size. Default: that of
-            the run that this one resumes, else at most 512 images and 128 MB of activations, so that ranks have
-            even shares.
-        num_workers: Processes that decode images; default: chosen for the machine.
-        on_bad_image: What an image that will not decode does: "stop" the run, or "skip", which
-            leaves its row NaN, lists it in the output and ends with exit code 3.
-        cache: Folder in which decoded images are kept for the next model that sees them alike; "auto" is
-            .pixels in the output folder, "off" none. Models with a processor of Transformers keep none.
-        preprocessing: What is done with each image: size, crop and interpolation, or a processor; linked from the
-            model.
+        limit: Use only the first N stimuli of the dataset, or of the rows that the query chooses. Their subset is
+            called firstN, such as first50, or NAME-firstN with a query.
+        batch_size: Images per forward pass.
+        shard_rows: Images per shard, the unit of writing and resuming; a multiple of batch_size. Default: the value of
+            the run to resume, else at most 512 images and 128 MB of activations, chosen so that ranks have even shares.
+        num_workers: Number of processes that decode images; default: chosen for the machine.
+        on_bad_image: What to do with an image that can't be decoded: "stop" ends the run; "skip" leaves its row NaN,
+            lists it in the output and ends with exit code 3.
+        cache: Folder in which decoded images are kept for other models with the same preprocessing; "auto" is .pixels
+            in the output folder, "off" keeps none. Images for a processor of Transformers are never kept.
+        preprocessing: Preprocessing of each image: size, crop and interpolation, or a processor; linked from the model.
     """
 
     unit = "images"
     input_columns = INPUT_COLUMNS
-    shard_rows_at_most = 512  # what a kill may cost: minutes, at an image or two a second
+    shard_rows_at_most = 512  # a kill loses minutes at most, at an image or two per second
 
     def __init__(
         self,
@@ -78,30 +76,28 @@ class ImageDataModule(StimulusDataModule):
     ) -> None:
         super().__init__(query, subset, shard_rows, num_workers, preprocessing, limit)
         if batch_size < 1:
-            raise InputError(f"data.batch_size: {batch_size} rows; must be 1 or more")
+            raise InputError(f"data.batch_size: {batch_size} must be 1 or more")
         if shard_rows is not None and shard_rows % batch_size:
-            raise InputError(
-                f"data.shard_rows: {shard_rows} rows; must be a multiple of data.batch_size ({batch_size})"
-            )
+            raise InputError(f"data.shard_rows: {shard_rows} must be a multiple of data.batch_size ({batch_size})")
         self.root, self.batch_size, self.on_bad_image, self.cache = root, batch_size, on_bad_image, cache
 
     @cached_property
     def input_states(self) -> NDArray[np.int64]:
-        """Size and time of each image's file (N, 2); an error unless all exist."""
+        """Size and time of each image's file (N, 2); raise InputError unless all exist."""
         return np.array([(stat.st_size, stat.st_mtime_ns) for stat in table.image_stats(self.stimuli)], dtype=np.int64)
 
     @cached_property
     def stimuli_sha256(self) -> str:
-        """The identity of the table."""
+        """Hash of the stimulus table."""
         return table.fingerprint(self.stimuli)
 
     def plan_all(self) -> Plan:
-        """Return consecutive rows, a batch size at a time, in shards."""
+        """Return a plan with batches of consecutive rows."""
         n_rows = len(self.stimuli)
         return Plan(n_rows, self.rows_a_shard(n_rows), self.batch_size)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the data changes the numbers."""
+        """Return everything about the data that determines the numbers."""
         return {
             **super().provenance(),
             "subset": self.subset,
@@ -112,7 +108,7 @@ class ImageDataModule(StimulusDataModule):
         }
 
     def readable(self, rows: Sequence[int]) -> list[int]:
-        """Return those of the rows whose images decode now, and are taken by the model's processor if it has one."""
+        """Return the rows whose images can be decoded now, and processed if the model has a processor."""
         process = image_processing(self._processor) if rows and self._processor else None
 
         def decodes(source: tuple[str, int | None]) -> bool:
@@ -130,17 +126,17 @@ class ImageDataModule(StimulusDataModule):
 
     @property
     def _processor(self) -> ProcessorSettings | None:
-        """The processor of Transformers, if images go through one; what it makes is not kept in the cache."""
+        """The processor of Transformers, if images go through one; its output is not cached."""
         return cast("ProcessorSettings", self.preprocessing) if IMAGE_PROCESSOR in self.preprocessing else None
 
     def batches_of(self, batches: Sequence[Sequence[int]]) -> ImageBatches | ProcessedBatches:
-        """Return images decoded, resized and cropped, or as the model's processor makes them."""
+        """Return batches of images, preprocessed by timm's transform or by the model's processor."""
         if self._processor:
             return ProcessedBatches(self.stimuli, batches, self._processor)
         return ImageBatches(self.stimuli, batches, self.preprocessing, *self._open_cache())
 
     def _open_cache(self) -> tuple[PixelCache | None, NDArray[np.int64] | None]:
-        """Return the cache for this geometry, and the row in it of each row of the table."""
+        """Return the cache for this geometry, and the place of each row of the table in it."""
         folder = self.connection.output_dir and self.connection.output_dir.absolute() / ".pixels"
         if self.cache != "auto":
             folder = None if self.cache == "off" else absolute_path(self.cache, "data.cache")
@@ -156,26 +152,26 @@ class ImageDataModule(StimulusDataModule):
         cache.may_write = missing + self.connection.reserved_bytes <= free
         if not cache.may_write:
             logger.info(
-                f"decoded images are not kept for the next model: they would need {as_size(missing)}, and "
-                f"{as_size(free)} are free at {str(folder)!r}; --data.cache DIR puts them elsewhere"
+                f"decoded images are not kept for the next model: they need {as_size(missing)}, but only "
+                f"{as_size(free)} are free at {str(folder)!r}; to keep them elsewhere, pass --data.cache DIR"
             )
         elif not cache.folder.exists():
             logger.info(
                 f"decoded images are kept for the next model: {as_size(missing)} in {str(folder)!r}, where "
-                f"{as_size(free)} are free (--data.cache off: none)"
+                f"{as_size(free)} are free; to keep none, pass --data.cache off"
             )
         return cache, places
 
     def workers(self, on_gpu: bool, ranks_here: int) -> int:
-        """Return how many processes decode for each of the ranks on this machine: with a GPU one a core; without, none.
+        """Return the number of decoding processes per rank on this machine: one per core with a GPU, else none.
 
-        On a CPU decoding and the model take turns, each with all threads: at the same time each would wait for
-        the other's in every layer.
+        On a CPU, decoding and the model take turns, each with all threads; at the same time, their threads would slow
+        each other down in every layer.
         """
         return min(cores_of_rank(ranks_here, usable_cores()), WORKERS_AT_MOST) if on_gpu else 0
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Stop at a bad image, of a batch or of each of several, or report that it is skipped."""
+        """Stop at a bad image in a batch, or in several batches, or report that it is skipped."""
         if isinstance(batch, list):
             return [self.on_before_batch_transfer(one, dataloader_idx) for one in batch]
         errors: dict[int, str] = batch.pop("errors")
@@ -197,10 +193,10 @@ def _module_of(dataset: StimulusDataset) -> type[ImageDataModule]:
     return type(dataset.data_module, (ImageDataModule,), members)
 
 
-# one class a dataset, such as NSDDataModule
+# one class per dataset, such as NSDDataModule
 DATA_MODULES = {dataset.data_module: _module_of(dataset) for dataset in DATASETS.values()}
 globals().update(DATA_MODULES)
 
 
-def __getattr__(name: str) -> type[ImageDataModule]:  # what type checkers take the names of these classes for
+def __getattr__(name: str) -> type[ImageDataModule]:  # for type checkers, which do not know these classes
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,9 @@
-"""The pixel cache: images decoded, resized and cropped once for all models that see them alike.
+"""The pixel cache: images decoded, resized and cropped once for all models with the same preprocessing.
 
-A folder per dataset and geometry holds two flat files with a place for each row of the whole dataset: ``pixels``,
-uint8 (N, 3, H, W), and ``rows``, a record per row that is written after its pixels: which state of which image they
-are of, what else was noted of it, and the checksum of all that. A row counts when both are right. So nothing needs a
-lock: two jobs that write a row at once write the same bytes, and what a kill or a full disk left half is seen and
-decoded again.
+A folder per dataset and geometry has two flat files with a place for each row of the whole dataset: ``pixels``, uint8
+(N, 3, H, W), and ``rows``, with one record per row that is written after its pixels: the image and its state, other
+notes, and a checksum of all of it. A row is valid if record and pixels match. So no lock is needed: two jobs that write
+the same row write the same bytes, and a row that a kill or a full disk left incomplete is decoded again.
 
 N rows of the dataset, H height, W width.
 """
@@ -37,22 +36,22 @@ DECODERS = ("pillow", "timm", "torchvision")  # another version may give other p
 
 PIXELS, ROWS = "pixels", "rows"
 
-FORMAT = 2  # another one has folders of its own
+FORMAT = 2  # other formats have folders of their own
 _RECORD = struct.Struct("<16sIq?")
 
 
 class Noted(NamedTuple):
-    """What is kept of an image with its pixels: a hash of what was decoded, and whether it has an EXIF rotation."""
+    """Notes on cached pixels: a hash of the decoded content, and whether the image has an EXIF rotation."""
 
     content: int
     rotated: bool
 
 
 def image_state(path: str, image_row: int | None, root: str, stat: os.stat_result) -> bytes:
-    """Return a hash of which image of its dataset this is, and of the state of its file.
+    """Return a hash of an image's place in its dataset, and of the state of its file.
 
-    With the time of its last change of any kind, as Git does: a file of the same size whose time was set back counts
-    as another.
+    It includes the file's change time (ctime), as in Git, so a file of the same size whose modification time was set
+    back counts as changed.
     """
     name = os.path.relpath(path, root)
     known = f"{name}\0{image_row}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
@@ -60,9 +59,9 @@ def image_state(path: str, image_row: int | None, root: str, stat: os.stat_resul
 
 
 def geometry(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings on which the pixels depend: a border has the colour of the mean.
+    """Return the settings that determine the pixels; a border has the colour of the mean.
 
-    There are none for a model with a processor of its own, whose pixels are not kept.
+    Return none for a model with its own processor, whose pixels are not cached.
     """
     if "crop_mode" not in preprocessing:
         return {}
@@ -71,7 +70,7 @@ def geometry(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def folder_name(dataset: str, stimuli_sha256: str, preprocessing: Mapping[str, Any]) -> str:
-    """Return the name of the folder for the pixels of a whole dataset in one geometry, as today's decoders see it."""
+    """Return the folder name for the pixels of a whole dataset in one geometry, with the installed decoders."""
     known = {**geometry(preprocessing), **{package: version(package) for package in DECODERS}}
     digest = hashlib.sha256(json.dumps([stimuli_sha256, known, FORMAT], sort_keys=True).encode()).hexdigest()
     _, height, width = preprocessing["input_size"]
@@ -86,7 +85,7 @@ class PixelCache:
         self.may_write = True
 
     def bytes_missing(self, n_rows: int) -> int:
-        """Return the bytes of the disk that so many of the rows will still take, at most."""
+        """Return the maximum bytes that ``n_rows`` rows still need on the disk."""
         try:
             taken = (self.folder / PIXELS).stat().st_blocks * 512
         except OSError:
@@ -95,9 +94,9 @@ class PixelCache:
         return max(0, min(n_rows * a_row, self.n_rows * a_row - taken))
 
     def read(self, row: int, image: bytes, pixels: NDArray[np.uint8]) -> Noted | None:
-        """Fill in ``pixels`` (3, H, W) if the cache has the row of this :func:`image_state`; return what was noted.
+        """Fill in ``pixels`` (3, H, W) if the cache has the row of this :func:`image_state`; return its notes.
 
-        When it has not, ``pixels`` are undefined.
+        Otherwise return None and leave ``pixels`` undefined.
         """
         try:
             pixels_file, rows_file = open_files(self.folder, os.O_RDONLY, os.getpid())
@@ -113,9 +112,9 @@ class PixelCache:
         return noted if _checksum(pixels, noted) == checksum else None
 
     def write(self, row: int, image: bytes, pixels: NDArray[np.uint8], noted: Noted) -> None:
-        """Keep a row's pixels (3, H, W); an error of the disk ends the writing, not the run.
+        """Cache a row's pixels (3, H, W); an error of the disk ends the caching, not the run.
 
-        When the disk or a quota is full, all that is kept makes way for the features.
+        If the disk or a quota is full, the cache is deleted to make space for the features.
         """
         if not self.may_write:
             return
@@ -130,16 +129,16 @@ class PixelCache:
             is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             if is_full:
                 self._drop()
-            dropped = ", and those in it are deleted to make room" if is_full else ""
+            dropped = ", and those in it are deleted to free space" if is_full else ""
             if (worker := get_worker_info()) is not None and worker.id > 0:
-                return  # the first one reports it for all
+                return  # the first thread reports it for all
             logger.warning(
                 f"decoded images can't be kept in {str(self.folder)!r}: {error.strerror}; the run continues without "
-                f"that{dropped}. --data.cache DIR puts them elsewhere, --data.cache off keeps none"
+                f"them{dropped}. Pass --data.cache DIR to keep them elsewhere, --data.cache off to keep none"
             )
 
     def _drop(self) -> None:
-        """Give the room back at once, also of files that other processes have open, which see no row in them then."""
+        """Free the space at once, also of files that other processes have open; they find no rows there then."""
         for name in (ROWS, PIXELS):
             with suppress(OSError):
                 os.truncate(self.folder / name, 0)
@@ -147,7 +146,7 @@ class PixelCache:
 
 @cache
 def open_files(folder: Path, mode: int, process: int) -> tuple[int, int]:
-    """Return descriptors of the pixels and the rows, opened once a process: those of a parent may not be a worker's."""
+    """Return descriptors of the pixels and the rows, opened once per process, never inherited by a worker."""
     rows = open_own(folder / ROWS, mode)
     try:
         return open_own(folder / PIXELS, mode), rows

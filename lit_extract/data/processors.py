@@ -1,7 +1,7 @@
-"""Image processors of Transformers, and whole processors that take a text too.
+"""Image processors of Transformers, and whole processors, which also take a text.
 
-Extractors describe theirs by :class:`ProcessorSettings`, as plain values, which are recorded in the provenance. The
-processor is made from what is recorded, so it does what the record says.
+Extractors describe their processor by :class:`ProcessorSettings`, plain values that are recorded in the provenance. The
+processor is created from the recorded values.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,33 +10,33 @@ from typing import Any, NotRequired
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from typing_extensions import TypedDict  # pydantic's, elsewhere
+from typing_extensions import TypedDict  # as elsewhere, for pydantic
 
-IMAGE_PROCESSOR = "image_processor"  # of preprocessing, where it is of Transformers and not of timm
-PACKAGES = ("pillow", "torchvision", "transformers")  # another version may give other pixels
+IMAGE_PROCESSOR = "image_processor"  # key of preprocessing by Transformers instead of timm
+PACKAGES = ("pillow", "torchvision", "transformers")  # other versions may give other pixels
 
 
 class ProcessorSettings(TypedDict):
-    """The preprocessing of a model of Transformers; only a whole processor has ``source``, ``revision`` and ``call``.
+    """The preprocessing of a Transformers model; only a whole processor has ``source``, ``revision`` and ``call``.
 
-    Fast and slow image processors of the same name resize differently: their class and backend say which it is.
+    Fast and slow image processors of the same name resize differently; class and backend identify them.
     """
 
-    image_processor: str  # name of the class, as CLIPImageProcessorPil; of a VideoProcessor an image is one frame
+    image_processor: str  # class name, such as CLIPImageProcessorPil; for a VideoProcessor, an image is one frame
     backend: str  # "torchvision" or "pil"
-    settings: dict[str, Any]  # what its to_dict() has, as JSON
+    settings: dict[str, Any]  # its to_dict() as JSON
     source: NotRequired[str]  # folder, or repository on the hub, of processor and tokenizer
     revision: NotRequired[str | None]
-    call: NotRequired[dict[str, Any]]  # arguments besides the image, as {"text": ["<image> What is this?"]}
+    call: NotRequired[dict[str, Any]]  # arguments besides the image, such as {"text": ["<image> What is this?"]}
 
 
 def recorded(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """Return preprocessing as the provenance has it: the place of its files is that of the weights, or of no matter."""
+    """Return preprocessing for the provenance, without the place of its files."""
     return {name: value for name, value in preprocessing.items() if name not in ("source", "revision")}
 
 
 def image_processing(preprocessing: ProcessorSettings) -> Callable[[Image.Image], dict[str, Tensor]]:
-    """Return a function from an image, RGB, to the tensors that the processor makes of it."""
+    """Return a function from an RGB image to the tensors that the processor returns."""
     import transformers
 
     processor = getattr(transformers, preprocessing["image_processor"]).from_dict(preprocessing["settings"])

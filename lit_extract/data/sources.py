@@ -1,4 +1,4 @@
-"""Image sources: where the pixels of a stimulus are, not the pixels; they are read when a request is made of them."""
+"""Image sources: the places of images, which are read when a request is made."""
 
 import base64
 import io
@@ -24,14 +24,14 @@ from lit_extract.storage.layout import INPUTS
 
 logger = logging.getLogger(__name__)
 
-# Enough to keep vLLM's batches full; few enough to have in memory at once, and to ask again after a kill.
+# Enough to keep vLLM's batches full; few enough to hold in memory and to ask again after a kill.
 SHARD_ROWS = 256
 
-MISSING = -1  # size of an image file that is not there
+MISSING = -1  # size of a missing image file
 
 
 class ImageSource(NamedTuple):
-    """One stimulus: its id, the file of it, and its row there, if that is an HDF5 file."""
+    """One stimulus: its id, its file, and its row if the file is HDF5."""
 
     stimulus: Any
     path: str
@@ -39,16 +39,16 @@ class ImageSource(NamedTuple):
 
 
 def encode(source: ImageSource, max_size: int | None = None) -> str:
-    """Return a stimulus as a PNG in a data URL: the same pixels for every engine, whatever the file's format.
+    """Return a stimulus as a PNG in a data URL, with the same pixels for every engine and file format.
 
-    Decoded as for vision features: RGB, transparency dropped, EXIF rotation not applied. An image whose longer side has
-    more pixels than ``max_size`` is reduced.
+    It is decoded as for vision features: RGB, transparency dropped, EXIF rotation not applied. An image whose longer
+    side has more than ``max_size`` pixels is reduced.
     """
     image = open_image(source.path, source.image_row)
     if max_size is not None:
         image.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)  # small hardly matters, on its way to a process of this machine
+    image.save(buffer, "PNG", compress_level=1)  # size hardly matters, as requests mostly stay on this machine
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -64,7 +64,7 @@ class SourceBatches(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         rows = self.batches[item]
         sources = [self.sources[row] for row in rows]
-        # noted before the images are sent, so that a change in between is noticed
+        # noted before the images are sent, so a change in between is noticed
         return {"index": torch.tensor(rows), "sources": sources, INPUTS: torch.tensor([_note(s) for s in sources])}
 
 
@@ -78,15 +78,15 @@ def _note(source: ImageSource) -> tuple[int, int, int, bool]:
 
 
 class ImageSourceDataModule(StimulusDataModule):
-    """The images of a dataset for captioning, a shard of requests at a time.
+    """The images of a dataset for captioning, one shard of requests at a time.
 
     Args:
         dataset: Name of the dataset.
         root: Folder of the dataset; default: the dataset's environment variable.
         query: pandas query that chooses rows, such as "nsd_id < 1000".
-        limit: Only the first so many of these images.
-        shard_rows: Images that are sent together, and the unit of writing and resuming.
-        preprocessing: Largest size of an image; linked from the model.
+        limit: Use only the first N stimuli of the dataset, or of the rows that the query chooses.
+        shard_rows: Images per shard: they are sent together, and are the unit of writing and resuming.
+        preprocessing: Maximum size of an image; linked from the model.
     """
 
     unit = "images"
@@ -100,19 +100,19 @@ class ImageSourceDataModule(StimulusDataModule):
         preprocessing: dict[str, Any] | None = None,
         limit: int | None = None,
     ) -> None:
-        # The output is a file that the user names: a query needs no name of its own.
+        # The user names the output file, so a query needs no subset name.
         super().__init__(None, WHOLE_SUBSET, shard_rows, 0, preprocessing, limit)
         self.dataset_name, self.root, self.query = dataset, root, query
 
     @cached_property
     def sources(self) -> list[ImageSource]:
-        """Where each image is."""
+        """The source of each image."""
         ids, places = self.stimuli["stimulus_id"].tolist(), self.image_places(range(len(self.stimuli)))
         return [ImageSource(stimulus, *place) for stimulus, place in zip(ids, places, strict=True)]
 
     @cached_property
     def input_states(self) -> NDArray[np.int64]:
-        """Size and time of each image's file (N, 2); a size of -1 where there is none."""
+        """Size and time of each image's file (N, 2); missing files have size -1."""
         known: dict[str, tuple[int, int]] = {}
         for path in dict.fromkeys(source.path for source in self.sources):
             try:
@@ -128,12 +128,12 @@ class ImageSourceDataModule(StimulusDataModule):
         return np.array([known[source.path] for source in self.sources], dtype=np.int64)
 
     def plan_all(self) -> Plan:
-        """Return a batch a shard."""
+        """Return a plan with one batch per shard."""
         shard_rows = self.shard_rows or SHARD_ROWS
         return Plan(len(self.sources), shard_rows, shard_rows)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the images changes the captions."""
+        """Return everything about the images that determines the captions."""
         return {
             **super().provenance(),
             "stimuli_sha256": table.fingerprint(self.stimuli),
@@ -142,5 +142,5 @@ class ImageSourceDataModule(StimulusDataModule):
         }
 
     def batches_of(self, batches: Sequence[Sequence[int]]) -> SourceBatches:
-        """Return sources, not pixels."""
+        """Return batches of sources, without pixels."""
         return SourceBatches(self.sources, batches)

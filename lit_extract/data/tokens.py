@@ -1,4 +1,4 @@
-"""Tokenizers: Hugging Face's, or sentencepiece itself."""
+"""Tokenizers of Hugging Face, and of the sentencepiece library."""
 
 import inspect
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from lit_extract.common.errors import InputError, name_some, one_line
 
 _LOCATION = frozenset(("trust_remote_code", "revision", "gguf_file", "subfolder"))
-# Hugging Face's tokenizers take anything, and ignore what they do not know. These are what they know but do not
-# have in the signatures of their constructors.
+# Hugging Face's tokenizers take any argument, and ignore unknown ones. They know these, although their constructors do
+# not list them.
 _ARGUMENTS = frozenset(
     "add_bos_token add_eos_token add_prefix_space additional_special_tokens bos_token clean_up_tokenization_spaces "
     "cls_token do_lower_case eos_token fix_mistral_regex from_slow legacy mask_token model_max_length pad_token "
@@ -32,11 +32,11 @@ class HuggingFaceTokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text, with the special tokens that the model was trained with."""
-        # The length limit is ours to enforce, with the captions' ids; not a line in a log.
+        # The data module enforces the length limit and names the captions; no warning in a log.
         return list(self.tokenizer(texts, verbose=False, return_attention_mask=False)["input_ids"])
 
     def are_special(self, texts: list[str]) -> list[list[bool]]:
-        """Return of each token of each text whether it was added to the text or is a special token, but not unknown."""
+        """Return for each token of each text whether it was added or is special; the unknown token does not count."""
         own = self.tokenizer
         named = {own.bos_token_id, own.eos_token_id, own.cls_token_id, own.sep_token_id}
         listed = {token for token, added in own.added_tokens_decoder.items() if added.special}
@@ -46,15 +46,15 @@ class HuggingFaceTokenizer:
         return [[bool(mark) or token in special for token, mark in zip(*pair, strict=True)] for pair in pairs]
 
     def token_texts(self, ids: list[int]) -> list[str]:
-        """Return each token as the tokenizer writes it, to be looked at."""
+        """Return each token in the tokenizer's own spelling, for display."""
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
 
 
 class SentencePieceTokenizer:
     """``tokenizer.model`` as sentencepiece reads it, after a BOS token.
 
-    For models whose automatically converted tokenizer differs, as the authors of OpenLLaMA warn of
-    theirs (https://github.com/openlm-research/open_llama).
+    It is for models whose automatically converted tokenizer differs, such as OpenLLaMA
+    (https://github.com/openlm-research/open_llama).
     """
 
     def __init__(self, source: str, options: dict[str, Any]) -> None:
@@ -75,11 +75,11 @@ class SentencePieceTokenizer:
         return list(self.processor.encode(texts, add_bos=True, num_threads=-1))
 
     def are_special(self, texts: list[str]) -> list[list[bool]]:
-        """Return of each token of each text whether it is BOS, or another that stands for no text."""
+        """Return for each token of each text whether it is BOS or another control token."""
         return [[self.processor.is_control(token) for token in ids] for ids in self.encode(texts)]
 
     def token_texts(self, ids: list[int]) -> list[str]:
-        """Return each token as sentencepiece writes it."""
+        """Return each token in sentencepiece's spelling."""
         return [str(self.processor.id_to_piece(token)) for token in ids]
 
 
@@ -100,7 +100,7 @@ def load_tokenizer(backend: str, source: str, options: dict[str, Any]) -> Tokeni
         return BACKENDS[backend](source, options)
     except InputError:
         raise
-    except Exception as error:  # of several libraries, the hub and the disk
+    except Exception as error:  # raised by several libraries, the hub and the disk
         raise InputError(
             f"model.tokenizer: the tokenizer of {source!r} can't be loaded: {type(error).__name__}: {one_line(error)}"
         ) from error

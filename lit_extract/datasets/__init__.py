@@ -1,4 +1,4 @@
-"""Stimulus tables: which images a dataset has, in which order, and under which ids. No torch here."""
+"""Stimulus tables: the images of a dataset, their order and their ids. No torch here."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,8 +10,8 @@ from lit_extract.common.errors import InputError, nearest
 from lit_extract.datasets import table
 from lit_extract.datasets.dataset import Dataset
 
-# A dataset is a file of this folder, with a Dataset called DATASET, and a line here. All else follows: the data module
-# lit_extract.<data_module>, the choices of --data.dataset, the id column of captions.
+# A dataset is a file of this folder, with a Dataset called DATASET, and a line here. The data module
+# lit_extract.<data_module>, the choices of --data.dataset and the id column of captions follow from it.
 _FILES = (
     "nsd",
     "bold5000",
@@ -26,7 +26,7 @@ DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _FOUND}
 
 if TYPE_CHECKING:
     DatasetName: TypeAlias = str
-else:  # what --data.dataset may be
+else:  # allowed values of --data.dataset
     DatasetName = Literal[tuple(DATASETS)]
 
 __all__ = ["DATASETS", "Dataset", "DatasetName", "find_dataset", "load_captions", "load_dataset", "load_trials"]
@@ -47,20 +47,18 @@ def load_dataset(
     Args:
         name: One of ``DATASETS``, such as ``nsd``.
         root: The dataset's folder, or the file of ``table``; default: the dataset's environment variable, such as
-            ``NSD_DATASET``.
-            ``demo`` needs none.
+            ``NSD_DATASET``. ``demo`` needs no root.
         query: A :meth:`pandas.DataFrame.query` that chooses rows, such as ``"nsd_id < 1000"``.
-        limit: Only the first so many of these rows.
+        limit: Return only the first ``limit`` of these rows.
 
     Returns:
-        One row a stimulus, in dataset order: ``stimulus_id``, ``image`` (absolute path), then the
-        dataset's own columns. ``image_row`` is the row in an HDF5 file, where there is one. What
-        an id means is in ``.attrs["stimulus_id_meaning"]``; what is missing in the folder, or ignored, in
-        ``.attrs["findings"]``, a sentence each.
+        One row per stimulus, in dataset order: ``stimulus_id``, ``image`` (absolute path), then the dataset's own
+        columns. For images in an HDF5 file, ``image_row`` is the row in it. ``.attrs["stimulus_id_meaning"]`` explains
+        the ids; ``.attrs["findings"]`` lists missing and ignored files, one sentence each.
 
     Raises:
-        InputError: An unknown dataset; a missing root, image or column; a query that fails or
-            leaves no row; a limit beyond the rows.
+        InputError: The dataset is unknown; the root, an image or a column is missing; the query fails or leaves no row;
+            or the limit is larger than the number of rows.
     """
     dataset = find_dataset(name)
     folder = dataset.find_root(root)
@@ -73,12 +71,12 @@ def load_dataset(
     stimuli.attrs = {
         table.DATASET: name,
         table.ID_MEANING: dataset.id_meaning,
-        table.ROOT: str(folder if folder.is_dir() else folder.parent),  # that of a table is its file
+        table.ROOT: str(folder if folder.is_dir() else folder.parent),  # for a table, it is its file
         table.FINDINGS: findings,
     }
     return stimuli
 
 
-# at the end: what these read is of DATASETS
+# at the end, because these modules import DATASETS
 from lit_extract.datasets.captions import load_captions  # noqa: E402
 from lit_extract.datasets.trials import load_trials  # noqa: E402

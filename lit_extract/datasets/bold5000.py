@@ -17,7 +17,7 @@ N_IMAGES = 4916
 SUBJECTS = (1, 2, 3, 4)  # CSI1 to CSI4
 LISTS = "Stimuli_Presentation_Lists"
 IMAGES = "Scene_Stimuli/Presented_Stimuli"
-FOLDERS = {"coco": "COCO", "imagenet": "ImageNet", "scenes": "Scene"}  # of each source
+FOLDERS = {"coco": "COCO", "imagenet": "ImageNet", "scenes": "Scene"}  # by source
 MAX_LIST_BYTES = 2**20
 
 
@@ -26,12 +26,12 @@ class _Trial:
     subject: int
     session: int
     run: int
-    name: str  # of the image, as the list has it, without rep_
+    name: str  # of the image in the list, without rep_
 
 
 class _Bold5000(Dataset):
     def read_published(self, folder: Path) -> pd.DataFrame:
-        """Return the images that were presented, in the order of their first presentation, which gives their ids."""
+        """Return the presented images in the order of their first presentation, which defines their ids."""
         home = _home(folder)
         if home is None:
             archives = packed_in(folder, [folder])
@@ -41,7 +41,7 @@ class _Bold5000(Dataset):
         disk = _Disk(home / IMAGES)
         rows: list[tuple[int, str, str, str]] = []
         missing: dict[str, str] = {}
-        by_file: dict[Path, int] = {}  # two spellings of a list may be one image
+        by_file: dict[Path, int] = {}  # two spellings in a list may be one image
         for name, position in first.items():
             source = _source(name)
             path = disk.find(source, name)
@@ -51,9 +51,9 @@ class _Bold5000(Dataset):
                 by_file[path] = position
                 rows.append((position, path.name, source, path.relative_to(folder).as_posix()))
         if not rows:
-            raise InputError(f"bold5000: none of {len(first):,} presented images is below {str(home / IMAGES)!r}")
+            raise InputError(f"bold5000: none of the {len(first):,} presented images is below {str(home / IMAGES)!r}")
         if len(rows) != N_IMAGES:
-            findings.insert(0, f"{len(rows):,} images, of {N_IMAGES:,}")
+            findings.insert(0, f"{len(rows):,} images of {N_IMAGES:,}")
         if missing:
             findings.append(finding("presented images that are missing", list(missing.values())))
         table = pd.DataFrame(rows, columns=list(self.columns))
@@ -64,7 +64,7 @@ class _Bold5000(Dataset):
         return table
 
     def read_trials(self, folder: Path, subject: int, stimuli: pd.DataFrame) -> pd.DataFrame:
-        """Return the trials of the presentation lists; images that are missing in the table keep their ids."""
+        """Return the trials of the presentation lists; images missing from the table keep their ids."""
         home = _home(folder)
         if home is None:
             raise InputError(f"bold5000: no {LISTS} in {str(folder)!r}")
@@ -80,7 +80,7 @@ class _Bold5000(Dataset):
             if known is None and position in taken:
                 raise InputError(
                     f"bold5000: {shorten(name)} was the image of presentation {position}, which is the bold_id of "
-                    "another one in the index; these ids are not those of the lists"
+                    "another image in the index; the ids of the index do not match the lists"
                 )
         own = [trial for trial in trials if trial.subject == subject]
         return pd.DataFrame(
@@ -114,14 +114,14 @@ def _home(folder: Path) -> Path | None:
 
 
 def _read_lists(home: Path) -> tuple[list[_Trial], list[str]]:
-    """Return all trials in the order of subject, session, run and line, and what is unusual about the lists."""
+    """Return all trials in the order of subject, session, run and line, and findings about the lists."""
     trials: list[_Trial] = []
     findings: list[str] = []
     without = [f"CSI{subject}" for subject in SUBJECTS if not (home / LISTS / f"CSI{subject}").is_dir()]
     if without:
         raise InputError(
             f"bold5000: no presentation lists of {name_some(without)} in {str(home / LISTS)!r}; bold_id counts through "
-            "those of all subjects"
+            "the lists of all subjects"
         )
     ignored: list[str] = []
     for subject in SUBJECTS:
@@ -129,18 +129,18 @@ def _read_lists(home: Path) -> tuple[list[_Trial], list[str]]:
         sessions = _numbered(place, re.compile(rf"CSI0?{subject}_sess_?([0-9]{{1,4}})", re.IGNORECASE), ignored)
         findings += _gaps(sessions, f"CSI{subject}", "session")
         for session, lists in sessions.items():
-            # as CSI01_sess01_run01.txt; a date is no run
+            # such as CSI01_sess01_run01.txt; a date is no run
             runs = _numbered(lists, re.compile(r".*(?<![0-9])([0-9]{1,4})\.txt", re.IGNORECASE), ignored)
             findings += _gaps(runs, f"CSI{subject} session {session}", "run")
             for run, file in runs.items():
                 trials += [_Trial(subject, session, run, name) for name in _read_list(file)]
     if ignored:
-        findings.append(finding("files that are no presentation lists, ignored", sorted(ignored)))
+        findings.append(finding("ignored files that are no presentation lists", sorted(ignored)))
     return trials, findings
 
 
 def _numbered(place: Path, pattern: re.Pattern[str], ignored: list[str]) -> dict[int, Path]:
-    """Return what a folder has by the number in its name, sorted; the names of all else are added to ``ignored``."""
+    """Return the entries of a folder by the number in their names, sorted; add other names to ``ignored``."""
     found: dict[int, Path] = {}
     for path in entries_of(place):
         match = None if path.name.startswith(".") else pattern.fullmatch(path.name)
@@ -155,11 +155,11 @@ def _numbered(place: Path, pattern: re.Pattern[str], ignored: list[str]) -> dict
 
 
 def _gaps(found: dict[int, Path], of: str, what: str) -> list[str]:
-    """Return a sentence when numbers are left out: the ids of all later images would be others."""
+    """Return a sentence if numbers are left out, which would change the ids of all later images."""
     left_out = [str(number) for number in range(1, max(found, default=1) + 1) if number not in found]
     if not left_out:
         return []
-    return [f"{of} has no {what} {name_some(left_out)}; later bold_id are not those of the full lists"]
+    return [f"{of} has no {what} {name_some(left_out)}; later bold_id differ from those of the full lists"]
 
 
 def _read_list(file: Path) -> list[str]:
@@ -170,9 +170,9 @@ def _read_list(file: Path) -> list[str]:
         raise InputError(f"{what} can't be read: {one_line(error)}") from None
     names = [line.strip().removeprefix("rep_") for line in text.splitlines() if line.strip()]
     if wrong := [shorten(name) for name in names if not is_path_like(name) or "/" in name]:
-        raise InputError(f"{what} has lines that are no names of images: {name_some(wrong)}")
+        raise InputError(f"{what} has lines that are no image names: {name_some(wrong)}")
     if not names:
-        raise InputError(f"{what} has no trials, as when a copy broke off")
+        raise InputError(f"{what} has no trials; it may be an incomplete copy")
     return names
 
 
@@ -190,12 +190,12 @@ def _source(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """Return what names are compared by: without suffix and case."""
+    """Return a name for comparisons, without suffix and case."""
     return PurePath(name).stem.casefold()
 
 
 class _Disk:
-    """The images on the disk, by source; names may differ from those of the lists in case and suffix."""
+    """The images on disk, by source; their names may differ from the lists in case and suffix."""
 
     def __init__(self, images: Path) -> None:
         self.by_name: dict[str, dict[str, Path]] = {source: {} for source in FOLDERS}
@@ -218,7 +218,7 @@ class _Disk:
         alike = self.by_key[source].get(_key(name), [])
         if len(alike) > 1:
             raise InputError(
-                f"bold5000: {shorten(name)} of the lists may be any of {name_some([path.name for path in alike])}; "
+                f"bold5000: {shorten(name)} in the lists may be any of {name_some([path.name for path in alike])}; "
                 "delete the wrong ones"
             )
         if alike:
@@ -226,11 +226,11 @@ class _Disk:
         return alike[0] if alike else None
 
     def findings(self, used: dict[Path, int]) -> list[str]:
-        """Return what is unusual about the images, those of the table being ``used``."""
+        """Return findings about the images; images of the table are ``used``."""
         unused = [path.name for paths in self.by_name.values() for path in paths.values() if path not in used]
         texts = (
-            (self.differing, "names with another case or suffix in the lists than on the disk"),
-            (self.ignored, "what is empty, hidden, or no file among the images, ignored"),
-            (unused, "images that were never presented, ignored"),
+            (self.differing, "names with another case or suffix in the lists than on disk"),
+            (self.ignored, "ignored entries among the images that are empty, hidden, or no files"),
+            (unused, "ignored images that were never presented"),
         )
         return [finding(text, names) for names, text in texts if names]

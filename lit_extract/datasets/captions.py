@@ -1,4 +1,4 @@
-"""Caption files: CSV or Parquet, one caption a row."""
+"""Caption files: CSV or Parquet, one caption per row."""
 
 import re
 from pathlib import Path
@@ -13,8 +13,8 @@ from lit_extract.datasets import DATASETS, table
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import name_columns, read_table, with_numbers
 
-# Column that has the ids in a caption file, and the dataset that they are of. Captions of any dataset may have a column
-# path as well, which counts when there is no other.
+# Id columns of caption files, and their datasets. Captions of any dataset may also have a column path, which is only
+# used if there is no other id column.
 FOLDER = DATASETS["folder"]
 ID_COLUMNS = {dataset.id_column: dataset for dataset in DATASETS.values() if dataset.name not in ("folder", "table")}
 SEPARATOR = ";"
@@ -26,20 +26,19 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
     """Return the captions of a file, in its order.
 
     Args:
-        path: CSV or Parquet with a column ``caption``, or ``captions`` of which several are separated
-            by ``;`` (in Parquet, they may be lists) and the first counts. The captions that ship with the package are
-            found by their path in a clone.
+        path: CSV or Parquet with a column ``caption``, or ``captions`` with several captions per row, separated by
+            ``;`` (or lists in Parquet). Captions that ship with the package are found by their path in the repository.
         query: A :meth:`pandas.DataFrame.query` that chooses rows.
 
     Returns:
-        ``stimulus_id``, ``caption`` (without surrounding blanks), ``captions`` (a list of all of the row, of which that
-        is the first), then the other columns of the file.
-        The id is the column that a dataset has its ids in, such as ``nsd_id``, or ``stimulus_id``, whichever the
-        file has, else ``path``, else the number of the row; which one is in ``.attrs["stimulus_id_meaning"]``.
+        ``stimulus_id``, ``caption`` (the first of the row, without surrounding blanks), ``captions`` (the list of all
+        captions of the row), then the other columns of the file. ``stimulus_id`` is the id column of a dataset, such as
+        ``nsd_id``, or ``stimulus_id``, else ``path``, else the row number; ``.attrs["stimulus_id_meaning"]`` tells
+        which.
 
     Raises:
-        InputError: A missing or unreadable file, no caption column, empty captions, ids that are
-            missing or occur twice, or a query that fails or leaves no row.
+        InputError: The file is missing or unreadable, has no caption column, empty captions, or missing or duplicate
+            ids; or the query fails or leaves no row.
     """
     what = f"data.captions: {str(path)!r}"
     path = Path(path)
@@ -68,7 +67,7 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
 
 
 def caption_column(captions: pd.DataFrame, what: str) -> str:
-    """Return the column that has the captions."""
+    """Return the name of the caption column."""
     column = next((name for name in ("caption", "captions") if name in captions.columns), None)
     if column is None:
         raise InputError(f"{what} has no column caption or captions; it has {name_columns(captions.columns)}")
@@ -76,12 +75,12 @@ def caption_column(captions: pd.DataFrame, what: str) -> str:
 
 
 def caption_texts(captions: pd.DataFrame, what: str) -> "pd.Series[str]":
-    """Return one caption a row, without surrounding blanks: the first of several, "" where there is none."""
+    """Return the first caption of each row, without surrounding blanks; "" if there is none."""
     return _all_texts(captions, what).map(lambda texts: texts[0] if texts else "")
 
 
 def _all_texts(captions: pd.DataFrame, what: str) -> "pd.Series[Any]":
-    """Return the captions of each row, a list; those after the first only if they are not blank."""
+    """Return the list of captions of each row; blank ones after the first are left out."""
     column = caption_column(captions, what)
     every, wrong = [], []
     for row, value in enumerate(captions[column]):
@@ -94,7 +93,7 @@ def _all_texts(captions: pd.DataFrame, what: str) -> "pd.Series[Any]":
         stripped = [part.strip() for part in parts]
         every.append([*stripped[:1], *(text for text in stripped[1:] if text)])
     if wrong:
-        raise InputError(f"{what} has no plain text in column {column}, {name_some(wrong)}; write one caption a row")
+        raise InputError(f"{what} has no plain text in column {column}, {name_some(wrong)}; write one caption per row")
     return pd.Series(every, index=captions.index, dtype=object)
 
 
@@ -110,8 +109,8 @@ def _identify(what: str, captions: pd.DataFrame) -> tuple[str | None, str]:
     usual = {_letters(name): name for name in (*ID_COLUMNS, "stimulus_id")}
     if near := [name for name in captions.columns if _letters(name) in usual]:
         raise InputError(
-            f"{what} has a column {shorten(near[0])}, which is no id; rename it to {usual[_letters(near[0])]}, or to "
-            "something else"
+            f"{what} has a column {shorten(near[0])}, which is not used as an id; rename it to "
+            f"{usual[_letters(near[0])]}, or to something else"
         )
     return None, "row of the caption file, counted from 0"
 

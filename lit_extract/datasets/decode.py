@@ -1,4 +1,4 @@
-"""Stimuli as pixels. No torch here: pages and reports open images too."""
+"""Decoding of stimuli. No torch here, because review pages and reports also open images."""
 
 import errno
 import hashlib
@@ -21,22 +21,22 @@ from lit_extract.datasets.nsd import MAX_PIXELS, open_images
 
 MAX_IMAGE_BYTES = 200 * 2**20  # of an image file
 
-# What Pillow may take a file for, whatever its name. Others are rare, and for EPS it would start Ghostscript.
+# Formats that Pillow may detect, whatever the name of a file. Others are rare, and EPS would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-Image.init()  # of all that is installed, now and not with the first file of a rare format
+Image.init()  # register all formats now, not with the first file of a rare format
 
-THREADS_TO_READ = 8  # which a file system over a network answers at once
+THREADS_TO_READ = 8  # parallel requests to a network file system
 
-# Pillow opens 16-bit PNG and PGM as I;16 or, by its version, as I: 32 bits that hold values up to 65535.
+# Pillow opens 16-bit PNG and PGM as I;16 or, in some versions, as I: 32 bits with values up to 65535.
 _SIXTEEN_BITS_IN_32 = ("PNG", "PPM")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _BLACK_IS_ZERO = 258, 262, 1  # tags of a TIFF
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A stimulus as it was read: what is decoded is what was hashed."""
+    """A stimulus as it was read; the hashed bytes are the decoded bytes."""
 
-    stat: os.stat_result  # of its file when it was opened
+    stat: os.stat_result  # of its file, when it was opened
     data: bytes | NDArray[np.uint8]  # of an image file; or the pixels (H, W, 3) of a row of NSD's HDF5 file
 
     @property
@@ -47,7 +47,7 @@ class Reading:
         return int.from_bytes(digest, "little", signed=True) or 1
 
     def decode(self) -> tuple[Image.Image, bool]:
-        """Return the image, RGB, and whether an EXIF orientation turns or mirrors it, which is not applied.
+        """Return the RGB image, and whether it has an EXIF orientation, which is not applied.
 
         Pillow raises almost anything on a broken file.
         """
@@ -57,22 +57,22 @@ class Reading:
             return to_rgb(image), is_rotated(image)
 
     def opened(self) -> Image.Image:
-        """Open the image as the beginning of its file describes it: format, size and mode, but no pixels yet.
+        """Open the image from the beginning of its file: format, size and mode, but no pixels yet.
 
         Pillow raises almost anything on a broken file.
         """
         assert isinstance(self.data, bytes), "pixels are no file"
         try:
             image = Image.open(io.BytesIO(self.data), formats=FORMATS)
-        except UnidentifiedImageError:  # which would name the place in memory
-            raise UnidentifiedImageError(f"not an image of a format that is read: {', '.join(FORMATS)}") from None
+        except UnidentifiedImageError:  # its own message names an address in memory
+            raise UnidentifiedImageError(f"not an image in a supported format: {', '.join(FORMATS)}") from None
         if image.width * image.height > MAX_PIXELS:
             image.close()
             raise ValueError(f"it has {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}; reduce it")
         return image
 
     def has_rotation(self) -> bool:
-        """Return whether there is such an orientation, from the beginning of the file; False when it is broken."""
+        """Return whether there is an EXIF orientation, from the beginning of the file; False if it is broken."""
         if not isinstance(self.data, bytes):
             return False
         try:
@@ -83,7 +83,7 @@ class Reading:
 
 
 def contents(stimuli: Sequence[tuple[str, int | None]]) -> list[int]:
-    """Return a hash of the content of each stimulus (file, row in it) as it is now; 0 where it can't be read."""
+    """Return a hash of the current content of each stimulus (file, row in it); 0 if it can't be read."""
 
     def content(stimulus: tuple[str, int | None]) -> int:
         try:
@@ -109,7 +109,7 @@ def read_stimulus(path: str, image_row: int | None = None) -> Reading:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for the other end of a named pipe."""
+    """Open a file, without blocking on a named pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -124,14 +124,14 @@ def _read_hdf5(path: str, row: int) -> NDArray[np.uint8]:
 
 
 def open_image(path: str, image_row: int | None = None) -> Image.Image:
-    """Return an image file, or a row of NSD's HDF5 file, decoded, RGB."""
+    """Return an image file, or a row of NSD's HDF5 file, as an RGB image."""
     return read_stimulus(path, image_row).decode()[0]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an opened image to RGB; 16-bit grayscale is scaled to what its 8-bit twin would be.
+    """Convert an opened image to RGB; 16-bit grayscale is scaled to 8 bits.
 
-    Floats and 32-bit integers, whose range no one has defined, and rare kinds of 16 bits raise ValueError.
+    Floats and 32-bit integers, which have no defined range, and rare 16-bit formats raise ValueError.
     """
     mode = image.mode
     if not mode.startswith(("I", "F")):
@@ -141,21 +141,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     is_usual = tags.get(_BITS_PER_SAMPLE, (16,)) == (16,) and tags.get(_PHOTOMETRIC, _BLACK_IS_ZERO) == _BLACK_IS_ZERO
     if not (is_sixteen_bits and is_usual):
         raise ValueError(
-            f"its pixels have no defined range (Pillow's mode {mode}); save it with 8 or 16 bits a channel"
+            f"its pixels have no defined range (Pillow's mode {mode}); save it with 8 or 16 bits per channel"
         )
     values = np.asarray(image).astype(np.uint32)
     values += 128
     values //= 257
     narrow = values.astype(np.uint8)
-    del values  # 200 MB of the largest image
+    del values  # up to 200 MB
     return Image.fromarray(narrow).convert("RGB")
 
 
 def is_rotated(image: Image.Image) -> bool:
-    """Return whether a decoded image has an EXIF orientation that was not applied; Pillow applies that of a TIFF."""
+    """Return whether a decoded image has an unapplied EXIF orientation; Pillow applies that of a TIFF."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    except Exception:  # of broken EXIF, which viewers ignore too
+    except Exception:  # raised by broken EXIF, which viewers ignore too
         return False
 
 
@@ -164,7 +164,7 @@ _open_hdf5: dict[tuple[int, str], Any] = {}
 
 @contextmanager
 def hdf5_closed_after() -> Iterator[None]:
-    """Close what this process has open: workers that are forked later would share its place in the file."""
+    """Close HDF5 files after the ``with`` block, because workers forked later would share their file position."""
     try:
         yield
     finally:
@@ -173,7 +173,7 @@ def hdf5_closed_after() -> Iterator[None]:
 
 
 def _hdf5_images(path: str) -> Any:
-    """Return NSD's image brick, opened once a process: HDF5 handles must not cross a fork."""
+    """Return NSD's image brick, opened once per process, because HDF5 handles must not cross a fork."""
     key = (os.getpid(), path)
     if key not in _open_hdf5:
         _open_hdf5[key] = open_images(path)

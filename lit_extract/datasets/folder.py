@@ -16,11 +16,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 
 class _Folder(Dataset):
     def load(self, folder: Path) -> pd.DataFrame:
-        """Return the images; files that are no images, and hidden ones, are counted."""
+        """Return the images; hidden files and files that are no images are counted."""
         paths: list[str] = []
         ignored: Counter[str] = Counter()
         for path in files_below(folder):
-            # macOS puts a ._photo.jpg next to each photo.jpg, which is none
+            # macOS puts a ._photo.jpg, which is no image, next to each photo.jpg
             is_hidden = os.path.basename(path).startswith(".")  # noqa: PTH119 (73,000 of them)
             if path.lower().endswith(SUFFIXES) and not is_hidden:
                 paths.append(path)
@@ -33,7 +33,7 @@ class _Folder(Dataset):
         index = pd.DataFrame({"path": paths, "name": [Path(path).stem for path in paths]}, dtype=object)
         table = self.with_stimuli(index, images_below(folder, index["path"]))
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
-        table.attrs[FINDINGS] = [f"files that are no images are ignored: {counts}"] if ignored else []
+        table.attrs[FINDINGS] = [f"ignored files that are no images: {counts}"] if ignored else []
         return table
 
 

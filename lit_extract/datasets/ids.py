@@ -1,4 +1,4 @@
-"""Stimulus ids: integers, or text kept as it is; 3, "3" and 3.0 are the same id."""
+"""Stimulus ids: integers, or unchanged text; 3, "3" and 3.0 are the same id."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -18,13 +18,13 @@ _NUMBER = re.compile(r"\s*-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?\s
 
 
 def parse_ids(values: Iterable[Any], column: str, what: str) -> list[int] | list[str]:
-    """Return the ids of a column: integers if all of them are, else all text, each exactly as it was."""
+    """Return the ids of a column: integers if all ids are integers, else unchanged text."""
     values = list(values)
     _refuse(what, f"no {column}", [row for row, value in enumerate(values) if _is_missing(value)])
     integers = [_as_integer(value) for value in values]
     all_numbers = all(map(_is_number, values))
     wrong = [row for row, value in enumerate(values) if _is_wrong(value, integers[row], all_numbers)]
-    _refuse(what, f"a {column} that is neither an integer of 64 bits nor text", wrong, values)
+    _refuse(what, f"a {column} that is neither a 64-bit integer nor text", wrong, values)
     unfit = [row for row, value in enumerate(values) if isinstance(value, str) and not is_path_like(value)]
     _refuse(what, f"a {column} with control characters, or of more than {MAX_PATH_BYTES:,} bytes,", unfit, values)
     found = [integer for integer in integers if integer is not None]
@@ -35,13 +35,13 @@ def parse_ids(values: Iterable[Any], column: str, what: str) -> list[int] | list
 
 
 def id_key(value: Any) -> str:
-    """Return what ids are compared by, whichever type a file or a person gave them."""
+    """Return the key for comparing ids, whatever their type."""
     integer = _as_integer(value)
     return str(value) if integer is None else str(integer)
 
 
 def _is_wrong(value: Any, integer: int | None, all_numbers: bool) -> bool:
-    """Return whether a value is no id; text is one, but not 1.5 where all others are numbers."""
+    """Return whether a value is no id; text is an id, but not 1.5 among numbers."""
     if integer is None:
         return all_numbers or not isinstance(value, str)
     return not -_LARGEST <= integer < _LARGEST

@@ -1,4 +1,4 @@
-"""What is in a folder."""
+"""Contents of folders."""
 
 import os
 import re
@@ -8,20 +8,19 @@ from pathlib import Path
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import shorten
 
-_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what Python makes of other bytes in a name; no file takes it as text
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # Python's stand-ins for other bytes in a name; not writable as text
 
 
 def files_below(base: Path) -> list[str]:
-    """Return every file below a folder, by its path relative to that, in no order.
+    """Return the paths of all files below a folder, relative to it, in no order.
 
-    Links are followed; one to a folder that it is in leads nowhere new. A hidden folder is named itself, instead of
-    its files.
+    Links are followed, except links to a parent folder. A hidden folder is returned itself, instead of its files.
     """
     return [os.path.relpath(path, base) for path in _walk(str(base))]
 
 
 def entries_of(folder: Path) -> list[Path]:
-    """Return what is in a folder, sorted by name."""
+    """Return the entries of a folder, sorted by name."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -29,7 +28,7 @@ def entries_of(folder: Path) -> list[Path]:
 
 
 def packed_in(base: Path, places: Iterable[Path]) -> list[str]:
-    """Return the archives in some folders of which no folder has the name, by their paths relative to ``base``."""
+    """Return the archives in some folders that have no folder of the same name, relative to ``base``."""
     there = [place for place in places if place.is_dir()]
     archives = [path for place in there for path in entries_of(place) if path.suffix == ".zip"]
     waiting = [path for path in archives if not path.name.startswith(".") and not path.with_suffix("").is_dir()]
@@ -37,7 +36,7 @@ def packed_in(base: Path, places: Iterable[Path]) -> list[str]:
 
 
 def finding(what: str, names: Sequence[str]) -> str:
-    """Return what was found in a folder: how many, and the first few."""
+    """Return a sentence about names found in a folder: their number, and the first few."""
     return f"{what}: {len(names):,} ({name_some([shorten(name) for name in names])})"
 
 

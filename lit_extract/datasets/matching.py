@@ -1,4 +1,4 @@
-"""Captions are matched to the stimuli of their dataset: all features of one folder have the same rows in one order."""
+"""Matching of captions to stimuli: all features of a folder have the same rows in the same order."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ Ids = Sequence[int] | Sequence[str]
 
 
 def places_of(stimuli: Ids, ids: Ids, what: str, dataset: str, is_part: bool) -> list[int]:
-    """Return where each stimulus has its caption, in the order of the stimuli; ids occur once in each of the two lists.
+    """Return the place of each stimulus's caption, in the order of the stimuli; ids are unique in both lists.
 
-    Stimuli without a caption are refused, or left out when the captions are of a part (``is_part``).
+    Stimuli without a caption are refused, or left out if the captions belong to a part (``is_part``).
     """
     places = {id_key(stimulus): place for place, stimulus in enumerate(ids)}
     known = [id_key(stimulus) for stimulus in stimuli]
@@ -27,20 +27,20 @@ def _problem(unknown: list[str], missing: list[str], n_known: int, dataset: str)
     counts_from_one = str(n_known) in unknown and missing[:1] in (["0"], [])
     problems = []
     if unknown:
-        problems.append(f"has {len(unknown)} captions of stimuli that {dataset} has not: {name_some(unknown)}")
+        problems.append(f"has {len(unknown)} captions of stimuli that are not in {dataset}: {name_some(unknown)}")
     if missing:
-        problems.append(f"has no caption of {len(missing)} of the {n_known} stimuli of {dataset}: {name_some(missing)}")
+        problems.append(f"has no caption for {len(missing)} of {n_known} stimuli of {dataset}: {name_some(missing)}")
     if counts_from_one:
-        hint = f"the ids of {dataset} are counted from 0 here, and these probably from 1: subtract 1"
+        hint = f"the ids of {dataset} are counted from 0, and these probably from 1: subtract 1"
     elif missing and not unknown:
-        hint = "add them, or name the part that there is with --data.subset NAME"
+        hint = "add them, or name this part of the dataset with --data.subset NAME"
     else:
-        hint = f"are these captions of {dataset}?"
+        hint = f"check that these are captions of {dataset}"
     return f"{' and '.join(problems)}; {hint}"
 
 
 def first_difference(ours: Ids, theirs: Ids) -> str | None:
-    """Return how two lists of stimuli differ, in a few words; None if they are the same in the same order."""
+    """Describe how two lists of stimuli differ; return None if they are the same in the same order."""
     mine, other = [id_key(stimulus) for stimulus in ours], [id_key(stimulus) for stimulus in theirs]
     if mine == other:
         return None
@@ -48,4 +48,4 @@ def first_difference(ours: Ids, theirs: Ids) -> str | None:
         row = next(row for row, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
         return f"the same stimuli in another order: row {row} is {other[row]} there and {mine[row]} here"
     both = len(set(mine) & set(other))
-    return f"{len(other)} stimuli, and this run has {len(mine)}, of which {both} are the same"
+    return f"{len(other)} stimuli, and this run has {len(mine)}; {both} are in both"

@@ -21,14 +21,14 @@ HDF5 = "nsd_stimuli.hdf5"
 HDF5_DATASET = "imgBrick"
 
 N_IMAGES = 73_000
-MAX_PIXELS = 50_000_000  # of any image: more than cameras make, and 400 MB while one is decoded
+MAX_PIXELS = 50_000_000  # per image: more than cameras make, and 400 MB while an image is decoded
 
-PLACES = ("", "nsddata_stimuli/stimuli/nsd", "nsddata/experiments/nsd")  # of all files, as the bucket has them
+PLACES = ("", "nsddata_stimuli/stimuli/nsd", "nsddata/experiments/nsd")  # of all files, as in the bucket
 STIM_INFO = "nsd_stim_info_merged.csv"
 DESIGN = "nsd_expdesign.mat"
 MAX_DESIGN_BYTES = 100 * 2**20
 
-# Sessions that each subject finished. The table of stimuli lists 40 of everybody.
+# Sessions that each subject finished. The table of stimuli lists 40 for every subject.
 SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
 TRIALS_A_RUN = (63, 62) * 6  # odd and even runs of a session
 TRIALS_A_SESSION = sum(TRIALS_A_RUN)  # 750
@@ -36,14 +36,14 @@ N_TRIALS = 40 * TRIALS_A_SESSION
 
 _MATLAB_NUMBERS = ("double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 
-# What the table of stimuli knows of an image, in its own words.
+# Columns of the table of stimuli about an image.
 _FLAGS = ("flagged", "BOLD5000", "shared1000", *(f"subject{subject}" for subject in SESSIONS))
 _KNOWN = ("cocoId", "cocoSplit", "cropBox", *_FLAGS)
 
 
 class _NSD(Dataset):
     def describe(self, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-        """Add what the table of stimuli knows of the images, if that is there."""
+        """Add columns about the images from the table of stimuli, if it exists."""
         path = _find(folder, STIM_INFO)
         return table if path is None else _with_info(table, path)
 
@@ -57,19 +57,21 @@ class _NSD(Dataset):
         table = pd.DataFrame({"nsd_id": rows, "name": names, "path": path.relative_to(folder).as_posix()})
         table = self._in_hdf5(self.with_stimuli(table, [str(path)] * len(rows)))
         few = len(rows) != N_IMAGES
-        table.attrs[FINDINGS] = [f"{len(rows):,} images, of {N_IMAGES:,}"] if few else []
+        table.attrs[FINDINGS] = [f"{len(rows):,} images of {N_IMAGES:,}"] if few else []
         return table
 
     def read_index(self, path: Path, folder: Path) -> pd.DataFrame:
-        """Return the rows of ``nsd.csv``, whose images are files, or rows of the HDF5 file."""
+        """Return the rows of ``nsd.csv``; images are files, or rows of the HDF5 file."""
         table = super().read_index(path, folder)
         if not table["path"].str.endswith(HDF5).any():
             return table
         if table["path"].nunique() > 1:
-            raise InputError(f"nsd: {str(path)!r} names {HDF5} and other files; give one of the two")
+            raise InputError(f"nsd: {str(path)!r} names both {HDF5} and other files; use only one of them")
         n_images = _count_images(Path(table["image"].iloc[0]))
         if wrong := [str(row) for row in table["nsd_id"] if row not in range(n_images)]:
-            raise InputError(f"nsd: {str(path)!r} has nsd_id that {HDF5} of {n_images:,} has not: {name_some(wrong)}")
+            raise InputError(
+                f"nsd: {str(path)!r} has nsd_id that are not in {HDF5} ({n_images:,} images): {name_some(wrong)}"
+            )
         return self._in_hdf5(table)
 
     def _in_hdf5(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -83,7 +85,7 @@ class _NSD(Dataset):
         elif path := _find(folder, DESIGN):
             shown = _trials_of_design(path, subject)
         else:
-            raise InputError(f"nsd: trials need {STIM_INFO} or {DESIGN} below {str(folder)!r}, at {_places()}")
+            raise InputError(f"nsd: trials need {STIM_INFO} or {DESIGN} below {str(folder)!r}, in {_places()}")
         shown = shown[: SESSIONS[subject] * TRIALS_A_SESSION]
         runs = np.repeat(np.arange(len(TRIALS_A_RUN)) + 1, TRIALS_A_RUN)
         trial = np.arange(len(shown))
@@ -121,7 +123,7 @@ def _places() -> str:
 
 
 def _with_info(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Add what the table of stimuli knows of the images; columns of the same name in an index stay."""
+    """Add columns about the images from the table of stimuli; an index keeps its columns of the same name."""
     info, ids = _read_info(path)
     known = [name for name in _KNOWN if name in info and name not in table]
     places = pd.Index(ids).get_indexer(pd.Index(table["nsd_id"]))
@@ -151,12 +153,12 @@ def _read_info(path: Path) -> tuple[pd.DataFrame, list[int]]:
     ids = as_integers(info["nsdId"], what)
     counts = Counter(ids)
     if wrong := [str(nsd_id) for nsd_id, count in counts.items() if count > 1 or nsd_id >= N_IMAGES]:
-        raise InputError(f"{what} has nsdId twice, or above {N_IMAGES - 1}: {name_some(wrong)}")
+        raise InputError(f"{what} has an nsdId twice, or above {N_IMAGES - 1}: {name_some(wrong)}")
     return info, ids
 
 
 def _trials_of_info(path: Path, subject: int) -> NDArray[np.int64]:
-    """Return the image of each trial, in their order: columns of repetitions have its number, from 1, or 0."""
+    """Return the image of each trial, in order, from the repetition columns: trial numbers from 1, or 0 for none."""
     info, ids = _read_info(path)
     what = f"nsd: {str(path)!r}"
     columns = [f"subject{subject}_rep{repetition}" for repetition in range(3)]
@@ -170,7 +172,7 @@ def _trials_of_info(path: Path, subject: int) -> NDArray[np.int64]:
         numbers, images = trials[chosen], np.array(ids)[chosen]
         twice = numbers[(shown[numbers] >= 0) | pd.Series(numbers).duplicated().to_numpy()]
         if len(twice):
-            raise InputError(f"{what}: two images have the trial {name_some([*map(str, twice)])} of subject {subject}")
+            raise InputError(f"{what}: two images have trial {name_some([*map(str, twice)])} of subject {subject}")
         shown[numbers] = images
     return _without_gaps(shown[1:], what, subject)
 
@@ -179,18 +181,18 @@ def _without_gaps(shown: NDArray[np.int64], what: str, subject: int) -> NDArray[
     n_trials = SESSIONS[subject] * TRIALS_A_SESSION
     if len(gaps := np.flatnonzero(shown[:n_trials] < 0)):
         missing = name_some([str(trial + 1) for trial in gaps])
-        raise InputError(f"{what} has no image of trial {missing} of subject {subject}, who had {n_trials:,}")
+        raise InputError(f"{what} has no image for trial {missing} of subject {subject}, who had {n_trials:,}")
     return shown
 
 
 def _whole(numbers: Any) -> NDArray[np.int64]:
     if (numbers % 1 != 0).any():  # NaN too
-        raise ValueError("it has numbers that are no integers")
+        raise ValueError("it has numbers that are not integers")
     return np.asarray(numbers).astype(np.int64)
 
 
 def _check_shapes(order: tuple[int, ...], images: tuple[int, ...]) -> None:
-    """Check the sizes of the design before any number is read."""
+    """Check the sizes of the design before reading numbers."""
     is_order = len(order) == 2 and math.prod(order) == max(order) <= N_TRIALS
     is_images = len(images) == 2 and images[0] == len(SESSIONS) and images[1] <= N_IMAGES
     if not (is_order and is_images):
@@ -198,11 +200,11 @@ def _check_shapes(order: tuple[int, ...], images: tuple[int, ...]) -> None:
 
 
 def _trials_of_design(path: Path, subject: int) -> NDArray[np.int64]:
-    """Return the image of each trial, in their order, from the design of the experiment; its 73k ids count from 1."""
+    """Return the image of each trial, in order, from the design of the experiment; its 73k ids count from 1."""
     try:
         from scipy.io import loadmat, whosmat
     except ImportError:
-        raise InputError(f"nsd: to read {DESIGN}, pip install scipy; or give {STIM_INFO}") from None
+        raise InputError(f"nsd: reading {DESIGN} needs scipy: pip install scipy, or give {STIM_INFO}") from None
     what = f"nsd: {str(path)!r}"
     try:
         content = io.BytesIO(read_regular(path, MAX_DESIGN_BYTES))
@@ -212,7 +214,7 @@ def _trials_of_design(path: Path, subject: int) -> NDArray[np.int64]:
         order, ids = (_whole(design[name]) for name in ("masterordering", "subjectim"))
         shown: NDArray[np.int64] = ids[subject - 1, order.ravel() - 1] - 1
         if order.min() < 1 or not 0 <= shown.min() <= shown.max() < N_IMAGES:
-            raise ValueError("it has numbers of images below 1, or above those that there are")
+            raise ValueError("it has image numbers that are out of range")
     except Exception as error:  # scipy raises almost anything on a damaged file
         raise InputError(f"{what} is not NSD's design: {type(error).__name__}: {one_line(error)}") from None
     shown = np.append(shown, np.full(N_TRIALS - len(shown), -1))
@@ -237,24 +239,24 @@ def _count_images(path: Path) -> int:
 
 
 def open_images(path: str) -> Any:
-    """Return NSD's images in an HDF5 file: a dataset whose ``.file`` the caller closes; OSError if it can't be read."""
+    """Return the dataset of NSD's images in an HDF5 file; the caller closes ``.file``. Raise OSError on failure."""
     import h5py
 
-    if not os.path.isfile(path):  # noqa: PTH113 (this is not the time for a Path)
-        raise OSError("it is no regular file")
+    if not os.path.isfile(path):  # noqa: PTH113 (faster than Path)
+        raise OSError("it is not a regular file")
     file = None
     try:
         file = h5py.File(path, "r", locking=False)
         link, images = file.get(HDF5_DATASET, getlink=True), file[HDF5_DATASET]
         is_own = isinstance(link, h5py.HardLink) and isinstance(images, h5py.Dataset)
         if not is_own or images.external or images.is_virtual:
-            raise OSError("it is no plain dataset of this file")
+            raise OSError("it is not a plain dataset of this file")
         _check_form(images.shape, images.dtype, images.chunks)
         packing = images.id.get_create_plist()
         filters = {packing.get_filter(place)[0] for place in range(packing.get_nfilters())}
         if not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}:
-            # HDF5's checksums (Fletcher-32) end the process at damaged chunks, and others are plugins.
-            raise OSError("it is packed in a way that is not read; write it with gzip, or as it is")
+            # HDF5's checksums (Fletcher-32) end the process at damaged chunks, and other filters are plugins.
+            raise OSError("it uses an unsupported HDF5 filter; write it with gzip, or uncompressed")
     except Exception as error:  # h5py raises almost anything on a damaged file
         if file is not None:
             file.close()
@@ -268,4 +270,4 @@ def _check_form(shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...] | No
     if not 1 <= shape[0] <= N_IMAGES or not 1 <= shape[1] * shape[2] <= MAX_PIXELS:
         raise OSError(f"it has shape {shape}; expected 1 to {N_IMAGES:,} images of at most {MAX_PIXELS:,} pixels")
     if chunks is not None and math.prod(chunks) > 3 * MAX_PIXELS:
-        raise OSError(f"it has chunks of {math.prod(chunks):,} bytes, and each is read as a whole")
+        raise OSError(f"it has chunks of {math.prod(chunks):,} bytes, which are read as a whole; write smaller chunks")

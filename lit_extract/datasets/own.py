@@ -1,4 +1,4 @@
-"""A table of one's own: a CSV or Parquet file with the columns stimulus_id and image."""
+"""The user's own table of images: a CSV or Parquet file with the columns stimulus_id and image."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ ID, IMAGE = "stimulus_id", "image"
 
 class _Table(Dataset):
     def find_root(self, root: str | Path | None) -> Path:
-        """Return the table's file, in place of a folder."""
+        """Return the table's file instead of a folder."""
         if not root:
             raise InputError(
-                f"data.root: where is the table? Give --data.root FILE, CSV or Parquet with columns {ID} and {IMAGE}"
+                f"data.root: no table given; give --data.root FILE, a CSV or Parquet with columns {ID} and {IMAGE}"
             )
         path = absolute_path(root, "data.root")
         if path.is_dir():
@@ -28,17 +28,17 @@ class _Table(Dataset):
         return path
 
     def load(self, folder: Path) -> pd.DataFrame:
-        """Return the rows in the order of the file; images are absolute, or relative to the file's folder."""
+        """Return the rows in the order of the file; image paths are absolute, or relative to the file's folder."""
         rows = read_table(folder, "data.root")
         what = f"data.root: {str(folder)!r}"
         check_columns(rows, self.columns, what)
         if "image_row" in rows:
-            raise InputError(f"{what} has a column image_row, a name that is used here; rename it")
+            raise InputError(f"{what} has a column image_row, which is a reserved name; rename it")
         if rows.empty:
             raise InputError(f"{what} has no rows")
         if wrong := [f"row {row} ({shorten(path)})" for row, path in enumerate(rows[IMAGE]) if not _is_path(path)]:
             raise InputError(
-                f"{what} has an {IMAGE} that is no path, or one with control characters or more than "
+                f"{what} has an {IMAGE} that is no path, or has control characters or more than "
                 f"{MAX_PATH_BYTES:,} bytes, in {name_some(wrong)}"
             )
         found = with_numbers(rows.drop(columns=[*self.columns]))
@@ -49,7 +49,7 @@ class _Table(Dataset):
 
 DATASET = _Table(
     name="table",
-    title="The images of a table, CSV or Parquet with the columns stimulus_id and image, which root is",
+    title="The images of a table: root is a CSV or Parquet with the columns stimulus_id and image",
     data_module="ImageTableDataModule",
     columns=(ID, IMAGE),
     image_column=IMAGE,

@@ -1,4 +1,4 @@
-"""Parquet files as columns of plain values: their footer is checked before anything is unpacked."""
+"""Parquet files as columns of plain values; the footer is checked before anything is unpacked."""
 
 import io
 import re
@@ -10,31 +10,31 @@ from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.thrift import Struct, footer_of
 
-MAX_CELLS = 3_000_000  # of a table, each some 100 bytes in memory; NSD has 73,000 stimuli
-MAX_UNPACKED_BYTES = 200 * 2**20  # of a table without compression; then of its texts, of which a file has each once
+MAX_CELLS = 3_000_000  # of a table, each about 100 bytes in memory; NSD has 73,000 stimuli
+MAX_UNPACKED_BYTES = 200 * 2**20  # of the uncompressed table; then of its texts, which the file stores once each
 MAX_PARTS = 10_000  # row groups, columns and the like; Parquet's own limit is a million
 
-Columns: TypeAlias = "list[tuple[str, pd.Series[Any]]]"  # a name may be there twice
+Columns: TypeAlias = "list[tuple[str, pd.Series[Any]]]"  # a name may occur twice
 
 _UNNAMED_INDEX = re.compile(r"__index_level_[0-9]+__")
 
 
 def read_parquet(content: bytes, what: str) -> Columns:
-    """Return the columns of a Parquet file with their own types: numbers, text, times, lists of these; no text is "".
+    """Return the columns of a Parquet file with their own types: numbers, text ("" if missing), times, lists of these.
 
-    pandas' own metadata can make an index of a column, or change types; the columns are what counts. The unnamed index
-    that pandas adds as a column is left out.
+    pandas' metadata, which can turn a column into an index or change types, is ignored. The unnamed index that pandas
+    adds as a column is left out.
     """
     try:
         columns = _columns(content, what)
     except InputError:
         raise
     except Exception as error:  # pyarrow raises almost anything on a damaged file
-        is_ours = isinstance(error, LookupError | TypeError)  # a part that is missing, or another than it must be
+        is_ours = isinstance(error, LookupError | TypeError)  # a part that is missing or has the wrong type
         reason = "its footer is damaged" if is_ours else shorten(one_line(error), 400)
         raise InputError(f"{what} can't be read: {reason}") from None
     if sum(_length(value) for _, values in columns for value in values) > MAX_UNPACKED_BYTES:
-        raise InputError(f"{what} unpacks to more than {MAX_UNPACKED_BYTES:,} characters, the most that are read")
+        raise InputError(f"{what} unpacks to more than {MAX_UNPACKED_BYTES:,} characters, the maximum")
     for name, values in columns:
         if rows := [str(row) for row, value in enumerate(values) if isinstance(value, str) and "\0" in value]:
             raise InputError(f"{what} has a NUL character in column {shorten(name)}, row {name_some(rows)}")
@@ -48,7 +48,7 @@ def _columns(content: bytes, what: str) -> Columns:
     limits: Any = {"thrift_container_size_limit": MAX_PARTS, "page_checksum_verification": True}
     metadata = parquet.ParquetFile(io.BytesIO(content), **limits).metadata
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
-    # A text that occurs a million times is in memory once.
+    # A text that occurs a million times is held in memory once.
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     file = parquet.ParquetFile(io.BytesIO(content), read_dictionary=texts, **limits)
     _check_index(file.schema_arrow.pandas_metadata, what)
@@ -71,20 +71,20 @@ def _check_size(footer: Struct, what: str) -> int:
     parts = [chunk[3] for chunk in chunks]
     cells, n_bytes = [part[5] for part in parts], [part[6] for part in parts]
     if min([n_rows, *cells, *n_bytes]) < 0 or sum(group[3] for group in groups) != n_rows:
-        raise ValueError("its numbers of rows do not fit together")
+        raise ValueError("its row counts contradict each other")
     if max(n_rows, sum(cells)) > MAX_CELLS:
-        raise InputError(f"{what} has {n_rows:,} rows with {sum(cells):,} values; at most {MAX_CELLS:,} are read")
+        raise InputError(f"{what} has {n_rows:,} rows with {sum(cells):,} values; the maximum is {MAX_CELLS:,}")
     if sum(n_bytes) > MAX_UNPACKED_BYTES:
-        raise InputError(f"{what} unpacks to {sum(n_bytes):,} bytes; at most {MAX_UNPACKED_BYTES:,} are read")
+        raise InputError(f"{what} unpacks to {sum(n_bytes):,} bytes; the maximum is {MAX_UNPACKED_BYTES:,}")
     return int(n_rows)
 
 
 def _check_index(pandas_metadata: Any, what: str) -> None:
-    """Refuse a range with a name, which pandas keeps in its metadata only: perhaps the ids."""
+    """Refuse a named range index, which pandas only keeps in its metadata; it may be the ids."""
     for index in (pandas_metadata or {}).get("index_columns", []):
         if isinstance(index, dict) and index.get("name") is not None:
             raise InputError(
-                f"{what} has an index {shorten(str(index['name']))}, which is no column of the file; save it with "
+                f"{what} has an index {shorten(str(index['name']))}, which is not a column of the file; save it with "
                 "reset_index(), or drop the index"
             )
 
@@ -108,7 +108,7 @@ def _values(column: Any, name: str, what: str) -> "pd.Series[Any]":
 
 
 def _plain(chunk: Any, name: str, what: str) -> list[Any]:
-    """Return the values of a part of a column; text that the file has once is one object."""
+    """Return the values of a part of a column; text that the file stores once is one object."""
     import pyarrow
 
     types, kind = pyarrow.types, chunk.type
@@ -121,7 +121,9 @@ def _plain(chunk: Any, name: str, what: str) -> list[Any]:
         is_there = chunk.is_valid().to_pylist()
         return [flat[a:b] if there else None for a, b, there in zip(ends, ends[1:], is_there, strict=False)]
     if types.is_nested(kind):
-        raise InputError(f"{what} has values of type {shorten(str(kind))} in column {shorten(name)}; leave it out")
+        raise InputError(
+            f"{what} has values of the unsupported type {shorten(str(kind))} in column {shorten(name)}; leave it out"
+        )
     plain: list[Any] = chunk.to_pylist()
     return plain
 

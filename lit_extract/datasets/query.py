@@ -1,7 +1,7 @@
-"""The language of queries: pandas' own, without all that could run code, read files or never end.
+"""The language of queries: pandas' own, without anything that could run code, read files or never end.
 
-A query comes with a features file or a config as often as from its user. What is allowed means what it means in
-``pandas.DataFrame.query``, where ``&`` and ``|`` bind as ``and`` and ``or`` do; all else is refused.
+A query may come from a features file or a config, not only from the user. Allowed expressions mean the same as in
+``pandas.DataFrame.query``, where ``&`` and ``|`` bind like ``and`` and ``or``; everything else is refused.
 """
 
 import ast
@@ -17,9 +17,9 @@ import pandas as pd
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import shorten
 
-MAX_LENGTH = 100_000  # characters: a list of some 10,000 ids
-MAX_PARTS = 1000  # names and signs, without commas: more than anyone writes, and too few for Python's parser to fail
-MAX_DEPTH = 100  # of operations in operations
+MAX_LENGTH = 100_000  # characters: a list of about 10,000 ids
+MAX_PARTS = 1000  # names and signs, without commas: more than anyone writes, and few enough for Python's parser
+MAX_DEPTH = 100  # of nested operations
 MAX_INTEGER = 2**64
 
 ALLOWED = (
@@ -39,7 +39,7 @@ _PART = re.compile(
 )
 _SIGNS = frozenset("()[]{},.+-*/%~<>=!&|")
 _LIKE_WORDS = {"&": " and ", "|": " or "}
-_PATTERN_SIGNS = re.compile(r"[.^$*+?{}\[\]\\|()]")  # what a regular expression does not take as it is
+_PATTERN_SIGNS = re.compile(r"[.^$*+?{}\[\]\\|()]")  # special characters of regular expressions
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -62,30 +62,30 @@ _WITH_TEXT = ("str.startswith", "str.endswith", "str.contains")
 
 
 def evaluate(query: str, table: pd.DataFrame) -> "pd.Series[bool]":
-    """Return which rows of a table a query chooses."""
+    """Return a mask of the rows of a table that a query chooses."""
     return _Query(query, table).mask()
 
 
 class _Query:
-    """A query and the table that it is about.
+    """A query and its table.
 
-    Values are columns of the table or what is computed from them, numbers, text, and lists of the latter two.
+    Values are columns of the table, values computed from them, numbers, text, and lists of numbers and text.
     """
 
     def __init__(self, query: str, table: pd.DataFrame) -> None:
         self.query, self.table = query, table
         self.shown = shorten(repr(query), 200)
         self.columns = f"the columns are {name_some([shorten(column) for column in table.columns], 20)}"
-        self.text = ""  # the query as Python's parser takes it
-        self.origins: list[int] = []  # of each of its characters, the place in the query
-        self.quoted: dict[str, str] = {}  # names that stand for those in backticks
+        self.text = ""  # the query in Python's syntax
+        self.origins: list[int] = []  # place in the query of each of its characters
+        self.quoted: dict[str, str] = {}  # stand-ins for names in backticks
 
     def mask(self) -> "pd.Series[bool]":
         """Evaluate the query."""
         self._translate()
         value = self._value(self._parse(), 0)
         if not _is_condition(value):
-            # DataFrame.query would take numbers for labels, and repeat rows
+            # DataFrame.query would take numbers as labels and repeat rows
             raise InputError(f"data.query: {self.shown} is not true or false for each row; {self.columns}")
         return value  # type: ignore[no-any-return]
 
@@ -97,15 +97,15 @@ class _Query:
         self._refuse(first, f"{shorten(repr(self.query[first:last].strip()))} {reason}")
 
     def _place(self, offset: int) -> int:
-        """Return the place in the query of an offset in bytes, as nodes have it."""
+        """Return the place in the query of a node's offset, in bytes."""
         characters = len(self.text.encode()[:offset].decode(errors="ignore"))
         return self.origins[characters] if characters < len(self.origins) else len(self.query)
 
     def _translate(self) -> None:
-        """Write names in backticks, and ``&`` and ``|`` with their own precedence, as Python has them."""
+        """Translate names in backticks, and ``&`` and ``|`` with their precedence, into Python."""
         if len(self.query) > MAX_LENGTH:
             raise InputError(
-                f"data.query: it has {len(self.query):,} characters, at most {MAX_LENGTH:,} are allowed: {self.shown}"
+                f"data.query: it has {len(self.query):,} characters; the maximum is {MAX_LENGTH:,}: {self.shown}"
             )
         stand_in = "quoted"
         while stand_in in self.query:
@@ -116,7 +116,7 @@ class _Query:
             kind, piece, place = str(part.lastgroup), part[0], part.start()
             n_parts += kind in ("word", "quoted") or (kind == "sign" and piece != ",")
             if n_parts > MAX_PARTS:
-                self._refuse(place, f"up to here it has {MAX_PARTS} names and signs, and no more are allowed")
+                self._refuse(place, f"up to here it has {MAX_PARTS} names and signs, the maximum")
             if kind == "sign" and piece not in _SIGNS:
                 self._refuse(place, f"{shorten(repr(piece))} {_why_not(piece)}; {ALLOWED}")
             if kind == "text" and place == last_end:  # f'', b'', '''…'''
@@ -136,7 +136,7 @@ class _Query:
     def _parse(self) -> ast.expr:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd text such as '\d'
+                warnings.simplefilter("ignore")  # about odd text such as '\d'
                 return ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
             place = max(0, (error.offset or 1) - 1)
@@ -147,7 +147,7 @@ class _Query:
 
     def _value(self, node: ast.expr, depth: int) -> Any:
         if depth > MAX_DEPTH:
-            self._refuse_node(node, f"is nested more than {MAX_DEPTH} deep")
+            self._refuse_node(node, f"is nested more than {MAX_DEPTH} levels deep")
         match node:
             case ast.Constant(value=bool() | int() | float() | str() as value):
                 return self._in_range(node, value)
@@ -180,23 +180,23 @@ class _Query:
 
     def _column(self, node: ast.expr, name: str) -> "pd.Series[Any]":
         column = self.table[name] if name in self.table.columns else None
-        if column is None and name == "index":  # as pandas has it: the number of the row
+        if column is None and name == "index":  # as in pandas: the row number
             column = self.table.index.to_series()
         if not isinstance(column, pd.Series):
-            self._refuse_node(node, "is no column")
+            self._refuse_node(node, "is not a column")
         return column
 
     def _list(self, items: list[ast.expr], depth: int) -> list[Any]:
         values = [self._value(item, depth + 1) for item in items]
         for item, value in zip(items, values, strict=True):
             if not isinstance(value, bool | int | float | str):
-                self._refuse_node(item, "is in a list; only numbers, text, True and False can be")
+                self._refuse_node(item, "is in a list, where only numbers, text, True and False are allowed")
         return values
 
     def _condition(self, node: ast.expr, depth: int) -> Any:
         value = self._value(node, depth + 1)
         if not _is_condition(value):
-            self._refuse_node(node, "is not true or false for each row, as and, or, not, &, | and ~ need it")
+            self._refuse_node(node, "is not true or false for each row, which and, or, not, &, | and ~ need")
         return value
 
     def _number(self, node: ast.expr, depth: int) -> Any:
@@ -205,11 +205,11 @@ class _Query:
             pd.api.types.is_numeric_dtype(value) if isinstance(value, pd.Series) else type(value) in (int, float)
         )
         if not is_number or _is_condition(value):
-            self._refuse_node(node, "is no number, nor a column of numbers, as arithmetic needs it")
+            self._refuse_node(node, "is neither a number nor a column of numbers, which arithmetic needs")
         return value
 
     def _comparison(self, node: ast.Compare, depth: int) -> Any:
-        """Evaluate a chain, which holds where each of its comparisons does."""
+        """Evaluate a chain of comparisons, which is true where all of them are."""
         values = [self._value(part, depth + 1) for part in (node.left, *node.comparators)]
         return reduce(operator.and_, map(partial(self._compare, node), node.ops, values, values[1:]))
 
@@ -228,7 +228,7 @@ class _Query:
         hint = "give a column"
         if is_in:
             hint = "in needs a column on its left and a list on its right; to find text: column.str.contains('text')"
-        return self._refuse_node(node, f"compares no column with what it can be compared with: {hint}; {ALLOWED}")
+        return self._refuse_node(node, f"is not a valid comparison of a column: {hint}; {ALLOWED}")
 
     def _call(self, node: ast.Call, name: str, of: ast.expr, depth: int) -> Any:
         known = name in (*_WITHOUT_ARGUMENTS, *_WITH_TEXT, "isin")
@@ -240,14 +240,14 @@ class _Query:
         settings = {str(keyword.arg): keyword.value for keyword in node.keywords}
         known_settings = {"regex"} if name == "str.contains" else set()
         if [type(argument) for argument in arguments] != wanted or settings.keys() - known_settings:
-            self._refuse_node(node, f"has other arguments than it may have; {ALLOWED}")
-        if name == "str.contains":  # of text as it is: some regular expressions never end
+            self._refuse_node(node, f"has invalid arguments; {ALLOWED}")
+        if name == "str.contains":  # literal text only: some regular expressions never end
             regex = settings.get("regex")
             is_plain = isinstance(regex, ast.Constant) and regex.value is False
             if not is_plain and (regex is not None or _PATTERN_SIGNS.search(arguments[0])):
                 self._refuse_node(
                     node,
-                    "would be a regular expression, which is not allowed; to find the text as it is, add regex=False; "
+                    "would be a regular expression, which is not allowed; to find the literal text, add regex=False; "
                     "join several texts with or",
                 )
             return self._apply(node, lambda: column.str.contains(arguments[0], regex=False))
@@ -256,7 +256,7 @@ class _Query:
     def _apply(self, node: ast.expr, function: Callable[..., Any], *values: Any) -> Any:
         try:
             return function(*values)
-        except Exception as error:  # pandas raises what the types of two columns lead to
+        except Exception as error:  # pandas raises many errors for incompatible types
             self._refuse_node(node, f"can't be computed: {shorten(one_line(error), 200)}")
 
 

@@ -1,7 +1,7 @@
-"""The one reader of tables: indexes, captions, review files, COCO's stimulus table. CSV or Parquet, whole or refused.
+"""The reader of all tables, CSV or Parquet; a damaged table is refused as a whole.
 
-pandas' own reader guesses: it takes the first column for an index when a line has a field too many, skips empty lines,
-and reads "NA" as missing and "001" as 1. Each guess can shift rows or change a stimulus without a word.
+pandas' own reader guesses: it takes the first column for an index if a line has a field too many, skips empty lines,
+and reads "NA" as missing and "001" as 1. Each guess can silently shift rows or change a stimulus.
 """
 
 import codecs
@@ -18,17 +18,17 @@ from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import read_regular, shorten
 from lit_extract.datasets.parquet import MAX_CELLS, Columns, read_parquet
 
-# A caption of 1,000 bytes for each image of NSD has 73 MB. A hostile table takes some 400 MB of memory.
+# Captions of 1,000 bytes for each image of NSD take 73 MB. A hostile table takes about 400 MB of memory.
 MAX_TABLE_BYTES = 100 * 2**20
 MAX_LINE = 2**20  # characters; csv itself takes 131,072 in a field
 
-# Text, also where all of it looks like numbers: a file may be called 001.
+# Columns of text, even if all of it looks like numbers: a file may be called 001.
 TEXT_COLUMNS = frozenset({"name", "path", "image_name", "image_path", "category", "caption", "captions", "original"})
 
 _COUNT = re.compile(r"([0-9]{1,15})(?:\.0*)?")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
-_BYTE_ORDER_MARKS = {  # UTF-32 first, whose mark begins with that of UTF-16
+_BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with the mark of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -38,10 +38,10 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
 
 
 def read_table(path: Path, setting: str) -> pd.DataFrame:
-    """Return a table as its file has it: CSV (UTF-8, with or without a byte order mark), or Parquet by its suffix.
+    """Return the table of a file: CSV (UTF-8, with or without a byte order mark), or Parquet by its suffix.
 
-    All columns of a CSV are text, "" where nothing stands; those of a Parquet file have their own types, and missing
-    text is "" as well. The index that pandas writes as an unnamed first column is left out.
+    All columns of a CSV are text; Parquet columns keep their types. Missing text is "". The index that pandas writes as
+    an unnamed first column is left out.
     """
     what = f"{setting}: {str(path)!r}"
     if path.suffix.lower() in _COMPRESSED:
@@ -58,9 +58,9 @@ def read_table(path: Path, setting: str) -> pd.DataFrame:
 
 
 def with_numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with the columns of numbers, and of True and False, as such, for queries.
+    """Convert columns of numbers, and of True and False, from text, for queries.
 
-    A column is one of numbers when all its values are; 007 is none, and keeps its zeros.
+    A column is converted if all of its values are numbers; 007 is not one, and keeps its zeros.
     """
     typed = {
         name: values if name in TEXT_COLUMNS or not _is_text(values) else _numbers(values)
@@ -85,7 +85,7 @@ def check_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> Non
 
 
 def as_integers(values: "pd.Series[Any]", what: str, least: int = 0) -> list[int]:
-    """Return a column of a file as integers, of ``least`` or more; 3.0 is one too."""
+    """Return a column of a file as integers of ``least`` or more; 3.0 counts as an integer."""
     read = [_COUNT.fullmatch(_text(value)) for value in values]
     integers = [-1 if match is None else int(match[1]) for match in read]
     if wrong := [row for row, integer in enumerate(integers) if integer < least]:
@@ -95,20 +95,20 @@ def as_integers(values: "pd.Series[Any]", what: str, least: int = 0) -> list[int
 
 
 def name_columns(columns: Iterable[str]) -> str:
-    """Return the names of columns as an error may list them."""
+    """Return the names of columns for an error."""
     return name_some([shorten(str(column)) for column in columns], 20)
 
 
 def _read_csv(content: bytes, what: str) -> Columns:
     records: list[list[str]] = []
-    lines: list[int] = []  # in which each record begins
+    lines: list[int] = []  # on which each record begins
     cells, first = 0, 1
     reader = csv.reader(_lines(content, what), strict=True)
     try:
         for record in reader:
             cells += len(record)
             if cells > MAX_CELLS:
-                raise InputError(f"{what} has more than {MAX_CELLS:,} fields, the most that are read")
+                raise InputError(f"{what} has more than {MAX_CELLS:,} fields, the maximum")
             records.append(record)
             lines.append(first)
             first = reader.line_num + 1
@@ -128,8 +128,8 @@ def _read_csv(content: bytes, what: str) -> Columns:
             raise InputError(_wrong_length(what, line, record, len(header)))
     if not content.endswith((b"\n", b"\r")):
         raise InputError(
-            f"{what} has no line end after its last line, {shorten(','.join(records[-1]))}, as when a copy broke off; "
-            "if it is whole, add one"
+            f"{what} has no line end after its last line, {shorten(','.join(records[-1]))}, so it may be "
+            "incomplete; if it is complete, add one"
         )
     columns = [list(values) for values in zip(*records[1:], strict=True)] or [[] for _ in header]
     if header[0] == "" and columns[0] == [str(row) for row in range(len(columns[0]))]:
@@ -138,7 +138,7 @@ def _read_csv(content: bytes, what: str) -> Columns:
 
 
 def _lines(content: bytes, what: str) -> Iterator[str]:
-    """Yield the lines of a CSV, which end as csv wants to see them."""
+    """Yield the lines of a CSV, with the line ends that csv expects."""
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
             raise InputError(f"{what} is {encoding}, not UTF-8: save it as CSV UTF-8")
@@ -147,9 +147,9 @@ def _lines(content: bytes, what: str) -> Iterator[str]:
     while line := text.readline(MAX_LINE + 1):
         number += 1
         if len(line) > MAX_LINE:
-            raise InputError(f"{what} has more than {MAX_LINE:,} characters in line {number}, the most that are read")
+            raise InputError(f"{what} has more than {MAX_LINE:,} characters in line {number}, the maximum")
         if "\0" in line:
-            raise InputError(f"{what} has a NUL character in line {number}: it is damaged, or no text")
+            raise InputError(f"{what} has a NUL character in line {number}: it is damaged, or not text")
         yield line
 
 
@@ -162,7 +162,7 @@ def _wrong_length(what: str, line: int, record: list[str], expected: int) -> str
 
 
 def _other_encoding(content: bytes) -> str:
-    """Return how a file that is not UTF-8 is probably encoded."""
+    """Return the probable encoding of a file that is not UTF-8."""
     try:
         content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -185,7 +185,7 @@ def _is_text(values: "pd.Series[Any]") -> bool:
 
 
 def _numbers(values: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return a column of text as numbers, or True and False, if all of it is."""
+    """Return a column of text as numbers, or True and False, if all of its values are."""
     there = [value for value in values if value]
     if there and all(_INTEGER.fullmatch(value) for value in there):
         if len(there) == len(values):

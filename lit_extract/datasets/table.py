@@ -1,4 +1,4 @@
-"""What all stimulus tables have in common: the images of their rows, their fingerprint, queries."""
+"""Functions for all stimulus tables: images, fingerprint, queries."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.query import evaluate
 
-# columns that are added to those of an index
+# columns that are added to an index
 RESERVED = ("stimulus_id", "image", "image_row")
 
 # attrs of a table, which survive until the first merge; load_dataset sets them
@@ -35,7 +35,7 @@ def image_stats(table: pd.DataFrame) -> list[os.stat_result]:
 
 
 def fingerprint(table: pd.DataFrame) -> str:
-    """Return a hash of the rows: ids, image files relative to the root, rows in these; independent of the root."""
+    """Return a hash of the rows: ids, image files relative to the root, rows within files."""
     root = table.attrs[ROOT]
     rows = table["image_row"] if "image_row" in table else [-1] * len(table)
     digest = hashlib.sha256()
@@ -45,9 +45,9 @@ def fingerprint(table: pd.DataFrame) -> str:
 
 
 def first(loaded: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """Return the first rows, so many."""
+    """Return the first ``limit`` rows."""
     if not 1 <= limit <= len(loaded):
-        raise InputError(f"data.limit: {limit} must be 1 or more, and {len(loaded)} at most, as many as there are")
+        raise InputError(f"data.limit: {limit} must be 1 to {len(loaded)}, the number of rows")
     return loaded.head(limit)
 
 
@@ -57,6 +57,6 @@ def select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
     if chosen.empty:
         columns = name_some([shorten(column) for column in loaded.columns], 20)
         raise InputError(
-            f"data.query: {shorten(repr(query), 200)} leaves none of {len(loaded)} rows; the columns are {columns}"
+            f"data.query: {shorten(repr(query), 200)} chooses none of {len(loaded)} rows; the columns are {columns}"
         )
     return chosen.reset_index(drop=True)

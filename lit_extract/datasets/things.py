@@ -19,18 +19,18 @@ from lit_extract.datasets.reader import as_integers, check_columns, read_table
 from lit_extract.datasets.table import FINDINGS
 
 N_IMAGES, N_CATEGORIES = 26_107, 1854
-CATEGORIES = "Metadata/Concept-specific/unique_id.csv"  # a name a line, without a header
+CATEGORIES = "Metadata/Concept-specific/unique_id.csv"  # one name per line, without a header
 MAX_CATEGORIES_BYTES = 2**20
 
 _IMAGES = ("stimuli/THINGS/Images", "Images", "object_images")
-_PART = re.compile("object_images(_[A-Z]-[A-Z])?")  # as the archives are called
+_PART = re.compile("object_images(_[A-Z]-[A-Z])?")  # names of the archives
 _THUMBNAILS = ("thumbs", "thumbnails", "@eadir")
 _THUMBNAIL = re.compile(r"(^|[ _.-])thumb(nail)?s?([ _.-]|$)", re.IGNORECASE)
 
 
 class _Things(Dataset):
     def read_published(self, folder: Path) -> pd.DataFrame:
-        """Return the images sorted by file name, which gives their ids."""
+        """Return the images sorted by file name, which defines their ids."""
         tops = _image_folders(folder)
         archives = packed_in(folder, {folder, *(top.parent for top in tops), *tops})
         images, ignored = _sort_out(folder, tops)
@@ -46,9 +46,9 @@ class _Things(Dataset):
             findings.insert(
                 0,
                 f"{len(images):,} images in {len(set(category)):,} categories, of {N_IMAGES:,} in {N_CATEGORIES:,}: "
-                "things_id counts the images that are there, so that it is another one than in the full set",
+                "things_id counts the existing images, so it differs from the full set",
             )
-        findings += [finding(f"{what}, ignored", sorted(paths)) for what, paths in sorted(ignored.items())]
+        findings += [finding(f"ignored {what}", sorted(paths)) for what, paths in sorted(ignored.items())]
         if archives:
             findings.append(finding("archives that are not unpacked", archives))
         index = pd.DataFrame(
@@ -61,10 +61,10 @@ class _Things(Dataset):
                 "image_path": images,
             }
         )
-        # these have a place among the ids, but are no rows
+        # these count in the ids, but are no rows
         has_content = [_has_content(folder / path) for path in images]
         if lost := [path for path, is_there in zip(images, has_content, strict=True) if not is_there]:
-            findings.append(finding("images that are empty, or links to nothing", lost))
+            findings.append(finding("images that are empty, or broken links", lost))
         index = index[has_content].reset_index(drop=True)
         if index.empty:
             raise self.nothing_found(folder, f"; {findings[-1]}")
@@ -73,7 +73,7 @@ class _Things(Dataset):
         return table
 
     def read_trials(self, folder: Path, subject: int, stimuli: pd.DataFrame) -> pd.DataFrame:
-        """Return the trials of a StimulusMetadata file, wherever it is in the folder."""
+        """Return the trials of a StimulusMetadata file, anywhere below the folder."""
         name = f"sub-{subject:02d}_StimulusMetadata.csv"
         found = sorted(path for path in files_below(folder) if PurePosixPath(path).name == name)
         if len(found) != 1:
@@ -88,7 +88,7 @@ class _Things(Dataset):
         read = {name: as_integers(trials[name], what, least[name]) for name in least if name in trials}
         known = pd.DataFrame(read)
         if others := {*read.get("subject_id", [])} - {subject}:
-            raise InputError(f"{what} is of subject_id {name_some(sorted(map(str, others)))}")
+            raise InputError(f"{what} has subject_id {name_some(sorted(map(str, others)))}")
         if "trial_id" in known and (known.groupby(["session", "run"])["trial_id"].diff() <= 0).any():
             raise InputError(f"{what} is not in the order of the betas: trial_id must rise within a run")
         ids = dict(zip(stimuli["image_name"], stimuli["stimulus_id"], strict=True))
@@ -115,14 +115,14 @@ DATASET = _Things(
 
 
 def _image_folders(folder: Path) -> list[Path]:
-    """Return the folders in which the categories are: all of those that are there, else the root."""
+    """Return the existing folders of categories, else the root."""
     known = [folder / name for name in _IMAGES]
     parts = [path for path in entries_of(folder) if _PART.fullmatch(path.name) and path not in known]
     return [path for path in [*known, *parts] if path.is_dir()] or [folder]
 
 
 def _sort_out(folder: Path, tops: Sequence[Path]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the images, relative to the folder, and what else is among them, by what it is."""
+    """Return the images, and the other files by their kind, relative to the folder."""
     images: list[str] = []
     ignored: dict[str, list[str]] = defaultdict(list)
     for top in tops:
@@ -136,50 +136,50 @@ def _sort_out(folder: Path, tops: Sequence[Path]) -> tuple[list[str], dict[str, 
 
 
 def _is_beside(path: PurePosixPath) -> bool:
-    """Return whether a file of the root is none of what the categories are in."""
+    """Return whether a file below the root is outside the folders of categories."""
     return path.parts[0] in ("Metadata", "preprocessed") or (len(path.parts) == 1 and path.suffix != ".jpg")
 
 
 def _kind(path: PurePosixPath) -> str | None:
-    """Return what a file below the images is; None for an image of a category."""
+    """Return the kind of a file below the images; None for an image of a category."""
     folders, category = path.parts[:-1], path.parent.name
     if path.name.startswith(".") or "__MACOSX" in folders:
-        return "files that are hidden, or of macOS"
-    # of a category that is called thumb, all images begin so
+        return "hidden files, or files of macOS"
+    # all images of the category thumb begin with it
     if any(part.lower() in _THUMBNAILS for part in folders) or _THUMBNAIL.search(path.stem.removeprefix(category)):
         return "thumbnails"
     if path.suffix != ".jpg":
-        return "files that are no .jpg"
-    return None if folders and not _PART.fullmatch(category) else "images in the folder of no category"
+        return "files that are not .jpg"
+    return None if folders and not _PART.fullmatch(category) else "images outside the folder of a category"
 
 
 def _has_content(path: Path) -> bool:
     try:
         return path.stat().st_size > 0
-    except OSError:  # a link to what was not fetched
+    except OSError:  # a link to a file that was not fetched
         return False
 
 
 def _refuse_twice(images: Sequence[str]) -> None:
-    """Refuse images that are there twice: the ids of all later ones would be others."""
+    """Refuse images that occur twice, which would change the ids of all later images."""
     places: dict[str, list[str]] = defaultdict(list)
     for path in sorted(images):
         places[PurePosixPath(path).name].append(str(PurePosixPath(path).parent))
     if twice := [f"{name} (in {' and '.join(there)})" for name, there in places.items() if len(there) > 1]:
         raise InputError(
-            f"things: {len(twice)} images are there twice, as when an archive was unpacked twice: {name_some(twice)}; "
+            f"things: {len(twice)} images occur twice (was an archive unpacked twice?): {name_some(twice)}; "
             "delete one of each"
         )
 
 
 def _category_ids(folder: Path, tops: Sequence[Path], category: Sequence[str]) -> tuple[Mapping[str, int], list[str]]:
-    """Return the number of each category, counted from 0, and what is to be said of that."""
+    """Return the number of each category, counted from 0, and findings about the categories."""
     places = dict.fromkeys([folder, *(top.parent for top in tops)])
     path = next((place / CATEGORIES for place in places if (place / CATEGORIES).is_file()), None)
     there = sorted(set(category))
     if path is None:
         return {name: rank for rank, name in enumerate(there)}, [
-            f"no {CATEGORIES}: category_id is the rank of the category among the {len(there):,} that are there"
+            f"no {CATEGORIES}: category_id is the rank of the category among the {len(there):,} existing ones"
         ]
     what = f"things: {str(path)!r}"
     try:
@@ -194,6 +194,6 @@ def _category_ids(folder: Path, tops: Sequence[Path], category: Sequence[str]) -
         twice = [name for name, count in Counter(listed).items() if count > 1]
         raise InputError(f"{what} has a category twice: {name_some([shorten(name) for name in twice])}")
     if unknown := [name for name in there if name not in ids]:
-        raise InputError(f"{what} has not the categories of {len(unknown)} folders: {name_some(unknown)}")
+        raise InputError(f"{what} lacks the categories of {len(unknown)} folders: {name_some(unknown)}")
     missing = [name for name in listed if name not in set(there)]
-    return ids, [finding(f"categories without an image, of {len(listed):,}", missing)] if missing else []
+    return ids, [finding(f"categories of {len(listed):,} without an image", missing)] if missing else []

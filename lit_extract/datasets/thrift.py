@@ -2,26 +2,26 @@
 
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 
-pyarrow could be asked as well, but some damaged footers (about one in a thousand) end the process when it is asked for
-the size of a column.
+pyarrow could read it, but some damaged footers (about one in a thousand) end the process when pyarrow reads the size of
+a column.
 """
 
 import struct
 from typing import Any, TypeAlias
 
 MAGIC = b"PAR1"
-MAX_DEPTH = 20  # of structs and lists in each other; those of Parquet have nine
-MAX_VALUES = 2_000_000  # in all; a column has about 20 in each row group
+MAX_DEPTH = 20  # of nested structs and lists; Parquet has nine
+MAX_VALUES = 2_000_000  # in total; a column has about 20 in each row group
 
-Struct: TypeAlias = dict[int, Any]  # value by number of the field
+Struct: TypeAlias = dict[int, Any]  # value by field number
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = range(1, 14)
 
 
 def footer_of(content: bytes) -> Struct:
-    """Return the footer of a Parquet file; a damaged one raises ValueError, or IndexError if it ends too early."""
+    """Return the footer of a Parquet file; raise ValueError if it is damaged, IndexError if it ends too early."""
     if len(content) < 12 or content[:4] != MAGIC or content[-4:] != MAGIC:
-        raise ValueError("it is no Parquet file, or only the beginning of one")
+        raise ValueError("it is not a Parquet file, or only the beginning of one")
     (size,) = struct.unpack("<I", content[-8:-4])
     if size > len(content) - 12:
         raise ValueError("it is only the end of a Parquet file")
@@ -43,7 +43,7 @@ class _Reader:
         return found
 
     def value(self, kind: int, depth: int) -> Any:
-        """Read a value, which is not the field of a struct if it is true or false."""
+        """Read a value; booleans are only read here outside of struct fields."""
         self.left -= 1
         if self.left < 0:
             raise ValueError(f"its footer has more than {MAX_VALUES:,} values")

@@ -1,4 +1,4 @@
-"""Trials: which stimulus was on the screen when, in the order of a dataset's beta files."""
+"""Trials: the stimulus on the screen in each trial, in the order of a dataset's beta files."""
 
 from pathlib import Path
 
@@ -13,30 +13,29 @@ from lit_extract.datasets import DATASETS, find_dataset, table
 def load_trials(dataset: str, subject: int, root: str | Path | None = None) -> pd.DataFrame:
     """Return the trials of one subject, in the order of the dataset's beta files.
 
-    Of ``nsd`` they come from ``nsd_stim_info_merged.csv``, else ``nsd_expdesign.mat``; of ``things`` (THINGS-fMRI) from
-    ``sub-0X_StimulusMetadata.csv``; of ``bold5000`` from its presentation lists.
+    They are read from ``nsd_stim_info_merged.csv``, else ``nsd_expdesign.mat``, for ``nsd``; from
+    ``sub-0X_StimulusMetadata.csv`` for ``things`` (THINGS-fMRI); and from the presentation lists for ``bold5000``.
 
     Args:
         dataset: ``nsd``, ``bold5000`` or ``things``.
-        subject: Its number, from 1.
+        subject: Number of the subject, from 1.
         root: The dataset's folder; default: the dataset's environment variable, such as ``NSD_DATASET``.
 
     Returns:
-        One row a trial: ``subject``; ``session`` and ``run``, which count from 1; ``trial``, which counts from 0
-        through all sessions of the subject; ``repetition``, how often the subject had seen the stimulus before;
-        ``stimulus_id`` as in features; and ``row``, the row of :func:`load_dataset`, missing (``<NA>``) where that has
-        no such stimulus.
+        One row per trial: ``subject``; ``session`` and ``run``, counted from 1; ``trial``, counted from 0 through all
+        sessions of the subject; ``repetition``, the number of earlier presentations to the subject; ``stimulus_id``, as
+        in features; and ``row``, the row in :func:`load_dataset`, ``<NA>`` if the stimulus is missing there.
 
     Raises:
-        InputError: A dataset without trials, an unknown subject, missing or damaged files.
+        InputError: The dataset has no trials, the subject is unknown, or files are missing or damaged.
     """
     known = find_dataset(dataset)
     if not known.subjects:
         with_trials = ", ".join(name for name, other in DATASETS.items() if other.subjects)
-        raise InputError(f"dataset: {dataset!r} has no trials; {with_trials} have")
+        raise InputError(f"dataset: {dataset!r} has no trials; datasets with trials: {with_trials}")
     if not isinstance(subject, int | np.integer) or isinstance(subject, bool) or subject not in known.subjects:
         raise InputError(
-            f"subject: {shorten(subject)} is not one of {', '.join(map(str, known.subjects))}, as {dataset} has"
+            f"subject: {dataset} has no subject {shorten(subject)}, only {', '.join(map(str, known.subjects))}"
         )
     folder = known.find_root(root)
     stimuli = known.load(folder)

@@ -32,15 +32,15 @@ from lit_extract.storage.writer import ActivationWriter
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a job left."""
+    """Result of a job."""
 
-    files: list[AnyPath]  # the features files, one a pooling; empty when it was not finalized
+    files: list[AnyPath]  # the features files, one per pooling; empty if not finalized
     store: AnyPath | None  # the store, if it still exists
     bad_input_rows: list[int]  # rows whose image could not be decoded: NaN
     not_finite_rows: list[int]  # rows for which the model gave NaN or infinity
     was_done: bool = False  # the files existed already, with the same provenance
     n_rotated: int = 0  # images with an EXIF rotation, which is not applied
-    warnings: list[str] = field(default_factory=list)  # where the precision has erased what differs between stimuli
+    warnings: list[str] = field(default_factory=list)  # if the precision erased differences between stimuli
 
 
 def extract(
@@ -55,14 +55,14 @@ def extract(
 ) -> Extraction:
     """Extract features, or resume an earlier run with the same settings.
 
-    Of the images below a folder::
+    Features of all images below a folder::
 
         from lit_extract import ImageFolderDataModule, VisionExtractor, extract, load_features
 
         done = extract(VisionExtractor("vit_base_patch16_224.mae"), ImageFolderDataModule("pictures"))
         features = load_features(done.files[0])
 
-    Of captions, a CSV with ``stimulus_id`` and ``caption``::
+    Features of captions, from a CSV with ``stimulus_id`` and ``caption``::
 
         from lit_extract import CaptionDataModule, LanguageExtractor, extract
 
@@ -70,31 +70,31 @@ def extract(
 
     Args:
         model: The extractor.
-        data: The stimuli; its preprocessing is the model's.
-        trainer: Where and how to run; default: :func:`predict_trainer` with its defaults, and 32-true for an untrained
-            model, whose layers may differ by less than bf16 holds.
+        data: The stimuli; the extractor's preprocessing is used for them.
+        trainer: The Trainer; default: :func:`predict_trainer` with its defaults, and 32-true for an untrained model,
+            whose layers may differ by less than bf16 can represent.
         output_dir: Folder of the features, local or remote (s3://bucket/prefix); files go to <dataset>/<subset>/ in it.
-        finalize: Turn the store into .pt files when all rows are done; default: yes, but for pooling "tokens", whose
-            store is kept.
-        keep_store: Leave the store in place after that.
-        overwrite: Start from scratch: delete a store or features files that exist.
-        tag: A name that goes into those of the files, so that variants of one model stand side by side.
+        finalize: Turn the store into .pt files when all rows are done; default: yes, except for the pooling "tokens",
+            whose store is kept.
+        keep_store: Keep the store after the .pt files are made.
+        overwrite: Start from scratch: delete an existing store and features files.
+        tag: Name to add to the file names, so variants of one model can share a folder.
 
     Returns:
-        ``files``, one for each pooling, which :func:`load_features` opens; ``store``, if there is one still;
-        ``bad_input_rows`` and ``not_finite_rows``, the rows to look at; ``was_done``, whether the files existed;
-        ``warnings``, about the precision. On ranks other than zero nothing is in it.
+        ``files``, one per pooling, to open with :func:`load_features`; ``store``, if it still exists;
+        ``bad_input_rows`` and ``not_finite_rows``, the rows to inspect; ``was_done``, true if the files already
+        existed; ``warnings`` about the precision. It is empty on ranks other than zero.
 
     Raises:
-        InputError: Anything wrong with the settings, the dataset or the output folder.
-        Interrupted: A signal asked the run to stop, and it may be resumed; of SIGINT it is a KeyboardInterrupt.
+        InputError: A setting, the dataset or the output folder is invalid.
+        Interrupted: A signal stopped the run, which can be resumed; SIGINT raises it as a KeyboardInterrupt.
     """
     trainer = trainer or predict_trainer(precision="32-true" if model.untrained else None)
     on_gpu = trainer.strategy.root_device.type == "cuda"
     job = FeaturesJob(model, data, str(trainer.precision), output_dir, finalize, overwrite, on_gpu, tag)
     with stoppable(), ExitStack() as locks:
         if not is_rank_zero():
-            with suppress(NothingLeft):  # which rank zero reports
+            with suppress(NothingLeft):  # rank zero reports it
                 _compute(job, trainer, None)
             return Extraction([], None, [], [])
         with job.reporting_how_far():
@@ -120,13 +120,13 @@ def extract(
 def find_finished(
     model: Extractor, data: StimulusDataModule, precision: str, output_dir: str, tag: str | None = None
 ) -> Extraction | None:
-    """Return what a job has made, if nothing of it is left to do; nothing is computed, written or removed."""
+    """Return the result of a finished job, else None; nothing is computed, written or removed."""
     job = FeaturesJob(model, data, precision, output_dir, tag=tag)
     return _report(job, was_done=True) if job.is_done() and not place_of(job.store_path).remains() else None
 
 
 def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
-    """Compute what is left, which rank zero knows."""
+    """Compute the remaining rows, which rank zero knows."""
     writer = ActivationWriter()
     progress = plan and Progress(writer, plan, job.data.unit, lambda: Store(job.store_path).done_shards())
 
@@ -135,7 +135,7 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
         reserved = max(0, sum(job.bytes_to_write()) - bytes_there([job.store_path]))
         rows = job.model.pass_rows(trainer, job.data.tokens_a_row)
         job.data.connect(replace(job.data.connection, plan=plan, reserved_bytes=reserved, pass_rows=rows))
-        at_once = -(-(rows or 1) // plan.shard_rows)  # shards, which one pass through streamed blocks leaves
+        at_once = -(-(rows or 1) // plan.shard_rows)  # shards that one pass through streamed blocks completes
         writer.open(Store(job.store_path), plan.left, job.data.input_bytes, at_once)
 
     callbacks = [_Agreement(plan, start), writer, *([progress] if progress else [])]
@@ -146,13 +146,13 @@ def _compute(job: FeaturesJob, trainer: Trainer, plan: Plan | None) -> None:
 
 
 class _Agreement(Callback):
-    """Has all ranks start with the plan of rank zero, or end when it has nothing to compute."""
+    """Callback that starts all ranks with the plan of rank zero, or ends them if there is nothing to compute."""
 
     def __init__(self, plan: Plan | NothingLeft | None, start: Callable[[Plan], None]) -> None:
         self.plan, self.start = plan, start
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree, before weights are loaded."""
+        """Agree on the plan before weights are loaded."""
         agreed = trainer.strategy.broadcast(self.plan)
         if isinstance(agreed, NothingLeft):
             raise agreed
@@ -161,7 +161,7 @@ class _Agreement(Callback):
 
 
 def _dismiss_ranks(job: FeaturesJob, trainer: Trainer) -> None:
-    """Release the ranks that were not started by rank zero, and wait for its plan by now; rank zero reports why."""
+    """Release the ranks that rank zero did not start, which wait for its plan; rank zero reports the reason."""
     if trainer.world_size == 1:
         return
     if trainer.num_nodes > 1 or trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
@@ -170,7 +170,7 @@ def _dismiss_ranks(job: FeaturesJob, trainer: Trainer) -> None:
 
 
 def _complete(job: FeaturesJob, trainer: Trainer, keep_store: bool) -> None:
-    """Compute a few stimuli again in float32, unless an earlier run has; make the features files."""
+    """Compute a few stimuli again in float32, unless an earlier run did; make the features files."""
     store = Store(job.store_path)
     if NOTE not in store.notes and not store.missing_rows():
         with step(f"{job.model.model_name}: comparing a few {job.data.unit} with float32"):
@@ -183,7 +183,7 @@ def _complete(job: FeaturesJob, trainer: Trainer, keep_store: bool) -> None:
 
 
 def _report(job: FeaturesJob, was_done: bool) -> Extraction:
-    """Return what is on disk now."""
+    """Return the result that is on disk now."""
     files = [file for file in job.files.values() if place_of(file).exists()]
     store = Store(job.store_path) if is_store(job.store_path) else None
     if files:

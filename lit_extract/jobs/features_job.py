@@ -1,4 +1,4 @@
-"""The job that makes features: its names and provenance, what of it exists, and what is left to compute."""
+"""The job that makes features: its names, its provenance, its existing output and its remaining rows."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class FeaturesJob(Job):
-    """One model on one dataset, which is connected to it; of what exists only the provenance is read."""
+    """One model on one dataset, connected to each other; only the provenance of existing output is read."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class FeaturesJob(Job):
     ) -> None:
         if data.connection.preprocessing not in (None, model.preprocessing):
             raise InputError(
-                f"data.preprocessing: {data.preprocessing} is not that of {model.model_name!r}, which is "
+                f"data.preprocessing: {data.preprocessing} is not the preprocessing of {model.model_name!r}, which is "
                 f"{model.preprocessing}; make a data module for each model"
             )
         folder = to_path(output_dir, "output_dir")
@@ -56,8 +56,8 @@ class FeaturesJob(Job):
         self.finalize = model.makes_files if finalize is None else finalize
         self.files, self.store_path = output_paths(model, data, folder, tag)
         recorded = {} if overwrite else recorded_provenance(self.files.values(), self.store_path)
-        model.use_commit_of(recorded)  # before the tokenizer is loaded, which is of the same commit
-        with stopwatch("stimuli"), step(f"{data.dataset_name}: looking at the {data.unit}"):
+        model.use_commit_of(recorded)  # before the tokenizer is loaded, which comes from the same commit
+        with stopwatch("stimuli"), step(f"{data.dataset_name}: checking the {data.unit}"):
             data.connect(
                 Connection(
                     model.preprocessing,
@@ -78,17 +78,17 @@ class FeaturesJob(Job):
         self.root: str | None = data.stimuli.attrs.get(ROOT)
         self._file_names = {pool: file.name for pool, file in self.files.items()}
         self.plan = data.plan
-        self.repairable: list[int] = []  # rows that are bad in finished files, and can be read now
-        self._outdated: set[int] = set()  # those of them that a repair has computed of other files than today's
+        self.repairable: list[int] = []  # rows that are bad in finished files, but readable now
+        self._outdated: set[int] = set()  # repaired rows whose files have changed since
 
     def is_done(self) -> bool:
-        """Return whether all files exist with this provenance; refuse other stimuli in the folder, or changed ones."""
+        """Return whether all files exist with this provenance; refuse changed stimuli, or others in the folder."""
         own = {*self.files.values(), self.store_path}
         check_one_order(self.store_path.parent, self.stimulus_ids, own, self.data.source)
         if self.overwrite:
             return False
         for pool, file in self.files.items():
-            is_finished(file, features_provenance(self.provenance, pool), self.root)  # other settings are an error
+            is_finished(file, features_provenance(self.provenance, pool), self.root)  # raises for other settings
         there = {file: load_features(file) for file in self.files.values() if place_of(file).exists()}
         bad = {row for file, features in there.items() for row in self._bad_rows(file, features)}
         if len(there) < len(self.files):
@@ -98,42 +98,42 @@ class FeaturesJob(Job):
         return not self.repairable
 
     def _edited_rows(self, features: Features) -> list[int]:
-        """Return the rows of a file whose captions have been edited since."""
+        """Return the rows of a file whose captions were edited later."""
         inputs = inputs_of(features)
         if not self.data.takes_changed or inputs is None:
             return []
         return self.data.changed(inputs, np.ones(len(inputs), dtype=np.bool_))
 
     def _bad_rows(self, file: AnyPath, features: Features) -> list[int]:
-        """Return the rows without features of a file, after a check that the others are of today's stimuli.
+        """Return the bad rows of a file, after a check that the stimuli of the others have not changed.
 
-        Where what has changed is computed again, others may be too.
+        Changed stimuli are accepted if the data module computes them again.
         """
         inputs, metadata = inputs_of(features), features.metadata
         if inputs is not None and features.stimulus_ids != self.stimulus_ids:
             raise InputError(
-                f"{str(file)!r} has other stimuli, or in another order, though the same settings. Pass --overwrite to "
+                f"{str(file)!r} has the same settings, but other stimuli or another order. Pass --overwrite to "
                 "replace it, or choose another --output_dir"
             )
         if inputs is not None and not self.data.takes_changed:
             self.refuse_changed(self.data.changed(inputs, status_of(features) != BAD_INPUT), file)
         elif inputs is None and metadata.get("n_bytes_sha256") != sizes_sha256(self.data.input_bytes):
             raise InputError(
-                f"stimuli have changed since {str(file)!r} was written: some of their files have another size. Restore "
+                f"stimuli have changed since {str(file)!r} was written: the size of some files differs. Restore "
                 "them, or pass --overwrite to compute all from scratch"
             )
         bad: list[int] = metadata["bad_input_rows"]
         return bad
 
     def open_store(self) -> Plan:
-        """Create the store, or resume the one that exists; return what is left to compute. The caller has the lock."""
+        """Create the store or resume an existing one; return the plan of what is left. The caller has the lock."""
         if self.finalize:
             check_ids_fit(self.stimulus_ids)
         resumed = None if self.overwrite else self._resumed()
         store = resumed or self._create()
         done, status = store.done_shards(), store.status()
         self.done_at_start = len(done)
-        if self.repairable:  # of finished files: nothing else is left, also where the store has no shard
+        if self.repairable:  # finished files: nothing else is left, even if the store has no shards
             again = [row for row in self.repairable if status[row] in (MISSING, BAD_INPUT) or row in self._outdated]
             plan = self.plan.leaving(range(store.n_shards), again)
         else:
@@ -146,8 +146,8 @@ class FeaturesJob(Job):
                 logger.info(f"resuming {store.path}: {len(done)} of {store.n_shards} shards done, {left} left")
         if again:
             named = name_some([str(self.stimulus_ids[row]) for row in again])
-            why = "captions were edited" if self.data.takes_changed else "stimuli that could not be decoded can be now"
-            logger.info(f"{len(again)} {why}, and are computed: {named}")
+            why = "captions were edited" if self.data.takes_changed else "stimuli can be decoded now"
+            logger.info(f"{len(again)} {why} and are computed again: {named}")
         return plan
 
     def _create(self) -> Store:
@@ -179,7 +179,7 @@ class FeaturesJob(Job):
             raise InputError(f"can't write {str(self.store_path)!r}: {error}") from error
 
     def _resumed(self) -> Store | None:
-        """Return the store, checked; None if there is none. One that does not fit, but has nothing yet, is removed."""
+        """Return the checked store; None if there is none. A store that does not match but is empty is removed."""
         if not is_store(self.store_path):
             return None
         store = Store(self.store_path)
@@ -195,7 +195,7 @@ class FeaturesJob(Job):
         return store
 
     def _check_store(self, store: Store) -> None:
-        """Check that a store has these settings and today's stimuli, and repair what is damaged."""
+        """Check that a store has these settings and unchanged stimuli, and repair damaged parts."""
         notes_captions = self.data.takes_changed and INPUT_COLUMNS[CONTENT] in store.extras
         old = {CAPTIONS: store.provenance.get(CAPTIONS)} if notes_captions else {}
         store.check_provenance({**self.provenance, **old}, self.root)
@@ -206,8 +206,8 @@ class FeaturesJob(Job):
         expected = list(model.pools), list(model.layers), own_form, self.plan.shard_rows, self._file_names
         if found != expected or {**known.extras, **model.extras} != known.extras:
             raise InputError(
-                f"{str(store.path)!r} has other poolings, layers, shape or files than a run with its settings makes; "
-                "its metadata are damaged: restore them, or pass --overwrite to compute all from scratch"
+                f"{str(store.path)!r} has poolings, layers, shapes or files that do not match its settings; its "
+                "metadata are damaged: restore them, or pass --overwrite to compute all from scratch"
             )
         if damaged := store.drop_damaged():
             logger.warning(f"{len(damaged)} shards of {store.path} were damaged on disk and are computed again")
@@ -220,7 +220,7 @@ class FeaturesJob(Job):
         self.refuse_changed([row for row in changed if row not in self._outdated], store.path)
 
     def bytes_to_write(self, done_shards: int = 0) -> tuple[int, int]:
-        """Return the bytes of the store, and of the features files, that are still to be written."""
+        """Return the bytes of the store and of the features files that are still to be written."""
         files = list(self.files.values())
         left = [file for file in files if self.overwrite or self.repairable or not place_of(file).exists()]
         if self.repairable:
@@ -230,7 +230,7 @@ class FeaturesJob(Job):
         return store, len(left) * self.size.file() if self.finalize else 0
 
     def finalizing(self) -> tuple[int, Callable[[], int]]:
-        """Return the bytes of all features files, and what counts those that are there; 0 where nobody counts them."""
+        """Return the bytes of all features files (0 if remote), and a function that counts existing ones."""
         files = [path for file in self.files.values() for path in (file, file.with_name(f".{file.name}{PART_SUFFIX}"))]
         is_local = place_of(self.store_path).local is not None
         return len(self.files) * self.size.file() if is_local else 0, lambda: bytes_there(files)
@@ -240,16 +240,16 @@ class FeaturesJob(Job):
             self.store_path.parent,
             *self.bytes_to_write(done_shards),
             replaced=bytes_there([self.store_path, *self.files.values()]) if self.overwrite else 0,
-            advice="make room and run the same command again, or choose another --output_dir",
+            advice="free disk space and run the same command again, or choose another --output_dir",
         )
 
     def count_done(self) -> tuple[int, int, str]:
-        """Return the shards that are done, and how many there are."""
+        """Return the number of finished shards, of all shards, and their unit."""
         store = Store(self.store_path)
         return len(store.done_shards()), store.n_shards, "shards"
 
     def remove_leftovers(self) -> None:
-        """Delete the store of a run that was killed after its files were complete, or while it removed it."""
+        """Delete the store of a run that was killed after its files were complete, or while removing the store."""
         if not place_of(self.store_path).remains():
             return
         with place_of(self.store_path).write_lock():

@@ -1,8 +1,8 @@
-"""At the end of a run: a few stimuli once more in float32, and what the run's precision has rounded away.
+"""The check at the end of a run: a few stimuli again in float32, to measure the rounding of the run's precision.
 
-The weights stay those of the run, rounded as they were: ``verify --parity`` measures what that costs.
+The weights stay rounded as in the run; ``verify --parity`` measures the effect of that.
 
-K stimuli that are computed again, P poolings, L layers, D hidden size.
+K stimuli computed again, P poolings, L layers, D hidden size.
 """
 
 import logging
@@ -31,9 +31,9 @@ STIMULI = 8
 
 
 def check_store(store: Store, model: Extractor, data: StimulusDataModule, trainer: Trainer) -> None:
-    """Compute a few stimuli of a complete store again, in float32, and note how far the store is from that.
+    """Compute a few stimuli of a complete store again, in float32, and note the difference to the store.
 
-    A check that fails loses no features: the reason is noted and logged.
+    If the check fails, the features are kept; the reason is noted and logged.
     """
     check: dict[str, Any] = {"precision": store.provenance["precision"]}
     try:
@@ -43,7 +43,7 @@ def check_store(store: Store, model: Extractor, data: StimulusDataModule, traine
         again = compute_again(rows, model, data, trainer)  # (K, P, L, most numbers of a layer)
         pools = {pool: compare(read_rows(store, pool, rows), again[:, k]) for k, pool in enumerate(model.pools)}
         check |= {"rows": rows, "pools": pools}
-    except Exception as error:  # of any model: what is computed is not lost for it
+    except Exception as error:  # raised by any model; the computed features are kept
         check["failed"] = f"{type(error).__name__}: {one_line(error)}"
         logger.warning(f"the check of {check['precision']} against float32 failed: {check['failed']}")
     try:
@@ -53,7 +53,7 @@ def check_store(store: Store, model: Extractor, data: StimulusDataModule, traine
 
 
 def choose_rows(status: NDArray[np.uint8]) -> list[int]:
-    """Return at most K good rows, from the first to the last: the same ones however often a run stopped."""
+    """Return at most K good rows, from the first to the last; they do not depend on interruptions."""
     good = np.flatnonzero(status == OK)
     places = np.unique(np.linspace(0, len(good) - 1, min(len(good), STIMULI)).astype(int))
     return [int(row) for row in good[places]]
@@ -72,7 +72,7 @@ def read_rows(store: Store, pool: str, rows: Sequence[int]) -> NDArray[np.float3
 def compute_again(
     rows: Sequence[int], model: Extractor, data: StimulusDataModule, trainer: Trainer
 ) -> NDArray[np.float32]:
-    """Compute features of some rows, each by itself and in float32: (K, P, …), each padded as by pad_layers."""
+    """Compute features of some rows, one at a time, in float32: (K, P, …), padded as by :func:`pad_layers`."""
     device = trainer.strategy.root_device
     with torch.no_grad(), default_float32(), ieee_float32(), torch.autocast(device.type, enabled=False):
         backbone = model.loaded_backbone(trainer)
@@ -100,15 +100,15 @@ def compute_again(
 def compare(found: NDArray[np.float32], again: NDArray[np.float32]) -> dict[str, list[float | None]]:
     """Measure how far features of a run are from float32 (both K, L, numbers), by layer.
 
-    ``relative_error`` is the norm of the difference by the norm; ``of_differences``, by the norm of what differs
-    between the K stimuli. None where that is 0, or not finite.
+    ``relative_error`` is the norm of the difference, relative to the norm; ``of_differences``, relative to the norm of
+    the differences between the K stimuli. None if the denominator is 0, or not finite.
     """
     run, reference = found.astype(np.float64), again.astype(np.float64)
     error, norm, spread = (
         np.sqrt(np.square(values).sum(axis=(0, 2)))  # (L,)
         for values in (run - reference, reference, reference - reference.mean(axis=0))
     )
-    differ = (again != again[:1]).any(axis=(0, 2))  # the mean of equal rows may have another last bit
+    differ = (again != again[:1]).any(axis=(0, 2))  # the mean of equal rows may differ in the last bit
     ratios = {"relative_error": (error, norm), "of_differences": (error, np.where(differ, spread, 0))}
     with np.errstate(all="ignore"):
         return {

@@ -1,4 +1,4 @@
-"""What a job that makes features and one that makes captions share."""
+"""The base of jobs that make features or captions."""
 
 import platform
 from abc import ABC, abstractmethod
@@ -17,20 +17,20 @@ from lit_extract.datasets.table import ID_MEANING
 
 
 class Job(ABC):
-    """One model on one dataset that is connected to it; what determines its output is the provenance."""
+    """One model on one dataset, connected to each other; the provenance determines the output."""
 
     def __init__(self, data: StimulusDataModule, provenance: dict[str, Any]) -> None:
         self.data, self.provenance = data, provenance
         self.stimulus_ids = data.stimuli["stimulus_id"].tolist()
-        self.done_at_start: int | None = None  # of what count_done() counts; None: not known yet
+        self.done_at_start: int | None = None  # in the unit of count_done(); None: not known yet
 
     @abstractmethod
     def count_done(self) -> tuple[int, int, str]:
-        """Return how much is done now, of how many, and of what."""
+        """Return the number of finished items, of all items, and their unit."""
 
     @contextmanager
     def reporting_how_far(self) -> Iterator[None]:
-        """Have an interruption report how much is done."""
+        """Let an interruption report how much is done."""
         try:
             yield
         except Interrupted as stop:
@@ -41,7 +41,7 @@ class Job(ABC):
             raise
 
     def refuse_changed(self, rows: list[int], output: object) -> None:
-        """Raise InputError if there are rows whose stimuli have changed since an output was written."""
+        """Raise InputError if the stimuli of any ``rows`` have changed since an output was written."""
         if rows:
             named = name_some([str(self.stimulus_ids[row]) for row in rows])
             raise InputError(
@@ -50,7 +50,7 @@ class Job(ABC):
             )
 
     def notes(self) -> dict[str, Any]:
-        """Return what is worth knowing of an output besides its provenance."""
+        """Return notes on an output besides its provenance."""
         return {
             "stimulus_id_meaning": self.data.stimuli.attrs[ID_MEANING],
             "lit_extract": __version__,

@@ -1,6 +1,6 @@
-"""The output folder: what a job's files are called, their settings, and the stimuli of all features in it.
+"""The output folder: names and settings of a job's files, and the stimuli of all features in it.
 
-All features of one folder have the same stimuli in the same order, as they are compared row by row.
+All features of one folder have the same stimuli in the same order, because they are compared row by row.
 """
 
 import re
@@ -19,13 +19,13 @@ from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX, safe_name
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.store import Store, is_store
 
-LONGEST_NAME = 255  # bytes, on all usual file systems
+LONGEST_NAME = 255  # bytes, on most file systems
 
 
 def recorded_provenance(files: Iterable[AnyPath], store: AnyPath) -> dict[str, Any]:
-    """Return the provenance of the first features file that exists, else of the store; empty when none can be read."""
+    """Return the provenance of the first existing features file, else of the store; empty if none can be read."""
     for file in files:
-        with suppress(InputError):  # what needs the file reports what is wrong with it
+        with suppress(InputError):  # the code that needs the file reports its errors
             if place_of(file).exists():
                 return dict(read_metadata(file)["provenance"])
     with suppress(InputError):
@@ -37,9 +37,9 @@ def recorded_provenance(files: Iterable[AnyPath], store: AnyPath) -> dict[str, A
 def output_paths(
     model: Extractor, data: StimulusDataModule, output_dir: AnyPath, tag: str | None = None
 ) -> tuple[dict[str, AnyPath], AnyPath]:
-    """Return the features file of each pooling, and the store that they are made of.
+    """Return the features file of each pooling, and the store that they are made from.
 
-    A tag in their names keeps variants side by side, such as other layers or sizes of images.
+    A tag in their names keeps variants apart, such as other layers or image sizes.
     """
     if tag is not None and not re.fullmatch(r"[A-Za-z0-9+-][A-Za-z0-9._+-]*", tag):
         raise InputError(f"tag: {shorten(repr(tag))} names files: use letters, digits and ._+-")
@@ -53,33 +53,33 @@ def output_paths(
     if (length := len(f".{store}.lock".encode())) > LONGEST_NAME:
         shown = model.model_name if len(model.model_name) <= 80 else f"{model.model_name[:79]}…"
         raise InputError(
-            f"model.name: {shown!r} makes a file name of {length} bytes, with poolings, prompt and tag; {LONGEST_NAME} "
-            "at most are possible. Give a shorter name, and the place of the weights in --model.checkpoint"
+            f"model.name: {shown!r} makes a file name of {length} bytes, with poolings, prompt and tag; the "
+            f"maximum is {LONGEST_NAME}. Give a shorter name, and the weights with --model.checkpoint"
         )
     return files, folder / store
 
 
 def ids_in_folder(folder: AnyPath) -> Ids:
-    """Return the stimuli of the features in a folder, in their order; none if there are no features."""
+    """Return the stimuli of the features in a folder, in order; empty if there are no features."""
     return next((ids for _, ids in _stimuli_of_each(folder)), [])
 
 
 def check_one_order(folder: AnyPath, ids: Ids, own: Collection[AnyPath], setting: str) -> None:
-    """Check that all features and stores in a folder are of these stimuli in this order.
+    """Check that all features and stores in a folder have these stimuli in this order.
 
-    But this run's ``own`` outputs, which are compared by their provenance. ``setting`` is what chose the stimuli.
+    This run's ``own`` outputs are compared by their provenance instead. ``setting`` is what chose the stimuli.
     """
     for path, theirs in _stimuli_of_each(folder):
         if path not in own and (difference := first_difference(ids, theirs)):
             raise InputError(
-                f"{setting}: {str(path)!r} has {difference}. All features of one folder have the same stimuli in the "
-                "same order: give this part a name of its own with --data.subset NAME, choose another --output_dir, or "
-                "remove what is wrong there"
+                f"{setting}: {str(path)!r} has {difference}. All features of one folder must have the same stimuli in "
+                "the same order: name this part with --data.subset NAME, choose another --output_dir, or remove the "
+                "wrong files"
             )
 
 
 def _stimuli_of_each(folder: AnyPath) -> Iterator[tuple[AnyPath, Ids]]:
-    """Yield the stimuli of each features file and store; lit-extract status names those that can't be read."""
+    """Yield the stimuli of each readable features file and store; lit-extract status names the others."""
     outputs = [path for path in place_of(folder).children() if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX)]
     for path in sorted(outputs):
         with suppress(InputError):

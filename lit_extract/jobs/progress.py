@@ -1,4 +1,4 @@
-"""Progress of a run: one bar for all ranks in a terminal or a notebook, in a log a line now and then."""
+"""Progress of a run: one bar for all ranks in a terminal or a notebook, occasional lines in a log."""
 
 import logging
 import threading
@@ -20,21 +20,21 @@ from lit_extract.jobs.run_state import RunProgress, record
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_RECORDS = 1.0
-SECONDS_BETWEEN_LOOKS = 5.0  # at the shards of other ranks
-WAITING = "waiting for data"  # decoding is part of it, where the process does that itself
-WAITING_SHOWN = 0.2  # of the time; less hardly slows a run down
+SECONDS_BETWEEN_LOOKS = 5.0  # checks of the shards of other ranks
+WAITING = "waiting for data"  # includes decoding, if the process decodes itself
+WAITING_SHOWN = 0.2  # fraction of the time; less is not worth showing
 
 
 class Writer(Protocol):
-    """A writer, as progress needs it."""
+    """The part of a writer that progress needs."""
 
     bytes_written: int
 
 
 class Progress(Callback):
-    """Shows stimuli done, stimuli/s and time left of a whole run; for rank zero only, around all of the run.
+    """Display of finished stimuli, stimuli/s and time left, on rank zero, for the whole run.
 
-    Ranks do not tell each other how far they are: of the others the shards count that ``done_shards`` returns.
+    Ranks do not report to each other: the progress of the others is counted in shards, from ``done_shards``.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Progress(Callback):
     ) -> None:
         self.writer, self.plan, self.unit, self.done_shards = writer, plan, unit, done_shards
         self.total = sum(map(len, plan.shards()))
-        self.own = 0.0  # rows of rank zero; those in a model's streamed blocks count by how many they have passed
+        self.own = 0.0  # rows of rank zero; rows within streamed blocks count by the blocks passed
         self.of_others = 0
         self.in_blocks = ""
         self.rows_after = 0.0
@@ -51,7 +51,7 @@ class Progress(Callback):
         self._watch: threading.Thread | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what there is to do."""
+        """Count the rows to compute."""
         world_size = trainer.world_size
         self.what = f"{pl_module.model_name}{f' ({world_size} ranks)' if world_size > 1 else ''}"
         self.started = time.monotonic()
@@ -63,7 +63,7 @@ class Progress(Callback):
             self._watch.start()
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
-        """Prepare to count the blocks that the batches of a list pass together."""
+        """Prepare to count the blocks that a list of batches passes."""
         if isinstance(batch, list):
             rows = sum(len(one["index"]) for one in batch)
             streamed: Any = pl_module.streamed
@@ -71,7 +71,7 @@ class Progress(Callback):
             self.rows_after = self.own + rows
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Count a batch, and show it now and then."""
+        """Count a batch, and show the progress from time to time."""
         if isinstance(outputs, list):
             streamed: Any = pl_module.streamed
             streamed.on_block = None
@@ -86,11 +86,11 @@ class Progress(Callback):
         self._show()
 
     def _look(self, world_size: int) -> None:
-        """Count the shards of the other ranks until all of them have ended."""
+        """Count the shards of the other ranks until all ranks have ended."""
         assert self.done_shards is not None
         shares = [self.plan.shards(rank, world_size) for rank in range(1, world_size)]
         left = {rows[0] // self.plan.shard_rows: len(rows) for shards in shares for rows in shards}
-        for shard in self.done_shards():  # they are repaired
+        for shard in self.done_shards():  # done before: repaired now
             left.pop(shard, None)
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
             with suppress(InputError, OSError):
@@ -104,7 +104,7 @@ class Progress(Callback):
             if now - self.last_record >= SECONDS_BETWEEN_RECORDS and self.done:
                 self.last_record = now
                 self._record()
-            if now >= self.next_line and 0 < self.done < self.total:  # the end has a line of its own
+            if now >= self.next_line and 0 < self.done < self.total:  # the end has its own line
                 self.next_line = now + seconds_to_next_line(now - self.started)
                 self._print_line()
 
@@ -116,7 +116,7 @@ class Progress(Callback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Show how it went, when all ranks have written all; in any case leave the terminal as it was."""
+        """Show the result if all ranks have finished; always restore the terminal."""
         self._ended.set()
         if self._watch is not None:
             self._watch.join()
@@ -133,18 +133,18 @@ class Progress(Callback):
 
     @property
     def done(self) -> float:
-        """Return the rows that this run has done."""
+        """Return the number of rows that this run has finished."""
         return self.own + self.of_others
 
     def _rate(self) -> float:
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def _besides(self) -> list[str]:
-        """Return what else is worth knowing: blocks passed, where the time goes, and what is written."""
+        """Return further details: blocks passed, time spent waiting, and bytes written."""
         passed = max(time.monotonic() - self.started, 1e-9)
         waiting = (stopwatch.seconds[WAITING] - self.waited_before) / passed
         parts = [self.in_blocks, f"{waiting:.0%} reading" if waiting >= WAITING_SHOWN else ""]
-        if self.writer.bytes_written and self._watch is None:  # nobody knows those of other ranks
+        if self.writer.bytes_written and self._watch is None:  # unknown for other ranks
             parts.append(f"{as_size(self.writer.bytes_written)} written")
         return [*filter(None, parts)]
 

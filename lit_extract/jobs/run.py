@@ -1,4 +1,4 @@
-"""One pass of a Trainer over what is left, with the callbacks of one job, until it is done or asked to stop."""
+"""One pass of a Trainer over the remaining rows, with the callbacks of one job, until the end or a stop."""
 
 import signal
 import subprocess
@@ -18,12 +18,12 @@ from lit_extract.common.exit_codes import STOPPED
 from lit_extract.common.ranks import ranks_end_with_rank_zero
 from lit_extract.jobs.trainer import lightning_warnings_only
 
-SECONDS_TO_END = 30.0  # of the other ranks: a batch, and writing a shard
+SECONDS_TO_END = 30.0  # for the other ranks to finish a batch and write a shard
 SECONDS_TO_FAIL_ALIKE = 10.0
 SAFE = "Finished shards are safe: run the same command again to resume"
 
-# Rows travel with their index, workers are chosen by us, a rank may have nothing left to do, and a single process needs
-# no srun.
+# These warnings do not apply: rows carry their index, the data module chooses workers, a rank may have nothing left to
+# do, and a single process needs no srun.
 _EXPECTED = (
     "Couldn't infer the batch indices",
     ".*does not have many workers",
@@ -38,12 +38,12 @@ _EXPECTED = (
 def run_predict(
     trainer: Trainer, model: LightningModule, data: LightningDataModule, callbacks: Sequence[Callback]
 ) -> None:
-    """Run ``trainer.predict`` in all ranks, until all of them are done; the Trainer is left as it was.
+    """Run ``trainer.predict`` in all ranks until all are done; the Trainer is restored afterwards.
 
     Raises:
-        Interrupted: It was asked to stop; all finished shards are written.
-        InputError: A rank or a data-loading worker is gone, or a callback refuses something.
-        SystemExit: Another rank failed, and has printed why.
+        Interrupted: A signal stopped the run; all finished shards are written.
+        InputError: A rank or a data-loading worker died, or a callback raised it.
+        SystemExit: Another rank failed, and has printed the reason.
     """
     stopping = Stopping(trainer)
     added = [*callbacks, stopping]
@@ -65,10 +65,10 @@ def run_predict(
 
 
 class Stopping(Callback):
-    """Ends the run after a batch when it is asked to stop, or when another rank is gone.
+    """Callback that ends the run after a batch, on a signal or when another rank dies.
 
-    Ranks do not tell each other why they end. Rank zero looks at the processes that Lightning has launched for it, and
-    the barrier at the end breaks when a rank is gone, whoever launched it.
+    Ranks do not tell each other why they end. Rank zero checks the processes that Lightning launched for it, and the
+    barrier at the end breaks if a rank dies, whoever launched it.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -79,18 +79,18 @@ class Stopping(Callback):
         self._group: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Prepare the barrier: over sockets, for GPUs too, and patient, as another rank may have much more to do."""
+        """Prepare the barrier: over sockets, also for GPUs, with a long timeout, because ranks differ in their work."""
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a batch is finished when a signal comes."""
+        """From here on, finish the current batch when a signal comes."""
         self._has_begun = True
         self._take_over_watch()
         self.in_loop.enter_context(signals.deferred())
 
     def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
-        """Stop, if there is a reason."""
+        """Stop if there is a reason."""
         self._check()
 
     def wait_for_others(self) -> None:
@@ -106,11 +106,11 @@ class Stopping(Callback):
         barrier.wait()
 
     def end(self, error: BaseException) -> BaseException:
-        """End the ranks that were launched for this one; return the cause of an error, which may be another rank's."""
+        """End the ranks launched by this one; return the cause of an error, which may be another rank."""
         self._take_over_watch()
         cause = self._cause(error)
         if cause is error and isinstance(error, InputError) and self.trainer.global_rank and not self._has_begun:
-            time.sleep(SECONDS_TO_FAIL_ALIKE)  # rank zero may report the same, and then ends this rank
+            time.sleep(SECONDS_TO_FAIL_ALIKE)  # rank zero may report the same error, and then ends this rank
         for process in self._launched:
             process.terminate()  # it stops after its batch
         for process in self._launched:
@@ -130,12 +130,12 @@ class Stopping(Callback):
     def _cause(self, error: BaseException) -> BaseException:
         number = signals.requested()
         is_worker = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-        # of a collective, when another rank is gone; gloo has no type of its own for that
+        # error of a collective when another rank dies; gloo has no error type of its own
         is_cut_off = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         if number is not None and (is_worker or is_cut_off):
             return signals.Interrupted(number)
         if is_worker:
-            return InputError(f"{one_line(error)}; out of memory? Fewer --data.num_workers need less. {SAFE}")
+            return InputError(f"{one_line(error)}; if memory ran out, reduce --data.num_workers. {SAFE}")
         if not is_cut_off:
             return error
         if self.trainer.global_rank:
@@ -143,24 +143,24 @@ class Stopping(Callback):
         since = time.monotonic()
         while (lost := self._lost_rank()) is None and self._launched and time.monotonic() - since < SECONDS_TO_END:
             time.sleep(0.05)
-        return lost or InputError(f"another rank is gone; its own output, or that of srun, has the reason. {SAFE}")
+        return lost or InputError(f"another rank ended; see its own output, or that of srun, for the reason. {SAFE}")
 
     def _lost_rank(self) -> BaseException | None:
-        """Return what to raise when one of the launched ranks has ended, as all of them wait for this one."""
+        """Return the exception to raise if a launched rank has ended; normally, all ranks wait for this one."""
         for rank, process in enumerate(self._launched, start=self.trainer.global_rank + 1):
             if (code := process.poll()) is None:
                 continue
             if code > STOPPED:
                 return signals.Interrupted(code - STOPPED)
             if code > 0:
-                return SystemExit(code)  # it has printed why
+                return SystemExit(code)  # it has printed the reason
             name = f"was killed by {signal.Signals(-code).name}" if code else "ended too early"
             memory = " (out of memory?)" if code == -signal.SIGKILL else ""
             return InputError(f"rank {rank} {name}{memory}. {SAFE}")
         return None
 
     def _take_over_watch(self) -> None:
-        """Watch the launched ranks: Lightning's own watch would kill rank zero without a word."""
+        """Take over watching the launched ranks from Lightning, which would kill rank zero silently."""
         launched = getattr(self.trainer.strategy.launcher, "procs", [])
         self._launched += launched
         launched.clear()

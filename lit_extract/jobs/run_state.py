@@ -1,4 +1,4 @@
-"""The state of a run, in a small file that a sweep asks for: how far it is, and in the end how it ended."""
+"""The state of a run, in a small file for a sweep: its progress, and its outcome at the end."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from lit_extract.common.signals import Interrupted
 from lit_extract.common.untrusted import Count, Text, read_regular, validate_json
 
 VARIABLE = "LIT_EXTRACT_RUN_STATE"  # environment variable: the file to write
-SWEEP = "LIT_EXTRACT_SWEEP"  # environment variable of the runs of a sweep through all models of a kind
+SWEEP = "LIT_EXTRACT_SWEEP"  # environment variable that marks the runs of a sweep
 
 Ending = Literal["done", "already done", "bad rows", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is; of other ranks than the first, finished shards count."""
+    """Progress of a run; for ranks other than the first, finished shards count."""
 
-    unit: Text  # what the rows are, such as "images"
+    unit: Text  # of the rows, such as "images"
     rows: Count
     rows_done: Count  # by this run or an earlier one
     rate: float  # rows a second of this run
@@ -35,23 +35,23 @@ class RunProgress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """Outcome of a run."""
 
-    state: Ending  # "bad rows" is done, but something is to look at
-    reason: Text  # why it failed or what to look at; of a run that was stopped, how much is done
+    state: Ending  # "bad rows": done, but with rows to inspect
+    reason: Text  # of a failure, or what to inspect; for a stopped run, how much is done
     exit_code: int
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What is known of a run."""
+    """State of a run."""
 
     progress: RunProgress | None = None  # None before the first batch
     outcome: Outcome | None = None  # None while it runs, and when it was killed
 
 
 def read_state(path: Path) -> RunState:
-    """Return the state of a run; an empty one when nothing is written yet, or something else is there."""
+    """Return the state of a run; an empty one if nothing valid is written yet."""
     try:
         return validate_json(_STATE, read_regular(path, _MAX_BYTES), "state of a run")
     except (OSError, InputError):
@@ -59,16 +59,16 @@ def read_state(path: Path) -> RunState:
 
 
 def record(**changes: Any) -> None:
-    """Write the progress or the outcome of this run, when a sweep has asked for it."""
+    """Write the progress or the outcome of this run, if a sweep requests it."""
     if path := os.environ.get(VARIABLE):
         state = replace(read_state(Path(path)), **changes)
-        with suppress(OSError), replacing(Path(path)) as partial:  # a full disk is no reason to stop the run
+        with suppress(OSError), replacing(Path(path)) as partial:  # a full disk must not stop the run
             partial.write_text(json.dumps(asdict(state)), encoding="utf-8")
 
 
 @contextmanager
 def failures_recorded() -> Iterator[None]:
-    """Record an outcome when the body is stopped or fails."""
+    """Record an outcome if the body is stopped or fails."""
     try:
         yield
     except Interrupted as stop:

@@ -1,4 +1,4 @@
-"""See that all machines of a run write to the same folder, before anything is computed that would be missing later."""
+"""Check that all machines of a run write to the same folder, before anything is computed."""
 
 import socket
 import time
@@ -12,15 +12,15 @@ from lit_extract.common.errors import InputError, NothingLeft, name_some
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.store import Store
 
-SECONDS_TO_APPEAR = 60.0  # of what another machine has changed: as long as NFS may answer from its cache
+SECONDS_TO_APPEAR = 60.0  # for changes by other machines; NFS may answer from its cache as long
 
 
 def check_shared(trainer: Trainer, path: AnyPath) -> None:
-    """Check that every machine sees the store that rank zero has opened; to be called in all ranks.
+    """Check that every machine sees the store that rank zero has opened; call it in all ranks.
 
     Raises:
-        InputError: In rank zero: some machine does not.
-        NothingLeft: In all other ranks, as rank zero reports it.
+        InputError: In rank zero, if a machine does not see it.
+        NothingLeft: In all other ranks, because rank zero reports it.
     """
     local = place_of(path).local
     if trainer.num_nodes == 1 or local is None:
@@ -33,24 +33,24 @@ def check_shared(trainer: Trainer, path: AnyPath) -> None:
     if blind and trainer.is_global_zero:
         raise InputError(
             f"output_dir: {str(local.parent)!r} on {socket.gethostname()} is another folder on {name_some(blind)}. "
-            "Several machines need a folder that all of them see: choose another --output_dir"
+            "Several machines need a shared folder: choose another --output_dir"
         )
     if blind:
         raise NothingLeft
 
 
 def wait_for_shards(trainer: Trainer, store: Store) -> None:
-    """Wait in rank zero until it sees what other machines have written: a look may be answered from its cache."""
+    """Wait in rank zero until it sees the shards of other machines; a file system may answer from its cache."""
     end = time.monotonic() + SECONDS_TO_APPEAR
     while trainer.num_nodes > 1 and store.missing_rows() and time.monotonic() < end:
         time.sleep(1)
 
 
 def _sees(store: Path, store_id: str | None) -> bool:
-    """Return whether a store is that of rank zero.
+    """Return whether a store is the one that rank zero has opened.
 
-    A folder that is missing is made and removed again: that asks the server of a network file system, while a look may
-    be answered from the cache of a moment at which it was missing.
+    A missing folder is created and removed again, which asks the server of a network file system; a plain check may be
+    answered from a stale cache.
     """
     made: list[Path] = []
     try:

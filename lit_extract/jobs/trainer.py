@@ -1,4 +1,4 @@
-"""The Trainer of a run that predicts, and who starts its processes: srun, torchrun, or Lightning itself."""
+"""The Trainer of a run, and the starter of its processes: srun, torchrun, or Lightning itself."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.host import is_task_of_srun
 from lit_extract.common.untrusted import shorten
 
-MAX_DEVICES, MAX_NODES = 1024, 100_000  # more than there are; Lightning makes a list of them
+MAX_DEVICES, MAX_NODES = 1024, 100_000  # more than exist; Lightning makes a list of them
 
 Precision = Literal["bf16-true", "bf16-mixed", "32-true"]
 
@@ -33,19 +33,19 @@ def predict_trainer(
     precision: Precision | None = None,
     callbacks: list[Callback] | None = None,
 ) -> Trainer:
-    """Return a Trainer for prediction.
+    """Return a Lightning Trainer for :func:`lit_extract.extract` or :func:`lit_extract.caption`.
 
     Args:
         accelerator: "gpu", "cpu" or "auto".
-        devices: How many devices, which ones, or "auto" for all; several share the work (DDP).
-        num_nodes: Machines that share the work.
+        devices: Number of devices, a list of them, or "auto" for all; several devices share the work (DDP).
+        num_nodes: Number of machines that share the work.
         strategy: Lightning's strategy for several devices; "auto" is DDP.
-        precision: "bf16-true", "bf16-mixed" or "32-true"; default: bf16-true on a GPU and on a CPU with
-            AMX, 32-true elsewhere and for an untrained model, whose layers may differ by less than bf16 holds.
+        precision: "bf16-true", "bf16-mixed" or "32-true"; default: bf16-true on a GPU and on a CPU with AMX, 32-true
+            elsewhere and for an untrained model, whose layers may differ by less than bf16 can represent.
         callbacks: Further Lightning callbacks.
 
     Raises:
-        InputError: Lightning refuses the settings, on this machine or altogether.
+        InputError: Lightning refuses the settings, in general or on this machine.
     """
     _check_counts(devices, num_nodes)
     try:
@@ -63,7 +63,7 @@ def predict_trainer(
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
-                use_distributed_sampler=False,  # the data module's plan keeps two ranks out of one shard
+                use_distributed_sampler=False,  # the data module's plan gives each shard to one rank
             )
     except (
         MisconfigurationException,
@@ -79,7 +79,7 @@ def predict_trainer(
 
 @contextmanager
 def lightning_warnings_only() -> Iterator[None]:
-    """Keep Lightning from printing what it found and what else it has to offer."""
+    """Keep Lightning from printing hardware reports and tips."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -92,24 +92,24 @@ def lightning_warnings_only() -> Iterator[None]:
 
 
 def _plugins_of_cluster() -> list[Any]:
-    """Return who starts the processes; torchrun first, as a task of srun may be one."""
+    """Return the plugin for the starter of the processes; torchrun first, because srun may start it."""
     if TorchElasticEnvironment.detect():
         return [TorchElasticEnvironment()]
     if not SLURMEnvironment.detect():
         return []
-    # not the plugin's own default: it would save a checkpoint of the model
+    # the plugin's default would save a checkpoint of the model
     return [SLURMEnvironment(auto_requeue=False) if is_task_of_srun() else LightningEnvironment()]
 
 
 def _check_meeting_place(trainer: Trainer) -> None:
-    """Check that machines which nobody has introduced to each other know where to meet, instead of waiting forever."""
+    """Check that the machines of a run have an address to meet at, instead of waiting forever."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
     if trainer.num_nodes > 1 and missing and isinstance(environment, LightningEnvironment):
         raise InputError(
-            f"trainer.num_nodes: {trainer.num_nodes} machines need srun, which starts a process for each device: "
+            f"trainer.num_nodes: {trainer.num_nodes} machines need srun, which starts one process per device: "
             "srun lit-extract … (see configs/slurm/multi_node.sh); or torchrun; or this command on each of them with "
-            f"{' and '.join(missing)} in its environment. On one machine: --trainer.num_nodes 1"
+            f"{' and '.join(missing)} in its environment. On one machine, pass --trainer.num_nodes 1"
         )
 
 
@@ -118,13 +118,13 @@ def _check_counts(devices: int | str | list[int], num_nodes: int) -> None:
     count = len(count) if isinstance(count, list | str) else count
     if count > MAX_DEVICES or num_nodes > MAX_NODES:
         raise InputError(
-            f"trainer: devices {shorten(devices)} and num_nodes {shorten(num_nodes)} must be {MAX_DEVICES} and "
-            f"{MAX_NODES:,} at most"
+            f"trainer: devices {shorten(devices)} and num_nodes {shorten(num_nodes)} must be at most {MAX_DEVICES} and "
+            f"{MAX_NODES:,}"
         )
 
 
 def default_precision(accelerator: str) -> Precision:
-    """Return bf16-true where the hardware multiplies bf16 matrices faster than float32 ones."""
+    """Return bf16-true if the hardware multiplies bf16 matrices faster than float32 ones."""
     if accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-true" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""What comes after the blocks of a timm model: its final norm, and what it outputs itself.
+"""The final norm and the output of a timm model, which come after its blocks.
 
 Skeletons are on the meta device. B batch, T tokens, D hidden size.
 """
@@ -19,38 +19,38 @@ from lit_extract.modules.selection import NORM
 
 
 class Output(LayerSet):
-    """What a model itself outputs for an image, (B, D): its one layer.
+    """The output of a model for an image, (B, D), as its only layer.
 
     Args:
-        name: The model's.
+        name: Name of the model.
         skeleton: The model on the meta device.
-        layers: What was asked for, which can only be the default.
-        size: (3, H, W) of its images.
+        layers: The requested layers, which must be the default.
+        size: Size (3, H, W) of its images.
     """
 
     allowed = tuple(VISION_POOLINGS)
 
     def __init__(self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: Sequence[int]) -> None:
         if layers != "blocks":
-            raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
+            raise InputError(f"model.layers: {layers} can't be combined with model.pool head, which has one layer only")
         self._model_name = name
         self.layers, self.notes = [HEAD], {"head_meaning": output_meaning(skeleton)}
         self.measure(skeleton, size)
 
     def measure(self, skeleton: nn.Module, size: Sequence[int]) -> None:
-        """Note the dimensions of the output; InputError unless it is one vector."""
+        """Note the dimensions of the output; raise InputError unless it is one vector."""
         with outputs_noted(skeleton) as outputs:
             shape = _output_shape(self._model_name, skeleton, skeleton, HEAD, size)
         if len(shape) != 2:
             raise InputError(
-                f"model.pool: {self._model_name!r} outputs {shape[1:]} for an image, not one vector, so it can't give "
-                "head; use another"
+                f"model.pool: {self._model_name!r} outputs {shape[1:]} for an image, not one vector, so it has no "
+                "head; use another pooling"
             )
         self._forms, self.held = [LayerForm(0, 0, None, shape[1])], held_at_once(outputs)
 
     @property
     def forms(self) -> list[LayerForm]:
-        """Return that of the output, which has no tokens."""
+        """Return the form of the output, which has no tokens."""
         return self._forms
 
     def run(self, model: nn.Module, images: Tensor, pool: Pool) -> dict[str, Tensor]:
@@ -59,12 +59,12 @@ class Output(LayerSet):
 
 
 def norm_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int], block: tuple[int, int]) -> int:
-    """Return how many tokens the final norm puts out, after a last block that puts out (T, D).
+    """Return the number of tokens that the final norm outputs, after a last ``block`` that outputs (T, D).
 
-    ``trunk`` comes before the names of layers in the model.
+    ``trunk`` is the prefix of the layers' names in the model.
 
     Raises:
-        InputError: There is no norm over those tokens, and perhaps over tokens that join after the blocks (CaiT, XCiT).
+        InputError: No norm covers these tokens, with or without tokens that join after the blocks (CaiT, XCiT).
     """
     part = skeleton.get_submodule(trunk.rstrip("."))
     if _is_missing(part, NORM):
@@ -81,20 +81,20 @@ def norm_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int],
     shape = _output_shape(name, skeleton, part.get_submodule(NORM), NORM, size)
     if shape not in [(1, block[0] + more, block[1]) for more in (0, joining)]:
         raise InputError(
-            f"model.layers: the final norm of {name!r} puts out {shape[1:]}, its last block {block} (T, D), which is "
+            f"model.layers: the final norm of {name!r} outputs {shape[1:]}, its last block {block} (T, D), which is "
             "not supported; for the normed vector use pool: head"
         )
     return shape[1]
 
 
 def output_meaning(skeleton: Any) -> str:
-    """Return in words what a model itself outputs.
+    """Describe the output of a model in words.
 
     In timm the projection of a CLIP model is its classifier, with as many classes as the embedding has dimensions.
     """
     if not (n_classes := skeleton.num_classes):
         kind = getattr(skeleton, "global_pool", None)
-        how = f" (global_pool: {kind or 'none'})" if isinstance(kind, str) else ""  # of others it is a module
+        how = f" (global_pool: {kind or 'none'})" if isinstance(kind, str) else ""  # in other models it is a module
         return f"embedding: the pooled vector{how}, without a classifier"
     published = get_arch_pretrained_cfgs(skeleton.pretrained_cfg.get("architecture", ""))
     alike = [name for name, config in published.items() if config.num_classes == n_classes]
@@ -110,7 +110,7 @@ def _is_missing(skeleton: nn.Module, part: str) -> bool:
 def _output_shape(
     name: str, skeleton: nn.Module, module: nn.Module, layer: str, size: Sequence[int]
 ) -> tuple[int, ...]:
-    """Return the shape of the output of a layer's module for one image; () if it is no tensor."""
+    """Return the shape of the output of a layer's module for one image; () if it is not a tensor."""
     shapes: list[tuple[int, ...]] = []
 
     def note(output: Any) -> Any:
@@ -120,9 +120,9 @@ def _output_shape(
     try:
         with capture({layer: module}, note, last=layer), torch.no_grad():
             skeleton(torch.empty(1, *size, device="meta"))
-    except Exception as error:  # of any model of timm's
+    except Exception as error:  # a timm model may raise anything
         raise InputError(
-            f"model.name: {name!r} can't compute its {layer} of an image of {[*size]}: {type(error).__name__}: "
+            f"model.name: {name!r} can't compute {layer} for an image of {[*size]}: {type(error).__name__}: "
             f"{one_line(error)}"
         ) from error
     return shapes[0] if shapes else ()

@@ -1,4 +1,4 @@
-"""A timm model before it has weights: what it is called, and how its images are prepared.
+"""A timm model before its weights are loaded: its name, and the preprocessing of its images.
 
 H height, W width.
 """
@@ -13,7 +13,7 @@ import torch
 from pydantic import AfterValidator, Field, TypeAdapter
 from timm.data import resolve_model_data_config
 from torch import nn
-from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import MAX_RECORD_BYTES, read_regular, shorten, validate, validate_json
@@ -23,7 +23,7 @@ MAX_DEPTH, MAX_SIZE = 1000, 2**20  # far more than models have; blocks are made 
 
 
 def is_timm_name(name: str) -> bool:
-    """Return whether timm has an architecture, or trained weights, of this name; an address or a path is none."""
+    """Return whether timm has an architecture or trained weights of this name, which is no address or path."""
     architecture, _, tag = name.partition(".")
     return timm.is_model(architecture) and (not tag or timm.is_model_pretrained(name))
 
@@ -34,7 +34,7 @@ def create_skeleton(timm_name: str, model_name: str, options: dict[str, Any], mo
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return timm.create_model(timm_name, pretrained=False, **options).eval()
-    except Exception as error:  # timm asserts, and its models raise what they like
+    except Exception as error:  # timm asserts, and its models may raise anything
         if ":" in model_name or is_timm_name(model_name):
             what = f"{model_name!r} with {options}"
             raise InputError(f"model.name, model.options: timm can't build {what}: {one_line(error)}") from None
@@ -43,7 +43,7 @@ def create_skeleton(timm_name: str, model_name: str, options: dict[str, Any], mo
 
 
 def check_config(file: Path) -> None:
-    """Check that the configuration of a local model is of a size that can be built."""
+    """Check that a local model is small enough to be built."""
     what = f"model.name: {file}"
     try:
         settings = validate_json(_CONFIG, read_regular(file, MAX_RECORD_BYTES), what).get("model_args", {})
@@ -53,7 +53,7 @@ def check_config(file: Path) -> None:
         most = MAX_DEPTH if name == "depth" else MAX_SIZE
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and abs(number) > most:
-                raise InputError(f"{what}: model_args.{shorten(name)} is {shorten(value)}; {most:,} is possible")
+                raise InputError(f"{what}: model_args.{shorten(name)} is {shorten(value)}; the maximum is {most:,}")
 
 
 class _Config(TypedDict, total=False):
@@ -69,13 +69,13 @@ def preprocessing_of(skeleton: nn.Module, options: dict[str, Any]) -> dict[str, 
     sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, list | tuple) else None
     config = resolve_model_data_config(skeleton, args={"input_size": (3, *sides)} if sides else {})
     if config["input_size"][0] != 3:
-        raise InputError(f"model.name: the model takes images of {config['input_size'][0]} channels; here they are RGB")
+        raise InputError(f"model.name: the model takes images of {config['input_size'][0]} channels, not RGB")
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 
 
 def _of_rgb(size: list[int]) -> list[int]:
     if size[0] != 3:
-        raise ValueError(f"must be [3, H, W], as images here are RGB, not {size}")
+        raise ValueError(f"must be [3, H, W] for RGB images, not {size}")
     return size
 
 
@@ -86,7 +86,7 @@ _Three = Field(min_length=3, max_length=3)
 
 
 class _Preprocessing(TypedDict, total=False):
-    """Settings of timm's evaluation transform that can be given instead of the model's own."""
+    """Settings of timm's evaluation transform that can replace the model's own."""
 
     crop_pct: Annotated[float, Field(ge=0.1, le=1)]  # at 0.01, each image would be enlarged to 10,000 times its area
     crop_mode: Literal["center", "squash", "border"]
@@ -100,8 +100,8 @@ _PREPROCESSING: TypeAdapter[Any] = TypeAdapter(_Preprocessing)
 
 
 def check_preprocessing(given: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return settings of preprocessing that timm's evaluation transform takes; else InputError names ``what``."""
+    """Return the settings for timm's evaluation transform; raise InputError, which names ``what``, if one is wrong."""
     if unknown := [shorten(key) for key in given if key not in _Preprocessing.__annotations__]:
-        raise InputError(f"{what}: {name_some(unknown)}: must be of {', '.join(_Preprocessing.__annotations__)}")
+        raise InputError(f"{what}: {name_some(unknown)}: must be one of {', '.join(_Preprocessing.__annotations__)}")
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     return {**validate(_PREPROCESSING, plain, what)}

@@ -1,6 +1,6 @@
-"""What all extractors share: settings from models.yml, weights, and a batch that may not fit.
+"""The base of all extractors: settings from models.yml, weights, and batches that do not fit in memory.
 
-B batch, P poolings, W numbers of a row: those of all its layers, one layer after the other.
+B batch, P poolings, W numbers of a row: all its layers, one after the other.
 """
 
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor(LightningModule):
-    """What ``lit-extract predict`` runs; its data module is connected to its preprocessing."""
+    """A model that ``lit-extract predict`` runs; the data module uses its preprocessing."""
 
     preprocessing: dict[str, Any]
     inputs: Sequence[str] = ()  # keys of a batch that are needed on the device
@@ -41,33 +41,33 @@ class Predictor(LightningModule):
 class Extractor(Predictor):
     """A backbone, hooks on its layers, and pooling.
 
-    Constructors read configurations only and refuse wrong settings; weights are loaded in
-    ``configure_model``, when a run starts.
+    Constructors only read configurations and refuse wrong settings; weights are loaded in ``configure_model``, when a
+    run starts.
     """
 
     kind: ClassVar[str]
-    copies_while_loading: ClassVar[int] = 0  # of the weights, float32, on the host; 0: they go from file to device
-    checkpoint_on_hub: ClassVar[bool] = False  # a checkpoint can be a repository
+    copies_while_loading: ClassVar[int] = 0  # float32 copies of the weights on the host; 0: they go from file to device
+    checkpoint_on_hub: ClassVar[bool] = False  # a checkpoint may be a repository
     rows_a_pass: ClassVar[int | None] = None  # None: a whole batch
-    rows_a_pass_on_cpu: ClassVar[int | None] = None  # more of them do not fit the caches; None: a whole batch
-    constant_bytes: int = 0  # that a pass holds however few its rows are
-    file_suffix: str = ""  # what the model adds to the name of a features file
+    rows_a_pass_on_cpu: ClassVar[int | None] = None  # more do not fit in the caches; None: a whole batch
+    constant_bytes: int = 0  # held by a pass, however few its rows are
+    file_suffix: str = ""  # added to the name of a features file
     extras: Mapping[str, str] = MappingProxyType({})  # per-row outputs besides the features, with their dtype
 
-    notes: Mapping[str, str] = MappingProxyType({})  # further ones for the metadata of the features
+    notes: Mapping[str, str] = MappingProxyType({})  # for the metadata of the features
 
     # set by the constructors of the subclasses
     layers: list[str]
-    layer_shapes: list[tuple[int, ...]]  # of one row in each layer, whichever the pooling: as (768,)
+    layer_shapes: list[tuple[int, ...]]  # of one row in each layer, with any pooling, such as (768,)
     pools: Sequence[str]
     dtype_written: str  # of the features
-    makes_files: bool = True  # out of the store when all rows are done, unless the user says otherwise
+    makes_files: bool = True  # from the store when all rows are done, unless the user decides otherwise
     num_params: int
 
-    # of those whose weights may stay on disk
-    stream: bool | None = False  # None: when they do not fit the memory
-    block_params: Sequence[int] = ()  # parameters of each block; none: they can't be streamed
-    streamed: StreamedBlocks | None = None  # once the model is loaded
+    # for models whose weights may stay on disk
+    stream: bool | None = False  # None: if the weights do not fit in memory
+    block_params: Sequence[int] = ()  # parameters of each block; empty: the blocks can't be streamed
+    streamed: StreamedBlocks | None = None  # set when the model is loaded
     _is_streamed: bool | None = None
 
     def __init__(
@@ -90,12 +90,12 @@ class Extractor(Predictor):
         self.model_name, self.untrained, self.seed = own_name(name), untrained, seed
         self.checkpoint, self.revision = checkpoint, revision
         if entry and not checkpoint:
-            # A revision is one of a repository: one that is given leaves no use for local weights of the entry.
+            # A revision belongs to a repository: if one is given, local weights of the entry are not used.
             is_local = not self.checkpoint_on_hub or (entry.checkpoint and Path(entry.checkpoint).exists())
             self.checkpoint = None if revision and is_local else entry.checkpoint
             self.revision = revision or entry.revision
         self.options: dict[str, Any] = {**(entry.options if entry else {}), **(options or {})}
-        self._largest_batch: int | None = None  # rows of which a forward pass fitted the device's memory
+        self._largest_batch: int | None = None  # most rows that fitted in the device's memory in one forward pass
         self._batches_at_once: int | None = None
 
     @abstractmethod
@@ -104,42 +104,42 @@ class Extractor(Predictor):
 
     @property
     def n_numbers(self) -> int:
-        """Return how many numbers a row has in all layers."""
+        """Return the number of values in all layers of a row."""
         return sum(map(math.prod, self.layer_shapes))
 
     @property
     def row_bytes(self) -> int:
-        """Return the bytes of a row of one pooling when it is written."""
+        """Return the bytes that one pooling of a row takes when it is written."""
         return self.n_numbers * NUMBER_BYTES[self.dtype_written]
 
     def take_longest(self, n_tokens: int | None) -> None:
-        """Take how many tokens the longest caption of the dataset has, 0 of images, None of several captions a row."""
+        """Take the length of the longest caption in tokens: 0 for images, None if a row may have several captions."""
 
     @abstractmethod
     def numbers_a_row(self, n_tokens: int) -> int:
-        """Estimate how many numbers of a row a forward pass holds at once; images have tokens of their own."""
+        """Estimate the numbers that a forward pass holds at once for a row; for images, ``n_tokens`` is not used."""
 
     @abstractmethod
     def input_bytes(self, n_tokens: int) -> int:
         """Return the bytes of a row's inputs."""
 
     def numbers_between_blocks(self, n_tokens: int) -> int:
-        """Estimate how many numbers a row holds while it waits for the next block; as :meth:`numbers_a_row`."""
+        """Estimate the numbers that a row holds while it waits for the next block, as in :meth:`numbers_a_row`."""
         raise NotImplementedError
 
     def tokens_a_row(self, n_tokens: int) -> int:
-        """Return how many tokens go through a block, of a row whose input has ``n_tokens`` of ours."""
+        """Return the number of tokens that go through a block for a row with ``n_tokens`` input tokens."""
         return n_tokens
 
     def note_blocks(self, blocks: Iterable[nn.Module]) -> None:
-        """Note the sizes of a model's blocks, which may be streamed then."""
+        """Note the sizes of a model's blocks, so they can be streamed."""
         self.block_params = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
 
     def is_streamed(self, trainer: Trainer | None) -> bool:
-        """Return whether the blocks come from disk in this process; the first answer is kept.
+        """Return whether the blocks are streamed from disk in this process; the first answer is kept.
 
         Raises:
-            InputError: They can't, or there is too little memory for that too.
+            InputError: The blocks can't be streamed, or do not fit in memory even then.
         """
         if self._is_streamed is None:
             dtype, device, sharing = where_it_runs(trainer)
@@ -152,7 +152,7 @@ class Extractor(Predictor):
         return self._is_streamed
 
     def pass_rows(self, trainer: Trainer, n_tokens: int) -> int | None:
-        """Return how many rows go through streamed blocks together, of so many tokens of ours; None: not streamed."""
+        """Return how many rows of ``n_tokens`` pass streamed blocks together; None if the model is not streamed."""
         if not self.is_streamed(trainer):
             return None
         dtype, device, sharing = where_it_runs(trainer)
@@ -165,7 +165,7 @@ class Extractor(Predictor):
         """The backbone with its weights, once it is loaded."""
 
     def loaded_backbone(self, trainer: Trainer) -> nn.Module:
-        """Return the backbone with weights as a run of this Trainer has them, loaded now if that was not done."""
+        """Return the backbone with weights in the Trainer's precision; load it if that was not done."""
         if self.loaded is None:
             self.trainer = trainer
             self.configure_model()
@@ -175,11 +175,11 @@ class Extractor(Predictor):
 
     @abstractmethod
     def weights_source(self) -> tuple[str, Sequence[str]]:
-        """Return the repository on the hub, and files of which its cache has one."""
+        """Return the repository on the hub, and files of which a cached repository has at least one."""
 
     @abstractmethod
     def local_checkpoint(self) -> str | None:
-        """Return the file or folder of local weights, if that is where they come from."""
+        """Return the file or folder of local weights; None if the weights come from the hub."""
 
     @cached_property
     def commit(self) -> str:
@@ -190,7 +190,7 @@ class Extractor(Predictor):
     def use_commit_of(self, recorded: Mapping[str, Any]) -> None:
         """Use the commit that an earlier run recorded, when no revision is given.
 
-        A commit to the model's card changes what the main branch stands for, but not the weights.
+        A commit that only changes the model card moves the main branch, but not the weights.
 
         Args:
             recorded: Provenance of the run to resume; may be empty.
@@ -202,7 +202,7 @@ class Extractor(Predictor):
                 self.commit = str(commit)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the model changes the numbers."""
+        """Return everything about the model that determines the numbers."""
         known: dict[str, Any] = {"model": self.model_name, "options": self.options, "layers": self.layers}
         known |= {"dtype": self.dtype_written} if self.dtype_written != FLOAT32 else {}
         if self.untrained:
@@ -212,7 +212,7 @@ class Extractor(Predictor):
         return {**known, "weights": f"hub:{self.weights_source()[0]}", "revision": self.commit}
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Any:
-        """Return pooled activations of a batch, or of each of several that go through streamed blocks together.
+        """Return the pooled activations of a batch, or of each of several batches that pass streamed blocks together.
 
         Args:
             batch: ``index`` (B,) and ``bad`` (B,) on the host, and the ``inputs`` of this extractor on the device; or a
@@ -220,9 +220,9 @@ class Extractor(Predictor):
             batch_idx: Not used; the index travels in the batch.
 
         Returns:
-            On the host: ``index`` (B,), ``feats`` with (B, W) for each pooling, of the data type in which they are
-            written, ``bad`` (B,), the extras (B,), and ``arrived``: from a GPU, an event to wait for before any of the
-            others is read; else None. Of several batches, a list of these.
+            On the host: ``index`` (B,), ``feats`` with (B, W) for each pooling, in the data type of the written
+            features, ``bad`` (B,), the extras (B,), and ``arrived``: from a GPU, an event to wait for before reading
+            any of the others; else None. For several batches, a list of these.
         """
         batches = batch if isinstance(batch, list) else [batch]
         # backbones make tensors of the default type, which bf16-true sets to bf16
@@ -246,8 +246,8 @@ class Extractor(Predictor):
     def compute(self, batches: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Return :meth:`activations` of each batch of inputs.
 
-        Large batches are computed in parts, and fewer batches at once where blocks are streamed, when the device is out
-        of memory; what fitted is remembered.
+        When the device is out of memory, a large batch is computed in parts, and fewer batches pass streamed blocks at
+        once; the size that fitted is remembered.
         """
         at_once = self._batches_at_once or len(batches)
         if at_once < len(batches):
@@ -266,7 +266,7 @@ class Extractor(Predictor):
             torch.cuda.empty_cache()
         if self._largest_batch is None and self._batches_at_once is None:
             logger.warning(
-                f"{sum(len(inputs[self.inputs[0]]) for inputs in batches)} rows do not fit the device's memory; "
+                f"{sum(len(inputs[self.inputs[0]]) for inputs in batches)} rows do not fit in the device's memory; "
                 "continuing with fewer at once (a smaller batch size avoids this)"
             )
         if len(batches) > 1:
@@ -276,7 +276,7 @@ class Extractor(Predictor):
         return self.compute(batches)
 
     def _compute_in_parts(self, batches: Sequence[dict[str, Tensor]], limit: int) -> list[dict[str, Tensor]]:
-        """Return activations of each batch of inputs, of no more than ``limit`` rows in a forward pass."""
+        """Return the activations of each batch of inputs, with at most ``limit`` rows per forward pass."""
         counts = [-(-len(inputs[self.inputs[0]]) // limit) for inputs in batches]
         calls = [
             partial(self.activations, {name: tensor[k * limit : (k + 1) * limit] for name, tensor in inputs.items()})
@@ -294,9 +294,9 @@ class Extractor(Predictor):
 
 
 def by_row(outputs: dict[str, Tensor], row_of: Tensor) -> dict[str, Tensor]:
-    """Put together what several inputs of a row gave: means of numbers that are not NaN, and sums of counts.
+    """Combine the outputs of several inputs of a row: means of numbers that are not NaN, and sums of counts.
 
-    Outputs have an item for each of C inputs, whose rows are ``row_of`` (C,), in ascending order and none left out.
+    Outputs have one item for each of C inputs; ``row_of`` (C,) gives their rows, in ascending order without gaps.
     """
     sizes = torch.bincount(row_of).tolist()
 
@@ -311,11 +311,11 @@ def by_row(outputs: dict[str, Tensor], row_of: Tensor) -> dict[str, Tensor]:
 def check_seed(seed: int) -> None:
     """Raise InputError unless torch takes a seed."""
     if not -(2**63) <= seed < 2**63:
-        raise InputError(f"model.seed: {shorten(seed)} must be an integer of 64 bits")
+        raise InputError(f"model.seed: {shorten(seed)} must be a 64-bit integer")
 
 
 def _to_host(outputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
-    """Send outputs to the host while the device computes the next batch; return them, and an event of their arrival."""
+    """Send outputs to the host while the device computes on; return them, and an event that marks their arrival."""
     if not any(output.is_cuda for output in outputs.values()):
         return {name: output.cpu() for name, output in outputs.items()}, None
     host = {name: output.to("cpu", non_blocking=True) for name, output in outputs.items()}  # into pinned memory

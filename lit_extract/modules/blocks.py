@@ -19,20 +19,20 @@ from lit_extract.modules.selection import NORM, VISION_LAYERS, all_blocks, block
 
 
 class NoBlocks(Exception):  # noqa: N818  (a finding, not an error: other layers may do)
-    """A model is no sequence of blocks that put out tokens of one width; the message says why."""
+    """The model is no sequence of blocks that output tokens of one width; the message gives the reason."""
 
 
 class Blocks(LayerSet):
-    """Tokens of a model's blocks, and of the norm after the last of them.
+    """Tokens of a model's blocks, and of the norm after the last block.
 
     Args:
-        name: The model's.
+        name: Name of the model.
         skeleton: The model on the meta device.
-        layers: What was asked for.
-        size: (3, H, W) of its own images.
+        layers: The requested layers.
+        size: Size (3, H, W) of its own images.
 
     Raises:
-        NoBlocks: It has none that are layers.
+        NoBlocks: The model has no blocks that can be layers.
     """
 
     def __init__(self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: list[int]) -> None:
@@ -54,7 +54,7 @@ class Blocks(LayerSet):
         self._allow_pools(trunk, prefix)
 
     def _patches_of(self, n_patches: int, size: Sequence[int]) -> None:
-        """Note the patches of images of some size (3, H, W): as many in each layer."""
+        """Note the number of patches in every layer, for images of some size (3, H, W)."""
         self.n_patches, self._columns = n_patches, columns_of(n_patches, size)
 
     @property
@@ -66,8 +66,8 @@ class Blocks(LayerSet):
         return LayerForm(n_prefix, self.n_patches, self._columns, self._width)
 
     def _allow_pools(self, trunk: Any, of_blocks: list[int]) -> None:
-        """Note the poolings, from the tokens before the patches in each block and in each wanted layer."""
-        embeddings = getattr(trunk, "embeds", trunk)  # where NaFlexViT has it
+        """Note the possible poolings, given the tokens before the patches in each block and each wanted layer."""
+        embeddings = getattr(trunk, "embeds", trunk)  # NaFlexViT has it there
         of_layers = self.n_prefix.values()
         has_class_token = all(of_layers) and getattr(embeddings, "cls_token", None) is not None
         known = VISION_POOLINGS if self._columns is None else [*VISION_POOLINGS, GRID]
@@ -76,21 +76,21 @@ class Blocks(LayerSet):
         if any(of_blocks) and not all(of_layers):
             self.why_no_others += f" before blocks.{of_blocks.count(0)}"
         elif getattr(trunk, "attn_pool", None) is not None:
-            self.why_no_others += " (its own pooling is by attention: head)"
+            self.why_no_others += " (it pools by attention; its output is head)"
 
     def blocks_of(self, model: nn.Module) -> Sequence[nn.Module]:
         """Return all of the blocks."""
         return [model.get_submodule(f"{self._trunk}{block}") for block in all_blocks(self._n_blocks)]
 
     def measure(self, skeleton: nn.Module, size: Sequence[int]) -> None:
-        """Note how many tokens images of another size have; those before the patches stay as many."""
+        """Note the tokens of images of another size; the number of tokens before the patches stays the same."""
         with outputs_noted(skeleton) as outputs:
             tokens, _ = block_tokens(self._model_name, skeleton, self._trunk, size)
         self._patches_of(tokens[-1] - self._last_prefix, size)
         self.held = held_at_once(outputs)
 
     def run(self, model: nn.Module, images: Tensor, pool: Pool) -> dict[str, Tensor]:
-        """Send images through the model as far as its last wanted layer, pooling each layer when it is reached."""
+        """Send images through the model up to its last wanted layer, pooling each layer as it is reached."""
         modules = {layer: model.get_submodule(f"{self._trunk}{layer}") for layer in self.layers}
 
         def keep(tokens: Tensor) -> Tensor:
@@ -102,10 +102,10 @@ class Blocks(LayerSet):
 
 
 def find_trunk(skeleton: nn.Module) -> str:
-    """Return what comes before ``blocks`` in the path of the sequence of blocks: "", or as "encoder.".
+    """Return the prefix of ``blocks`` in the path of the sequence of blocks: "", or for example "encoder.".
 
     Raises:
-        NoBlocks: There is no such sequence, or only those of stages (``stages.0.blocks``), or several.
+        NoBlocks: There is no such sequence, several, or only sequences within stages (``stages.0.blocks``).
     """
     trunks = [
         f"{path}." if path else ""
@@ -122,11 +122,11 @@ def find_trunk(skeleton: nn.Module) -> str:
 
 
 def block_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int]) -> tuple[list[int], int]:
-    """Return the tokens of each block's output, and their width, from a forward pass without data.
+    """Return the number of tokens that each block outputs, and their width, from a forward pass without data.
 
     Raises:
-        NoBlocks: The outputs of the blocks are not one sequence of tokens (B, T, D) each, of one width.
-        InputError: The model does not take images of that size, (3, H, W).
+        NoBlocks: A block outputs something other than tokens (B, T, D), or the widths differ.
+        InputError: The model does not take images of this size (3, H, W).
     """
     blocks = skeleton.get_submodule(f"{trunk}blocks")
     assert isinstance(blocks, nn.Sequential | nn.ModuleList)
@@ -139,8 +139,8 @@ def block_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int]
     try:
         with torch.no_grad():
             skeleton(torch.empty(1, *size, device="meta"))
-    except Exception as error:  # of any model of timm's
-        if len(calls) < len(blocks):  # else it is of what comes after them, which extraction does not reach
+    except Exception as error:  # a timm model may raise anything
+        if len(calls) < len(blocks):  # later, the error comes from a part that extraction does not reach
             raise InputError(
                 f"model.name: {name!r} can't compute an image of {[*size]}: {type(error).__name__}: {one_line(error)}"
             ) from error
@@ -149,12 +149,12 @@ def block_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int]
             handle.remove()
     shapes = [shape for _, shape in calls]
     if any(len(shape) == 0 or shape[0] != 1 for shape in shapes):  # CrossViT: two sequences; TNT: pixels of each patch
-        raise NoBlocks("its blocks do not put out one sequence of tokens for an image")
-    if [k for k, _ in calls] != [*range(len(blocks))]:  # Twins: groups of blocks, of which no group is called
-        raise NoBlocks("its blocks are not called one after the other, each once")
+        raise NoBlocks("its blocks do not output one sequence of tokens for an image")
+    if [k for k, _ in calls] != [*range(len(blocks))]:  # Twins: groups of blocks; the groups are not called
+        raise NoBlocks("its blocks are not called once each, one after the other")
     shown = name_some([" × ".join(map(str, shape[1:])) for shape in dict.fromkeys(shapes)], limit=4)
     if any(len(shape) != 3 for shape in shapes):
-        raise NoBlocks(f"its blocks put out maps, not tokens ({shown})")
+        raise NoBlocks(f"its blocks output maps, not tokens ({shown})")
     if len({shape[2] for shape in shapes}) > 1:
         raise NoBlocks(f"its blocks differ in width ({shown})")
     return [shape[1] for shape in shapes], shapes[0][2]
@@ -163,8 +163,8 @@ def block_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int]
 def prefix_tokens(name: str, trunk: nn.Module, tokens: list[int]) -> list[int]:
     """Return how many tokens come before the patches in each block.
 
-    Some models have a class token that joins only after the blocks (CaiT, XCiT) or between them (ConViT): counted, not
-    assumed.
+    They are counted, because in some models the class token joins only after the blocks (CaiT, XCiT) or between them
+    (ConViT).
     """
     declared = getattr(trunk, "num_prefix_tokens", None)
     stem = getattr(trunk, "patch_embed", None) or getattr(trunk, "stem", None)
@@ -175,8 +175,8 @@ def prefix_tokens(name: str, trunk: nn.Module, tokens: list[int]) -> list[int]:
     if n_prefix != sorted(n_prefix) or not {0, declared or 0}.issuperset(n_prefix) or not n_prefix:
         counts = name_some([str(n_tokens) for n_tokens in dict.fromkeys(tokens)])
         raise InputError(
-            f"model.name: {name!r} does not fit: timm says that it has {n_patches} patches and {declared} tokens "
-            f"before them, but its blocks have {counts} tokens, so that patches can't be told apart; if it is built "
-            "for images of another size, give that size, as in --model.options '{img_size: 224}'"
+            f"model.name: {name!r} is not supported: timm declares {n_patches} patches and {declared} tokens "
+            f"before them, but its blocks have {counts} tokens, so the patches can't be identified; if the model is "
+            "built for images of another size, give that size, as in --model.options '{img_size: 224}'"
         )
     return n_prefix

@@ -1,4 +1,4 @@
-"""What extractors of captions share: poolings of tokens, and rows with as many tokens as the longest caption has.
+"""The base of extractors of captions: poolings of tokens, and rows as long as the longest caption.
 
 B batch, L layers, T tokens, D hidden size, P poolings.
 """
@@ -26,17 +26,17 @@ from lit_extract.storage.layout import N_EXCLUDED, N_SINKS, TOKEN_IDS, Shape
 
 
 class _Mask(NamedTuple):
-    tokens: Tensor  # that a pooling sees, (B, T) bool
+    tokens: Tensor  # the tokens that a pooling includes, (B, T) bool
     full: tuple[int, int]  # their full_columns()
 
 
 class CaptionExtractor(HuggingFaceExtractor):
-    """A model of Transformers that reads captions, as tokens that are padded on the right."""
+    """A model of Transformers that reads captions as tokens, padded on the right."""
 
     parts = "tokenizer"
-    exclude: Sequence[str] = ()  # of EXCLUDED: tokens that poolings leave out
-    sees_all: Sequence[str] = (TOKENS,)  # poolings that leave out none
-    longest: int | None = None  # tokens of a caption of the dataset; None: not known yet
+    exclude: Sequence[str] = ()  # kinds of EXCLUDED tokens that poolings leave out
+    sees_all: Sequence[str] = (TOKENS,)  # poolings that leave out no tokens
+    longest: int | None = None  # tokens of the longest caption; None: not known yet
 
     def shape_rows(self, pools: Sequence[str], token_shapes: Sequence[Shape]) -> None:
         """Take the poolings, and the shape of a token in each layer."""
@@ -53,24 +53,24 @@ class CaptionExtractor(HuggingFaceExtractor):
             self.extras = {**self.extras, N_SINKS: "int32"}
 
     def take_longest(self, n_tokens: int | None) -> None:
-        """Take how many tokens the longest caption has: where all are kept, each row has a place for so many."""
+        """Take the length of the longest caption in tokens; if all tokens are kept, each row is as long."""
         self.longest = n_tokens
         if self.keeps_tokens:
             if n_tokens is None:
                 raise InputError(
-                    "model.pool: tokens of one caption a row can be kept, but data.captions_used is 'all'; use 'first'"
+                    "model.pool: tokens needs one caption per row, but data.captions_used is 'all'; use 'first'"
                 )
             self.layer_shapes = [(n_tokens, width) for _, width in self.layer_shapes]
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the model changes the numbers, with the tokens that are left out, and places of a row."""
+        """Return everything about the model that determines the numbers, such as the tokens that are left out."""
         own: dict[str, Any] = {"longest_caption": self.longest} if self.keeps_tokens else {}
         own |= {"exclude": list(self.exclude)} if self.exclude else {}
         own |= {"sinks_above": SINKS_ABOVE} if SINKS in self.exclude else {}
         return {**super().provenance(), **own}
 
     def masks(self, inputs: Mapping[str, Tensor]) -> dict[str, _Mask]:
-        """Return the tokens that each pooling sees."""
+        """Return the mask of the tokens that each pooling includes."""
         every, some = inputs["attention_mask"].bool(), inputs["pooled"]
         seen = {name: every if name in self.sees_all else some for name in self.pools}
         seen |= {TOKENS: self._fill_up(every)} if self.keeps_tokens else {}
@@ -79,11 +79,11 @@ class CaptionExtractor(HuggingFaceExtractor):
     def pool(self, hidden: Tensor, masks: Mapping[str, _Mask]) -> Tensor:
         """Pool a layer's tokens (B, T, D) into (B, P, W) float32.
 
-        Where sinks are left out, which depends on the layer, each row has a number more: how many these were.
+        If sinks, which depend on the layer, are left out, each row has one more number: the count of its sinks.
         """
         if SINKS not in self.exclude:
             return self._pool(hidden, masks)
-        (mask, _), *_ = masks.values()  # all poolings see the same
+        (mask, _), *_ = masks.values()  # all poolings include the same tokens
         is_sink = find_sinks(hidden, mask)
         kept = mask & ~is_sink
         pooled = self._pool(hidden, dict.fromkeys(masks, _Mask(kept, full_columns(kept))))
@@ -98,11 +98,11 @@ class CaptionExtractor(HuggingFaceExtractor):
         return torch.stack(pooled, dim=1)
 
     def _fill_up(self, by_token: Tensor) -> Tensor:
-        """Return what is known of each token (B, T) with a place for each token of the longest caption."""
+        """Pad values of each token (B, T) to the length of the longest caption."""
         return functional.pad(by_token, (0, (self.longest or by_token.shape[1]) - by_token.shape[1]))
 
     def outputs(self, pooled: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the features (B, P, L·W) of what was pooled of each layer, and the extras (B, …) of all captions."""
+        """Return the features (B, P, L·W) from the pooled layers, and the extras (B, …)."""
         mask, layers = inputs["attention_mask"].bool(), [pooled[layer] for layer in self.layers]
         outputs = {"n_tokens": mask.sum(dim=1)}
         if SINKS in self.exclude:

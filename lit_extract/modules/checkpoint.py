@@ -1,4 +1,4 @@
-"""Checkpoints of vision models: read, taken out of their wrappers, and proven to be what runs."""
+"""Checkpoints of vision models: read them, unwrap them, and check that they are what runs."""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,27 +15,27 @@ from lit_extract.modules.pooling import HEAD
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
-# Parts that serve pretraining only, or come after the blocks: a model without a place for them loses nothing, unless
-# it is asked for what they are for.
+# Parts for pretraining only, or after the blocks: a model without a place for them loses nothing, unless a layer needs
+# them.
 _OF_PRETRAINING = {"mask_token"}
 _AFTER_BLOCKS = {"head", "head_dist", "fc", "fc_norm", "norm", "attn_pool"}
-_STATISTICS = ("running_mean", "running_var")  # of batch norm, which has no gradients for them
+_STATISTICS = ("running_mean", "running_var")  # of batch norm; no gradients reach them
 
 
 @dataclass
 class Loaded:
-    """What a library did with the weights that it was given."""
+    """Report of how a library loaded weights."""
 
     happened: bool = False
-    missing: list[str] = field(default_factory=list)  # parameters and buffers of the model that the weights do not have
-    unexpected: list[str] = field(default_factory=list)  # weights that the model has no place for
+    missing: list[str] = field(default_factory=list)  # parameters and buffers of the model that are not in the weights
+    unexpected: list[str] = field(default_factory=list)  # weights without a place in the model
 
 
 @contextmanager
 def loading_noted() -> Iterator[Loaded]:
-    """Note what each ``load_state_dict`` leaves out, whichever library calls it and however strictly.
+    """Note the tensors that each ``load_state_dict`` leaves out, whichever library calls it, strict or not.
 
-    Timm stops being strict when ``num_classes`` differs from the published one, and returns no report.
+    timm is not strict when ``num_classes`` differs from the published number, and returns no report.
     Each tensor that is not missing was copied by name, and its shape was checked.
     """
     original, loaded = nn.Module.load_state_dict, Loaded()
@@ -54,10 +54,10 @@ def loading_noted() -> Iterator[Loaded]:
 
 
 def read_weights(file: str) -> Any:
-    """Return the content of a checkpoint, which is not trusted.
+    """Return the content of an untrusted checkpoint.
 
     Raises:
-        InputError: It can't be read, or is a pickle of more than tensors and plain values.
+        InputError: The file can't be read, or is a pickle of more than tensors and plain values.
     """
     try:
         if Path(file).suffix == ".safetensors":
@@ -66,18 +66,18 @@ def read_weights(file: str) -> Any:
             return load_file(file)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the settings that timm and others save
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the disk, the format, and of pickles that want more
+    except Exception as error:  # raised by the disk, the format, and pickles of other objects
         raise InputError(
-            f"model.checkpoint: {file!r} can't be read as weights alone: {one_line(error)}; save its state dict as "
+            f"model.checkpoint: {file!r} can't be read as weights: {one_line(error)}; save its state dict as "
             "safetensors"
         ) from error
 
 
 def unwrap(content: Any, own: set[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Take weights out of what training programs wrap them in.
+    """Take weights out of the wrappers of training programs.
 
     Returns:
-        The weights, and the wrappers that were removed, the outermost first.
+        The weights, and the removed wrappers, the outermost first.
     """
     removed: list[str] = []
     while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
@@ -88,7 +88,7 @@ def unwrap(content: Any, own: set[str]) -> tuple[dict[str, Tensor], list[str]]:
         removed.append(name)
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor)} if content else {}
     if not weights:
-        raise InputError(f"model.checkpoint: no weights in it; looked for tensors, also in {', '.join(WRAPPERS)}")
+        raise InputError(f"model.checkpoint: no weights found; looked for tensors, also in {', '.join(WRAPPERS)}")
     prefixes = _best_prefixes(weights, own)
     for prefix in prefixes:
         weights = _without(weights, prefix)
@@ -96,12 +96,12 @@ def unwrap(content: Any, own: set[str]) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _without(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the part of a wrapping module that is under this prefix; its siblings are not the model's."""
+    """Return the weights under this prefix; the other parts of the wrapping module do not belong to the model."""
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
-    """Return the prefixes under which most of the model's names are found; none unless removing them finds more."""
+    """Return the prefixes whose removal matches most of the model's names; none if it matches no more than before."""
     best: list[str] = []
     most = len(own & weights.keys())
     for prefix in PREFIXES:
@@ -116,7 +116,7 @@ def _best_prefixes(weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
 
 
 def tensors_behind(skeleton: nn.Module, run: Callable[[], Iterable[Tensor]]) -> set[str]:
-    """Return the names of the parameters and buffers on which layers depend: those that a gradient reaches.
+    """Return the names of the parameters and buffers that layers depend on, found by their gradients.
 
     The skeleton is on the meta device, and ``run`` sends an image through it and returns its layers.
     """
@@ -134,7 +134,7 @@ def tensors_behind(skeleton: nn.Module, run: Callable[[], Iterable[Tensor]]) -> 
 
 
 def refuse_random(source: str, random: Mapping[str, str], is_needed: Callable[[str], bool]) -> None:
-    """Raise InputError if parameters that are needed did not come from a checkpoint, each for its reason."""
+    """Raise InputError if needed parameters did not come from a checkpoint; ``random`` has their names and reasons."""
     if missing := [f"{name} ({reason})" for name, reason in sorted(random.items()) if is_needed(name)]:
         raise InputError(
             f"model.checkpoint: {source!r} has no weights {name_some(missing)}, which would be random; give a "
@@ -143,7 +143,7 @@ def refuse_random(source: str, random: Mapping[str, str], is_needed: Callable[[s
 
 
 def check_loaded(loaded: Loaded, needed: set[str], layers: list[str], source: str, model: str) -> None:
-    """Raise InputError unless all that the layers need came from the weights, and nothing of them was left over."""
+    """Raise InputError unless the weights have everything that the layers need, and nothing else."""
     if not loaded.happened:
         raise InputError(f"model.checkpoint: nothing was loaded from {source!r} for {model!r}")
     if missing := [name for name in loaded.missing if name in needed]:
@@ -152,7 +152,7 @@ def check_loaded(loaded: Loaded, needed: set[str], layers: list[str], source: st
             f"model.checkpoint: {source!r} does not fit {model!r}: it has no {name_some(missing)}, which the layers "
             f"need{instead}; check model.name and model.options"
         )
-    unused = set() if HEAD in layers else _AFTER_BLOCKS - {*layers}  # of these, norm is a layer
+    unused = set() if HEAD in layers else _AFTER_BLOCKS - {*layers}  # norm may be a requested layer
     not_needed = _parts(loaded.missing) - _parts(needed)
     kept_out = not_needed | _OF_PRETRAINING | unused
     unknown = [
@@ -168,5 +168,5 @@ def check_loaded(loaded: Loaded, needed: set[str], layers: list[str], source: st
 
 
 def _parts(names: Iterable[str]) -> set[str]:
-    """Return the parts of a model that tensors are in, the first of their names' components."""
+    """Return the parts of a model that contain these tensors: the first components of their names."""
     return {name.partition(".")[0] for name in names}

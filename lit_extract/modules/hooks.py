@@ -1,4 +1,4 @@
-"""Forward hooks that come and go with one forward pass."""
+"""Forward hooks that exist for one forward pass."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class _LastLayerReached(Exception):  # noqa: N818  (control flow, not an error)
-    """Ends the forward pass; only ever seen by :func:`capture`."""
+    """End of the forward pass; :func:`capture` catches it."""
 
 
 @contextmanager
@@ -22,17 +22,15 @@ def capture(
 ) -> Iterator[dict[str, Tensor]]:
     """Collect ``pool(output)`` of named modules during the forward pass in the ``with`` block.
 
-    Other passes that are on their way at the same time, in coroutines of their own, are not collected. Pooling runs
-    inside the hook, so that no more than one layer's tokens are in memory. Hooks are removed at the end of the block,
-    whatever happens in it.
+    Concurrent passes in other coroutines are not collected. Pooling runs inside the hook, so the tokens of only one
+    layer are in memory. Hooks are removed at the end of the block, whatever happens in it.
 
     Args:
         layers: Module of each layer to capture, by the layer's name.
-        pool: From a layer's output, (B, T, D), to what is kept.
-        last: The layer after which the forward pass stops, leaving the ``with`` block; the layers
-            after it, the final norm and the head are then never computed.
-        entrances: Modules of which the input is captured instead, as the embeddings before the first
-            block.
+        pool: Function from a layer's output (B, T, D) to the kept tensor.
+        last: The layer after which the forward pass stops, leaving the ``with`` block; later layers, the final norm and
+            the head are then not computed.
+        entrances: Modules whose input is captured instead, such as the first block for the embeddings.
 
     Yields:
         A dict that fills up with the pooled outputs, by layer name.

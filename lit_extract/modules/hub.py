@@ -1,4 +1,4 @@
-"""Find the commit on the Hugging Face hub that a name stands for. No torch here."""
+"""Find the commit of a repository on the Hugging Face hub. No torch here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ COMMIT = "[0-9a-f]{40}"
 
 
 def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> str:
-    """Return the commit that a revision stands for, from the hub, else from the local cache.
+    """Return the commit of a revision, from the hub, else from the local cache.
 
-    The revision is a branch, tag or commit, by default the main branch. If the cache has the repository, it has one of
-    the ``files``.
+    The revision is a branch, tag or commit, by default the main branch. A cache with one of the ``files`` has the
+    repository.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -27,11 +27,11 @@ def hub_commit(repository: str, revision: str | None, files: Sequence[str]) -> s
         try:
             cached = try_to_load_from_cache(repository, name, revision=revision)
         except HFValidationError as error:
-            raise InputError(f"model.name: {repository!r} can't be a name on the hub: {one_line(error)}") from None
+            raise InputError(f"model.name: {repository!r} is not a valid name on the hub: {one_line(error)}") from None
         if isinstance(cached, str):
             return Path(cached).parent.name
     raise InputError(
-        f"model.name: {repository!r} (revision {revision or 'main'}) can't be had from the hub and is not in its "
-        "cache; check the name; without a network, give --model.checkpoint; of a gated model, accept the conditions "
+        f"model.name: {repository!r} (revision {revision or 'main'}) can't be downloaded, and is not in the hub's "
+        "cache; check the name; without a network, give --model.checkpoint; for a gated model, accept the conditions "
         f"on its page and log in with hf auth login ({reason})"
     )

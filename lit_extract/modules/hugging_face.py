@@ -1,4 +1,4 @@
-"""What extractors of models of Transformers share: configuration, weights, and the commit on the hub of both."""
+"""The base of extractors of Transformers models: configuration, weights, and their commit on the hub."""
 
 import os
 from abc import abstractmethod
@@ -27,13 +27,13 @@ from lit_extract.storage.layout import FLOAT32
 class HuggingFaceExtractor(Extractor):
     """A model of Transformers, from the hub or a local folder.
 
-    The constructor reads the model's configuration only; weights are loaded in :meth:`configure_model`,
+    The constructor only reads the model's configuration; weights are loaded in :meth:`configure_model`,
     straight to the device and in the run's precision.
     """
 
     checkpoint_on_hub = True
-    auto_class: str  # of Transformers, which makes the model
-    parts: ClassVar[str]  # what a local folder has besides the configuration and the weights
+    auto_class: str  # class of Transformers that creates the model
+    parts: ClassVar[str]  # in a local folder besides the configuration and the weights
 
     def __init__(
         self,
@@ -54,15 +54,15 @@ class HuggingFaceExtractor(Extractor):
 
     @abstractmethod
     def check_loaded(self, model: Any, random: dict[str, str]) -> None:
-        """Refuse a model that does not work, or whose layers depend on ``random`` parameters (name: reason)."""
+        """Refuse a model that fails, or whose layers depend on ``random`` parameters (name: reason)."""
 
     @abstractmethod
     def use_revision(self, commit: str) -> None:
-        """Take what the data need of the model, such as its tokenizer, from a commit on the hub."""
+        """Take the parts of the model that the data need, such as the tokenizer, from a commit on the hub."""
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the model changes the numbers."""
-        own = {} if self.local_checkpoint() else {"source": self.source}  # the same weights elsewhere are the same
+        """Return everything about the model that determines the numbers."""
+        own = {} if self.local_checkpoint() else {"source": self.source}  # moved weights are the same weights
         if self.untrained:
             own["config_sha256"] = config_sha256(self.config)
         return {**super().provenance(), **own}
@@ -71,7 +71,7 @@ class HuggingFaceExtractor(Extractor):
         """Use the commit of an earlier run, if its configuration is the one that was read.
 
         Raises:
-            InputError: It is another; or code of that commit would run, and only a file asks for it.
+            InputError: The configurations differ; or code of that commit would run, on the word of a file alone.
         """
         latest = self.commit if "revision" in self._from else None
         super().use_commit_of(recorded)
@@ -79,21 +79,21 @@ class HuggingFaceExtractor(Extractor):
             return
         if self._from["trust_remote_code"]:
             raise InputError(
-                f"model.trust_remote_code: the features to resume are of commit {self.commit}, whose code would "
+                f"model.trust_remote_code: the features to resume are from commit {self.commit}, whose code would "
                 f"run; if you trust it, pass --model.revision {self.commit}"
             )
         self._from["revision"] = self.commit
         if config_sha256(self.load_config()) != config_sha256(self.config):
             raise InputError(
                 f"model.revision: the configuration of {self.source!r} has changed since the run to resume, "
-                f"which is of {self.commit}; resume it with --model.revision {self.commit}"
+                f"which used {self.commit}; resume it with --model.revision {self.commit}"
             )
         self.use_revision(self.commit)
 
     def configure_model(self) -> None:
         """Load the weights, once, onto the device and in the run's precision.
 
-        Lightning, which would cast rotary frequencies to bf16 with all else, does not see the model.
+        The model is hidden from Lightning, which would cast everything to bf16, rotary frequencies included.
         """
         if self._model:
             return
@@ -105,20 +105,20 @@ class HuggingFaceExtractor(Extractor):
                 model, random = load(dtype, device)
             except InputError:
                 raise
-            except Exception as error:  # of the hub, the network, the disk and the format
+            except Exception as error:  # raised by the hub, the network, the disk and the format
                 raise self.unavailable(error) from error
         model.eval().requires_grad_(False)
         self.check_loaded(model, random)
         self._model.append(model)
 
     def _load(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, str]]:
-        """Return the model, and those of its parameters that are random although they should not be."""
+        """Return the model, and the parameters that are random although they should not be."""
         if self.untrained:
             return create_random(self.config, self.settings, self.seed, dtype, device, self.auto_class), {}
         return load_pretrained(self.source, self.settings, dtype, device, self.auto_class)
 
     def _load_streamed(self, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, str]]:
-        """Return the model with all but its blocks in memory, and its random parameters, as :meth:`_load`."""
+        """Return the model, with its blocks on disk, and its random parameters, as :meth:`_load` does."""
         random: dict[str, str] = {}
         if self.untrained:
             model, places = create_streamed(
@@ -145,7 +145,7 @@ class HuggingFaceExtractor(Extractor):
         return self._model[0] if self._model else None
 
     def local_checkpoint(self) -> str | None:
-        """Return the folder, when the weights are local."""
+        """Return the folder of local weights; None if they come from the hub."""
         return self.source if os.path.exists(self.source) else None  # noqa: PTH110 (Path's raises if it is too long)
 
     def weights_source(self) -> tuple[str, Sequence[str]]:
@@ -154,12 +154,12 @@ class HuggingFaceExtractor(Extractor):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the arguments of from_pretrained as they are now: options may have got another attention."""
+        """Return the current arguments of from_pretrained; the constructor may have changed the attention."""
         known = (*self._from, "attn_implementation")
         return {**self._from, **{name: value for name, value in self.options.items() if name in known}}
 
     def load_config(self) -> Any:
-        """Return the configuration; options that neither it nor loading weights takes become ``other_options``."""
+        """Return the configuration; options for neither the configuration nor the weights become ``other_options``."""
         from transformers import AutoConfig
 
         if local := self.local_checkpoint():
@@ -168,16 +168,16 @@ class HuggingFaceExtractor(Extractor):
             self._from.setdefault("revision", self.commit)
         try:
             config, unused = AutoConfig.from_pretrained(self.source, return_unused_kwargs=True, **self._from)
-        except Exception as error:  # of the hub, the network, the disk and the format
+        except Exception as error:  # raised by the hub, the network, the disk and the format
             raise self.unavailable(error) from error
         self._from, self.other_options = split_options(self._from, unused)
         return config
 
     def unavailable(self, error: Exception) -> InputError:
-        """Return the error for whatever Transformers raises in loading."""
+        """Return the error for anything that Transformers raises while loading."""
         if self.local_checkpoint():
             what = f"a local folder needs config.json, the weights and the {self.parts} in Transformers format"
         else:
-            what = "of a gated model, accept the conditions on its page and log in with hf auth login"
+            what = "for a gated model, accept the conditions on its page and log in with hf auth login"
         reason = f"{type(error).__name__}: {one_line(error)}"
         return InputError(f"model.name: {self.model_name!r} can't be loaded from {self.source!r}: {what} ({reason})")

@@ -36,36 +36,38 @@ LOGITS_BYTES = 256 * 2**20
 class LanguageExtractor(CaptionExtractor):
     """Pooled activations of a causal language model's blocks.
 
-    The constructor reads the model's configuration only; weights are loaded in :meth:`configure_model`,
+    The constructor only reads the model's configuration; weights are loaded in :meth:`configure_model`,
     straight to the device and in the run's precision.
 
     Args:
-        name: The model on the Hugging Face hub, such as "bigscience/bloomz-560m", or a local folder of the same format.
-        untrained: Random weights (the architecture's own initialisation) instead of trained ones.
+        name: The model on the Hugging Face hub, such as "bigscience/bloomz-560m", or a local folder in the same format.
+        untrained: Use random weights (the architecture's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called name; for
-            an untrained model, its configuration and tokenizer.
+        checkpoint: Local folder or repository on the hub to load instead of name. An untrained model takes its
+            configuration and tokenizer from there.
         revision: Branch, tag or commit on the hub.
-        options: Further arguments for from_pretrained of the configuration, the weights and the tokenizer, such as
-            {gguf_file: model.gguf}. What neither the configuration nor loading weights knows is the tokenizer's, such
-            as {add_bos_token: true}.
-        pool: "avg" (mean of the tokens), "last" (last token), or a list of these, each its own file; or "tokens" (each
-            token as it is, with as many places a row as the longest caption has tokens), of which the store is the
-            output.
-        layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks, of
-            which the last is after the final norm), or the indices of some blocks; negative ones count from the end.
-        exclude_bos: Leave the BOS token out of the average, whose activations are massive in some models; "first":
-            leave out the first token whatever it is, for tokenizers without BOS, such as Qwen's and GPT-2's.
-        loss: Also compute each caption's loss and bits per byte, which needs the head.
-        tokenizer: "huggingface", or "sentencepiece" to read tokenizer.model with sentencepiece itself.
+        options: Further arguments for from_pretrained, such as {gguf_file: model.gguf}. Arguments that neither the
+            configuration nor the loading of weights takes go to the tokenizer, such as {add_bos_token: true}.
+        pool: "avg" (mean of the tokens), "last" (last token), or a list of these, one file per pooling; or "tokens"
+            (all tokens, unpooled; every row has as many places as the longest caption has tokens), which stay in the
+            store.
+        layers: "blocks" (raw block outputs), "hidden_states" (the hidden states of Hugging Face: embeddings, then
+            blocks, the last one after the final norm), or a list of block indices; negative indices count from the end.
+        exclude_bos: Leave the BOS token, whose activations are massive in some models, out of the average. "first":
+            leave out the first token, whatever it is, for tokenizers without a BOS token, such as those of Qwen and
+            GPT-2.
+        loss: Also compute the loss and the bits per byte of each caption, which needs the head.
+        tokenizer: "huggingface", or "sentencepiece" to read tokenizer.model with the sentencepiece library.
         trust_remote_code: Run code that comes with the model.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
-        stream: Read the weights of each block from disk when its turn comes, for many captions at once, so that two
-            blocks fit the memory, and the rest of the model. Same numbers. Default: when all weights do not fit.
-        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
-            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
-        exclude: Leave tokens out of avg and last: "bos" (the BOS token), "special" (all that the tokenizer adds, and
-            its special tokens), "sinks" (attention sinks: in each layer the tokens with a norm of more than 10 times
+        models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
+            package.
+        stream: Read the weights of each block from disk when they are needed, for many captions at once, so only two
+            blocks and the rest of the model must fit in memory. The numbers are the same. Default: only when the
+            weights do not fit in memory.
+        dtype: Data type of the written features, whatever the precision of the run. float16 and bfloat16 halve their
+            size. In float16, values beyond 65,504 become infinite, and their rows are listed.
+        exclude: Tokens to leave out of avg and last: "bos" (the BOS token), "special" (the tokens that the tokenizer
+            adds, and its special tokens), "sinks" (attention sinks: tokens whose norm in a layer is more than 10 times
             the median of their caption), or a list of these.
     """
 
@@ -101,21 +103,23 @@ class LanguageExtractor(CaptionExtractor):
         pools = check_pools(pool, LANGUAGE_POOLINGS, [*LANGUAGE_POOLINGS], "")
         self.exclude = check_exclude(exclude, pools, f"model.exclude_bos {exclude_bos!r}" if exclude_bos else None)
         if TOKENS in pools and exclude_bos:
-            raise InputError(f"model.exclude_bos: {exclude_bos!r} with model.pool tokens, which keeps all tokens")
+            raise InputError(
+                f"model.exclude_bos: {exclude_bos!r} can't be combined with model.pool tokens, which keeps all tokens"
+            )
         self.constant_bytes = 3 * LOGITS_BYTES if loss else 0
         self.extras = {"n_tokens": "int32"} | ({"loss": "float32", "bpb": "float32"} if loss else {})
         self.config = self.load_config()
         self.text_config = text_config_of(self.config, name)
         self.auto_class = auto_class_of(self.config)
         if getattr(self.text_config, "attn_logit_softcapping", None) is not None:
-            # transformers' default attention silently leaves out Gemma-2's soft cap
+            # the default attention of Transformers silently leaves out Gemma-2's soft cap
             self.options.setdefault("attn_implementation", "eager")
         skeleton = create_skeleton(self.config, self.settings, name, self.auto_class)
         check_decoder(skeleton, name)
         if not hasattr(skeleton.get_input_embeddings(), "weight"):
-            raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no embeddings of tokens")
+            raise InputError(f"model.name: {name!r} ({type(skeleton).__name__}) has no token embeddings")
         if loss and skeleton.get_output_embeddings() is None:
-            raise InputError(f"model.loss: {name!r} ({type(skeleton).__name__}) has no head of tokens")
+            raise InputError(f"model.loss: {name!r} ({type(skeleton).__name__}) has no language model head")
         if self._is_mxfp4 and not untrained:
             self.notes = {"quantization": "mxfp4, dequantized"}
         backbone, blocks = find_backbone(skeleton)
@@ -141,7 +145,7 @@ class LanguageExtractor(CaptionExtractor):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the arguments of from_pretrained; MXFP4 is dequantized whichever kernels are here (gpt-oss)."""
+        """Return the arguments of from_pretrained; MXFP4 (gpt-oss) is dequantized, whichever kernels are installed."""
         from transformers import Mxfp4Config
 
         own = {"quantization_config": Mxfp4Config(dequantize=True)} if self._is_mxfp4 else {}
@@ -153,7 +157,7 @@ class LanguageExtractor(CaptionExtractor):
         return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the model changes the numbers."""
+        """Return everything about the model that determines the numbers."""
         own = {"exclude_bos": self.exclude_bos, "loss": self.loss, "tokenizer": self.preprocessing["tokenizer"]}
         return {**super().provenance(), **own}
 
@@ -181,8 +185,8 @@ class LanguageExtractor(CaptionExtractor):
             last=None if self._needs_end else max(self._hooked, key=self._hooked.__getitem__),
             entrances={EMBEDDINGS: blocks[0]} if EMBEDDINGS in self.layers else None,
         ) as pooled:
-            # No attention mask: padding is on the right, where a causal model never looks, and without
-            # one the fast attention kernels can run.
+            # No attention mask: padding is on the right, where a causal model never looks, and the fast attention
+            # kernels run without a mask.
             output = backbone(input_ids=inputs["input_ids"], use_cache=False)
         if NORM in self.layers:
             assert output is not None
@@ -195,26 +199,26 @@ class LanguageExtractor(CaptionExtractor):
         return outputs
 
     def numbers_a_row(self, n_tokens: int) -> int:
-        """Estimate them in a block's MLP, which may be gated; and eager attention's scores."""
+        """Estimate the numbers of a block's MLP, which may be gated, and the scores of eager attention."""
         is_eager = self.options.get("attn_implementation") == "eager"
         scores = 3 * n_tokens * getattr(self.text_config, "num_attention_heads", 0) if is_eager else 0
         return n_tokens * (4 * self.token_width + 4 * self.block_width + scores)
 
     def numbers_between_blocks(self, n_tokens: int) -> int:
-        """Estimate them: its hidden state, and what the model hands to each block, such as rotary tables."""
+        """Estimate the numbers of its hidden state and of the arguments of a block, such as rotary tables."""
         return 3 * n_tokens * self.token_width
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of its tokens and mask, int64, and of which tokens are pooled."""
+        """Return the bytes of a row's token ids and attention mask (int64) and of its pooling mask (bool)."""
         return 17 * n_tokens
 
     def _losses(
         self, backbone: nn.Module, output: Any, input_ids: Tensor, mask: Tensor, n_bytes: Tensor
     ) -> dict[str, Tensor]:
-        """Return loss (nats a predicted token) and bits per byte of each row (B,), from the backbone's output.
+        """Return loss (nats per predicted token) and bits per byte of each row (B,), from the backbone's output.
 
-        A few tokens' logits at a time: (B, T, V) is never in memory. The first token is not predicted; a row of
-        one token has no loss: NaN.
+        Logits are computed for a few tokens at a time: (B, T, V) is never in memory. The first token is not predicted;
+        the loss of a row of one token is NaN.
         """
         predicted = mask[:, 1:]
         before = output.last_hidden_state[:, :-1][predicted]  # (predicted tokens, D)

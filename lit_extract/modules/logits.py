@@ -1,4 +1,4 @@
-"""A language model's own way from last hidden states to logits, whichever scale, cap or head it has.
+"""The logits of last hidden states, with the scale, cap and head of the language model.
 
 N tokens, D hidden size, V vocabulary.
 """
@@ -12,11 +12,11 @@ def logits_of(model: Any, backbone: nn.Module, output: Any, states: Tensor, ids:
     """Return the logits (N, V) of last hidden states (N, D): the model's forward pass without its backbone.
 
     Args:
-        model: With its head.
-        backbone: The part of it that gives last hidden states.
-        output: What the backbone returned of some tokens, whose other fields the model may look at.
+        model: The model with its head.
+        backbone: The part of the model that returns last hidden states.
+        output: The backbone's output for some tokens; the model may read its other fields.
         states: The last hidden states.
-        ids: Tokens (N,) that they are of.
+        ids: Tokens (N,) of these states.
     """
     given = type(output)(**{**output, "last_hidden_state": states[None]})
     own = vars(backbone).get("forward")

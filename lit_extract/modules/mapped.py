@@ -1,7 +1,7 @@
-"""Tensors in memory that the system gets back as soon as they are gone.
+"""Tensors whose memory returns to the system as soon as they are deleted.
 
-What malloc has given out, it keeps where something small lies above it: a process through which all blocks of a model
-go would hold more with each of them.
+malloc keeps freed memory below any small allocation, so a process that reads block after block of a model would hold
+more memory with each block.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def mapped(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return a tensor of zeros on the CPU.
 
     Raises:
-        OSError: There is no memory for it.
+        OSError: There is not enough memory.
     """
     n_bytes = dtype.itemsize * torch.Size(shape).numel()
     memory = mmap(-1, max(1, n_bytes), flags=MAP_PRIVATE | MAP_ANONYMOUS)
@@ -23,7 +23,7 @@ def mapped(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor in another data type, on its device; as it is, if it has this one."""
+    """Return a tensor in another data type, on its device; unchanged if it has this type."""
     if tensor.dtype == dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return tensor.to(dtype)
     return mapped(tensor.shape, dtype).copy_(tensor)

@@ -1,4 +1,4 @@
-"""float32 that is float32, and bf16 models that compute in it for a while."""
+"""IEEE float32 arithmetic, also temporarily for bf16 models."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,11 +12,11 @@ from lit_extract.modules.mapped import converted
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Compute matrix products and convolutions of float32 in float32, whatever was set; it is set again afterwards.
+    """Compute float32 matrix products and convolutions in float32; restore the earlier setting afterwards.
 
     By default cuDNN's convolutions use TF32, with 10 bits of 23.
-    PyTorch has two sets of switches, of which the older can't be read when they contradict each other. Libraries do
-    read it, so both are set: the older first, since it changes the newer.
+    PyTorch has two sets of switches; the older set can't be read if they contradict each other. Libraries read it, so
+    both are set: the older first, because it changes the newer.
     """
     with ExitStack() as before:
         old: list[tuple[Callable[[], Any], Callable[[Any], Any], Any]] = [
@@ -33,7 +33,7 @@ def ieee_float32() -> Iterator[None]:
         for switch in new:
             before.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
         for read, write, value in old:
-            with suppress(RuntimeError):  # they contradict each other already
+            with suppress(RuntimeError):  # the two sets already contradict each other
                 before.callback(write, read())
             write(value)
         for switch in new:
@@ -43,10 +43,10 @@ def ieee_float32() -> Iterator[None]:
 
 @contextmanager
 def in_float32(model: nn.Module, streamed: bool = False) -> Iterator[None]:
-    """Let a model of bf16 weights compute in float32; afterwards it has the same bits as before.
+    """Let a model with bf16 weights compute in float32; its weights are bitwise the same afterwards.
 
-    A block's weights are float32 only while it runs, so that the memory for one more block is enough; if the model is
-    ``streamed``, for all batches that pass through the block, after which it has no weights.
+    A block's weights are float32 only while it runs, so memory for one more block is enough. In a ``streamed`` model
+    they stay float32 until all batches have passed the block, and are dropped then.
     """
     parts = [part for parts in model.modules() if isinstance(parts, nn.ModuleList | nn.Sequential) for part in parts]
     nested = {inner for part in parts for inner in part.modules() if inner is not part}
@@ -75,6 +75,6 @@ def in_float32(model: nn.Module, streamed: bool = False) -> Iterator[None]:
 
 
 def _numbers(module: nn.Module) -> list[Tensor]:
-    """Weights and buffers of the types that are widened, or were."""
+    """Return the weights and buffers to widen, or to narrow again."""
     half_or_single = (torch.bfloat16, torch.float16, torch.float32)
     return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in half_or_single]

@@ -1,4 +1,4 @@
-"""A model as Hugging Face has it: configuration, options, blocks, and weights proven to be loaded."""
+"""Models of Hugging Face: configuration, options, blocks, and weights that are checked after loading."""
 
 import copy
 import warnings
@@ -18,7 +18,7 @@ from lit_extract.modules.weights_on_disk import ALIGNED, ScratchFile, load_on_di
 
 MAX_LAYERS, MAX_WIDTH = 1000, 2**20  # far more than models have; layers are made one by one to know their shapes
 
-# Hugging Face's loaders of a configuration and of weights take these without naming them in the configuration.
+# Arguments of Hugging Face's loaders that are not fields of a configuration.
 _WEIGHTS = frozenset(
     "allow_all_kernels attn_implementation cache_dir device_map disable_mmap experts_implementation force_download "
     "fusion_config gguf_file ignore_mismatched_sizes key_mapping kernel_config local_files_only max_memory "
@@ -26,7 +26,7 @@ _WEIGHTS = frozenset(
     "variant weights_only".split()
 )
 _OF_BOTH = ("trust_remote_code", "revision", "gguf_file", "subfolder")
-# Those that shape a model whose tensors are given, and those that say where files are.
+# Arguments that shape a model with given tensors, and arguments that locate files.
 _OF_MODEL = frozenset(("attn_implementation", "experts_implementation", "key_mapping", "quantization_config"))
 _WHERE = frozenset(("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download"))
 
@@ -34,11 +34,11 @@ _WHERE = frozenset(("revision", "subfolder", "token", "cache_dir", "local_files_
 def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Divide the arguments of from_pretrained between the model and its tokenizer.
 
-    An option is the model's when its configuration has a field of that name or when it is about loading weights. All
-    others are the tokenizer's, which refuses what it does not know.
+    An option belongs to the model if its configuration has a field of that name or if it is about loading weights. All
+    others go to the tokenizer, which refuses unknown ones.
 
     Returns:
-        Those of the configuration and the weights; those of the tokenizer, with those that locate files.
+        The options of the configuration and the weights; the options of the tokenizer, with the ones that locate files.
     """
     known = {name for name in options if name not in unused or name in _WEIGHTS or name in _OF_BOTH}
     model = {name: value for name, value in options.items() if name in known}
@@ -47,43 +47,43 @@ def split_options(options: Mapping[str, Any], unused: Collection[str]) -> tuple[
 
 
 def text_config_of(config: Any, name: str) -> Any:
-    """Return the configuration of the language model: the whole one, or that part of a composed one.
+    """Return the configuration of the language model: the whole configuration, or the part for text.
 
     Raises:
-        InputError: There is none, or a part is of a size that can't be built.
+        InputError: There is no language model, or a part is too large to be built.
     """
     what = f"model.name: the configuration of {name!r}"
     try:
         text_config = config.get_text_config(decoder=True)
     except ValueError as error:  # several
-        raise InputError(f"{what} ({config.model_type}) is of more than one language model") from error
+        raise InputError(f"{what} ({config.model_type}) describes more than one language model") from error
     if not hasattr(text_config, "model_type"):
         raise InputError(f"{what} ({config.model_type}) is not composed of configurations that Transformers knows")
     for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
         value = getattr(text_config, field, None)
         if not isinstance(value, int):
-            raise InputError(f"{what} ({config.model_type}) has no one {field}; choose a causal language model")
+            raise InputError(f"{what} ({config.model_type}) has no single {field}; choose a causal language model")
         if not 1 <= value <= most:
-            raise InputError(f"{what} has {field} {shorten(value)}, which must be 1 to {most:,}")
+            raise InputError(f"{what} has {field} {shorten(value)}; it must be 1 to {most:,}")
     for part in config.sub_configs:
         for field, most in (("num_hidden_layers", MAX_LAYERS), ("depth", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
             value = getattr(getattr(config, part, None), field, None)
             if isinstance(value, int) and not 0 <= value <= most:
-                raise InputError(f"{what} has {part}.{field} {shorten(value)}, which must be {most:,} at most")
+                raise InputError(f"{what} has {part}.{field} {shorten(value)}; it must be at most {most:,}")
     return text_config
 
 
 def check_parts(config: Any, name: str) -> Any:
-    """Return the configuration of the language model in a composed one.
+    """Return the configuration of the language model in a composed configuration.
 
     Raises:
-        InputError: There is none, or a part is of a size that can't be built.
+        InputError: There is no language model, or a part is too large to be built.
     """
     text_config = text_config_of(config, name)
     if text_config is config:
         raise InputError(
             f"model.name: the configuration of {name!r} ({config.model_type}) is not composed of a language model and "
-            "one that looks at images"
+            "a vision model"
         )
     return text_config
 
@@ -102,7 +102,7 @@ def find_language_blocks(model: Any, name: str) -> nn.ModuleList:
     decoder = model.get_decoder()
     if decoder in (model, model.base_model):
         raise InputError(
-            f"model.name: {name!r} ({type(model).__name__}) has no language model apart from what looks at the image"
+            f"model.name: {name!r} ({type(model).__name__}) has no language model apart from its vision model"
         )
     return _decoder_blocks(model)
 
@@ -119,7 +119,7 @@ def check_decoder(model: Any, name: str) -> None:
 def find_backbone(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     """Return the part of a model that turns tokens into the last hidden state, and its list of transformer blocks.
 
-    It is the innermost model around the blocks. What is around it adds a head, or features of images.
+    It is the innermost model around the blocks; outer modules add a head, or features of images.
     """
     blocks = _decoder_blocks(model)
     return _innermost(model, blocks), blocks
@@ -138,9 +138,9 @@ def _innermost(model: nn.Module, *parts: nn.Module) -> Any:
 
 
 def _decoder_blocks(model: Any) -> nn.ModuleList:
-    """Return the list of blocks in a model's decoder; of some, what is called decoder is the head."""
+    """Return the list of blocks in a model's decoder; in some models, the part called decoder is the head."""
     text_config = model.config.get_text_config(decoder=True)
-    # num_hidden_layers is the encoder's where there are both, and twice as many in LongCat
+    # num_hidden_layers belongs to the encoder if there is one, and is doubled in LongCat
     fields = ("decoder_layers", "num_decoder_layers", "num_layers", "num_hidden_layers")
     counts = [count for field in fields if isinstance(count := getattr(text_config, field, None), int)]
     for part in (model.get_decoder(), model.base_model):
@@ -153,13 +153,13 @@ def _decoder_blocks(model: Any) -> nn.ModuleList:
 
 
 def bos_id(config: Any) -> int | None:
-    """Return the BOS token that the configuration expects; none if it only ends texts, as GPT-2's does."""
+    """Return the BOS token of the configuration; None if it only ends texts, as in GPT-2."""
     bos, eos = getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)
     return bos if isinstance(bos, int) and bos not in (eos if isinstance(eos, list) else [eos]) else None
 
 
 def auto_class_of(config: Any) -> str:
-    """Return the class of Transformers that makes a language model: of its text alone, if there is one."""
+    """Return the Transformers class of a language model: a class for text alone, if there is one."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     kinds = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING, type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -167,13 +167,13 @@ def auto_class_of(config: Any) -> str:
 
 
 def create_skeleton(config: Any, settings: Mapping[str, Any], name: str, auto_class: str) -> Any:
-    """Return a model without memory for its weights."""
+    """Return a model on the meta device."""
     try:
         with torch.device("meta"):
             return _from_config(config, settings, auto_class)
-    except Exception as error:  # of the model's own code, which has configurations it was not written for
+    except Exception as error:  # raised by the model's own code for unexpected configurations
         raise InputError(
-            f"model.name: transformers can't make a model of {name!r} with {auto_class}: {type(error).__name__}: "
+            f"model.name: Transformers can't make a model of {name!r} with {auto_class}: {type(error).__name__}: "
             f"{one_line(error)}"
         ) from error
 
@@ -203,25 +203,23 @@ def load_pretrained(
     """Load a model with its head, from a repository on the hub or a local folder.
 
     Returns:
-        The model, and the parameters and buffers that did not come from the checkpoint (they are random), with the
-        reason: missing, or of another shape.
+        The model, and its random parameters and buffers, which did not come from the checkpoint, with the reason:
+        missing, or of another shape.
     """
     import transformers
 
-    # Mismatched shapes are always let through here, so that they are refused with their names, and only where the
-    # requested layers depend on them.
+    # Mismatched shapes are accepted here: they are refused later, by name, and only if the requested layers need them.
     settings = {**settings, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         auto = getattr(transformers, auto_class)
         model, info = auto.from_pretrained(source, dtype=dtype, device_map={"": device}, **settings)
-    if dtype == torch.float32:  # MXFP4 is dequantized to bfloat16 whatever was asked for
+    if dtype == torch.float32:  # MXFP4 is dequantized to bfloat16, whatever was requested
         for parameter in model.parameters():
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = parameter.data.float()
     if device.type == "cpu":
-        # Tensors of a file that is mapped into memory lie where the file has them, and the last bits of a product may
-        # depend on that.
+        # Tensors mapped from a file have the alignment of the file, on which the last bits of a product may depend.
         for parameter in model.parameters():
             if parameter.data_ptr() % ALIGNED:
                 parameter.data = parameter.data.clone()
@@ -231,11 +229,11 @@ def load_pretrained(
 def load_streamed(
     config: Any, source: str, settings: dict[str, Any], dtype: torch.dtype, auto_class: str
 ) -> tuple[Any, dict[str, OnDisk], dict[str, str]]:
-    """Load a model, of which all numbers stay on disk, from a repository on the hub or a local folder.
+    """Load a model whose weights stay on disk, from a repository on the hub or a local folder.
 
     Returns:
-        The model, where the numbers of its parameters and persistent buffers are, and those that did not come from the
-        checkpoint, with the reason.
+        The model, the places of its parameters and persistent buffers on disk, and the random ones, which did not come
+        from the checkpoint, with the reason.
     """
     model_class = type(create_skeleton(config, settings, source, auto_class))
     known = {name: value for name, value in settings.items() if name in _OF_MODEL}
@@ -266,16 +264,16 @@ def load_streamed(
 def create_streamed(
     config: Any, settings: Mapping[str, Any], seed: int, dtype: torch.dtype, auto_class: str, n_parameters: int
 ) -> tuple[Any, dict[str, OnDisk]]:
-    """Return a model with the random weights of :func:`create_random`, which are in a file; and where they are."""
+    """Return a model with the random weights of :func:`create_random` in a file, and their places there."""
     room = torch.float32.itemsize * n_parameters
-    scratch = ScratchFile(room, 2 * room + 2**30)  # parameters that will be tied have room of their own at first
+    scratch = ScratchFile(room, 2 * room + 2**30)  # parameters that will be tied have space of their own at first
     with on_cpu_in_float32(seed), scratch.parameters_kept():
         model = _from_config(config, settings, auto_class)
     return model, scratch.places_of(model, dtype)
 
 
 def _safetensors_of(source: str, settings: Mapping[str, Any]) -> list[str]:
-    """Return the files of a checkpoint, of the hub's in the local cache.
+    """Return the files of a checkpoint; files of the hub are in the local cache.
 
     Raises:
         InputError: The checkpoint has another format.
@@ -288,7 +286,7 @@ def _safetensors_of(source: str, settings: Mapping[str, Any]) -> list[str]:
     variant = f".{settings['variant']}" if settings.get("variant") else ""
     try:
         return [str(cached_file(source, f"model{variant}.safetensors", **where))]
-    except OSError:  # of the hub, or the weights are in several files
+    except OSError:  # an error of the hub, or weights in several files
         pass
     try:
         index = str(cached_file(source, f"model.safetensors.index{variant}.json", **where))

@@ -1,4 +1,4 @@
-"""Try a model with two short texts or two pictures, before a run: what it computes can be relied on, or it is refused.
+"""Checks of a loaded model with two short texts or two pictures; an unsuitable model is refused before the run.
 
 T tokens, D hidden size.
 """
@@ -23,10 +23,10 @@ from lit_extract.modules.streaming import call_each
 from lit_extract.modules.weights import default_float32
 
 N_TOKENS = 8
-# In float32 these hidden states of a causal model are equal bit by bit, as both passes have the same shape; only
-# experts, which get other numbers of tokens, may round otherwise. A model that looks ahead differs by more than this.
+# In float32, these hidden states of a causal model are bitwise equal, because both passes have the same shape; only
+# experts, which get other numbers of tokens, may round differently. A model that looks ahead differs by more than this.
 TOLERANCE = 1e-5
-# A text alone and the same text with padding are computed in other shapes, which round otherwise.
+# A text with and without padding is computed in different shapes, which round differently.
 PADDING_TOLERANCE = 1e-4
 
 
@@ -40,17 +40,17 @@ def check_model(
     loss: bool,
     run: Callable[[Sequence[Callable[[], Any]]], list[Any]],
 ) -> None:
-    """Check that the forward pass works, is causal, and depends on no weights that are random; and what it returns.
+    """Check that the forward pass works, is causal, depends on no random weights, and returns the expected states.
 
     Args:
-        name: The model's.
-        source: Where its weights are from.
-        model: With its head.
-        random: Its parameters and buffers that are random, by name, and why.
-        layers: Those that are wanted.
-        forms: What the hidden states of the model are taken for.
-        loss: Whether the head is needed.
-        run: Calls functions that each send a text through the model, and returns what they return.
+        name: Name of the model.
+        source: Source of its weights.
+        model: The model with its head.
+        random: Reasons why parameters and buffers are random, by their names.
+        layers: The wanted layers.
+        forms: The expected hidden states of the model.
+        loss: True if the head is needed.
+        run: Function that calls functions, each of which sends a text through the model, and returns their results.
     """
     backbone, blocks = find_backbone(model)
     needs_end = loss or NORM in layers
@@ -87,7 +87,7 @@ def check_model(
                     _check_logits(name, with_head, backbone, outputs[0], outputs[1], texts[0])
         except (InputError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # of the model's own code
+        except Exception as error:  # raised by the model's own code
             raise InputError(
                 f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
             ) from error
@@ -102,16 +102,16 @@ def check_looks(
     examples: Sequence[Mapping[str, Tensor]],
     image_token_id: int,
 ) -> None:
-    """Check that a vision-language model puts images in the places of their tokens, and depends on no random weights.
+    """Check that a vision-language model puts images in the place of its image tokens, and has no random weights.
 
     Args:
-        name: The model's.
-        source: Where its weights are from.
-        model: With its head.
-        random: Its parameters and buffers that are random, by name, and why.
-        last_block: Index of the last block of its language model that is needed; None if the end of the backbone is.
-        examples: What its processor makes of two images that differ everywhere, on the model's device.
-        image_token_id: The token in whose places images are put.
+        name: Name of the model.
+        source: Source of its weights.
+        model: The model with its head.
+        random: Reasons why parameters and buffers are random, by their names.
+        last_block: Index of the last needed block of its language model; None if the end of the backbone is needed.
+        examples: The processor's output for two images that differ everywhere, on the model's device.
+        image_token_id: The token that images replace.
     """
     blocks = find_language_blocks(model, name)
     n_needed = len(blocks) if last_block is None else last_block + 1
@@ -130,13 +130,13 @@ def check_looks(
                     for layer, hidden in states.items():
                         if hidden.shape != (*of_image.shape, width):
                             raise InputError(
-                                f"model.name: {name!r} has {tuple(hidden.shape)} numbers in {layer}, not {width} for "
-                                "each token"
+                                f"model.name: {name!r} has {tuple(hidden.shape)} numbers in {layer}, not {width} per "
+                                "token"
                             )
                     entering.append(states[EMBEDDINGS][of_image])
         except (InputError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # of the model's own code
+        except Exception as error:  # raised by the model's own code
             raise InputError(
                 f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
             ) from error
@@ -146,9 +146,9 @@ def check_looks(
     _check_complete(source, model, random, unneeded | (norms - reached))
     if torch.equal(*entering):
         raise InputError(
-            f"model.name: in {name!r}, what enters the blocks in the places of the image's tokens is the same for every"
-            " image; choose a model that puts images there, as LLaVA, Pixtral and Qwen-VL do (with random weights some "
-            "do not, as Gemma-3, whose projection of images is 0 until it is trained)"
+            f"model.name: in {name!r}, the input of the blocks at the image tokens is the same for every image; choose "
+            "a model that puts images there, such as LLaVA, Pixtral and Qwen-VL (some do not with random weights: the "
+            "image projection of Gemma-3 is 0 until it is trained)"
         )
 
 
@@ -159,12 +159,12 @@ def check_padding(
     texts: Sequence[Sequence[int]],
     pad_id: int,
 ) -> None:
-    """Refuse a text encoder whose tokens depend on padding although a mask tells them from it.
+    """Refuse a text encoder whose tokens depend on padding in spite of the attention mask.
 
     Args:
-        name: The model's.
-        model: With its weights.
-        layers_of: From a model, and ``input_ids`` and ``attention_mask`` (1, T), to what is kept of its layers, with
+        name: Name of the model.
+        model: The model with its weights.
+        layers_of: Function from a model and its inputs ``input_ids`` and ``attention_mask`` (1, T) to its layers, with
             all tokens (L, 1, T, D) or pooled (L, 1, D).
         texts: Tokens of a short text and of a longer one.
         pad_id: The token that pads.
@@ -182,7 +182,7 @@ def check_padding(
             alone, padded = (layers_of(model, given) for given in inputs)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # of the model's own code
+        except Exception as error:  # raised by the model's own code
             raise InputError(
                 f"model.name: the forward pass of {name!r} fails: {type(error).__name__}: {one_line(error)}"
             ) from error
@@ -191,7 +191,7 @@ def check_padding(
     if alone.isfinite().all() and not change <= PADDING_TOLERANCE:
         raise InputError(
             f"model.name: tokens of {name!r} attend to padding (it changes activations by {change:.2g} of their size), "
-            "so a caption's features would depend on those next to it; choose another model"
+            "so a caption's features would depend on its neighbours; choose another model"
         )
 
 
@@ -206,10 +206,10 @@ def _probe_tokens(vocabulary: int, context: int | None) -> tuple[Tensor, Tensor]
 
 
 def _check_causal(name: str, first: Sequence[Tensor], other: Sequence[Tensor]) -> None:
-    """Refuse a model in which an early token depends on a later one, as it would on padding.
+    """Refuse a model in which an early token depends on a later one, as it would depend on padding.
 
-    This needs no list of architectures. It is done in float32, where nothing but looking ahead makes a difference.
-    Given are the hidden states (1, T, D) of the blocks, in their order, of two texts with the same first half.
+    This needs no list of architectures. In float32, only looking ahead makes a difference. ``first`` and ``other`` are
+    the hidden states (1, T, D) of the blocks, in order, for two texts with the same first half.
     """
     for block, (of_first, of_other) in enumerate(zip(first, other, strict=True)):
         n_same = of_first.shape[1] // 2
@@ -239,7 +239,7 @@ def _check_states(
         if shape[before : before + 2] != ids.shape or token_shape(seen[layer], before) != forms.shapes[layer]:
             raise InputError(
                 f"model.layers: {name!r} has {shape} numbers in {layer} for {ids.shape[1]} tokens, "
-                f"not {forms.shapes[layer]} for each"
+                f"not {forms.shapes[layer]} per token"
             )
     if returned is None:
         return
@@ -250,7 +250,7 @@ def _check_states(
     ]
     if unlike:
         raise InputError(
-            f"model.layers: {name_some(unlike)} of {name!r} are not the hidden states that transformers returns"
+            f"model.layers: {name_some(unlike)} of {name!r} are not the hidden states that Transformers returns"
         )
 
 
@@ -261,7 +261,7 @@ def _are_same(first: Tensor, other: Tensor) -> bool:
 def _check_logits(name: str, model: Any, backbone: nn.Module, output: Any, with_logits: Any, ids: Tensor) -> None:
     """Refuse a model whose logits are not a function of its last hidden state, token by token.
 
-    Given are the outputs of the backbone, and of the model with its head, for tokens (1, T).
+    ``output`` and ``with_logits`` are the outputs of the backbone and of the model with its head, for tokens (1, T).
     """
     expected = with_logits.logits[0]
     found = logits_of(model, backbone, output, output.last_hidden_state[0], ids[0])
@@ -272,7 +272,7 @@ def _check_logits(name: str, model: Any, backbone: nn.Module, output: Any, with_
 def _check_complete(source: str, model: Any, random: dict[str, str], unneeded: Collection[nn.Module]) -> None:
     """Refuse a model if the requested layers depend on weights that did not come from the checkpoint.
 
-    They do not depend on blocks after the last requested one, nor on norms and on what is outside the backbone that a
-    forward pass does not reach.
+    The layers do not depend on later blocks, nor on norms and modules outside the backbone that a forward pass does not
+    reach.
     """
     refuse_random(source, random, lambda name: model.get_submodule(name.rpartition(".")[0]) not in unneeded)

@@ -1,4 +1,4 @@
-"""Prompts: by name from ``prompts.yml`` and the user's own file of the same form, or any text."""
+"""Prompts: named ones from ``prompts.yml`` and the user's file of the same form, or any text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
-from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import is_printable, read_yaml, shorten, validate
@@ -16,18 +16,18 @@ DEFAULT_PROMPTS = Path(__file__).with_name("prompts.yml")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked about each image."""
+    """A question that a model is asked about each image."""
 
-    name: str  # the text itself when it has none; the column prompt of the output
+    name: str  # or the text itself, if it has no name; the column prompt of the output
     text: str
-    choices: tuple[str, ...] = ()  # the labels of which the reply is one; empty for free text
-    sentences: int | None = None  # that are wanted, if that is known
+    choices: tuple[str, ...] = ()  # allowed labels of a reply; empty for free text
+    sentences: int | None = None  # expected number of sentences, if known
 
 
 def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | None = None) -> Prompt:
-    """Return the prompt of a name, in ``file`` or those that ship here; else one with this text of several words.
+    """Return the prompt of this name from ``file`` or the package; else a prompt with this text of several words.
 
-    ``choices`` are labels of which the reply is one, instead of those of a named prompt.
+    ``choices`` replaces the allowed labels of a named prompt.
     """
     known = read_prompts(file)
     if prompt in known:
@@ -46,7 +46,7 @@ def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | N
 
 
 def read_prompts(file: str | None = None) -> dict[str, Prompt]:
-    """Return all prompts by name: those that ship here, and those of ``file``, which come first."""
+    """Return all prompts by name: from the package and from ``file``, which takes precedence."""
     known = _read(DEFAULT_PROMPTS)
     return known if file is None else {**known, **_read(Path(file))}
 
@@ -83,4 +83,4 @@ def _check_choices(where: str, choices: Sequence[str]) -> None:
     is_plain = all(choice and choice == choice.strip() and is_printable(choice) for choice in choices)
     if len(set(choices)) < 2 or len(set(choices)) < len(choices) or not is_plain:
         shown = shorten(repr(choices), 200)
-        raise InputError(f"{where}: {shown} must be two or more different labels, without blanks around them")
+        raise InputError(f"{where}: {shown} must be two or more different labels, without surrounding blanks")

@@ -15,7 +15,7 @@ from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.shipped import shipped_file
 from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate_json
 
-# Kinds of models, and who extracts their features.
+# Kinds of models, and their extractors.
 KINDS = {
     "vision": "VisionExtractor",
     "language": "LanguageExtractor",
@@ -32,8 +32,8 @@ class ModelEntry:
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
-    name: _Name  # what timm or the Hugging Face hub calls it; names the features file
-    checkpoint: _Name | None = None  # local weights to load instead of the hub's
+    name: _Name  # in timm or on the Hugging Face hub; names the features file
+    checkpoint: _Name | None = None  # local weights to load instead of those on the hub
     revision: _Name | None = None  # branch, tag or commit on the hub
     options: dict[str, Any] = field(default_factory=dict)  # further arguments for the backbone's constructor
 
@@ -66,7 +66,7 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
 
 
 def own_name(name: str) -> str:
-    """Return a model's name without the place where a local folder lies; other names are returned as they are."""
+    """Return a model's name: the last part of the path of a local folder; other names are returned unchanged."""
     prefix, colon, path = name.partition(":")
     if not (prefix == "local-dir" and colon):
         path = name
@@ -74,7 +74,7 @@ def own_name(name: str) -> str:
             return name
     if own := Path(path).resolve().name:
         return own
-    raise InputError(f"model.name: the folder {path!r} has no name to call the features by")
+    raise InputError(f"model.name: the folder {path!r} has no name for the features file")
 
 
 def find_model(kind: str, name: str, path: str | Path | None = None) -> ModelEntry | None:
@@ -86,7 +86,7 @@ def matching_models(kind: str, models: str | Path | None = None, match: str | No
     """Return the entries of one kind, in the order of the file.
 
     Raises:
-        InputError: There is none; the message lists the names that there are.
+        InputError: No entry matches; the message lists the names in the file.
     """
     entries = read_models(models)[kind]
     found = [entry for entry in entries if match is None or match in entry.name or fnmatch(entry.name, match)]
@@ -96,20 +96,20 @@ def matching_models(kind: str, models: str | Path | None = None, match: str | No
     if not entries:
         raise InputError(f"models: {str(file)!r} lists no {kind} model")
     names = name_some([entry.name for entry in entries], limit=40)
-    raise InputError(f"match: no {kind} model of {str(file)!r} is like {match!r}; it lists {names}")
+    raise InputError(f"match: no {kind} model of {str(file)!r} matches {match!r}; it lists {names}")
 
 
 def unknown_model(name: str, known: Iterable[str]) -> InputError:
     """Return the error for an unknown name, with the closest names that exist."""
     close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
-    hint = f"; did you mean {name_some(close)}?" if close else "; timm.list_models('vit*') lists what there is"
+    hint = f"; did you mean {name_some(close)}?" if close else "; timm.list_models('vit*') lists all names"
     return InputError(f"model.name: no model is called {name!r}{hint}")
 
 
 def _entry(what: str, kind: str, raw: Any) -> ModelEntry:
     settings = {"name": raw} if isinstance(raw, str) else raw
     try:
-        return validate_json(_ENTRY, json.dumps(settings), what)  # of JSON, pydantic makes an object
+        return validate_json(_ENTRY, json.dumps(settings), what)  # from JSON, pydantic makes an object
     except InputError as error:
         raise InputError(
             f"{what}: {kind} entry {shorten(repr(raw))} must be a name or a mapping with name and any of checkpoint, "

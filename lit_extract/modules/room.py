@@ -1,7 +1,7 @@
-"""Whether the weights of a model stay in memory, or its blocks come from disk; and how many rows go through them then.
+"""The decision to stream the blocks of a model from disk, and the number of rows that pass them together.
 
-A model is streamed when its weights do not fit, but two of its blocks do, and what is not in blocks. That changes no
-number, so none of it is part of the provenance.
+A model is streamed if its weights do not fit in memory, but two of its blocks and the rest of the model do. Streaming
+changes no number, so it is not part of the provenance.
 """
 
 import logging
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tokens that go through a block at most while its weights are there: reading then takes less time than computing, on an
-# A40 at 75 TFLOP/s from a disk of 0.6 GB/s, on two cores with AMX at 2 TFLOP/s from one of 0.07 GB/s.
+# Maximum number of tokens that pass a block while its weights are in memory. With so many, reading takes less time than
+# computing: on an A40 at 75 TFLOP/s and a disk at 0.6 GB/s, on two cores with AMX at 2 TFLOP/s and a disk at 0.07 GB/s.
 TOKENS_ON_CPU, TOKENS_ON_GPU = 32_768, 131_072
 
 
 def where_it_runs(trainer: Trainer | None) -> tuple[torch.dtype, torch.device, int]:
-    """Return the data type of weights in a run, its device, and how many processes share the memory of that."""
+    """Return the data type of the weights, the device, and the number of processes that share its memory."""
     if trainer is None:
         return torch.float32, torch.device("cpu"), 1
     device: torch.device = trainer.strategy.root_device
@@ -47,7 +47,7 @@ def free_memory(device: torch.device) -> int:
 def loading_shown(
     model: "Extractor", dtype: torch.dtype, device: torch.device, is_streamed: bool
 ) -> AbstractContextManager[None]:
-    """Show how many bytes of a model's weights are in memory while they are loaded, in ``dtype`` and on a device."""
+    """Show the progress of loading a model's weights, in ``dtype``, onto a device."""
 
     def held() -> int:
         return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_memory()
@@ -59,24 +59,24 @@ def loading_shown(
 
 
 def bytes_when_streamed(model: "Extractor", dtype: torch.dtype) -> int:
-    """Return the bytes of weights in memory at once when blocks come from disk: of two blocks and the rest.
+    """Return the bytes of weights in memory when blocks are streamed: two blocks and the rest of the model.
 
-    While the model is checked, what is at work is in float32.
+    While the model is checked, the block at work and the rest are float32.
     """
     at_work = max(0, model.num_params - sum(model.block_params)) + max(model.block_params)
     return torch.float32.itemsize * at_work + dtype.itemsize * max(model.block_params)
 
 
 def is_streamed(model: "Extractor", dtype: torch.dtype, free: int) -> bool:
-    """Return whether blocks of a model with weights of this type come from disk, where so much memory is free.
+    """Return whether a model with weights of this type is streamed, given the free memory in bytes.
 
     Raises:
-        InputError: That is asked for, but its layers are not a list of blocks.
+        InputError: Streaming is requested, but the model's layers are not a list of blocks.
     """
     if model.stream and not model.block_params:
         raise InputError(
-            f"model.stream: true can't be given for {model.model_name!r}, whose layers are not a list of blocks; leave "
-            "it out"
+            f"model.stream: {model.model_name!r} can't be streamed, because its layers are not a list of blocks; "
+            "leave it out"
         )
     too_large = model.num_params * dtype.itemsize > free and len(model.block_params) > 0
     return too_large if model.stream is None else model.stream
@@ -86,37 +86,37 @@ def check_room(model: "Extractor", dtype: torch.dtype, free: int) -> None:
     """Report that a model is streamed.
 
     Raises:
-        InputError: There is too little memory for that too.
+        InputError: Even streaming needs more memory than is free.
     """
     weights, least = model.num_params * dtype.itemsize, bytes_when_streamed(model, dtype)
     if least > free:
         raise InputError(
-            f"model.stream: {model.model_name!r} needs {as_size(least)} of memory even when its blocks come from disk, "
-            f"for two of them and the rest; {as_size(free)} are free"
+            f"model.stream: {model.model_name!r} needs {as_size(least)} of memory even if its blocks are streamed (two "
+            f"blocks and the rest of the model), but only {as_size(free)} are free; use a machine with more memory"
         )
     logger.info(
-        f"{model.model_name}: of {as_size(weights)} of weights {as_size(weights - least)} stay on disk, and are read "
+        f"{model.model_name}: {as_size(weights - least)} of {as_size(weights)} of weights stay on disk and are read "
         f"block by block ({as_size(free)} of memory are free)"
     )
 
 
 def rows_of_a_pass(model: "Extractor", dtype: torch.dtype, on_gpu: bool, free: int, host: int, n_tokens: int) -> int:
-    """Return how many rows go through each block while its weights are there.
+    """Return the number of rows that pass each block while its weights are in memory.
 
-    So many that reading takes less time than computing, if they fit the memory.
+    With so many rows, reading takes less time than computing, if they fit in memory.
 
     Args:
         model: The extractor.
         dtype: Data type of its weights in the run.
-        on_gpu: Whether it computes on a GPU; then the host has to hold the results too.
-        free: Bytes of the device, without the model.
+        on_gpu: True if it computes on a GPU; then the host also holds the results.
+        free: Free bytes of the device, without the model.
         host: Bytes of the host.
-        n_tokens: Tokens of ours that a row has on average; images have their own.
+        n_tokens: Average number of tokens of a caption; not used for images.
     """
-    results = 4 * len(model.pools) * model.n_numbers  # gathered of all layers, and stacked: twice
+    results = 4 * len(model.pools) * model.n_numbers  # collected from all layers, and stacked: twice
     waiting = dtype.itemsize * model.numbers_between_blocks(n_tokens) + model.input_bytes(n_tokens)
     a_row = waiting + (2 if on_gpu else 4) * results
-    room = (free - bytes_when_streamed(model, dtype)) * 2 // 3  # a third for the batch at work
+    room = (free - bytes_when_streamed(model, dtype)) * 2 // 3  # a third is for the batch at work
     tokens = max(1, model.tokens_a_row(n_tokens))
     most = (TOKENS_ON_GPU if on_gpu else TOKENS_ON_CPU) // tokens
     return max(1, min(most, room // a_row, host // 2 // (2 * results)))

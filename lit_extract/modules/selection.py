@@ -1,7 +1,7 @@
-"""Which layers: pure functions of what was asked for and of how many blocks the model has.
+"""Selection of layers: pure functions of the requested layers and the number of blocks.
 
 ``blocks.0``, ``blocks.1``, … are the outputs of the blocks, and ``norm`` is the output of the last block after the
-final norm. Language models also have ``embeddings``, what the first block gets.
+final norm. Language models also have ``embeddings``, the input of the first block.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,11 @@ def all_blocks(n_blocks: int) -> list[str]:
 
 
 def hidden_states(n_blocks: int) -> list[str]:
-    """Return the names of what Transformers returns as hidden_states of most models."""
+    """Return the names of the layers that Transformers returns as hidden_states for most models."""
     return [EMBEDDINGS, *all_blocks(n_blocks - 1), NORM]
 
 
-# What --model.layers may be besides indices of blocks, and the layers that it means.
+# Values of --model.layers besides block indices, and the layers that they stand for.
 VISION_LAYERS = {"blocks": all_blocks, NORM: lambda n_blocks: [NORM]}
 LANGUAGE_LAYERS = {"blocks": all_blocks, "hidden_states": hidden_states}
 
@@ -41,16 +41,16 @@ def select_layers(
     known: Mapping[str, Callable[[int], list[str]]],
     unit: str = "blocks",
 ) -> list[str]:
-    """Return the names of the wanted layers, in the order asked for.
+    """Return the names of the wanted layers, in the requested order.
 
     Args:
-        layers: One of ``known``, or a list of these and of indices of blocks; -1 is the last block.
-        n_blocks: How many the model has.
+        layers: One of ``known``, or a list of these and of block indices; -1 is the last block.
+        n_blocks: Number of blocks of the model.
         known: ``VISION_LAYERS`` or ``LANGUAGE_LAYERS``.
-        unit: What the blocks are called in errors.
+        unit: Word for blocks in errors.
 
     Raises:
-        InputError: Unknown layers, an index out of range, the same layer twice, or none.
+        InputError: A layer is unknown, out of range or given twice, or there is none.
     """
     wanted = [layers] if isinstance(layers, str) else list(layers)
     if unknown := [repr(name) for name in wanted if isinstance(name, str) and name not in known]:

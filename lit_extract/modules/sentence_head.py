@@ -1,7 +1,7 @@
-"""What sentence-transformers makes of a model's last hidden states: one vector a text.
+"""The text vector that sentence-transformers computes from a model's last hidden states.
 
-A folder or repository says how, in ``modules.json`` and the files that it names: a pooling, then dense layers and
-normalisation. It is read here and computed without sentence-transformers, and no code that comes with it is run.
+``modules.json`` and the files that it names define it: a pooling, then dense layers and normalisation. They are read
+and computed here without sentence-transformers, and no code from the model's folder or repository is run.
 
 B batch, T tokens, D hidden size.
 """
@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, StringConstraints, TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
-from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.common.untrusted import MAX_CONFIG_BYTES, OneName, ShortText, read_regular, shorten, validate_json
@@ -22,7 +22,7 @@ from lit_extract.modules.pooling import LANGUAGE_POOLINGS
 from lit_extract.modules.pretrained import MAX_WIDTH
 from lit_extract.modules.weights import on_cpu_in_float32
 
-_NO_RUN = (0, 0)  # of columns without padding: pooling is done once a batch here
+_NO_RUN = (0, 0)  # no columns without padding: pooling runs once per batch here
 
 _Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 _Prompt = Annotated[str, StringConstraints(max_length=100_000)]
@@ -78,7 +78,7 @@ _MODULES: TypeAdapter[list[_Module]] = TypeAdapter(list[_Module])
 _TRANSFORMER, _POOLING = TypeAdapter(_Transformer), TypeAdapter(_Pooling)
 _DENSE, _NORMALIZE, _PROMPTS = TypeAdapter(_Dense), TypeAdapter(_Normalize), TypeAdapter(_Prompts)
 
-_AS_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}  # what is done with a text, by default
+_AS_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}  # default treatment of a text
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "torch.nn.modules.linear.Identity": lambda vectors: vectors,
@@ -104,7 +104,7 @@ def _weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden.float().masked_fill(~mask[..., None], 0) * weights[..., None]).sum(dim=1)
 
 
-# By the names that sentence-transformers has: from tokens (B, T, D) padded on the right and their mask (B, T) bool
+# By their names in sentence-transformers: from tokens (B, T, D) padded on the right and their mask (B, T) bool
 _MODES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cls": lambda hidden, mask: hidden[:, 0].float(),
     "max": lambda hidden, mask: hidden.float().masked_fill(~mask[..., None], -torch.inf).amax(dim=1),
@@ -113,7 +113,7 @@ _MODES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weightedmean": _weighted_mean,
     "lasttoken": lambda hidden, mask: LANGUAGE_POOLINGS["last"](hidden, mask, _NO_RUN),
 }
-# In the order in which several are put together, as older files name them.
+# Names in older files, in the order in which several poolings are concatenated.
 _OLD_NAMES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -129,14 +129,14 @@ class ModelFiles:
 
     Args:
         source: Folder or repository.
-        where: ``revision`` and ``subfolder``, if they are not the usual ones.
+        where: ``revision`` and ``subfolder``, if given.
     """
 
     def __init__(self, source: str, where: Mapping[str, Any]) -> None:
         self._source, self._where = source, where
 
     def find(self, name: str) -> Path | None:
-        """Return where a file is, downloaded if need be; None if there is no such file, or it can't be had."""
+        """Return the path of a file, downloaded if needed; None if it does not exist or can't be downloaded."""
         from transformers.utils import cached_file
 
         found = cached_file(
@@ -149,7 +149,7 @@ class ModelFiles:
         return Path(found) if found else None
 
     def read(self, name: str, form: TypeAdapter[Any]) -> Any:
-        """Return the content of a JSON file that has a form; None if there is no such file."""
+        """Return the validated content of a JSON file; None if there is no such file."""
         if (path := self.find(name)) is None:
             return None
         what = f"model.name: {name} of {self._source!r}"
@@ -161,18 +161,18 @@ class ModelFiles:
 
 
 def default_prompt(files: ModelFiles) -> str:
-    """Return the text that sentence-transformers puts before each text unless it is told otherwise; mostly none."""
+    """Return the default prompt that sentence-transformers puts before each text; mostly empty."""
     known = files.read("config_sentence_transformers.json", _PROMPTS) or {}
     prompts, name = known.get("prompts", {}), known.get("default_prompt_name")
     if name is None:
         return ""
     if name not in prompts:
-        raise InputError(f"model.name: its default prompt {shorten(name)!r} is none of its prompts, {_names(prompts)}")
+        raise InputError(f"model.name: its default prompt {shorten(name)!r} is not in its prompts, {_names(prompts)}")
     return str(prompts[name])
 
 
 def longest_text(files: ModelFiles) -> int | None:
-    """Return the tokens to which sentence-transformers cuts a text, if the folder says so."""
+    """Return the number of tokens to which sentence-transformers cuts a text; None if not defined."""
     limit: int | None = (files.read("sentence_bert_config.json", _TRANSFORMER) or {}).get("max_seq_length")
     return limit
 
@@ -181,13 +181,13 @@ class SentenceHead:
     """A pooling, dense layers and normalisation, in the order of ``modules.json``.
 
     Args:
-        files: Those of the model.
-        name: The model's.
+        files: Files of the model.
+        name: Name of the model.
         width: D of its last hidden states.
-        prompt: What is put before each text.
+        prompt: Text before each caption.
 
     Raises:
-        InputError: There is no ``modules.json``, or it has what is not supported.
+        InputError: There is no ``modules.json``, or it has unsupported modules.
     """
 
     def __init__(self, files: ModelFiles, name: str, width: int, prompt: str) -> None:
@@ -195,8 +195,8 @@ class SentenceHead:
         modules: list[_Module] | None = files.read("modules.json", _MODULES)
         if modules is None:
             raise InputError(
-                f"{self._what}: there is no modules.json, in which sentence-transformers notes how it makes one vector "
-                "of a text; allowed: avg, cls, last"
+                f"{self._what}: there is no modules.json, in which sentence-transformers defines the vector of a text; "
+                "allowed: avg, cls, last"
             )
         kinds = [self._kind(module) for module in modules]
         if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Dense", "Normalize"}:
@@ -246,7 +246,7 @@ class SentenceHead:
         return vectors
 
     def _kind(self, module: _Module) -> str:
-        """Return the name of a module's class, if it is one of sentence-transformers itself."""
+        """Return the class name of a module, if sentence-transformers itself defines the class."""
         package, _, kind = module["type"].rpartition(".")
         return kind if package.partition(".")[0] == "sentence_transformers" else module["type"]
 
@@ -262,7 +262,7 @@ class SentenceHead:
         as_text = modalities.get("text", _AS_TEXT)
         if task != "feature-extraction" or not isinstance(as_text, dict) or not _AS_TEXT.items() <= as_text.items():
             raise InputError(
-                f"{self._what}: it takes {shorten(as_text)} of a model for {shorten(task)}, not its last hidden states"
+                f"{self._what}: it uses {shorten(as_text)} of a model for {shorten(task)}, not the last hidden states"
             )
 
     def _read_pooling(self, module: _Module, prompt: str) -> list[str]:
@@ -275,7 +275,9 @@ class SentenceHead:
                 f"{self._what}: its pooling is {_names(unknown if modes else [])}, not {', '.join(_MODES)}"
             )
         if prompt and not known.get("include_prompt", True):
-            raise InputError(f"{self._what}: its pooling leaves out the prompt {shorten(prompt)!r}: not supported")
+            raise InputError(
+                f"{self._what}: its pooling leaves out the prompt {shorten(prompt)!r}, which is not supported"
+            )
         return modes
 
     def _read_dense(self, module: _Module) -> _Dense:
@@ -312,7 +314,7 @@ class SentenceHead:
             layer.load_state_dict({name.removeprefix("linear."): tensor.float() for name, tensor in weights.items()})
         except InputError:
             raise
-        except Exception as error:  # of the disk and the format
+        except Exception as error:  # raised by the disk and the format
             raise InputError(
                 f"{self._what}: the weights in {path} can't be loaded: {type(error).__name__}: {one_line(error)}"
             ) from error

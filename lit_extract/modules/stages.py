@@ -20,11 +20,11 @@ class Stages(LayerSet):
     """Maps of a model's stages, before any final norm.
 
     Args:
-        name: The model's.
+        name: Name of the model.
         skeleton: The model on the meta device.
-        layers: What was asked for; "blocks" are all stages, and indices count them.
-        size: (3, H, W) of its images.
-        no_blocks: Why its blocks are no layers, for the error about a model that has no stages either.
+        layers: The requested layers; "blocks" are all stages, and indices count stages.
+        size: Size (3, H, W) of its images.
+        no_blocks: Reason why its blocks can't be layers, for the error about a model without stages.
     """
 
     allowed = ("avg", TOKENS, GRID, HEAD)
@@ -33,7 +33,7 @@ class Stages(LayerSet):
         self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: Sequence[int], no_blocks: str
     ) -> None:
         self._model_name, self._no_blocks = name, no_blocks
-        self.why_no_others = f"the layers of {name!r} are maps, without tokens besides their places"
+        self.why_no_others = f"the layers of {name!r} are maps, which have no class token"
         self._n_stages = len(getattr(skeleton, "feature_info", ()))
         if not (self._n_stages and hasattr(skeleton, "forward_intermediates")):
             raise self._unsupported("timm has no forward_intermediates for it")
@@ -47,11 +47,11 @@ class Stages(LayerSet):
         self.measure(skeleton, size)
 
     def measure(self, skeleton: Any, size: Sequence[int]) -> None:
-        """Note the names of the stages and their widths, which timm lists and which are compared with their maps."""
+        """Note the names and widths of the stages, as listed by timm and checked against the maps."""
         try:
             with outputs_noted(skeleton) as outputs, torch.no_grad():
                 maps = _maps_of(skeleton, torch.empty(1, *size, device="meta"), [*range(self._n_stages)])
-        except Exception as error:  # of any model of timm's
+        except Exception as error:  # a timm model may raise anything
             raise InputError(
                 f"model.name: {self._model_name!r} can't compute an image of {[*size]}: {type(error).__name__}: "
                 f"{one_line(error)}"
@@ -76,17 +76,17 @@ class Stages(LayerSet):
         return {name: pool(found.flatten(2).mT, _form(found)) for (_, name), found in zip(in_order, maps, strict=True)}
 
     def _unsupported(self, reason: str) -> InputError:
-        return InputError(f"model.name: {self._model_name!r} does not fit: {self._no_blocks}, and {reason}")
+        return InputError(f"model.name: {self._model_name!r} is not supported: {self._no_blocks}, and {reason}")
 
 
 def _form(found: Tensor) -> LayerForm:
-    """Return the form of a map (B, C, H, W), whose places stand for patches."""
+    """Return the form of a map (B, C, H, W), whose places count as patches."""
     _, channels, rows, columns = found.shape
     return LayerForm(0, rows * columns, columns, channels)
 
 
 def _maps_of(model: Any, images: Tensor, stages: list[int]) -> list[Tensor]:
-    """Return the maps (B, C, H, W) of stages, whose indices are in ascending order."""
+    """Return the maps (B, C, H, W) of stages with ascending indices."""
     maps: list[Tensor] = model.forward_intermediates(
         images, indices=stages, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
     )
@@ -96,7 +96,7 @@ def _maps_of(model: Any, images: Tensor, stages: list[int]) -> list[Tensor]:
 def _names_of(skeleton: Any, maps: Sequence[Tensor], outputs: Mapping[str, Sequence[torch.Size]]) -> list[str]:
     """Name each stage after the module whose output it is, as timm lists it: ``layer1``.
 
-    Some that timm lists are not in the model, or several times, or put out something else: such a stage is called
+    Some modules that timm lists are missing, occur several times, or output something else; their stage is called
     ``intermediates.k``.
     """
     listed = [stage["module"] for stage in skeleton.feature_info]

@@ -1,9 +1,9 @@
-"""Blocks whose weights are not in memory: each comes from disk once for many batches, while the block before computes.
+"""Streamed blocks: each is read from disk once for many batches, while the previous block computes.
 
-A model's ``forward`` stays as it is. Each batch runs in a coroutine of its own, which stops at the entrance of each
-block until all the others are there too; then the block's weights are put in place, and each batch passes through it.
-The same kernels see the same batches as in an ordinary pass, so the results have the same bits. Masks, rotary tables
-and arguments of layers remain the model's own business.
+A model's ``forward`` is not changed. Each batch runs in its own coroutine, which stops before each block until all
+other batches have arrived; then the block's weights are put in place, and each batch passes the block. The same kernels
+receive the same batches as in an ordinary pass, so the results are bitwise the same. Masks, rotary tables and arguments
+of layers stay with the model.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 
 def call_each(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Return what each of the calls returns, of a model with all of its weights."""
+    """Return the results of calls of a model that has all of its weights."""
     return [call() for call in calls]
 
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Where the numbers of a tensor are on disk, and of which type they are in the model."""
+    """Place of a tensor on disk, and its data type in the model."""
 
     file: str | FileIO  # a path, or an open file without a name
     offset: int  # in bytes
@@ -42,16 +42,16 @@ class OnDisk:
 
     @property
     def n_bytes(self) -> int:
-        """Return how many bytes it has in the file."""
+        """Return the bytes of the tensor in the file."""
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
     def read(self, device: torch.device) -> Tensor:
         """Return the tensor on a device.
 
-        It is read, not mapped into memory: an error of the disk would end the process then.
+        It is read, not mapped into memory, because a disk error in mapped memory ends the process.
 
         Raises:
-            InputError: The file ends too early, or the disk or the memory fails.
+            InputError: The file ends too early, the disk fails, or memory is too small.
         """
         try:
             if device.type == "cuda":
@@ -72,28 +72,28 @@ class OnDisk:
             what = self.file if isinstance(self.file, str) else "a temporary file"
             raise InputError(
                 f"model.stream: weights can't be read from {what}: {one_line(error)}; fix that and run the same "
-                "command again, which resumes"
+                "command again to resume"
             ) from error
         return tensor.to(device, non_blocking=True).to(self.wanted)
 
 
 class StreamedBlocks:
-    """The blocks of a model, of which no more than two have weights in memory: the one at work and the next.
+    """The blocks of a model, with weights in memory for at most two: the block at work and the next.
 
     Args:
-        blocks: All of them, in the order in which a forward pass calls them.
-        weights: The tensors of each block, and where their numbers are.
-        device: Where the model computes.
+        blocks: All blocks, in the order of a forward pass.
+        weights: The tensors of each block, and their places on disk.
+        device: The device on which the model computes.
     """
 
     def __init__(
         self, blocks: Sequence[nn.Module], weights: Sequence[Sequence[tuple[Tensor, OnDisk]]], device: torch.device
     ) -> None:
         self.weights, self.device = weights, device
-        self.on_block: Callable[[int, int], None] | None = None  # is called after each block of a run
+        self.on_block: Callable[[int, int], None] | None = None  # called after each block of a run
         self._nothing = {on_disk.wanted: torch.empty(0, dtype=on_disk.wanted) for of in weights for _, on_disk in of}
         self._here: int | None = None  # the block that has its weights
-        self._end = len(blocks)  # how many of them the last run has needed
+        self._end = len(blocks)  # number of blocks that the last run needed
         self._reader = ThreadPoolExecutor(1, "lit-extract weights")
         self._next: tuple[int, Future[list[Tensor]]] | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ class StreamedBlocks:
             self._empty(k)
 
     def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Return what each of the calls returns, each of which sends a batch through all blocks.
+        """Return the results of calls, each of which sends a batch through all blocks.
 
         Raises:
             InputError: Weights can't be read.
@@ -135,11 +135,11 @@ class StreamedBlocks:
             return [results[task] for task in self._tasks]
         finally:
             for task in self._tasks:
-                task.throw()  # ends what an error has left unfinished, so that its hooks go
+                task.throw()  # after an error, ends unfinished batches, so their hooks are removed
             self._tasks = []
 
     def _enter(self, block: int, module: nn.Module, args: Any) -> None:
-        """Stop a batch at the entrance of a block until the block has its weights."""
+        """Stop a batch before a block until the block has its weights."""
         current = getcurrent()
         if current in self._tasks:
             assert current.parent is not None
@@ -152,7 +152,7 @@ class StreamedBlocks:
             return
         if self._here is not None:
             if self._stream is not None:
-                torch.cuda.current_stream().synchronize()  # else the host would run ahead, and hold more blocks
+                torch.cuda.current_stream().synchronize()  # otherwise the host would run ahead and hold more blocks
             self._empty(self._here)
         with stopwatch("waiting for weights"):
             if self._next is None or self._next[0] != block:

@@ -1,4 +1,4 @@
-"""Text encoders: models of Transformers that read a whole caption at once, as sentence-transformers uses them.
+"""Text encoders: Transformers models that read a whole caption at once, as used by sentence-transformers.
 
 B batch, L layers, T tokens, D hidden size, P poolings.
 """
@@ -51,47 +51,48 @@ from lit_extract.modules.weights import widest_output
 
 SPECIAL_TOKENS = ("included", "excluded")
 _EXAMPLES = ("a dog", "two people with a dog ride a red car down the street")
-_NO_LIMIT = 10**6  # tokenizers without a limit have a far larger number
+_NO_LIMIT = 10**6  # tokenizers without a limit report a far larger number
 
 
 class TextEncoderExtractor(CaptionExtractor):
     """Pooled activations of a text encoder's blocks: BERT, MPNet, E5, BGE, T5's encoder, CLIP's text model, ….
 
-    The constructor reads configurations and the tokenizer only; weights are loaded in :meth:`configure_model`.
+    The constructor only reads configurations and the tokenizer; weights are loaded in :meth:`configure_model`.
 
     Args:
-        name: The model on the Hugging Face hub, such as "sentence-transformers/all-mpnet-base-v2", or a local folder
-            of the same format. Of a model of images and text, such as CLIP, it is its text model.
-        untrained: Random weights (the architecture's own initialisation) instead of trained ones.
+        name: The model on the Hugging Face hub, such as "sentence-transformers/all-mpnet-base-v2", or a local folder in
+            the same format. Of a model of images and text, such as CLIP, the text model is used.
+        untrained: Use random weights (the architecture's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called name; for
-            an untrained model, its configuration and tokenizer.
+        checkpoint: Local folder or repository on the hub to load instead of name. An untrained model takes its
+            configuration and tokenizer from there.
         revision: Branch, tag or commit on the hub.
-        options: Further arguments for from_pretrained of the configuration, the weights and the tokenizer. What neither
-            the configuration nor loading weights knows is the tokenizer's.
-        pool: "avg" (mean of the tokens), "cls" (class token), "last" (last token), or a list of these, each its own
-            file; or "head" (what sentence-transformers returns for the caption, or the projected embedding of CLIP and
-            SigLIP), whose one layer is called so too; or "tokens" (each token as it is, with as many places a row as
-            the longest caption has tokens), of which the store is the output.
-        layers: "blocks" (raw block outputs), "hidden_states" (what Hugging Face calls so: embeddings, then blocks; of
-            some models the last is after a final norm), or the indices of some blocks; negative ones count from the
-            end.
-        special_tokens: Whether the tokens that the tokenizer puts around a caption, such as [CLS] and [SEP], are
-            "included" in avg or "excluded". The model sees them always.
-        prefix: Text that is put before each caption, such as "query: " for E5. Default: the default prompt that the
-            model's folder defines for sentence-transformers, which few do; else none.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
-        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
-            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
-        exclude: Leave tokens out of avg and last: "bos" (the BOS token), "special" (all that the tokenizer adds, and
-            its special tokens), "sinks" (attention sinks: in each layer the tokens with a norm of more than 10 times
+        options: Further arguments for from_pretrained. Arguments that neither the configuration nor the loading of
+            weights takes go to the tokenizer.
+        pool: "avg" (mean of the tokens), "cls" (class token), "last" (last token), or a list of these, one file per
+            pooling; "head" (the vector that sentence-transformers returns for the caption, or the projected embedding
+            of CLIP and SigLIP), a single layer called head; or "tokens" (all tokens, unpooled; every row has as many
+            places as the longest caption has tokens), which stay in the store.
+        layers: "blocks" (raw block outputs), "hidden_states" (the hidden states of Hugging Face: embeddings, then
+            blocks, the last one after a final norm in some models), or a list of block indices; negative indices count
+            from the end.
+        special_tokens: "included" or "excluded": whether avg includes the tokens that the tokenizer puts around a
+            caption, such as [CLS] and [SEP]. The model always receives them.
+        prefix: Text to put before each caption, such as "query: " for E5. Default: the default prompt that the model's
+            folder defines for sentence-transformers, if any; else none.
+        models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
+            package.
+        dtype: Data type of the written features, whatever the precision of the run. float16 and bfloat16 halve their
+            size. In float16, values beyond 65,504 become infinite, and their rows are listed.
+        exclude: Tokens to leave out of avg and last: "bos" (the BOS token), "special" (the tokens that the tokenizer
+            adds, and its special tokens), "sinks" (attention sinks: tokens whose norm in a layer is more than 10 times
             the median of their caption), or a list of these.
     """
 
     kind = "text_encoder"
     auto_class = "AutoModel"
     inputs = ("input_ids", "attention_mask", "pooled")
-    extras = {"n_tokens": "int32"}  # noqa: RUF012 (as the other extractors have it, per instance)
+    extras = {"n_tokens": "int32"}  # noqa: RUF012 (the other extractors set it per instance)
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class TextEncoderExtractor(CaptionExtractor):
         self._of_tower = text_config(self.config, name)
         self.auto_class = encoder_class(self.config)
         if getattr(self._of_tower, "attn_logit_softcapping", None) is not None:
-            # transformers' default attention silently leaves out Gemma-2's soft cap
+            # the default attention of Transformers silently leaves out Gemma-2's soft cap
             self.options.setdefault("attn_implementation", "eager")
         skeleton = self._skeleton()
         tower = find_tower(skeleton, name)
@@ -138,7 +139,9 @@ class TextEncoderExtractor(CaptionExtractor):
         allowed = [pooling for pooling in TEXT_POOLINGS if pooling != CLS or self._has_class_token]
         pools = check_pools(pool, TEXT_POOLINGS, allowed, f"the tokenizer of {name!r} puts no class token first")
         if TOKENS in pools and special_tokens == "excluded":
-            raise InputError("model.special_tokens: excluded with model.pool tokens, which keeps all tokens")
+            raise InputError(
+                "model.special_tokens: excluded can't be combined with model.pool tokens, which keeps all tokens"
+            )
         self.shape_rows(pools, [(self.n_dim,)] * len(self.layers))
         self.head: SentenceHead | None = None
         if HEAD in self.pools:
@@ -146,7 +149,7 @@ class TextEncoderExtractor(CaptionExtractor):
         self._hooked = blocks_among(self.layers)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the model changes the numbers."""
+        """Return everything about the model that determines the numbers."""
         own = {
             "special_tokens": self.special_tokens,
             "prefix": self.preprocessing["prefix"],
@@ -155,14 +158,14 @@ class TextEncoderExtractor(CaptionExtractor):
         return {**super().provenance(), **own}
 
     def use_revision(self, commit: str) -> None:
-        """Take the tokenizer, and what sentence-transformers knows of the model, from a commit on the hub."""
+        """Take the tokenizer and the sentence-transformers files from a commit on the hub."""
         self.other_options["revision"] = commit
         self._load_tokenizer()
         if self.head is not None:
             self._find_head("blocks", self._skeleton())
 
     def check_loaded(self, model: Any, random: dict[str, str]) -> None:
-        """Refuse a model of which a caption's features depend on padding, or on random parameters."""
+        """Refuse a model whose features depend on padding or on random parameters."""
         if random:
             skeleton, example = self._skeleton(), self._example
             needed = tensors_behind(skeleton, lambda: self._layers_of(skeleton, example, Tensor.sum).values())
@@ -182,13 +185,13 @@ class TextEncoderExtractor(CaptionExtractor):
         return self.outputs(pooled, inputs)
 
     def _embed(self, output: Tensor, mask: Tensor) -> Tensor:
-        """Return the embeddings (B, 1, D) of last hidden states (B, T, D), or of what is an embedding already."""
+        """Return the embeddings (B, 1, D) of last hidden states (B, T, D), or of embeddings (B, D)."""
         return (output.float() if self.head is None else self.head(output, mask))[:, None]
 
     def _layers_of(
         self, model: Any, inputs: Mapping[str, Tensor], keep: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """Return what is kept of each layer's output for texts; of the head, of what it is made from."""
+        """Return ``keep`` of each layer's output for texts; for the head, of the tensor that it is made from."""
         if self.layers == [HEAD] and self.head is None:
             return {HEAD: keep(text_features(model, inputs))}
         tower = find_tower(model, self.model_name)
@@ -208,27 +211,27 @@ class TextEncoderExtractor(CaptionExtractor):
         return kept
 
     def _run(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the layers of texts, (L, B, T, D); of CLIP's head, its embedding for each token."""
+        """Return the layers of texts, (L, B, T, D), or the embeddings of CLIP's head, (1, B, D)."""
         layers = self._layers_of(model, inputs, lambda output: output.float())
         return torch.stack([layers[layer] for layer in self.layers])
 
     def numbers_a_row(self, n_tokens: int) -> int:
-        """Estimate them in a block's MLP, which may be gated; and eager attention's scores."""
+        """Estimate the numbers of a block's MLP, which may be gated, and the scores of eager attention."""
         is_eager = self.options.get("attn_implementation") == "eager"
         scores = 3 * n_tokens * self._of_tower.num_attention_heads if is_eager else 0
         return n_tokens * (4 * self.n_dim + 4 * self.block_width + scores)
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of its tokens and mask, int64, and of which tokens are pooled."""
+        """Return the bytes of a row's token ids and attention mask (int64) and of its pooling mask (bool)."""
         return 17 * n_tokens
 
     def _skeleton(self) -> Any:
         return make_skeleton(self.config, self.settings, self.model_name)
 
     def _find_head(self, layers: Any, skeleton: Any) -> None:
-        """Note the one layer of the head, what it is and how many numbers it has."""
+        """Note the one layer of the head, its meaning and its width."""
         if layers != "blocks":
-            raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
+            raise InputError(f"model.layers: {layers} can't be combined with model.pool head, which has one layer only")
         self.layers = [HEAD]
         if hasattr(skeleton, "get_text_features"):
             width = text_features(skeleton, self._example).shape[1]
@@ -239,15 +242,15 @@ class TextEncoderExtractor(CaptionExtractor):
         self.layer_shapes = [(width,)]
 
     def _count_special(self, tokens: list[int], bare: list[int]) -> tuple[int, int]:
-        """Return how many tokens the tokenizer puts before and after a text, from one with and without them."""
+        """Count the special tokens before and after a text, given its tokens with and without them."""
         n_all = len(tokens) - len(bare)
         n_before = next((n for n in range(n_all + 1) if tokens[n : n + len(bare)] == bare), None)
         if n_before is None:
-            raise InputError(f"model.name: the tokenizer of {self.model_name!r} puts special tokens between others")
+            raise InputError(f"model.name: the tokenizer of {self.model_name!r} puts special tokens inside a text")
         return n_before, n_all - n_before
 
     def _load_tokenizer(self) -> None:
-        """Read the tokenizer and the files of sentence-transformers, and tell the data module what to do with them."""
+        """Read the tokenizer and the files of sentence-transformers, and describe them for the data module."""
         from transformers import AutoTokenizer
 
         where: dict[str, Any] = {name: self._from[name] for name in ("revision", "subfolder") if name in self._from}
@@ -259,7 +262,7 @@ class TextEncoderExtractor(CaptionExtractor):
             limit, prefix = longest_text(self._files), default_prompt(self._files)
         except InputError:
             raise
-        except Exception as error:  # of the hub, the disk and the format
+        except Exception as error:  # raised by the hub, the disk and the format
             raise self.unavailable(error) from error
         self._examples: list[list[int]] = made["input_ids"]
         self._n_special = self._count_special(self._examples[0], bare["input_ids"][0])

@@ -1,4 +1,4 @@
-"""What a text encoder of Transformers is made of: its tower, its blocks, and what it calls hidden states.
+"""The parts of a Transformers text encoder: its tower, its blocks, and its hidden states.
 
 A tower is the part that reads text: the text model of CLIP or SigLIP, the encoder of T5, else the model itself.
 Skeletons are on the meta device. T tokens, D hidden size.
@@ -17,25 +17,25 @@ from lit_extract.modules.hooks import capture
 from lit_extract.modules.pretrained import MAX_LAYERS, MAX_WIDTH, create_skeleton, find_blocks
 from lit_extract.modules.selection import EMBEDDINGS, NORM, all_blocks
 
-# These were trained without an attention mask, on texts that padding makes equally long: it is part of the text.
+# Trained without an attention mask, on texts padded to one length: padding is part of the text.
 _ATTEND_TO_PADDING = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
 
 
 def text_config(config: Any, name: str) -> Any:
-    """Return the configuration of the part that reads text; InputError unless it is a sequence of blocks."""
+    """Return the configuration of the part that reads text; raise InputError unless it is a sequence of blocks."""
     config = getattr(config, "text_config", None) or config
     for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
         value = getattr(config, field, None)
         if not isinstance(value, int) or not 1 <= value <= most:
             raise InputError(
-                f"model.name: the configuration of {name!r} ({config.model_type}) has {field} {shorten(value)}, which "
+                f"model.name: the configuration of {name!r} ({config.model_type}) has {field} {shorten(value)}; it "
                 f"must be 1 to {most:,}; choose a text encoder that is a sequence of blocks of equal width"
             )
     return config
 
 
 def encoder_class(config: Any) -> str:
-    """Return the class of Transformers that makes a text encoder; of T5 and its kin, without the decoder."""
+    """Return the Transformers class of a text encoder; T5 and similar models have no decoder in it."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
     known = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
@@ -43,7 +43,7 @@ def encoder_class(config: Any) -> str:
 
 
 def make_skeleton(config: Any, settings: Mapping[str, Any], name: str) -> Any:
-    """Return a text encoder without memory for its weights, with attention that looks at as few numbers as possible."""
+    """Return a text encoder on the meta device, with eager attention, which reads the fewest values."""
     eager = {**settings, "attn_implementation": "eager"}
     return create_skeleton(config, eager, name, encoder_class(config)).eval()
 
@@ -61,14 +61,14 @@ def find_tower(model: Any, name: str) -> Any:
 
 
 def attends_to_padding(config: Any) -> bool:
-    """Return whether a model wants texts of one length, with padding that it sees."""
+    """Return whether a model needs texts padded to one length, without a mask."""
     return config.model_type in _ATTEND_TO_PADDING
 
 
 def positions(tower: nn.Module, config: Any) -> int | None:
-    """Return how many tokens a tower has positions for; None if there is no limit.
+    """Return the number of token positions of a tower; None if there is no limit.
 
-    RoBERTa, MPNet and their kin count from the padding token's place in the table, which leaves fewer than it has.
+    RoBERTa, MPNet and similar models count from the padding token's place in the table, which leaves fewer positions.
     """
     known = getattr(config, "max_position_embeddings", None)
     tables = [part for path, part in tower.named_modules() if path.endswith("position_embeddings")]
@@ -77,23 +77,23 @@ def positions(tower: nn.Module, config: Any) -> int | None:
 
 
 def run_tower(tower: Any, inputs: Mapping[str, Any], **settings: Any) -> Any:
-    """Return what a tower puts out for texts."""
+    """Return the output of a tower for texts."""
     takes_it = "use_cache" in inspect.signature(tower.forward).parameters
     return tower(**inputs, **({"use_cache": False} if takes_it else {}), **settings)
 
 
 def text_features(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """Return the projected embeddings of texts (B, D) by a model of images and text."""
+    """Return the projected embeddings of texts (B, D) from a model of images and text."""
     output = model.get_text_features(**inputs)
     features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return features
 
 
 def find_example(name: str, tower: Any) -> dict[str, Tensor]:
-    """Return a text of 8 tokens as a skeleton takes it.
+    """Return the inputs for a text of 8 tokens, in the form that a skeleton takes.
 
-    Some models look at the numbers of a mask, which a skeleton does not have, and others at those of the text when
-    there is no mask. A mask of pairs of tokens is taken as it is, where it is taken.
+    On the meta device, some models fail because they read the values of a mask, others because they read those of the
+    text if there is no mask. A mask of pairs of tokens is used unread, by models that take one.
     """
     ones = torch.ones(1, 8, dtype=torch.int64, device="meta")
     reason: Exception | None = None
@@ -108,18 +108,18 @@ def find_example(name: str, tower: Any) -> dict[str, Tensor]:
             return example
     assert reason is not None
     raise InputError(
-        f"model.name: the forward pass of {name!r} can't be followed without its weights, so that its layers are not "
+        f"model.name: the forward pass of {name!r} can't be traced without its weights, so its layers are not "
         f"known before a run ({type(reason).__name__}: {one_line(reason)}); choose another model"
     ) from reason
 
 
 def hidden_states(name: str, tower: Any, config: Any, example: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the layers that Transformers calls hidden states: the embeddings, and what comes after them.
+    """Return the names of the layers that Transformers calls hidden states: the embeddings, then the blocks.
 
-    The last is the output of the last block, or what the final norm makes of it, whichever Transformers returns.
+    The last one is the output of the last block or of the final norm, whichever Transformers returns.
 
     Raises:
-        InputError: The blocks differ in shape, or are not what is between two hidden states.
+        InputError: The blocks differ in shape, or do not match the hidden states.
     """
     blocks = find_blocks(tower, config.num_hidden_layers)
     outputs: list[Any] = []
@@ -135,8 +135,8 @@ def hidden_states(name: str, tower: Any, config: Any, example: Mapping[str, Tens
     if shapes != [(1, 8, config.hidden_size)] * len(blocks) or len(states or ()) != len(blocks) + 1:
         found = ", ".join(dict.fromkeys(map(str, shapes))) or "nothing"
         raise InputError(
-            f"model.name: the blocks of {name!r} put out {found} for 8 tokens, in {len(states or ())} hidden states, "
-            f"not (1, 8, {config.hidden_size}) each in {len(blocks) + 1}, which is not supported"
+            f"model.name: the blocks of {name!r} output {found} for 8 tokens, in {len(states or ())} hidden states, "
+            f"not (1, 8, {config.hidden_size}) in {len(blocks) + 1}, which is not supported"
         )
     last = [*layers][-1] if states[-1] is outputs[-1] else NORM
     return [EMBEDDINGS, *all_blocks(len(blocks) - 1), last]

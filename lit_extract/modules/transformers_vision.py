@@ -44,33 +44,34 @@ from lit_extract.modules.weights import widest_output
 
 
 class TransformersVisionExtractor(HuggingFaceExtractor):
-    """Pooled activations of the blocks of a vision model that Transformers has, such as DINOv3, AIMv2 or V-JEPA 2.
+    """Pooled activations of the blocks of a vision model of Transformers, such as DINOv3, AIMv2 or V-JEPA 2.
 
-    Images go through the model's own image processor. The constructor reads configurations only; weights are loaded in
+    Images go through the model's own image processor. The constructor only reads configurations; weights are loaded in
     :meth:`configure_model`.
 
     Args:
         name: The model on the Hugging Face hub, such as "facebook/dinov3-vits16-pretrain-lvd1689m", or a local folder
-            with config.json, the weights and preprocessor_config.json. Of a model of images and text, such as CLIP,
-            it is its vision model.
-        untrained: Random weights (the architecture's own initialisation) instead of trained ones.
+            with config.json, the weights and preprocessor_config.json. Of a model of images and text, such as CLIP, the
+            vision model is used.
+        untrained: Use random weights (the architecture's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local folder, or repository on the hub, to load instead of the one that is called name; for
-            an untrained model, its configuration and image processor.
+        checkpoint: Local folder or repository on the hub to load instead of name. An untrained model takes its
+            configuration and image processor from there.
         revision: Branch, tag or commit on the hub.
         options: Further arguments for from_pretrained, such as {attn_implementation: eager}.
-        pool: "cls" (class token), "avg" (mean of the patch tokens), "avg_all" (mean of all tokens), or
-            a list of these, each its own file; or "head" (what the model itself outputs: its pooler_output, or the
-            projected embedding of an image), whose one layer is called so too; or "grid4", or any other number (means
-            of the patch tokens over 4 × 4 parts of the image: 16 vectors a layer); or "tokens" (all tokens as they
-            are), which stay in the store unless --finalize true asks for files.
-        layers: "blocks" (all), "norm" (the tokens after the final norm), or a list of these and of indices of blocks;
-            negative ones count from the end.
-        backend: Which image processor, "torchvision" (fast) or "pil" (slow): they resize differently. Default: what
-            Transformers chooses. The metadata of the features have its class and its settings.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else the one shipped.
-        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
-            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+        pool: "cls" (class token), "avg" (mean of the patch tokens), "avg_all" (mean of all tokens), or a list of these,
+            one file per pooling; "head" (the model's own output: its pooler_output, or the projected embedding of an
+            image), a single layer called head; "grid4" or another number (means of the patch tokens over 4 × 4 parts of
+            the image: 16 vectors per layer); or "tokens" (all tokens, unpooled), which stay in the store unless
+            --finalize true asks for files.
+        layers: "blocks" (all), "norm" (the tokens after the final norm), or a list of these and of block indices;
+            negative indices count from the end.
+        backend: Image processor: "torchvision" (fast) or "pil" (slow); they resize differently. Default: the choice of
+            Transformers. The metadata of the features record its class and settings.
+        models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
+            package.
+        dtype: Data type of the written features, whatever the precision of the run. float16 and bfloat16 halve their
+            size. In float16, values beyond 65,504 become infinite, and their rows are listed.
     """
 
     kind = "vision"
@@ -114,7 +115,9 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         form = self.anatomy.form
         if HEAD in self.pools:
             if layers != "blocks":
-                raise InputError(f"model.layers: {layers} can't be given with model.pool head, which is a layer itself")
+                raise InputError(
+                    f"model.layers: {layers} can't be combined with model.pool head, which has one layer only"
+                )
             self.layers = [HEAD]
             form = form._replace(width=output_width(self.model_name, skeleton, tower, example))
             self.notes = {"head_meaning": output_meaning(skeleton, tower)}
@@ -148,7 +151,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         refuse_random(self.source, random, needed.__contains__)
 
     def activations(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn what the processor made of images, (B, 1, …) each, into pooled activations (B, P, L·D) float32."""
+        """Turn the processor's output for images, (B, 1, …) per tensor, into pooled activations (B, P, L·D) float32."""
         dtype = next(self.model.parameters()).dtype
         given = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
         given = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in given.items()}
@@ -161,7 +164,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         return {"feats": torch.cat([pooled[layer] for layer in self.layers], dim=2)}
 
     def _pool(self, pooling: str, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Pool tokens (B, T, D), or the model's output (B, D); padded patches, outside a mask (B, T), are left out."""
+        """Pool tokens (B, T, D), or the model's output (B, D), without patches outside a mask (B, T)."""
         if mask is not None and pooling in ("avg", "avg_all"):
             return LANGUAGE_POOLINGS["avg"](hidden, mask, (0, 0))
         return vision_pooling(pooling).pool(hidden, self.anatomy.form)
@@ -169,7 +172,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
     def _layers_of(
         self, model: Any, inputs: Mapping[str, Tensor], keep: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """Return what is kept of each layer's output for images."""
+        """Return ``keep`` of each layer's output for images."""
         tower = find_tower(model, self.model_name)
         if self.layers == [HEAD]:
             output = own_output(model, tower, inputs)
@@ -187,25 +190,25 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         return kept
 
     def numbers_a_row(self, n_tokens: int) -> int:
-        """Estimate them: the image, and in a block's MLP what comes before and after its activation."""
+        """Estimate the numbers of the image, and of a block's MLP before and after its activation."""
         form = self.anatomy.form
         return self._input_numbers + form.n_tokens * (4 * form.width + 2 * self.block_width)
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of what the processor makes of it, float32."""
+        """Return the bytes of the processor's output for an image, float32."""
         return 4 * self._input_numbers
 
     def _skeleton(self) -> Any:
         return create_skeleton(self.config, self.settings, self.model_name, self.auto_class)
 
     def _meta_example(self) -> dict[str, Any]:
-        """Return the inputs of one image for a skeleton, which can't look at pixels, nor at a mask."""
+        """Return the inputs of one image for a skeleton, which can read neither pixels nor a mask."""
         chosen = {name: self._example[name] for name in self.inputs if name != MASK}
         found = {name: tensor.to("meta") if tensor.is_floating_point() else tensor for name, tensor in chosen.items()}
         return found | ({MASK: None} if MASK in self.inputs else {})
 
     def _load_processor(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return what the data module is told of the image processor, and what the processor makes of an image."""
+        """Return the settings of the image processor for the data module, and the processor's output for an image."""
         import transformers
 
         loader = transformers.AutoVideoProcessor if self._takes_videos else transformers.AutoImageProcessor
@@ -215,17 +218,17 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         try:
             processor = loader.from_pretrained(self.source, trust_remote_code=False, **given)
             example, other = (self._process(processor, size) for size in ((224, 224), (224, 336)))
-        except Exception as error:  # of the hub, the disk, the format and the processor
+        except Exception as error:  # raised by the hub, the disk, the format and the processor
             raise self.unavailable(error) from error
         if any(example[name].shape != other[name].shape for name in example):
             raise InputError(
-                f"model.name: {type(processor).__name__} of {self.model_name!r} gives images of differing sizes, which "
-                "is not supported"
+                f"model.name: {type(processor).__name__} of {self.model_name!r} outputs images of different sizes, "
+                "which is not supported"
             )
-        backend = getattr(processor, "backend", "torchvision")  # of a video processor there is only this
+        backend = getattr(processor, "backend", "torchvision")  # the only one of a video processor
         if self._backend not in (None, backend):
             raise InputError(
-                f"model.backend: {self._backend!r} is not one that {type(processor).__name__} has; it has {backend!r}"
+                f"model.backend: {self._backend!r} is not available for {type(processor).__name__}; it has {backend!r}"
             )
         settings = {
             "image_processor": type(processor).__name__,
@@ -235,7 +238,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         return settings, example
 
     def _process(self, processor: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Return what a processor makes of a black image (H, W)."""
+        """Return the output of a processor for a black image (H, W)."""
         black = np.zeros((*size, 3), np.uint8)
         image = {"videos": [black[None]]} if self._takes_videos else {"images": [Image.fromarray(black)]}
         made = processor(**image, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""Vision extractor: any timm model that puts out tokens of blocks of equal width, or maps of stages.
+"""Vision extractor: any timm model with blocks of equal width that output tokens, or stages that output maps.
 
 B batch, L layers, T tokens, D hidden size, P poolings, H height, W width.
 """
@@ -44,35 +44,38 @@ logger = logging.getLogger(__name__)
 class VisionExtractor(Extractor):
     """Pooled activations of a vision model's blocks, or of its stages.
 
-    Stages are the maps that timm's own ``forward_intermediates`` gives of models whose blocks do not put out tokens of
-    one width: ResNet, ConvNeXt, Swin, Hiera and the like.
+    Some models, such as ResNet, ConvNeXt, Swin and Hiera, have no blocks that output tokens of one width. Their layers
+    are stages: the maps that timm's ``forward_intermediates`` returns.
 
-    The constructor reads the model's configuration only; weights are loaded in
-    :meth:`configure_model`, when a run begins.
+    The constructor only reads the model's configuration; weights are loaded in :meth:`configure_model`, when a run
+    starts.
 
     Args:
         name: The model, as timm calls it, such as "vit_base_patch16_224.mae".
-        untrained: Random weights (timm's own initialisation) instead of trained ones.
+        untrained: Use random weights (timm's own initialisation) instead of trained ones.
         seed: Seed of the random weights.
-        checkpoint: Local weights (safetensors or .pth) instead of the hub's.
+        checkpoint: Local weights (safetensors or .pth) to load instead of those on the hub.
         revision: Branch, tag or commit of the weights on the hub.
         options: Further arguments for timm.create_model, such as {img_size: 224}.
         pool: "cls" (class token), "avg" (mean of the patch tokens, or of the places of a map), "avg_all" (mean of all
-            tokens), or a list of these, each its own file; or "head" (what the model itself outputs: embedding or
-            logits), whose one layer is called so too. Of stages, "avg" or "head". Of both kinds "grid4", or any other
-            number (means of the patch tokens over 4 × 4 parts of the image: 16 vectors a layer), and "tokens" (all
-            tokens as they are), which stay in the store unless --finalize true asks for files.
-        layers: "blocks" (all blocks, or all stages), "norm" (the tokens after the final norm, of models that have
-            blocks), or a list of these and of indices; negative ones count from the end.
-        models: The models.yml in which settings of a name are looked up; default: ./models.yml, else
-            the one shipped.
-        channels_last: Images and convolutions in channels-last memory format; last bits differ.
-        preprocessing: Settings of timm's evaluation transform instead of the model's own, such as {crop_pct: 1.0,
-            crop_mode: squash}; also interpolation, mean, std, and input_size (3, H, W) where the model can.
-        stream: Read the weights of each block from disk when its turn comes, for many images at once, so that two
-            blocks fit the memory, and the rest of the model. Same numbers. Default: when all weights do not fit.
-        dtype: Data type in which features are written, whatever the precision of the run: float16 and bfloat16 take
-            half the room; what float16 can't hold (beyond 65,504) becomes infinite, and its row is listed.
+            tokens), or a list of these, one file per pooling; "head" (the model's own output: embedding or logits), a
+            single layer called head; "grid4" or another number (means of the patch tokens over 4 × 4 parts of the
+            image: 16 vectors per layer); or "tokens" (all tokens, unpooled), which stay in the store unless --finalize
+            true asks for files. Stages have no class token: they take "avg", "head", "grid4" and "tokens".
+        layers: "blocks" (all blocks, or all stages), "norm" (the tokens after the final norm, for models with blocks),
+            or a list of these and of indices; negative indices count from the end.
+        models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
+            package.
+        channels_last: Use the channels-last memory format for images and convolutions; the last bits of the features
+            differ.
+        preprocessing: Settings of timm's evaluation transform that replace the model's own, such as {crop_pct: 1.0,
+            crop_mode: squash}; also interpolation, mean, std, and, if the model takes other sizes, input_size (3, H,
+            W).
+        stream: Read the weights of each block from disk when they are needed, for many images at once, so only two
+            blocks and the rest of the model must fit in memory. The numbers are the same. Default: only when the
+            weights do not fit in memory.
+        dtype: Data type of the written features, whatever the precision of the run. float16 and bfloat16 halve their
+            size. In float16, values beyond 65,504 become infinite, and their rows are listed.
     """
 
     kind = "vision"
@@ -115,7 +118,7 @@ class VisionExtractor(Extractor):
         self.layer_shapes = [vision_pooling(self.pools[0]).shape(form) for form in self.layer_set.forms]
         self.makes_files = TOKENS not in self.pools
         self.num_params = sum(parameter.numel() for parameter in skeleton.parameters())
-        if not channels_last:  # which is a property of the memory of weights
+        if not channels_last:  # a property of the memory of weights, which streaming replaces
             self.note_blocks(self.layer_set.blocks_of(skeleton))
         notes = skeleton.pretrained_cfg.get("notes") or ()
         self._wants_quickgelu = any("quickgelu" in str(note).lower() for note in notes)
@@ -124,7 +127,7 @@ class VisionExtractor(Extractor):
         self._scale: tuple[Tensor, Tensor] | None = None
 
     def _check_settings(self, checkpoint: str | None, revision: str | None) -> None:
-        """Raise InputError where settings contradict each other, or files are missing."""
+        """Raise InputError if settings contradict each other, or files are missing."""
         if self.untrained and (checkpoint or revision):
             setting = "checkpoint" if checkpoint else "revision"
             raise InputError(
@@ -139,14 +142,14 @@ class VisionExtractor(Extractor):
         if self.checkpoint and not self.untrained and not Path(self.checkpoint).is_file():
             raise InputError(f"model.checkpoint: {self.checkpoint!r} is not a file")
         if self.options.get("in_chans", 3) != 3:
-            raise InputError(f"model.options: in_chans is {self.options['in_chans']}, but images here are RGB: 3")
+            raise InputError(f"model.options: in_chans is {self.options['in_chans']}, but RGB images have 3 channels")
 
     def _use_size(self, skeleton: nn.Module) -> None:
-        """Take images of another size than the model's own, which not every model does."""
+        """Use images of another size than the model's own, if the model takes them."""
         size = self.preprocessing["input_size"]
         if img_size := self.options.get("img_size"):
             raise InputError(
-                f"model.preprocessing: input_size is {size}, but that of model.options is {img_size}; give one of them"
+                f"model.preprocessing: input_size is {size}, but img_size of model.options is {img_size}; give one"
             )
         try:
             self.layer_set.measure(skeleton, size)
@@ -158,7 +161,7 @@ class VisionExtractor(Extractor):
             ) from None
 
     def provenance(self) -> dict[str, Any]:
-        """Return what about the model changes the numbers."""
+        """Return everything about the model that determines the numbers."""
         channels_last = {"channels_last": True} if self.memory_format is torch.channels_last else {}
         architecture = {}
         if self._folder and (self.untrained or self.checkpoint):
@@ -184,7 +187,7 @@ class VisionExtractor(Extractor):
         return backbone
 
     def _streamed_backbone(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """Return the backbone, of whose blocks the weights are in a file: timm makes models in memory only."""
+        """Return the backbone with the weights of its blocks in a file, because timm builds models in memory."""
         room = torch.float32.itemsize * self.num_params
         scratch = ScratchFile(room, 2 * room + 2**30)
         with scratch.parameters_kept():
@@ -218,19 +221,19 @@ class VisionExtractor(Extractor):
         return images.float().div_(255).sub_(mean).div_(std).to(dtype).contiguous(memory_format=self.memory_format)
 
     def numbers_a_row(self, n_tokens: int) -> int:
-        """Estimate them from a forward pass without data."""
+        """Estimate the numbers from a forward pass without data."""
         return self.input_bytes(0) + self.layer_set.held
 
     def numbers_between_blocks(self, n_tokens: int) -> int:
-        """Estimate them: its tokens, and what the model hands to each block."""
+        """Estimate the numbers of its tokens and of the arguments of a block."""
         return self.input_bytes(0) + 2 * self.tokens_a_row(0) * max(form.width for form in self.layer_set.forms)
 
     def tokens_a_row(self, n_tokens: int) -> int:
-        """Return how many tokens an image has."""
+        """Return the number of tokens of an image."""
         return max(form.n_tokens for form in self.layer_set.forms)
 
     def input_bytes(self, n_tokens: int) -> int:
-        """Return those of its pixels."""
+        """Return the bytes of its pixels."""
         return math.prod(self.preprocessing["input_size"])
 
     @property
@@ -239,7 +242,7 @@ class VisionExtractor(Extractor):
         return self.backbone
 
     def local_checkpoint(self) -> str | None:
-        """Return the file, or the folder that the name gives."""
+        """Return the file of local weights, or the folder in the name; None if the weights come from the hub."""
         return self.checkpoint or self._folder
 
     def weights_source(self) -> tuple[str, Sequence[str]]:
@@ -262,8 +265,8 @@ class VisionExtractor(Extractor):
             weights, removed = unwrap(read_weights(self.checkpoint), own)
             overlay = {"state_dict": weights, "source": "", "custom_load": False}
             if HEAD in self.layers and self.options.get("num_classes"):
-                overlay["num_classes"] = self.options["num_classes"]  # else timm leaves out a head of another number
-        elif not self._folder:  # the commit that was recorded, not what the branch has become since
+                overlay["num_classes"] = self.options["num_classes"]  # else timm drops a head of another size
+        elif not self._folder:  # the recorded commit, not the current state of the branch
             overlay = {"hf_hub_id": f"{self.hub_id}@{self.commit}"}
         try:
             with loading_noted() as loaded:
@@ -283,13 +286,13 @@ class VisionExtractor(Extractor):
         return backbone
 
     def _from_npz(self, file: str) -> Any:
-        """Load weights in the format of JAX, which timm copies by itself: what it leaves out is still NaN."""
+        """Load weights in JAX's format; timm copies them itself, and parameters that it leaves out stay NaN."""
         backbone = timm.create_model(self._timm_name, pretrained=False, **self.options)
         for parameter in backbone.parameters():
             nn.init.constant_(parameter, torch.nan)
         try:
             backbone.load_pretrained(file)
-        except Exception as error:  # of timm, numpy and the disk
+        except Exception as error:  # raised by timm, numpy and the disk
             raise InputError(
                 f"model.checkpoint: {file!r} does not fit {self.model_name!r}: {one_line(error)}"
             ) from error
@@ -298,7 +301,7 @@ class VisionExtractor(Extractor):
         return backbone
 
     def _check(self, loaded: Loaded) -> None:
-        """Raise InputError unless the weights are all that the layers need."""
+        """Raise InputError unless the weights have everything that the layers need."""
         source = self.local_checkpoint() or f"{self.hub_id}@{self.commit}"
         needed: set[str] = set()
         if loaded.missing:
@@ -310,7 +313,7 @@ class VisionExtractor(Extractor):
         check_loaded(loaded, needed, self.layers, source, self.model_name)
 
     def _warn_of_activation(self) -> None:
-        """Warn of CLIP weights whose activation function is another than the model's."""
+        """Warn if CLIP weights were trained with another activation function than the model's."""
         variant = self.model_name.replace("_clip_", "_clip_quickgelu_")
         if (
             self._wants_quickgelu
@@ -334,7 +337,7 @@ class VisionExtractor(Extractor):
 def _layers_of(
     name: str, skeleton: Any, pool: str | Sequence[str], layers: str | Sequence[str | int], size: list[int]
 ) -> LayerSet:
-    """Return the wanted layers: the output, the blocks if they put out tokens of one width, else the stages."""
+    """Return the wanted layers: the output, the blocks if they output tokens of one width, else the stages."""
     if HEAD in ([pool] if isinstance(pool, str) else pool):
         return Output(name, skeleton, layers, size)
     try:

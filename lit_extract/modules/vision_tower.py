@@ -1,7 +1,7 @@
-"""What a vision model of Transformers is made of: its tower, blocks, tokens, final norm and output.
+"""The parts of a Transformers vision model: its tower, blocks, tokens, final norm and output.
 
-All of it is found on skeletons, which are on the meta device, by sending the inputs of one image through them. A tower
-is the part that sees images: the vision model of a CLIP or SigLIP model, else the model itself.
+They are found by sending the inputs of one image through skeletons, which are on the meta device. A tower is the part
+that takes images: the vision model of a CLIP or SigLIP model, else the model itself.
 
 T tokens, D hidden size.
 """
@@ -21,22 +21,22 @@ from lit_extract.modules.pooling import LayerForm
 from lit_extract.modules.pretrained import MAX_LAYERS, MAX_WIDTH, find_blocks
 from lit_extract.modules.selection import all_blocks
 
-MASK = "pixel_attention_mask"  # input of models whose images have as many patches as they need: 1 = real patch
+MASK = "pixel_attention_mask"  # input of models with a variable number of patches: 1 = real patch
 _CLASS_TOKENS = ("cls_token", "class_embedding")
 _PREFIX_TOKENS = (*_CLASS_TOKENS, "register_tokens", "distillation_token")  # names of parameters
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What each block puts out for an image, and what else a tower has."""
+    """The output of each block for an image, and the other parts of a tower."""
 
     form: LayerForm
-    has_class_token: bool  # one, before all others
+    has_class_token: bool  # a single one, before all other tokens
     norm: str | None  # path in the tower of the final norm over the tokens of the last block
 
 
 def vision_config(config: Any, name: str) -> Any:
-    """Return the configuration of the part that sees images; InputError unless it is a sequence of blocks."""
+    """Return the configuration of the part that takes images; raise InputError unless it is a sequence of blocks."""
     config = getattr(config, "vision_config", None) or config
     for field, most in (("num_hidden_layers", MAX_LAYERS), ("hidden_size", MAX_WIDTH)):
         value = getattr(config, field, None)
@@ -47,13 +47,13 @@ def vision_config(config: Any, name: str) -> Any:
             )
         if not 1 <= value <= most:
             raise InputError(
-                f"model.name: the configuration of {name!r} has {field} {shorten(value)}, which must be 1 to {most:,}"
+                f"model.name: the configuration of {name!r} has {field} {shorten(value)}; it must be 1 to {most:,}"
             )
     return config
 
 
 def find_tower(model: Any, name: str) -> Any:
-    """Return the part of a model that sees images."""
+    """Return the part of a model that takes images."""
     config = getattr(model.config, "vision_config", None)
     tower = model if config is None else next((part for part in model.modules() if _is_of(part, config)), None)
     if tower is None or not str(getattr(tower, "main_input_name", "")).startswith("pixel_values"):
@@ -66,22 +66,22 @@ def _is_of(part: nn.Module, config: Any) -> bool:
 
 
 def arguments_of(tower: Any, made: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of what a processor makes that the tower takes."""
+    """Return the names of the processor's outputs that the tower takes."""
     taken = inspect.signature(tower.forward).parameters
     return [name for name in made if name in taken]
 
 
 def run_tower(tower: Any, inputs: Mapping[str, Any]) -> Any:
-    """Return what a tower puts out for images; V-JEPA 2's predictor, which comes after all layers, is left out."""
+    """Return the output of a tower for images; V-JEPA 2's predictor, which comes after all layers, is skipped."""
     takes_it = "skip_predictor" in inspect.signature(tower.forward).parameters
     return tower(**inputs, **({"skip_predictor": True} if takes_it else {}))
 
 
 def dissect(name: str, tower: Any, config: Any, inputs: Mapping[str, Any]) -> Anatomy:
-    """Find out what a tower's tokens are, from the inputs of one image (1, …), pixels being on the meta device.
+    """Identify the tokens of a tower, from the inputs of one image (1, …) with pixels on the meta device.
 
     Raises:
-        InputError: The blocks differ in shape, or it is not known which tokens are those of patches.
+        InputError: The blocks differ in shape, or the patch tokens can't be identified.
     """
     blocks = find_blocks(tower, config.num_hidden_layers)
     shapes: list[tuple[int, ...]] = []
@@ -103,9 +103,9 @@ def dissect(name: str, tower: Any, config: Any, inputs: Mapping[str, Any]) -> An
     try:
         with torch.no_grad(), capture(dict(zip(all_blocks(len(blocks)), blocks, strict=True)), note):
             output = run_tower(tower, inputs)
-    except Exception as error:  # of the model's own code
+    except Exception as error:  # raised by the model's own code
         raise InputError(
-            f"model.name: {name!r} can't compute the features of an image as its processor gives it; if timm has the "
+            f"model.name: {name!r} can't compute the features of an image from its processor; if timm has the "
             f"model, use --model VisionExtractor ({type(error).__name__}: {one_line(error)})"
         ) from error
     finally:
@@ -113,7 +113,7 @@ def dissect(name: str, tower: Any, config: Any, inputs: Mapping[str, Any]) -> An
             handle.remove()
     if len(set(shapes)) > 1 or len(shapes) < len(blocks) or len(shapes[0]) != 3:
         raise InputError(
-            f"model.name: the blocks of {name!r} put out {_in_short(shapes)}, not the same (T, D) each, which is not "
+            f"model.name: the blocks of {name!r} output {_in_short(shapes)}, not the same (T, D) each, which is not "
             "supported; if timm has the model, use --model VisionExtractor"
         )
     _, n_tokens, n_dim = shapes[0]
@@ -123,9 +123,9 @@ def dissect(name: str, tower: Any, config: Any, inputs: Mapping[str, Any]) -> An
     if n_prefix != sum(tokens.values()):
         known = ", ".join(f"{count} of {token}" for token, count in tokens.items()) or "none"
         raise InputError(
-            f"model.name: the blocks of {name!r} have {n_tokens} tokens for {n_patches} patches, and of those before "
-            f"the patches are known: {known}; a model that masks or merges patches, or that has other tokens, is not "
-            "supported; if timm has it, use --model VisionExtractor"
+            f"model.name: the blocks of {name!r} have {n_tokens} tokens for {n_patches} patches, and the known prefix "
+            f"tokens are: {known}; models that mask or merge patches, or have other tokens, are not supported; if timm "
+            "has the model, use --model VisionExtractor"
         )
     normed = getattr(output, "last_hidden_state", None)
     norm = next((path for path, found in norms if found is normed), None)
@@ -138,9 +138,9 @@ def _in_short(shapes: list[tuple[int, ...]]) -> str:
 
 
 def _count_patches(name: str, config: Any, inputs: Mapping[str, Any]) -> tuple[int, int | None]:
-    """Return the patches of an image, and in how many columns: of pixels (1, …, H, W).
+    """Return the numbers of patches and of their columns in an image, from its pixels (1, …, H, W).
 
-    Of pixels that are patches already (1, T, …) the first counts padding, and the second is None.
+    If the pixels are patches already (1, T, …), the first number includes padding, and the second is None.
     """
     pixels = next(iter(inputs.values()))
     if MASK in inputs:
@@ -154,9 +154,9 @@ def _count_patches(name: str, config: Any, inputs: Mapping[str, Any]) -> tuple[i
 
 
 def _prefix_tokens(tower: nn.Module, n_dim: int) -> dict[str, int]:
-    """Return how many tokens the embeddings put before the patches, by the names of their parameters.
+    """Return the number of tokens that the embeddings put before the patches, by the names of their parameters.
 
-    Those of a head, as AIMv2's class token, are none of them.
+    Tokens of a head, such as AIMv2's class token, do not count.
     """
     named = {path.rpartition(".")[2]: (path, tensor) for path, tensor in tower.named_parameters()}
     return {
@@ -167,7 +167,7 @@ def _prefix_tokens(tower: nn.Module, n_dim: int) -> dict[str, int]:
 
 
 def own_output(model: Any, tower: Any, inputs: Mapping[str, Any]) -> Tensor | None:
-    """Return what a model itself puts out for images (B, D): the projected embedding, or its ``pooler_output``."""
+    """Return a model's own output for images (B, D): the projected embedding, or its ``pooler_output``."""
     is_part = tower is not model and hasattr(model, "get_image_features")
     output = model.get_image_features(**inputs) if is_part else run_tower(tower, inputs)
     vectors = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
@@ -175,23 +175,23 @@ def own_output(model: Any, tower: Any, inputs: Mapping[str, Any]) -> Tensor | No
 
 
 def output_width(name: str, model: Any, tower: Any, inputs: Mapping[str, Any]) -> int:
-    """Return the dimensions of what a skeleton itself puts out for an image; InputError unless that is one vector."""
+    """Return the dimensions of a skeleton's own output for an image; raise InputError unless it is one vector."""
     try:
         output = own_output(model, tower, inputs)
-    except Exception as error:  # of the model's own code
+    except Exception as error:  # raised by the model's own code
         raise InputError(
-            f"model.pool: {name!r} can't compute its own output of an image: {type(error).__name__}: {one_line(error)}"
+            f"model.pool: {name!r} can't compute its own output for an image: {type(error).__name__}: {one_line(error)}"
         ) from error
     if output is None:
         raise InputError(
-            f"model.pool: {name!r} outputs no vector for an image, so it can't give head; for its last tokens use "
+            f"model.pool: {name!r} outputs no vector for an image, so it has no head; for its last tokens use "
             "layers: norm or [-1]"
         )
     return output.shape[1]
 
 
 def output_meaning(model: Any, tower: Any) -> str:
-    """Return in words what :func:`own_output` is."""
+    """Describe :func:`own_output` in words."""
     if tower is not model and hasattr(model, "get_image_features"):
         return f"embedding: get_image_features of {type(model).__name__}"
     return f"embedding: pooler_output of {type(tower).__name__}"

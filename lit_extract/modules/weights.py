@@ -1,4 +1,4 @@
-"""Hash weights, check where they are, and make random ones."""
+"""Hashes and places of weights, and random weights."""
 
 import hashlib
 import json
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from torch import nn
-from typing_extensions import TypedDict  # pydantic wants it until Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.progress import step
 from lit_extract.common.untrusted import MAX_RECORD_BYTES, OneName, read_regular, validate_json
 
-# What else is in a local model folder (logs, optimizer states) does not change the numbers.
+# Other files of a local model folder (logs, optimizer states) do not change the numbers.
 _MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".json", ".model", ".txt", ".py")
 CHUNK_BYTES = 2**20
 
@@ -43,15 +43,15 @@ def path_sha256(path: str | Path) -> str:
 
 
 def widest_output(block: nn.Module) -> int:
-    """Return the most numbers that a matrix of a block gives for a token, or takes."""
+    """Return the largest input or output width of a matrix in a block."""
     return max(max(parameter.shape[-2:]) for parameter in block.parameters() if parameter.ndim > 1)
 
 
 def check_shards(folder: str | Path) -> None:
-    """Check that the weights of a local model that has an index of their files are in its own folder.
+    """Check that the index of a local model's weights only names files in the model's folder.
 
     Raises:
-        InputError: The index is damaged, or names a path: what is read then is not what :func:`path_sha256` is of.
+        InputError: The index is damaged, or names a path, which :func:`path_sha256` would not hash.
     """
     for index in Path(folder).glob("*.index.json"):
         what = f"model.checkpoint: {index}"
@@ -70,7 +70,7 @@ WEIGHTS_INDEX = TypeAdapter(_Index)
 
 
 def config_sha256(config: Any) -> str:
-    """Return a hash of an architecture, without what does not shape the model, in its parts too."""
+    """Return a hash of an architecture, without settings that do not shape the model or its parts."""
 
     def known(settings: dict[str, Any]) -> dict[str, Any]:
         kept = {k: v for k, v in settings.items() if k not in ("_name_or_path", "transformers_version", "dtype")}
@@ -81,7 +81,7 @@ def config_sha256(config: Any) -> str:
 
 @contextmanager
 def default_float32() -> Iterator[None]:
-    """Make new tensors float32, also where Lightning's precision has another default."""
+    """Make new tensors float32, even if Lightning's precision sets another default."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -92,10 +92,10 @@ def default_float32() -> Iterator[None]:
 
 @contextmanager
 def on_cpu_in_float32(seed: int) -> Iterator[None]:
-    """Build a model here and its random weights depend on the seed alone.
+    """Build a model on the CPU, with random weights that depend on the seed alone.
 
-    Lightning's contexts around ``configure_model`` would draw them on the device and in bf16: other
-    numbers. The global generator is left as it was.
+    Lightning's contexts around ``configure_model`` would draw other weights, on the device and in bf16. The global
+    generator keeps its state.
     """
     with default_float32(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

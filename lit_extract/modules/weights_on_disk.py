@@ -1,8 +1,8 @@
-"""A model whose weights stay on disk: where each of its tensors is.
+"""A model whose weights stay on disk: the place of each of its tensors.
 
-Transformers renames the tensors of a checkpoint, and rearranges some, such as those of experts. So it loads the model
-itself, but from stand-ins, which take no memory: a tensor of the model that still is a stand-in comes from the file
-unchanged. What does not, and what is random, is written to a file without a name.
+Transformers renames the tensors of a checkpoint, and rearranges some, such as the weights of experts. So Transformers
+loads the model from stand-ins, which need no memory: a tensor that is still a stand-in afterwards is unchanged in the
+checkpoint. Rearranged and random tensors are written to a file without a name.
 """
 
 import json
@@ -22,7 +22,7 @@ from lit_extract.common.console import as_size
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.modules.streaming import OnDisk, StreamedBlocks
 
-# Makes a model of a state dict, in a data type, on a device; and tells what was missing in it.
+# Makes a model from a state dict, in a data type, on a device; also returns the missing keys.
 Load = Callable[[Mapping[str, Tensor], torch.dtype, str], tuple[Any, dict[str, Any]]]
 
 _DTYPES = {
@@ -30,25 +30,25 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-ALIGNED = 64  # bytes, as memory that torch allocates on a CPU
+ALIGNED = 64  # bytes, the alignment of torch on a CPU
 
 
 class _Unnamed(FileIO):
-    """A file that is closed, and so gone, with the last reference to it."""
+    """A file that is closed, and so deleted, with the last reference to it."""
 
     def __del__(self) -> None:
         self.close()
 
 
 class ScratchFile:
-    """Room on disk for tensors, in a file without a name: it is gone when the process ends, however that ends.
+    """Disk space for tensors, in a file without a name that is deleted when the process ends, in any way.
 
     Args:
-        room: Bytes that are taken of the disk at once.
-        limit: Bytes that may be used; those beyond ``room`` are taken when they are written.
+        room: Bytes that are reserved on the disk at once.
+        limit: Bytes that may be used; bytes beyond ``room`` are allocated when they are written.
 
     Raises:
-        InputError: The disk has no room.
+        InputError: The disk is full.
     """
 
     def __init__(self, room: int, limit: int) -> None:
@@ -66,12 +66,12 @@ class ScratchFile:
                 os.unlink(path)  # noqa: PTH108
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"model.stream: weights of {as_size(room)} must be written to {folder}, for as long as the run lasts: "
-                f"{one_line(error)}; set the environment variable TMPDIR to a folder of a disk with room"
+                f"model.stream: {as_size(room)} of weights can't be kept in {folder} during the run: "
+                f"{one_line(error)}; set the environment variable TMPDIR to a folder on a disk with free space"
             ) from error
 
     def keep(self, tensor: Tensor, copy: bool = True) -> Tensor:
-        """Return a tensor like this one, with its numbers or without, whose memory is the file."""
+        """Return a tensor like this one in the file, with its numbers if ``copy`` is true."""
         first = -(-self._used // ALIGNED) * ALIGNED
         self._used = first + tensor.nbytes
         assert self._used <= self._storage.nbytes(), "more weights than the model has"
@@ -80,7 +80,7 @@ class ScratchFile:
         return kept.copy_(tensor) if copy else kept
 
     def place_of(self, tensor: Tensor, wanted: torch.dtype) -> OnDisk | None:
-        """Return where a tensor is in the file; None if it is not there."""
+        """Return the place of a tensor in the file; None if it is not there."""
         if tensor.is_meta or tensor.untyped_storage().data_ptr() != self._storage.data_ptr():
             return None
         offset = int(tensor.storage_offset()) * tensor.itemsize
@@ -90,7 +90,7 @@ class ScratchFile:
     def parameters_kept(self, copy: bool = True, but: Collection[int] = ()) -> Iterator[None]:
         """Put the parameters that modules get in the ``with`` block into the file.
 
-        Those without memory, and those ``but`` for which it is at these addresses, stay as they are.
+        Parameters without memory, or at one of the addresses in ``but``, stay as they are.
         """
 
         def keep(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -109,16 +109,16 @@ class ScratchFile:
             handle.remove()
 
     def places_of(self, model: nn.Module, dtype: torch.dtype) -> dict[str, OnDisk]:
-        """Return where the tensors of a model are that are in the file, by name; in the model they are of ``dtype``."""
+        """Return the places of the model's tensors in the file, by name; in the model they have ``dtype``."""
         found = {name: self.place_of(tensor, dtype) for name, tensor in model.state_dict().items()}
         return {name: place for name, place in found.items() if place is not None}
 
 
 def read_headers(files: Sequence[str]) -> dict[str, OnDisk]:
-    """Return where the tensors of safetensors files are, by their names.
+    """Return the places of the tensors in safetensors files, by their names.
 
     Raises:
-        InputError: A file is damaged, or has numbers that can't be streamed.
+        InputError: A file is damaged, or has a data type that can't be streamed.
     """
     from safetensors import safe_open
 
@@ -130,7 +130,7 @@ def read_headers(files: Sequence[str]) -> dict[str, OnDisk]:
             with open(path, "rb") as file:  # noqa: PTH123
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
-        except Exception as error:  # of the disk and the format
+        except Exception as error:  # raised by the disk and the format
             raise InputError(f"model.checkpoint: {path} can't be read as safetensors: {one_line(error)}") from error
         header.pop("__metadata__", None)
         for name, entry in header.items():
@@ -146,8 +146,8 @@ def load_on_disk(
     """Load a model as for a run in ``dtype``, but leave its weights on disk.
 
     Returns:
-        The model, whose parameters and persistent buffers have no numbers of their own; where these are, by name; and
-        what was missing in the ``checkpoint``.
+        The model, without the numbers of its parameters and persistent buffers; their places, by name; and the names
+        missing from the ``checkpoint``.
     """
     without_numbers = {name: torch.empty(at.shape, dtype=at.dtype, device="meta") for name, at in checkpoint.items()}
     skeleton, info = load(without_numbers, dtype, "meta")
@@ -156,7 +156,7 @@ def load_on_disk(
 
     stand_ins = {name: _stand_in(at, torch.float32) for name, at in checkpoint.items()}
     origins = {tensor.data_ptr(): name for name, tensor in stand_ins.items()}
-    scratch = ScratchFile(0, limit)  # stays empty, but for random parameters
+    scratch = ScratchFile(0, limit)  # only used for random parameters
     with scratch.parameters_kept(copy=False, but=origins):
         model, _ = load(stand_ins, torch.float32, "cpu")
     unchanged = {
@@ -173,7 +173,7 @@ def load_on_disk(
             places[name] = place
     dtypes = {name: buffer.dtype for name, buffer in skeleton.named_buffers()}
     for name, buffer in model.named_buffers():
-        if name not in places:  # computed, as rotary frequencies are
+        if name not in places:  # computed, such as rotary frequencies
             buffer.data = buffer.data.to(dtypes[name])
     return model, places, info
 
@@ -185,7 +185,7 @@ def _rearrange(
     rearranged: Collection[str],
     wanted: Mapping[str, torch.dtype],
 ) -> tuple[Any, ScratchFile]:
-    """Load a model with those of its tensors that are rearranged ones of the checkpoint in a file of their own."""
+    """Load a model, with the rearranged tensors of the checkpoint in a scratch file."""
     from safetensors import safe_open
 
     sources = {name: at for name, at in checkpoint.items() if name not in unchanged}
@@ -209,14 +209,14 @@ def _rearrange(
 def stream_blocks(
     model: nn.Module, blocks: Sequence[nn.Module], places: Mapping[str, OnDisk], device: torch.device
 ) -> StreamedBlocks:
-    """Put all of a model on a device but the weights of its blocks, which come from disk."""
+    """Put a model on a device, except for the weights of its blocks, which are streamed from disk."""
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in places}
-    homes: dict[int, set[int]] = {id(tensor): set() for tensor in tensors.values()}  # the blocks that each one is in
+    homes: dict[int, set[int]] = {id(tensor): set() for tensor in tensors.values()}  # blocks that contain each tensor
     for k, block in enumerate(blocks):
         for tensor in (*block.parameters(), *block.buffers()):
             homes.setdefault(id(tensor), set()).add(k)
     weights: list[list[tuple[Tensor, OnDisk]]] = [[] for _ in blocks]
-    for name, tensor in {id(tensor): (name, tensor) for name, tensor in tensors.items()}.values():  # tied ones once
+    for name, tensor in {id(tensor): (name, tensor) for name, tensor in tensors.items()}.values():  # tied tensors once
         if len(homes[id(tensor)]) == 1:
             weights[homes[id(tensor)].pop()].append((tensor, places[name]))
         else:
@@ -227,5 +227,5 @@ def stream_blocks(
 
 
 def _stand_in(at: OnDisk, dtype: torch.dtype) -> Tensor:
-    """Return a tensor with memory for one number, which all of its places are."""
+    """Return a tensor with memory for a single number, shared by all of its places."""
     return torch.zeros((), dtype=dtype if at.dtype.is_floating_point else at.dtype).expand(at.shape)

@@ -107,7 +107,7 @@ def test_a_file_of_someone_else_is_not_touched(caption, tmp_path):
     (tmp_path / "out.csv").write_text("mine")
     output, code, _, error = caption()
     assert (code, output.read_text()) == (2, "mine")
-    assert "it is not known how it was made" in error
+    assert "it is unknown how it was made" in error
 
 
 def test_an_image_that_fails_now_and_then_is_tried_again(caption, engine):
@@ -171,7 +171,7 @@ def test_edits_are_not_written_over(caption, engine):
     output.write_text(edited, encoding="utf-8")
     _, code, _, error = caption()
     assert (code, output.read_text(encoding="utf-8")) == (2, edited)
-    assert "was changed since it was written" in error
+    assert "was edited since it was written" in error
 
 
 def test_a_caption_that_was_cut_off_is_kept_and_counted(caption, engine):
@@ -205,7 +205,7 @@ def test_the_sidecar_says_how_it_was_made(caption):
     [
         (("--output", "x.txt"), "output: 'x.txt' must end in .csv or .parquet"),
         (("--keep_store", "true"), "--keep_store: for features only"),
-        (("--trainer.devices", "2"), "trainer.devices: 2 processes; captioning is one process"),
+        (("--trainer.devices", "2"), "trainer.devices: captioning needs one process, not 2"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(caption, engine, options, message):
@@ -218,7 +218,7 @@ def test_what_does_not_fit_together_is_refused(caption, engine, options, message
 def test_output_is_needed_for_captions_and_refused_for_features(cli, engine, images):
     code, _, error = cli("predict", "--config", "configs/folder/captions.yaml", "--data.root", images)
     assert code == 2
-    assert "Give --output FILE.csv or FILE.parquet" in error
+    assert "give --output FILE.csv or FILE.parquet" in error
     vision = ("predict", "--config", "configs/folder/vision.yaml", "--data.root", images, "--model.untrained", "true")
     code, _, error = cli(*vision, "--model.name", "test_vit.r160_in1k", "--output", "x.csv")
     assert code == 2

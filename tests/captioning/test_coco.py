@@ -64,7 +64,7 @@ def test_it_is_what_language_features_read(build, files):
 def test_a_missing_split_is_named(build, files):
     code, _, error = build("train")
     assert code == 2
-    assert "no caption of the COCO images 532481" in error
+    assert "no caption for the COCO images 532481" in error
     assert not (files / "out").exists()
 
 

@@ -152,7 +152,7 @@ def test_a_server_that_stays_busy_stops_the_run(chat, base_url, sources):
 
 def test_nobody_answers(sources):
     captioner = Captioner(MODEL, base_url="http://127.0.0.1:9/v1", patience=0.5)
-    with pytest.raises(InputError, match=r"nobody answers at 'http://127\.0\.0\.1:9/v1'"):
+    with pytest.raises(InputError, match=r"no server answered at 'http://127\.0\.0\.1:9/v1'"):
         captioner.replies(sources)
 
 
@@ -164,10 +164,10 @@ def test_another_model_is_served(base_url):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"engine": "server"}, r"model\.engine: a server needs an address"),
+        ({"engine": "server"}, r"model\.engine: server needs an address"),
         ({"engine": "vllm", "base_url": "http://x/v1"}, r"model\.base_url: .* is for the engine server"),
         ({"base_url": "localhost:8000"}, "must start with http"),
-        ({"base_url": "http://x/v1", "engine_options": {"dtype": "float32"}}, "these are for vLLM in process"),
+        ({"base_url": "http://x/v1", "engine_options": {"dtype": "float32"}}, "only for the engine vllm"),
         ({"base_url": "http://x/v1", "attempts": 0}, r"model\.attempts: 0 must be 1 or more"),
         ({"base_url": "http://x/v1", "temperature": -1.0}, r"model\.temperature: -1.0 must be 0 or more"),
     ],

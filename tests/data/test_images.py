@@ -247,18 +247,18 @@ def test_workers_change_nothing(image_folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"query": "bold_id < 3"}, "data.query: 'bold_id < 3' .* data.subset is 'all'; name the rows"),
+        ({"query": "bold_id < 3"}, "data.query: 'bold_id < 3' .* data.subset is 'all'; name the chosen rows"),
         ({"subset": "a/b"}, "data.subset: must be .* not 'a/b'"),
         ({"subset": ".."}, r"data.subset: must be .* not '\.\.'"),
         ({"subset": "."}, r"data.subset: must be .* not '\.'"),
         ({"subset": ""}, "data.subset: must be .* not ''"),
         ({"subset": "/tmp"}, "data.subset: must be .* not '/tmp'"),
-        ({"batch_size": 0}, "data.batch_size: 0 rows"),
-        ({"batch_size": -3, "shard_rows": 3}, "data.batch_size: -3 rows"),
-        ({"batch_size": 4, "shard_rows": 6}, "data.shard_rows: 6 rows; must be a multiple"),
-        ({"batch_size": 4, "shard_rows": 2}, "data.shard_rows: 2 rows; must be a multiple"),
-        ({"batch_size": 4, "shard_rows": 0}, "data.shard_rows: 0 must be 1 or more"),
-        ({"num_workers": -1}, "data.num_workers: -1 must be 0 or more"),
+        ({"batch_size": 0}, "data.batch_size: 0 must be 1 or more"),
+        ({"batch_size": -3, "shard_rows": 3}, "data.batch_size: -3 must be 1 or more"),
+        ({"batch_size": 4, "shard_rows": 6}, "data.shard_rows: 6 must be a multiple"),
+        ({"batch_size": 4, "shard_rows": 2}, "data.shard_rows: 2 must be a multiple"),
+        ({"batch_size": 4, "shard_rows": 0}, "data.shard_rows: 0 must be 1 to "),
+        ({"num_workers": -1}, "data.num_workers: -1 must be 0 to 4,096"),
     ],
 )
 def test_contradictory_settings_are_refused_before_anything_is_read(settings, message):

@@ -285,7 +285,7 @@ def test_before_it_takes_room_it_says_how_much_and_where_and_how_to_stop_it(imag
     see(image_folder, tmp_path / "cache", limit=5)
     (said,) = caplog.messages
     assert said.startswith(f"decoded images are kept for the next model: 34.7 kB in '{tmp_path / 'cache'}', where ")
-    assert said.endswith("(--data.cache off: none)")
+    assert said.endswith("to keep none, pass --data.cache off")
     caplog.clear()
     see(image_folder, tmp_path / "cache")
     assert caplog.messages == [], "it is known by now"
@@ -308,7 +308,7 @@ def test_a_full_disk_or_quota_is_named_and_the_cache_makes_way(
         assert torch.equal(see(image_folder, tmp_path / "cache")[0], decoded)
     (said,) = caplog.messages
     assert f"in '{pixels.parent}': {os.strerror(number)}; the run continues" in said
-    assert "deleted to make room" in said
+    assert "deleted to free space" in said
     assert pixels.stat().st_blocks == 0
     assert torch.equal(see(image_folder, tmp_path / "cache")[0], decoded)
 

@@ -271,7 +271,7 @@ def test_a_file_that_is_no_hdf5_is_refused(tmp_path):
     [
         ("nsd_id <", "fails"),
         ("nsd_idd < 3", "fails"),
-        ("nsd_id > 100", "leaves none of 3 rows"),
+        ("nsd_id > 100", "chooses none of 3 rows"),
         ("nsd_id % 2", "nsd_id % 2"),  # numbers, not a condition: pandas takes them for labels and repeats rows
     ],
 )

@@ -36,7 +36,7 @@ def test_what_is_ignored_is_counted_in_one_line(image_folder, caplog):
     (image_folder / ".hidden" / "x.jpg").touch()
     data = ImageFolderDataModule(str(image_folder))
     data.setup()
-    expected = "files that are no images are ignored: 1 .mp4, 2 .txt, 3 hidden, 1 without a suffix"
+    expected = "ignored files that are no images: 1 .mp4, 2 .txt, 3 hidden, 1 without a suffix"
     assert caplog.messages == [f"{image_folder}: {expected}"]
     assert not [path for path in data.stimuli["path"] if "hidden" in path]
 

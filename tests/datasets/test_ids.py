@@ -38,7 +38,7 @@ def test_ids(values, expected):
         ([1, None], "no nsd_id in row 1"),
         ([1.0, float("nan")], "no nsd_id in row 1"),
         (["a", "  "], "no nsd_id in row 1"),
-        ([1, 1.5], "neither an integer of 64 bits nor text in row 1 (1.5)"),
+        ([1, 1.5], "neither a 64-bit integer nor text in row 1 (1.5)"),
         (["1", "1.5"], "row 1 ('1.5')"),
         ([True, 5], "row 0 (True)"),
         ([2**63], "row 0 (9223372036854775808)"),

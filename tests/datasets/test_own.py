@@ -60,7 +60,7 @@ def test_captions_of_the_table_are_put_in_its_order(faces, tmp_path):
     data = CaptionDataModule(str(captions), "own", dataset="table", root=str(faces))
     assert data.stimuli["caption"].tolist() == ["C", "A", "Z", "B"]
     write(tmp_path, {"stimulus_id": list("abcx"), "caption": ["A", "B", "C", "X"]}, "captions.csv")
-    with pytest.raises(InputError, match="1 captions of stimuli that table has not: x"):
+    with pytest.raises(InputError, match="1 captions of stimuli that are not in table: x"):
         _ = CaptionDataModule(str(captions), "own", dataset="table", root=str(faces)).stimuli
 
 
@@ -82,7 +82,7 @@ def test_the_same_table_elsewhere_has_the_same_fingerprint(image_folder, tmp_pat
         ({"id": [1, 2], "image": ["a", "b"]}, "has no column stimulus_id"),
         ({"stimulus_id": [1, 2], "image": ["a", ""]}, r"an image that is no path.* in row 1 \(\)"),
         ({"stimulus_id": [1, 2], "image": ["a", "b\x1b[31m"]}, r"an image that is no path.* in row 1"),
-        ({"stimulus_id": [1], "image": ["a"], "image_row": [1]}, "image_row, a name that is used here"),
+        ({"stimulus_id": [1], "image": ["a"], "image_row": [1]}, "image_row, which is a reserved name"),
         ({"stimulus_id": [], "image": []}, "has no rows"),
     ],
 )
@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_table_is_one_error(tmp_path, rows, said):
 
 
 def test_a_table_that_is_none_is_one_error(tmp_path):
-    for root, said in ((None, "Give --data.root FILE"), (tmp_path, "is a folder"), (tmp_path / "x.csv", "no file")):
+    for root, said in ((None, "give --data.root FILE"), (tmp_path, "is a folder"), (tmp_path / "x.csv", "no file")):
         with pytest.raises(InputError, match=said):
             load_dataset("table", root)
 

@@ -65,7 +65,7 @@ def write_parquet(columns, **settings):
         ('nsd_id,caption\n0,"a"b\n', "line 2 can't be read"),
         ("nsd_id;caption\n0;a\n", "separated by ';'; save it with commas"),
         ("nsd_id\tcaption\n0\ta\n", "separated by '\\t'"),
-        ("nsd_id,caption\n0,A dog runs\n1,A ca", "no line end after its last line, 1,A ca, as when a copy broke off"),
+        ("nsd_id,caption\n0,A dog runs\n1,A ca", "no line end after its last line, 1,A ca, so it may be incomplete"),
         ("nsd_id,caption", "no line end"),
         ("", "is empty"),
         ("\n\n", "is empty"),

@@ -604,7 +604,7 @@ def test_damaged_parts_name_the_file_and_what_to_do(tmp_path, line, said):
     parts = Parts(tmp_path / "out.csv")
     parts.folder.mkdir()
     (parts.folder / "00000.jsonl").write_bytes(lines_of([*RECORDS, line]))
-    with pytest.raises(InputError, match=f"00000.jsonl' is damaged .*{said}.*; delete it and run again"):
+    with pytest.raises(InputError, match=f"00000.jsonl' is damaged .*{said}.*; delete it and run the same"):
         parts.records(STIMULI)
 
 

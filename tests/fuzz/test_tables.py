@@ -318,9 +318,9 @@ def refusal(path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"nsd_id,caption\n9223372036854775808,a\n", "neither an integer of 64 bits nor text"),
-        (b"nsd_id,caption\n1.5,a\n2,b\n", "neither an integer of 64 bits nor text"),
-        (b"nsd_id,caption\n1e300,a\n", "neither an integer of 64 bits nor text"),
+        (b"nsd_id,caption\n9223372036854775808,a\n", "neither a 64-bit integer nor text"),
+        (b"nsd_id,caption\n1.5,a\n2,b\n", "neither a 64-bit integer nor text"),
+        (b"nsd_id,caption\n1e300,a\n", "neither a 64-bit integer nor text"),
         (b"caption\na\n   \nb\n", "no caption in row 1"),
         (b"caption,x\na,1\n   \nb,2\n", "line 3 has 1 fields"),
         (b"nsd_id,caption\n0,A dog runs\n1,A cat si", "no line end after its last line"),
@@ -353,7 +353,7 @@ def test_a_header_with_blanks_is_still_the_id(tmp_path, text, ids):
 @pytest.mark.parametrize("text", ["NSD_ID", "nsd id", "nsd-id", "\ufeffnsd_id", "Stimulus_ID", "nsd\u200b_id"])
 def test_a_header_that_is_nearly_an_id_is_refused(tmp_path, text):
     (tmp_path / "c.csv").write_text(f"caption,{text}\na,5\nb,3\n")
-    assert "which is no id; rename it to" in refusal(tmp_path / "c.csv")
+    assert "which is not used as an id; rename it to" in refusal(tmp_path / "c.csv")
 
 
 def test_ids_and_paths_stay_the_text_that_they_are(tmp_path):
@@ -372,15 +372,15 @@ def save(frame, path, **settings):
 @pytest.mark.parametrize(
     ("ids", "said"),
     [
-        ([True, False], "neither an integer of 64 bits nor text"),
-        ([b"a", b"b"], "neither an integer of 64 bits nor text"),
+        ([True, False], "neither a 64-bit integer nor text"),
+        ([b"a", b"b"], "neither a 64-bit integer nor text"),
         ([{"a": 1}, {"a": 2}], "type struct"),
-        ([1.5, 2.0], "neither an integer of 64 bits nor text"),
-        ([float("inf"), 1.0], "neither an integer of 64 bits nor text"),
-        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "neither an integer of 64 bits nor text"),
-        ([Decimal("1"), Decimal("2")], "neither an integer of 64 bits nor text"),
-        (np.array([2**63, 1], dtype=np.uint64), "neither an integer of 64 bits nor text"),
-        ([[1], [2]], "neither an integer of 64 bits nor text"),
+        ([1.5, 2.0], "neither a 64-bit integer nor text"),
+        ([float("inf"), 1.0], "neither a 64-bit integer nor text"),
+        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "neither a 64-bit integer nor text"),
+        ([Decimal("1"), Decimal("2")], "neither a 64-bit integer nor text"),
+        (np.array([2**63, 1], dtype=np.uint64), "neither a 64-bit integer nor text"),
+        ([[1], [2]], "neither a 64-bit integer nor text"),
     ],
 )
 def test_ids_in_parquet_that_are_none(tmp_path, ids, said):
@@ -396,7 +396,7 @@ def test_an_index_with_a_name_is_a_column_or_refused(tmp_path):
     frame = pd.DataFrame({"caption": ["a", "b"]}, index=pd.Index([70, 30], name="nsd_id"))
     assert load_captions(save(frame, tmp_path / "a.parquet"))["stimulus_id"].tolist() == [70, 30]
     frame.index = pd.RangeIndex(5, 7, name="nsd_id")  # which pandas keeps in its metadata only
-    assert "has an index nsd_id, which is no column" in refusal(save(frame, tmp_path / "b.parquet"))
+    assert "has an index nsd_id, which is not a column" in refusal(save(frame, tmp_path / "b.parquet"))
     assert load_captions(save(frame, tmp_path / "c.parquet", index=True))["stimulus_id"].tolist() == [5, 6]
 
 

@@ -60,7 +60,7 @@ def test_a_dataset_is_found_with_its_images_or_said_to_lack_them(datasets, nsd, 
     assert (found.state, f"but no {tmp_path / '1.png'}" in found.found) == ("wrong", True)
     (tmp_path / "nsd.csv").unlink()
     found = datasets()["nsd"]
-    assert (found.state, "nothing to read" in found.found) == ("wrong", True)
+    assert (found.state, "no index or images" in found.found) == ("wrong", True)
     assert found.advice == "lit-extract index nsd --root DIR"
 
 

@@ -182,9 +182,9 @@ def test_another_longest_caption_is_another_setting(llama, tmp_path, finalized, 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"exclude_bos": True}, r"model\.exclude_bos: True with model\.pool tokens"),
-        ({"pool": ["tokens", "avg"]}, r"model\.pool: .*tokens has layers or shapes of its own"),
-        ({"data_settings": {"captions_used": "all"}}, r"model\.pool: tokens of one caption .*'all'; use 'first'"),
+        ({"exclude_bos": True}, r"model\.exclude_bos: True can't be combined with model\.pool tokens"),
+        ({"pool": ["tokens", "avg"]}, r"model\.pool: .*tokens has its own layers or shapes"),
+        ({"data_settings": {"captions_used": "all"}}, r"model\.pool: tokens needs one caption .*'all'; use 'first'"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(llama, tmp_path, settings, said):
@@ -195,7 +195,7 @@ def test_what_does_not_fit_together_is_refused(llama, tmp_path, settings, said):
 
 def test_a_text_encoder_keeps_special_tokens_among_all_tokens(tmp_path):
     save_any(tmp_path / "bert", "bert")
-    with pytest.raises(InputError, match=r"model\.special_tokens: excluded with model\.pool tokens"):
+    with pytest.raises(InputError, match=r"model\.special_tokens: excluded can't be combined with model\.pool tokens"):
         extractor_of(tmp_path / "bert", special_tokens="excluded")
 
 

@@ -51,11 +51,11 @@ def test_half_of_the_captions_in_reverse_order_is_no_dataset(predict, write, tmp
     half = write(range(11, -1, -1))
     code, _, err = predict(half)
     assert code == 2
-    assert "no caption of 12 of the 24 stimuli of demo: 12, 13" in err
+    assert "no caption for 12 of 24 stimuli of demo: 12, 13" in err
     assert not list((tmp_path / "out" / "demo" / "all").glob("tiny*"))
     code, out, _ = predict(half, "--data.subset", "half")
     assert code == 0
-    assert "rows are put in the order of demo" in out
+    assert "rows are sorted in the order of demo" in out
     found = feats(tmp_path, "half")
     assert found.stimulus_ids == list(range(12))
     assert torch.allclose(found.feats, whole.feats[:12], atol=1e-6)
@@ -74,7 +74,7 @@ def test_another_part_in_the_same_folder_is_refused_before_a_model_is_loaded(pre
     monkeypatch.setattr("lit_extract.modules.language.LanguageExtractor.configure_model", None)  # it would fail
     code, _, err = predict(write(range(6, 18)), "--data.subset", "part")
     assert code == 2
-    assert "first_pool-avg_prompt-handwritten.pt' has 12 stimuli, and this run has 12, of which 6 are the same" in err
+    assert "first_pool-avg_prompt-handwritten.pt' has 12 stimuli, and this run has 12; 6 are in both" in err
     assert "--data.subset NAME" in err
     assert [path.name for path in (tmp_path / "out" / "demo" / "part").iterdir()] == [
         "first_pool-avg_prompt-handwritten.pt"
@@ -108,4 +108,4 @@ def test_vision_and_language_features_of_a_folder_can_be_compared(cli, tmp_path,
     code, _, err = cli(*vision, "--model.seed", 1, "--model.name", "vit_tiny_patch16_224", "--data.root", other)
     assert code == 2
     assert f"data.root: '{other}': " in err
-    assert "of which 0 are the same" in err
+    assert "; 0 are in both" in err

@@ -120,7 +120,7 @@ def test_captions_have_the_first_stimuli_in_the_order_of_the_images(cli, tmp_pat
     (file,) = tmp_path.glob("out/demo/first5/*.pt")
     assert load_features(file).stimulus_ids == [0, 1, 2, 3, 4]
     code, _, err = predict([20, 3, 0, 1, 4], "--data.limit", "5", "--tag", "x")
-    assert (code, "has no caption of 1 of the 5 stimuli of demo: 2" in err) == (2, True)
+    assert (code, "has no caption for 1 of 5 stimuli of demo: 2" in err) == (2, True)
     assert predict([20, 3, 0, 1, 4], "--data.limit", "4", "--data.subset", "mine")[0] == 0
     (file,) = tmp_path.glob("out/demo/mine/*.pt")
     assert load_features(file).stimulus_ids == [0, 1, 3, 4]
@@ -155,7 +155,7 @@ def test_a_limit_that_there_is_not_is_refused(limit):
 
 
 def test_a_limit_with_a_query_still_needs_a_name():
-    with pytest.raises(InputError, match=r"name the rows with --data\.subset NAME"):
+    with pytest.raises(InputError, match=r"name the chosen rows with --data\.subset NAME"):
         DemoDataModule(query="demo_id < 3", limit=2)
 
 

@@ -149,15 +149,15 @@ def test_nothing_after_the_norm_is_computed():
         (TINY, {"layers": "norm", "options": {"final_norm": False}}, r"no final norm.*layers: \[-1\].*pool: head"),
         ("cait_xxs24_224.fb_dist_in1k", {"pool": "cls", "layers": ["norm", -1]}, "no class token"),
         ("resnet18", {"layers": [-1, "norm"]}, "model.layers: 'resnet18' has stages.*pool: head"),
-        (TINY, {"pool": "head", "layers": [0]}, "model.layers: .*can't be given with model.pool head"),
-        (TINY, {"pool": "head", "layers": "norm"}, "model.layers: .*can't be given with model.pool head"),
-        (TINY, {"pool": ["avg", "head"]}, "model.pool: .*a job of its own"),
+        (TINY, {"pool": "head", "layers": [0]}, "model.layers: .*can't be combined with model.pool head"),
+        (TINY, {"pool": "head", "layers": "norm"}, "model.layers: .*can't be combined with model.pool head"),
+        (TINY, {"pool": ["avg", "head"]}, "model.pool: .*give it alone"),
         (
             TINY,
             {"pool": "head", "options": {"num_classes": 0, "global_pool": ""}},
             r"\(101, 64\) for an image, not one",
         ),
-        (SIGLIP, {"pool": "cls"}, "no class token.*by attention: head.*allowed: avg, avg_all, tokens, head, gridK"),
+        (SIGLIP, {"pool": "cls"}, "no class token.*its output is head.*allowed: avg, avg_all, tokens, head, gridK"),
     ],
 )
 def test_what_a_model_can_not_give_is_refused_with_what_it_can(name, settings, message):
@@ -309,5 +309,5 @@ def test_a_model_that_fails_after_its_blocks_is_refused(monkeypatch):
 
     monkeypatch.setattr("timm.models.vision_transformer.VisionTransformer.forward_head", fail)
     VisionExtractor(TINY, untrained=True, layers="norm")
-    with pytest.raises(InputError, match=r"can't compute its head .*of its own kind"):
+    with pytest.raises(InputError, match=r"can't compute head .*of its own kind"):
         VisionExtractor(TINY, untrained=True, pool="head")

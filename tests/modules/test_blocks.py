@@ -31,7 +31,7 @@ class TwoBlocks(torch.nn.Module):
 @pytest.mark.parametrize("order", [[1, 0], [0, 0, 1, 1], [0, 0], [0, 1, 0, 1], [0]])
 def test_blocks_in_another_order_or_called_twice_are_refused(order):
     assert block_tokens("x", TwoBlocks([0, 1]), "encoder.", [3, 2, 2]) == ([4, 4], 4)
-    with pytest.raises(NoBlocks, match="not called one after the other, each once"):
+    with pytest.raises(NoBlocks, match="not called once each, one after the other"):
         block_tokens("x", TwoBlocks(order), "encoder.", [3, 2, 2])
 
 
@@ -39,7 +39,7 @@ def test_blocks_that_put_out_more_than_one_tensor_are_refused():
     model = TwoBlocks([0, 1])
     for block in model.encoder.blocks:
         block.register_forward_hook(lambda block, inputs, output: (output, output))
-    with pytest.raises(NoBlocks, match="do not put out one sequence"):
+    with pytest.raises(NoBlocks, match="do not output one sequence"):
         block_tokens("x", model, "encoder.", [3, 2, 2])
 
 
@@ -56,5 +56,5 @@ def test_blocks_that_put_out_more_than_one_tensor_are_refused():
 )
 def test_tokens_that_can_t_be_told_from_patches_are_refused(trunk, tokens):
     patches = {"patch_embed": SimpleNamespace(num_patches=trunk.pop("n_patches"))} if "n_patches" in trunk else {}
-    with pytest.raises(InputError, match=r"'x' does not fit: .* can't be told apart"):
+    with pytest.raises(InputError, match=r"'x' is not supported: .* can't be identified"):
         prefix_tokens("x", SimpleNamespace(**trunk, **patches), tokens)

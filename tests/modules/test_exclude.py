@@ -147,13 +147,13 @@ def test_bos_is_the_same_as_the_older_setting(llama):
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("llama", {"exclude": ["bos"], "exclude_bos": True}, r"exclude: bos with model\.exclude_bos True; give one"),
+        ("llama", {"exclude": ["bos"], "exclude_bos": True}, r"bos can't be combined with model\.exclude_bos True"),
         ("llama", {"exclude": ["sinks", "sinks"]}, r"must be some of bos, special, sinks, none twice"),
         ("llama", {"exclude": ["cls"]}, r"must be some of bos, special, sinks, none twice"),
         ("llama", {"exclude": ["sinks"], "pool": "tokens"}, r"with model\.pool tokens, which keeps all tokens"),
         ("bert", {"exclude": ["special"], "special_tokens": "excluded"}, r"with model\.special_tokens excluded"),
         ("bert", {"exclude": ["special"], "pool": ["avg", "cls"]}, r"with model\.pool cls, which is one token"),
-        ("bert", {"exclude": ["sinks"], "pool": "head"}, r"with model\.pool head, which is what the model itself"),
+        ("bert", {"exclude": ["sinks"], "pool": "head"}, r"with model\.pool head, which is the model's own output"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(request, name, settings, said):
@@ -172,7 +172,7 @@ def test_where_the_tokenizer_adds_no_token_that_nothing_is_left_out_is_said(bos,
     write(tmp_path, ["a dog", "the street"])
     actual = features(extractor_of(tmp_path, exclude="special"), tmp_path / "captions.csv")
     assert actual["n_excluded"].tolist() == [int(bos)] * 2
-    assert ("model.exclude: special leaves nothing out" in caplog.text) == is_warned_of
+    assert ("model.exclude: special has no effect" in caplog.text) == is_warned_of
 
 
 def test_captions_of_which_nothing_would_be_left_are_named(llama, tmp_path):

@@ -215,7 +215,7 @@ def test_the_first_token_is_left_out_whatever_it_is(tmp_path):
 def test_captions_of_one_token_have_nothing_but_the_first(tmp_path):
     save_model(tmp_path, "gpt2", bos=False)
     extractor = LanguageExtractor(str(tmp_path), exclude_bos="first")
-    with pytest.raises(InputError, match=r"captions of one token: 1, 2; leave them out with data\.query"):
+    with pytest.raises(InputError, match=r"captions with a single token: 1, 2; leave them out with data\.query"):
         set_up(extractor, tmp_path / "captions.csv", (6, 1, 1))
     with pytest.raises(InputError, match=r"model\.exclude_bos: 'last' must be true, false or 'first'"):
         LanguageExtractor(str(tmp_path), exclude_bos="last")

@@ -160,8 +160,8 @@ def test_an_unknown_pooling_is_no_mean():
         ("max", "'max' must be one or more of avg, head, none twice"),
         (["avg", "avg"], "none twice"),
         ([], "one or more of"),
-        (["avg", "cls"], "no class token, so it can't give 'cls'; allowed: avg, head"),
-        (["avg", "head"], "a job of its own"),
+        (["avg", "cls"], "no class token, so there is no 'cls'; allowed: avg, head"),
+        (["avg", "head"], "give it alone"),
     ],
 )
 def test_poolings_that_can_not_be_given_are_refused(pool, message):

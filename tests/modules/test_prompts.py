@@ -42,7 +42,7 @@ def test_a_file_adds_prompts_and_replaces_them(tmp_path):
         ({"prompt": ""}, "is not one of"),
         ({"prompt": "Which colour?", "choices": ["red"]}, "two or more different labels"),
         ({"prompt": "Which colour?", "choices": ["red", "red"]}, "two or more different labels"),
-        ({"prompt": "Which colour?", "choices": ["red", " green"]}, "without blanks around them"),
+        ({"prompt": "Which colour?", "choices": ["red", " green"]}, "without surrounding blanks"),
         ({"prompt": "caption", "file": "nowhere.yml"}, "can't be read"),
     ],
 )

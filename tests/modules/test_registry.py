@@ -153,7 +153,7 @@ def test_models_that_match_in_the_order_of_the_file(models_file, match, names):
 
 def test_a_pattern_that_nothing_matches_lists_what_there_is(models_file):
     path = models_file("vision: [a, b]")
-    with pytest.raises(InputError, match=r"match: no vision model of .* is like 'z'; it lists a, b"):
+    with pytest.raises(InputError, match=r"match: no vision model of .* matches 'z'; it lists a, b"):
         matching_models("vision", path, "z")
     with pytest.raises(InputError, match="lists no language model"):
         matching_models("language", path)

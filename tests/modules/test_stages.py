@@ -258,7 +258,7 @@ def test_maps_are_compared_with_what_timm_lists():
     stages = Stages("x", Staged(), "blocks", [3, 5, 5], "it has no blocks")
     assert (stages.layers, [form.width for form in stages.forms]) == (["conv"], [4])
     for model in (Staged(channels=5), Staged(dims=1)):
-        with pytest.raises(InputError, match=r"'x' does not fit: it has no blocks, and timm lists stages of [45]"):
+        with pytest.raises(InputError, match=r"'x' is not supported: it has no blocks, and timm lists stages of [45]"):
             Stages("x", model, "blocks", [3, 5, 5], "it has no blocks")
 
 
@@ -267,7 +267,7 @@ def test_a_model_without_blocks_or_stages_is_refused_with_both_reasons(missing):
     model = nn.Identity()
     if missing != "feature_info":
         model.feature_info = [{"num_chs": 4, "module": "x"}]
-    with pytest.raises(InputError, match=r"does not fit: it has no blocks, and timm has no forward_intermediates"):
+    with pytest.raises(InputError, match=r"is not supported: it has no blocks, and timm has no forward_intermediates"):
         Stages("x", model, "blocks", [3, 5, 5], "it has no blocks")
 
 

@@ -266,7 +266,7 @@ def test_weights_are_streamed_when_they_do_not_fit(tmp_path, monkeypatch, free, 
     monkeypatch.setattr("lit_extract.modules.base.free_memory", lambda device: free)
     extractor = LanguageExtractor(str(save_in_parts(tmp_path, "llama")), stream=stream)
     if outcome is None:
-        with pytest.raises(InputError, match=r"model.stream: .* needs .* even when its blocks come from disk"):
+        with pytest.raises(InputError, match=r"model.stream: .* needs .* even if its blocks are streamed"):
             extractor.is_streamed(None)
     else:
         assert extractor.is_streamed(None) is outcome
@@ -274,7 +274,7 @@ def test_weights_are_streamed_when_they_do_not_fit(tmp_path, monkeypatch, free, 
 
 def test_models_without_a_list_of_blocks_are_refused():
     extractor = VisionExtractor("test_convnext.r160_in1k", pool="avg", untrained=True, stream=True)
-    with pytest.raises(InputError, match=r"model.stream: true can't be given for .*, whose layers are not a list"):
+    with pytest.raises(InputError, match=r"model.stream: .* can't be streamed, because its layers are not a list"):
         extractor.configure_model()
 
 
@@ -335,7 +335,7 @@ def test_a_scratch_file_has_no_name_and_needs_room(tmp_path, monkeypatch):
     scratch = ScratchFile(4096, 8192)
     assert scratch.keep(torch.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
     assert not [*tmp_path.iterdir()]
-    with pytest.raises(InputError, match=r"model.stream: weights of .* must be written to .*TMPDIR"):
+    with pytest.raises(InputError, match=r"model.stream: .* of weights can't be kept in .*TMPDIR"):
         ScratchFile(2**60, 0)
     assert not [*tmp_path.iterdir()]
 

@@ -380,7 +380,7 @@ def test_weights_that_are_nowhere_are_an_error_before_anything_is_written(monkey
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
-    with pytest.raises(InputError, match=r"can't be had from the hub.*model\.checkpoint.*no route to the hub"):
+    with pytest.raises(InputError, match=r"can't be downloaded.*model\.checkpoint.*no route to the hub"):
         VisionExtractor(TINY).provenance()
 
 
@@ -472,7 +472,7 @@ def test_images_need_not_be_square():
     ("name", "options", "message"),
     [
         ("vitamin_xlarge_336", {}, r"441 patches and 0 tokens before them, but its blocks have 256 tokens.*img_size"),
-        (TINY, {"in_chans": 1}, "in_chans is 1, but images here are RGB"),
+        (TINY, {"in_chans": 1}, "in_chans is 1, but RGB images have 3 channels"),
         (TINY, {"global_pool": "nope"}, "timm can't build"),
     ],
 )

@@ -138,7 +138,7 @@ def test_preprocessing_that_was_altered(squashed, tmp_path, certify, change, sai
     [
         (["crop_pct", "crop_mode"], "preprocessing: the file was made with"),
         ([], "preprocessing: the file was made with"),
-        (["crop_pct", "crop_mode", "std", "is_training"], "provenance.preprocessing: is_training: must be of crop_pct"),
+        (["crop_pct", "crop_mode", "std", "is_training"], "preprocessing: is_training: must be one of crop_pct"),
         ("std", "provenance: preprocessing_given"),
     ],
     ids=str,
@@ -405,7 +405,7 @@ def test_a_dataset_without_its_root_is_a_clear_error(run_job, certify):
     (file,) = run_job().files
     code, out, _ = certify(file)
     assert code == 2
-    assert "NOT CERTIFIED: data.root: where is folder? Give --data.root DIR" in out
+    assert "NOT CERTIFIED: data.root: no folder given for folder; give --data.root DIR" in out
 
 
 def test_ids_that_are_not_those_of_the_dataset(file, certify):

@@ -86,7 +86,7 @@ def test_one_row_is_repaired_after_finalizing_and_nothing_else_is_computed(
     extraction = run_job(**SKIP)
     assert computed == [1]
     assert (extraction.was_done, extraction.bad_input_rows, extraction.store) == (False, [], None)
-    assert "1 stimuli that could not be decoded can be now, and are computed: 4.png" in caplog.text
+    assert "1 stimuli can be decoded now and are computed again: 4.png" in caplog.text
     assert_repaired(file, [4], intact["cls"], before["feats"].numpy())
     after = content_of(file)
     assert after["metadata"]["notes"].pop("repaired_rows") == [4]
@@ -312,7 +312,7 @@ def test_images_that_were_only_copied_are_the_same(run_job, image_folder, comput
     caplog.set_level("INFO", "lit_extract")
     assert run_job(data_shard_rows=2).was_done == finished
     assert computed == []
-    assert "comparing the content of 7 stimuli, whose files have another size or time than when read" in (caplog.text)
+    assert "comparing the content of 7 stimuli whose file size or time has changed" in (caplog.text)
 
 
 def test_files_of_the_same_size_and_time_are_not_read_again(run_job, monkeypatch):
@@ -371,7 +371,7 @@ def test_a_file_of_an_earlier_version_is_compared_by_size_and_repaired(
     assert after["metadata"]["n_bytes_sha256"] == before["metadata"]["n_bytes_sha256"]
     assert run_job(**SKIP).was_done
     Image.new("RGB", (5, 5)).save(image_folder / "3.png")
-    with pytest.raises(InputError, match="some of their files have another size"):
+    with pytest.raises(InputError, match="the size of some files differs"):
         run_job(**SKIP)
 
 
@@ -425,7 +425,7 @@ def test_a_store_that_says_it_is_of_another_shape_is_not_written_to(run_job, par
         zeros = np.zeros((7, len(layers), width), dtype=np.float32)
         extras = {name: np.zeros(7, dtype) for name, dtype in shard.layout.extras.items()}
         shard.write_shard(0, {"cls": zeros}, np.ones(7, np.uint8), extras)
-    with pytest.raises(InputError, match="other poolings, layers, shape or files"):
+    with pytest.raises(InputError, match="poolings, layers, shapes or files that do not match"):
         run_job()
     assert Store(path).done_shards() == {0}
 

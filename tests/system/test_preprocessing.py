@@ -72,7 +72,7 @@ def test_pixels_of_one_geometry_are_not_taken_for_another(predict, tmp_path):
     ("given", "named"),
     [
         ("{crop_pct: 1.5}", "model.preprocessing: crop_pct"),
-        ("{crop: 1}", "model.preprocessing: crop: must be of crop_pct"),
+        ("{crop: 1}", "model.preprocessing: crop: must be one of crop_pct"),
         ("{input_size: [3, 100, 100]}", "model.preprocessing: input_size [3, 100, 100]"),
         ("squash", "preprocessing"),
     ],

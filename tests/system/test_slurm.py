@@ -149,7 +149,7 @@ def test_when_a_rank_dies_the_others_finish_their_shares(cluster, images, tmp_pa
     assert BY_RANK[0] <= done, "rank zero has finished its share"
     assert not BY_RANK[1] <= done
     said = cluster.log(job)
-    assert "lit-extract: error: another rank is gone; its own output, or that of srun, has the reason" in said, said
+    assert "lit-extract: error: another rank ended; see its own output, or that of srun, for the reason" in said, said
     assert f"srun: error: {NODES[1]}: task 1: Killed" in said
     assert "run the same command again to resume" in said
     assert "Traceback" not in said

@@ -26,7 +26,7 @@ def test_what_is_said_to_be_tested_is():
         ("clip", "CLIPTextModel", "blocks.11", ""),
         ("albert", "", "", "no list of 12 blocks"),
         ("perceiver", "", "", "num_hidden_layers"),
-        ("longformer", "", "", "can't be followed"),
+        ("longformer", "", "", "can't be traced"),
     ],
 )
 def test_models_of_each_kind(model_type, tower, last, reason):

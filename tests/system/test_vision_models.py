@@ -78,7 +78,7 @@ def test_stages_of_each_kind(name):
 
 def test_a_reason():
     answer = ask("vitamin_xlarge_336")
-    assert answer.reason.startswith("model.name: 'vitamin_xlarge_336' does not fit: timm says that it has 441 patches")
+    assert answer.reason.startswith("model.name: 'vitamin_xlarge_336' is not supported: timm declares 441 patches")
     assert check(answer) == []
 
 
@@ -87,7 +87,7 @@ def check(answer):
     if answer.kind:
         is_named = len({*answer.layers}) == len(answer.layers) == len(answer.widths) > 0
         return [] if is_named and min(answer.widths) > 0 and answer.n_prefix < answer.n_tokens else [answer]
-    starts = answer.reason.startswith(f"model.name: '{answer.name}' does not fit: ")
+    starts = answer.reason.startswith(f"model.name: '{answer.name}' is not supported: ")
     return [] if starts and answer.reason.isprintable() and len(answer.reason) < 400 else [answer]
 
 

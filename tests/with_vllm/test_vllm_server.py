@@ -72,12 +72,12 @@ def test_a_server_that_stays_away_is_said_and_what_is_done_is_safe(expected, pre
         run.wait_until(lambda: len(parts(output)) >= 2)
         server.kill()
         assert run.wait() == 2, run.output
-        assert f"nobody answers at '{server.base_url}'" in run.output
+        assert f"no server answered at '{server.base_url}'" in run.output
         assert "Traceback" not in run.output
     done = parts(output)
     assert 2 <= len(done) < N_SHARDS
     printed = complete(output, *CAPTIONS, engine=server.engine, code=2)
-    assert f"nobody answers at '{server.base_url}'" in printed
+    assert f"no server answered at '{server.base_url}'" in printed
     server.start()
     assert f"{4 * len(done)} images done" in complete(output, *CAPTIONS, engine=server.engine)
     assert output.read_bytes() == expected.read_bytes()

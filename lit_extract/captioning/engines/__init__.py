@@ -1,4 +1,4 @@
-"""What answers: vLLM in this process, or a server. Both are asked about a shard of images at once."""
+"""Engines that answer: vLLM in this process, or a server. Both take a shard of images at once."""
 
 import zlib
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from lit_extract.data.sources import ImageSource, encode
 
 
 class Reply(NamedTuple):
-    """The reply about one image, or why there is none."""
+    """The reply about one image, or the reason why there is none."""
 
-    text: str  # empty when there is an error
+    text: str  # empty if there is an error
     error: str | None = None
     cut_off: bool = False  # it was longer than max_tokens
 
 
 @dataclass(frozen=True)
 class Request:
-    """What every image is asked, and how: see :class:`lit_extract.Captioner`."""
+    """The prompt and sampling settings for all images; see :class:`lit_extract.Captioner`."""
 
     model: str
     text: str
@@ -30,7 +30,7 @@ class Request:
     max_image_size: int | None = None
 
     def sampling(self, source: ImageSource) -> dict[str, Any]:
-        """Return how one reply is sampled: with a seed of its own, as one for all would have all roll the same dice."""
+        """Return the sampling settings of one reply, with its own seed, so replies are independent."""
         seed = (self.seed + zlib.crc32(str(source.stimulus).encode())) % 2**31
         return {"temperature": self.temperature, "seed": seed, "max_tokens": self.max_tokens}
 
@@ -41,7 +41,7 @@ class Request:
 
 
 def encode_or_fail(source: ImageSource, max_size: int | None) -> str | Reply:
-    """Return the image as a data URL, or a reply with the reason why it can't be read."""
+    """Return the image as a data URL, or a reply with the reason of the failure."""
     try:
         return encode(source, max_size)
     except Exception as error:  # Pillow raises almost anything on a broken file

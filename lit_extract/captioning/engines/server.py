@@ -1,4 +1,4 @@
-"""Any server with OpenAI's API, such as ``vllm serve``: many requests under way, few enough to bound memory."""
+"""Any server with OpenAI's API, such as ``vllm serve``; the number of simultaneous requests is limited."""
 
 import asyncio
 import importlib.util
@@ -11,20 +11,20 @@ from lit_extract.common.errors import InputError, name_some, one_line
 from lit_extract.data.sources import ImageSource
 
 SECONDS_TO_GREET = 5.0
-SECONDS_BETWEEN_TRIES = 10.0  # at most; the first few come sooner
+SECONDS_BETWEEN_TRIES = 10.0  # at most; the first tries come sooner
 
 
 class ServerEngine:
-    """Asks a server about a shard of images; at most ``concurrency`` of them are in memory at once."""
+    """Client of a server, for one shard of images at a time; at most ``concurrency`` of them are in memory."""
 
     def __init__(self, request: Request, base_url: str, concurrency: int, timeout: float, patience: float) -> None:
         if importlib.util.find_spec("openai") is None or importlib.util.find_spec("tenacity") is None:
-            raise InputError("model.base_url: asking a server needs openai: pip install 'lit-extract[server]'")
+            raise InputError("model.base_url: a server needs the package openai: pip install 'lit-extract[server]'")
         self.request, self.base_url = request, base_url
         self.concurrency, self.timeout, self.patience = concurrency, timeout, patience
 
     def provenance(self) -> dict[str, Any]:
-        """Return the engine; where the server is does not matter, and which weights it has is not known."""
+        """Return the engine; the address of the server does not matter, and its weights are unknown."""
         return {"engine": "server", "weights": "the server's"}
 
     def start(self) -> None:
@@ -32,7 +32,7 @@ class ServerEngine:
         asyncio.run(self._greet())
 
     def ask(self, sources: Sequence[ImageSource]) -> list[Reply]:
-        """Return the replies about some images; when a request stops the run, the others stop too."""
+        """Return the replies about some images; if a request stops the run, the others stop too."""
         return asyncio.run(self._ask_all(sources))
 
     async def _greet(self) -> None:
@@ -70,17 +70,17 @@ class ServerEngine:
         }
         try:
             completion = await self._patiently(lambda: client.chat.completions.create(**arguments), self.patience)
-        except APIStatusError as error:  # of this image: for example too large for the context
+        except APIStatusError as error:  # caused by this image: for example, too large for the context
             return Reply("", f"the server answers {error.status_code}: {one_line(error)}")
         if not completion.choices:
-            return Reply("", "the server answers without a reply")
+            return Reply("", "the server sent no reply")
         choice = completion.choices[0]
         return Reply(choice.message.content or "", None, choice.finish_reason == "length")
 
     async def _patiently(self, call: Callable[[], Awaitable[Any]], patience: float) -> Any:
-        """Call; again, with growing pauses, while the server is away or has too much to do.
+        """Call, and retry with growing pauses while the server is unreachable or busy.
 
-        It raises APIStatusError when the server refuses this one request, InputError when the run must stop.
+        Raise APIStatusError if the server refuses this one request, InputError if the run must stop.
         """
         from openai import APIConnectionError, APIStatusError
         from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -92,15 +92,15 @@ class ServerEngine:
             reraise=True,
         )
 
-        async def attempt() -> Any:  # tenacity wants a coroutine function
+        async def attempt() -> Any:  # tenacity requires a coroutine function
             return await call()
 
         try:
             return await retrying(attempt)
         except APIConnectionError as error:
             raise InputError(
-                f"model.base_url: nobody answers at {self.base_url!r} ({one_line(error)}), for {patience:g} s now; "
-                "finished captions are safe: see that the server runs, and run the same command again"
+                f"model.base_url: no server answered at {self.base_url!r} for {patience:g} s ({one_line(error)}); "
+                "finished captions are safe: check that the server runs, and run the same command again"
             ) from error
         except APIStatusError as error:
             if _is_away(error) or error.status_code in (401, 403, 404):
@@ -113,18 +113,18 @@ class ServerEngine:
     def _client(self) -> Any:
         from openai import AsyncOpenAI
 
-        # Local servers want no key, but the client insists on one.
+        # Local servers need no key, but the client requires one.
         key = os.environ.get("OPENAI_API_KEY") or "none"
         return AsyncOpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=0)
 
 
 async def _served(client: Any) -> list[str]:
-    """Return the names of the models that a server has."""
+    """Return the names of the models on a server."""
     return [model.id async for model in client.models.list()]
 
 
 def _is_away(error: BaseException) -> bool:
-    """Return whether an error is of the server's state, and may pass, rather than of the request."""
+    """Return whether an error comes from the state of the server, not from the request, and may pass."""
     from openai import APIConnectionError, APIStatusError
 
     if isinstance(error, APIStatusError):
