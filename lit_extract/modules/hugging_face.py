@@ -3,6 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -163,6 +164,7 @@ class HuggingFaceExtractor(Extractor):
         from transformers import AutoConfig
 
         if local := self.local_checkpoint():
+            self._check_is_folder(Path(local))
             check_shards(local)
         else:
             self._from.setdefault("revision", self.commit)
@@ -172,6 +174,13 @@ class HuggingFaceExtractor(Extractor):
             raise self.unavailable(error) from error
         self._from, self.other_options = split_options(self._from, unused)
         return config
+
+    def _check_is_folder(self, local: Path) -> None:
+        if local.is_dir():
+            return
+        gguf = f" and --model.options '{{gguf_file: {local.name}}}'" if local.suffix == ".gguf" else ""
+        setting = "model.checkpoint" if self.checkpoint else "model.name"
+        raise InputError(f"{setting}: {str(local)!r} is a file; give its folder, --{setting} {local.parent}{gguf}")
 
     def unavailable(self, error: Exception) -> InputError:
         """Return the error for anything that Transformers raises while loading."""

@@ -156,6 +156,20 @@ def test_a_forward_pass_that_fails_is_one_clear_error(tmp_path, monkeypatch):
         configured(tmp_path)
 
 
+@pytest.mark.parametrize("setting", ["name", "checkpoint"])
+@pytest.mark.parametrize(
+    ("file", "ending"),
+    [("weights.gguf", " and --model.options '{gguf_file: weights.gguf}'"), ("config.json", "")],
+)
+def test_a_file_in_place_of_its_folder_is_refused(tmp_path, setting, file, ending):
+    (tmp_path / file).write_text("{}")
+    settings = {"name": "org/model", setting: str(tmp_path / file)}
+    with pytest.raises(InputError) as refused:
+        LanguageExtractor(**settings)
+    place = f"model.{setting}: '{tmp_path / file}' is a file"
+    assert str(refused.value) == f"{place}; give its folder, --model.{setting} {tmp_path}{ending}"
+
+
 @pytest.mark.parametrize("model_type", ["clip", "t5", "vit", "xlnet", "whisper"])
 @pytest.mark.parametrize("loss", [False, True])
 def test_other_models_run_or_are_refused(tmp_path, model_type, loss):
