@@ -14,6 +14,7 @@ from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.plan import Plan
 from lit_extract.jobs.features_job import FeaturesJob
 from lit_extract.jobs.float32_check import check_store
+from lit_extract.jobs.outputs import check_pair
 from lit_extract.jobs.progress import Progress
 from lit_extract.jobs.run import run_predict
 from lit_extract.jobs.shared_folder import check_shared, wait_for_shards
@@ -89,6 +90,7 @@ def extract(
         InputError: A setting, the dataset or the output folder is invalid.
         Interrupted: A signal stopped the run, which can be resumed; SIGINT raises it as a KeyboardInterrupt.
     """
+    check_pair(model, data)
     trainer = trainer or predict_trainer(precision="32-true" if model.untrained else None)
     on_gpu = trainer.strategy.root_device.type == "cuda"
     job = FeaturesJob(model, data, str(trainer.precision), output_dir, finalize, overwrite, on_gpu, tag)

@@ -11,15 +11,30 @@ from typing import Any
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
 from lit_extract.data.base import StimulusDataModule
+from lit_extract.data.captions import CaptionDataModule
+from lit_extract.data.images import ImageDataModule
 from lit_extract.datasets.matching import Ids, first_difference
 from lit_extract.modules.base import Extractor
 from lit_extract.storage.features import load_features
 from lit_extract.storage.features_file import read_metadata
 from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX, safe_name
 from lit_extract.storage.places import AnyPath, place_of
+from lit_extract.storage.provenance import OF_CAPTIONS
 from lit_extract.storage.store import Store, is_store
 
 LONGEST_NAME = 255  # bytes, on most file systems
+
+
+def check_pair(model: object, data: object) -> None:
+    """Check that a model is an extractor, and that the data module provides what it works on, images or captions."""
+    if not isinstance(model, Extractor):
+        raise InputError(f"model: {type(model).__name__} is not an extractor, such as VisionExtractor(name)")
+    stimuli: type[StimulusDataModule] = CaptionDataModule if model.kind in OF_CAPTIONS else ImageDataModule
+    if not isinstance(data, stimuli):
+        such_as = "CaptionDataModule" if stimuli is CaptionDataModule else "NSDDataModule or ImageFolderDataModule"
+        raise InputError(
+            f"data: {type(model).__name__} works on {stimuli.unit}: use {such_as}, not {type(data).__name__}"
+        )
 
 
 def recorded_provenance(files: Iterable[AnyPath], store: AnyPath) -> dict[str, Any]:

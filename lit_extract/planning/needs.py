@@ -12,7 +12,7 @@ from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
 from lit_extract.data.pixels import geometry
-from lit_extract.jobs.outputs import output_paths, recorded_provenance
+from lit_extract.jobs.outputs import check_pair, output_paths, recorded_provenance
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.room import bytes_when_streamed, is_streamed
 from lit_extract.planning.duration import measure_seconds_left
@@ -82,6 +82,7 @@ def estimate_needs(
     tag: str | None = None,
 ) -> Needs:
     """Estimate what one model on one dataset needs; the data module is set up if it has captions to read."""
+    check_pair(model, data)
     finalize = model.makes_files if finalize is None else finalize
     files, store_path = output_paths(model, data, output_dir, tag)
     local = place_of(store_path).local  # no requests to a server are made

@@ -1,5 +1,6 @@
 """One job from settings to files: named safely, done once, resumed, never mixed."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.language_models import save_model
 from PIL import Image
 
-from lit_extract import DemoDataModule, ImageFolderDataModule, VisionExtractor, extract, load_features
+from lit_extract import (
+    CaptionDataModule,
+    DemoDataModule,
+    ImageFolderDataModule,
+    ImageSourceDataModule,
+    LanguageExtractor,
+    VisionExtractor,
+    extract,
+    load_features,
+)
 from lit_extract.common.errors import InputError
 from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.layout import safe_name
@@ -22,12 +33,55 @@ def _trainer():
     return predict_trainer("cpu", devices=1, precision="32-true")
 
 
+def _model(_):
+    return VisionExtractor(TINY, untrained=True)
+
+
+def _language_model(tmp_path):
+    save_model(tmp_path / "gpt2", "gpt2")
+    return LanguageExtractor(str(tmp_path / "gpt2"), untrained=True)
+
+
 def names(tmp_path):
     return sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("[!.]*/*/*"))
 
 
 def feats_of(extraction):
     return load_features(extraction.files[0]).feats.numpy().copy()
+
+
+def captions(tmp_path):
+    (tmp_path / "captions.csv").write_text("stimulus_id,caption\n1,a dog\n")
+    return CaptionDataModule(tmp_path / "captions.csv", "mine")
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "reason"),
+    [
+        (
+            _model,
+            captions,
+            "data: VisionExtractor works on images: use NSDDataModule or Im",
+        ),
+        (
+            _model,
+            lambda _: ImageSourceDataModule("demo"),
+            "ImageFolderDataModule, not ImageSourceDataModule",
+        ),
+        (
+            _language_model,
+            lambda _: DemoDataModule(),
+            "data: LanguageExtractor works on captions: use Cap",
+        ),
+        (lambda _: DemoDataModule(), _model, "model: DemoDataModule is not an extractor"),
+        (lambda _: TINY, lambda _: "pictures", "model: str is not an extractor"),
+        (_model, lambda _: "pictures", "ImageFolderDataModule, not str"),
+    ],
+)
+def test_a_model_and_data_that_do_not_fit_are_refused(tmp_path, model, data, reason):
+    with pytest.raises(InputError, match=re.escape(reason)):
+        extract(model(tmp_path), data(tmp_path), _trainer(), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
