@@ -13,6 +13,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from pathlib import Path
 
 from lit_extract import __version__
 from lit_extract.common import exit_codes
@@ -63,15 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(args: list[str]) -> int:
     try:
+        args = [_expanded(arg) for arg in args]
         command = _command(args)
         if command is None:
             return exit_codes.DONE if args else exit_codes.WRONG_INPUT
         package = _SWEEPS.get(command) or f"commands.{command.replace('-', '_')}"
         with _watched() if command == "predict" else nullcontext():
-            with _answered_ahead(command, args[1:]) if command in ("predict", "plan") else nullcontext():
+            is_predict = command in ("predict", "plan")
+            with _answered_ahead(command, args[1:]) if is_predict else nullcontext(args[1:]) as rest:
                 with heavy_imports():
                     module = import_module(f"lit_extract.{package}")
-                code: int = module.main(args[1:])
+                code: int = module.main(rest)
             return code
     except (InputError, ArgumentError) as error:
         print(f"lit-extract: error: {wrong_setting(error)}", file=sys.stderr)
@@ -88,8 +91,11 @@ def _watched() -> Iterator[None]:
 
 
 @contextmanager
-def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[None]:
-    """Print help, refuse unknown names, and print what will run, before the ten seconds of heavy imports."""
+def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[list[str]]:
+    """Print help, refuse unknown names, and print what will run, before the ten seconds of heavy imports.
+
+    Yields the command line, with ``true`` after flags that have no value.
+    """
     from lit_extract.commands.help import help_asked_for
     from lit_extract.commands.options import PLAN_OPTIONS, PREDICT_OPTIONS
     from lit_extract.commands.origins import origins_named
@@ -99,7 +105,7 @@ def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[None]:
     if text := help_asked_for(command, args, options):
         print(text)
         raise SystemExit(exit_codes.DONE)
-    check_spelling(args, options)
+    args = check_spelling(args, options)
     text = what_will_run(args)
     if "--quiet" in args:
         logging.getLogger("lit_extract").setLevel(logging.WARNING)
@@ -108,7 +114,13 @@ def _answered_ahead(command: str, args: Sequence[str]) -> Iterator[None]:
     elif text and sys.stderr.isatty():  # what plan prints on stdout is for programs too
         print(text, file=sys.stderr)
     with origins_named(args):
-        yield
+        yield args
+
+
+def _expanded(arg: str) -> str:
+    """Return an argument with ``~/`` replaced by the home, as shells do, but also in ``--option=~/folder``."""
+    option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    return f"{option}{equals}{Path(value).expanduser()}" if value.startswith("~/") else arg
 
 
 def _command(args: Sequence[str]) -> str | None:

@@ -95,6 +95,19 @@ def test_a_config_that_is_not_yaml_is_refused(refusal, tmp_path):
     assert "while parsing" in refusal("predict", "--config", "bad.yaml")
 
 
+@pytest.mark.parametrize("form", ["--output_dir=~/out", "--output_dir ~/out", "--config=~/own.yaml"])
+def test_the_home_is_replaced_wherever_a_folder_is_given(cli, tmp_path, monkeypatch, form):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "own.yaml").write_text("output_dir: ~/out\n")
+    code, out, _ = cli(*UNTRAINED, "--data.limit", "2", *form.split())
+    assert code == 0
+    assert str(tmp_path / "home" / "out") in out
+    assert cli("status", "~/out")[1].startswith(str(tmp_path / "home" / "out"))
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_missing_dataset_names_its_variable(refusal, monkeypatch):
     monkeypatch.delenv("NSD_DATASET", raising=False)
     assert "NSD_DATASET" in refusal(*UNTRAINED, "--data", "NSDDataModule")

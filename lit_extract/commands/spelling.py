@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from lit_extract.commands.arguments import CONFIG_OPTIONS, no_such_option
@@ -50,13 +51,19 @@ def settings_of_trainer() -> Mapping[str, Setting]:
     return signature("lit_extract.jobs.trainer", "predict_trainer").settings
 
 
-def check_spelling(args: Sequence[str], options: Mapping[str, Any], parsed: Iterable[str] = ()) -> None:
-    """Raise InputError for an unknown name on a command line or in its configs, with the nearest known one.
+def check_spelling(args: Sequence[str], options: Mapping[str, Any], parsed: Iterable[str] = ()) -> list[str]:
+    """Refuse unknown names on a command line or in its configs, and options without a value.
 
     Args:
         args: The command line, without the name of the command.
         options: The command's own options, with their dashes.
         parsed: Names of options that were taken out of the command line before, which may be suggested.
+
+    Returns:
+        The command line, with ``true`` after settings that are false by default and have no value.
+
+    Raises:
+        InputError: There is no such name; the message has the nearest one. Or an option lacks its value.
     """
     configs = {config: read_config(config) for config in values_of(args, CONFIG_OPTIONS)}
     top = [*settings_of_job(), *(option.removeprefix("--") for option in options)]
@@ -83,6 +90,7 @@ def check_spelling(args: Sequence[str], options: Mapping[str, Any], parsed: Iter
     if missing and not asks_for_help:
         such_as = " ".join(f"--{part} {_SUCH_AS[part]}" for part in missing)
         raise InputError(f"{' and '.join(missing)}: required, but not given: --config nsd/vision, or {such_as}")
+    return _with_values(args, settings)
 
 
 _SUCH_AS = {"model": "VisionExtractor", "data": "NSDDataModule"}
@@ -95,6 +103,22 @@ def what_will_run(args: Sequence[str]) -> str | None:
     name = given_value(args, ("model", "init_args", "name"))
     model, data = ((given_class(args, part) or "").rpartition(".")[2] for part in PARTS)
     return f"{model} {name or ''} on {data}: loading PyTorch …"
+
+
+def _with_values(args: Sequence[str], settings: Mapping[str, Mapping[str, Setting] | None]) -> list[str]:
+    known = {f"--{name}": setting for name, setting in settings_of_job().items()}
+    known |= {f"--trainer.{name}": setting for name, setting in settings_of_trainer().items()}
+    known |= {f"--{part}.{name}": each for part in PARTS for name, each in (settings[part] or {}).items()}
+    completed: list[str] = []
+    for arg, after in pairwise([*args, "--end"]):
+        completed.append(arg)
+        setting = known.get(arg.replace(".init_args.", ".").removesuffix("+"))
+        if setting is None or not _OPTION.fullmatch(after.partition("=")[0]):
+            continue
+        if setting.default != "False":
+            raise InputError(f"{arg}: needs a value")
+        completed.append("true")
+    return completed
 
 
 def _in_short(classes: Sequence[str]) -> str:

@@ -82,8 +82,13 @@ def _read(path: Path, n_bytes: int) -> bytes:
 
 def absolute_path(path: str | Path, setting: str) -> Path:
     """Return an absolute path, with ``~`` and ``~name`` replaced by the home of a user."""
+    return expanded_path(path, setting).absolute()
+
+
+def expanded_path(path: str | Path, setting: str) -> Path:
+    """Return a path with ``~`` and ``~name`` replaced by the home of a user."""
     try:
-        return Path(path).expanduser().absolute()
+        return Path(path).expanduser()
     except RuntimeError:
         raise InputError(
             f"{setting}: {str(path)!r}: there is no such user; write ./~ for a name that begins with ~"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.shipped import shipped_file
-from lit_extract.common.untrusted import shorten
+from lit_extract.common.untrusted import expanded_path, shorten
 from lit_extract.datasets import DATASETS, table
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import name_columns, read_table, with_numbers
@@ -41,7 +41,7 @@ def load_captions(path: str | Path, query: str | None = None) -> pd.DataFrame:
             ids; or the query fails or leaves no row.
     """
     what = f"data.captions: {str(path)!r}"
-    path = Path(path)
+    path = expanded_path(path, "data.captions")
     captions = read_table(path if path.exists() else shipped_file(str(path)) or path, "data.captions")
     column = caption_column(captions, what)
     every = _all_texts(captions, what)

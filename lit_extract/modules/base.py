@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lit_extract.common.errors import InputError
 from lit_extract.common.host import host_memory
 from lit_extract.common.timing import stopwatch
-from lit_extract.common.untrusted import shorten
+from lit_extract.common.untrusted import expanded_path, shorten
 from lit_extract.modules.hub import COMMIT, hub_commit
 from lit_extract.modules.registry import find_model, own_name
 from lit_extract.modules.room import check_room, free_memory, is_streamed, rows_of_a_pass, where_it_runs
@@ -88,6 +88,8 @@ class Extractor(Predictor):
         self.dtype_written = dtype
         entry = find_model(self.kind, name, models)
         self.model_name, self.untrained, self.seed = own_name(name), untrained, seed
+        if checkpoint and checkpoint.startswith("~"):
+            checkpoint = str(expanded_path(checkpoint, "model.checkpoint"))
         self.checkpoint, self.revision = checkpoint, revision
         if entry and not checkpoint:
             # A revision belongs to a repository: if one is given, local weights of the entry are not used.

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from lit_extract.common.errors import InputError
-from lit_extract.common.untrusted import is_printable, read_yaml, shorten, validate
+from lit_extract.common.untrusted import expanded_path, is_printable, read_yaml, shorten, validate
 
 DEFAULT_PROMPTS = Path(__file__).with_name("prompts.yml")
 
@@ -48,7 +48,7 @@ def find_prompt(prompt: str, choices: Sequence[str] | None = None, file: str | N
 def read_prompts(file: str | None = None) -> dict[str, Prompt]:
     """Return all prompts by name: from the package and from ``file``, which takes precedence."""
     known = _read(DEFAULT_PROMPTS)
-    return known if file is None else {**known, **_read(Path(file))}
+    return known if file is None else {**known, **_read(expanded_path(file, "prompts"))}
 
 
 def _read(path: Path) -> dict[str, Prompt]:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter
 
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.shipped import shipped_file
-from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, read_yaml, shorten, validate_json
+from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, expanded_path, read_yaml, shorten, validate_json
 
 # Kinds of models, and their extractors.
 KINDS = {
@@ -53,7 +53,7 @@ def read_models(path: str | Path | None = None) -> dict[str, list[ModelEntry]]:
     Raises:
         InputError: The file is missing, is not YAML, or an entry is neither a name nor a mapping with ``name``.
     """
-    path = Path(path) if path is not None else default_models_file()
+    path = expanded_path(path, "models") if path is not None else default_models_file()
     what = f"models file {path}"
     content = read_yaml(path, what) or {}
     if (

@@ -63,6 +63,11 @@ def refusal(tmp_path):
         ((*DEMO, "--rows", "3"), "--rows: no such option"),
         (("--model", "VisionExtractor"), "data: required, but not given: --config nsd/vision, or --data NSDDataModule"),
         ((), "model and data: required, but not given"),
+        ((*DEMO, "--model.pool"), "--model.pool: needs a value"),
+        ((*DEMO, "--data.root", "--quiet"), "--data.root: needs a value"),
+        ((*DEMO, "--model.init_args.seed", "--data.limit=3"), "--model.init_args.seed: needs a value"),
+        ((*DEMO, "--finalize"), "--finalize: needs a value"),
+        ((*DEMO, "--trainer.devices", "-c", "trainer/cpu"), "--trainer.devices: needs a value"),
     ],
 )
 def test_a_name_on_the_command_line_that_there_is_not(refusal, args, message):
@@ -109,6 +114,13 @@ RIGHT = [
 def test_what_may_be_right_is_left_to_jsonargparse(args):
     check_spelling(args, PREDICT_OPTIONS)
     check_spelling(args, PLAN_OPTIONS)
+
+
+def test_flags_need_no_value():
+    flags = ["--model.untrained", "--keep_store", "--output_dir=x", "--overwrite", "--model.untrained"]
+    completed = ["--model.untrained", "true", "--keep_store", "true", "--output_dir=x", "--overwrite"]
+    assert check_spelling([*DEMO, *flags], PREDICT_OPTIONS) == [*DEMO, *completed, "--model.untrained", "true"]
+    assert check_spelling([*DEMO, "--model.untrained", "false"], PREDICT_OPTIONS)[-1] == "false"
 
 
 def test_a_second_config_may_have_settings_of_the_class_of_the_first(refusal, tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.untrusted import expanded_path
 from lit_extract.storage.places.base import LARGE as LARGE
 from lit_extract.storage.places.base import LOCK_SUFFIX as LOCK_SUFFIX
 from lit_extract.storage.places.base import PART_SUFFIX as PART_SUFFIX
@@ -29,7 +30,7 @@ def to_path(text: str | AnyPath, setting: str = "path") -> AnyPath:
         return text
     protocol, found, rest = text.partition("://")
     if not found or protocol == "file":
-        return Path(rest if found else text)
+        return Path(rest) if found else expanded_path(text, setting)
     if not rest.strip("/"):
         raise InputError(f"{setting}: {text!r} is incomplete; it must be {protocol}://<bucket>/<prefix>")
     try:
