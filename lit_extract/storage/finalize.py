@@ -28,6 +28,7 @@ from lit_extract.storage.features_content import (
     tokens_bytes,
     with_tensors,
 )
+from lit_extract.storage.folder import check_same_images
 from lit_extract.storage.layout import KEPT_AS, FeatsArray, feats_arrays
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
@@ -71,6 +72,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
             f"{str(store.path)!r} is not complete: {sum(map(len, missing))} of {store.n_stimuli} rows are missing: "
             f"rows {name_some(rows)}; run the same predict command again to resume"
         )
+    check_same_images(there)
     files = {pool: store.path.parent / name for pool, name in store.notes["files"].items()}
     left = [
         pool
