@@ -33,7 +33,7 @@ from lit_extract.storage.layout import KEPT_AS, FeatsArray, feats_arrays
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.plain_pickle import load_plain
-from lit_extract.storage.provenance import CAPTIONS, differing, features_provenance
+from lit_extract.storage.provenance import CAPTIONS, differing, features_provenance, to_keep_both
 from lit_extract.storage.repair import Rows, difference
 from lit_extract.storage.store import Store, is_store, remove_store
 
@@ -150,8 +150,8 @@ def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = No
         ) from None
     if others := difference(found, provenance, root):
         raise InputError(
-            f"{str(file)!r} was made with other settings: {others}. To keep both, name this run with --tag NAME; "
-            "--overwrite replaces the file"
+            f"{str(file)!r} was made with other settings: {others}. To keep both, "
+            f"{to_keep_both(found.provenance, provenance)}; --overwrite replaces the file"
         )
     return found.provenance.get(CAPTIONS) == provenance.get(CAPTIONS)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.language_models import save_model
 
-from lit_extract import NSDDataModule, VisionExtractor, extract, load_features
+from lit_extract import ImageTableDataModule, NSDDataModule, VisionExtractor, extract, load_features
 from lit_extract.common.errors import InputError
 from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.storage.finalize import finalize
@@ -238,3 +238,24 @@ def test_rows_of_an_hdf5_file_are_compared_by_their_pixels(tmp_path, monkeypatch
             run("packed", "b", bricks, compression="gzip")
     else:
         assert run("packed", "b", bricks, compression="gzip")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_rows_of_a_table_are_kept_apart_by_a_subset_not_by_a_tag(image_folder, tmp_path, monkeypatch, finished):
+    monkeypatch.chdir(tmp_path)
+
+    def run(table, n_rows, **settings):
+        rows = "".join(f"{row},images/{row}.png\n" for row in range(n_rows))
+        Path(table).write_text(f"stimulus_id,image\n{rows}")
+        model = VisionExtractor("test_vit.r160_in1k", untrained=True)
+        data = ImageTableDataModule(table, num_workers=0, subset=settings.pop("subset", "all"))
+        return extract(model, data, predict_trainer("cpu", devices=1), "out", finalize=finished, **settings)
+
+    run("two.csv", 2)
+    with pytest.raises(InputError, match=r"n_stimuli was 2, now 3.* with --data\.subset NAME") as error:
+        run("three.csv", 3)
+    assert "--tag" not in str(error.value)
+    with pytest.raises(InputError, match=r"^data\.root: 'three\.csv': 'out/table/all-untrained/.*' has 2 stimuli"):
+        run("three.csv", 3, tag="three")
+    run("three.csv", 3, subset="three")
+    run("three.csv", 3, overwrite=True)
