@@ -8,6 +8,7 @@ from lit_extract.common.errors import InputError, name_some, printable
 from lit_extract.common.untrusted import MAX_PATH_BYTES, shorten
 from lit_extract.inspection.soundness import soundness_of
 from lit_extract.parity.certificate import RebuildSettings, describe, read_certificate, write_certificate
+from lit_extract.storage.folder import mixed_images
 from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX
 from lit_extract.storage.listing import features_below
 from lit_extract.storage.places import is_folder, is_there, local_path, place_of
@@ -84,6 +85,10 @@ def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSe
         is_sound, lines = _report(file, parity, seed, where)
         n_wrong += not is_sound
         print("\n".join(lines), flush=True)
+    for folder in dict.fromkeys(file.parent for file in found):
+        if problem := mixed_images(file for file in found if file.parent == folder):
+            n_wrong += 1
+            print(f"{shorten(str(folder), MAX_PATH_BYTES)}: WRONG: {shorten(problem, MAX_PATH_BYTES)}", flush=True)
     return n_wrong
 
 

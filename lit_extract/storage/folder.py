@@ -3,7 +3,7 @@
 N stimuli.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -31,8 +31,11 @@ class Output(NamedTuple):
 
 def outputs_in(folder: AnyPath) -> Iterator[Output]:
     """Yield each readable features file and store; lit-extract status names the others."""
-    outputs = [path for path in place_of(folder).children() if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX)]
-    for path in sorted(outputs):
+    return _opened(sorted(path for path in place_of(folder).children() if path.suffix in _SUFFIXES))
+
+
+def _opened(paths: Iterable[AnyPath]) -> Iterator[Output]:
+    for path in paths:
         with suppress(InputError):
             if path.suffix == STORE_SUFFIX:
                 store = Store(path)
@@ -40,6 +43,9 @@ def outputs_in(folder: AnyPath) -> Iterator[Output]:
             else:
                 features = load_features(path)
                 yield Output(path, features.stimulus_ids, _images_of(features))
+
+
+_SUFFIXES = (FEATURES_SUFFIX, STORE_SUFFIX)
 
 
 def _images_of(output: Features | Store) -> NDArray[np.int64] | None:
@@ -73,6 +79,26 @@ def differing_images(rows: Sequence[int], ids: Ids) -> str:
     return f"{len(rows)} of {len(ids)} differ: {name_some([str(ids[row]) for row in rows])}"
 
 
+def _rows_of_other_content(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> list[int]:
+    both = comparable(ours, theirs) & (ours[:, CONTENT] != 0) & (theirs[:, CONTENT] != 0)
+    rows: list[int] = np.flatnonzero(both & (ours[:, CONTENT] != theirs[:, CONTENT])).tolist()
+    return rows
+
+
+def mixed_images(files: Iterable[AnyPath]) -> str:
+    """Return which of the features files of a folder was made from other images than those before it; "" if none."""
+    ids: Ids | None = None
+    for path, stimulus_ids, images in _opened(files):
+        if images is None or (ids is not None and ids != stimulus_ids):
+            continue
+        if ids is None:
+            ids, known = stimulus_ids, images
+        elif rows := _rows_of_other_content(known, images):
+            return f"{path.name} was made from other images than the files before it: {differing_images(rows, ids)}"
+        known = np.where(known[:, [CONTENT]] == 0, images, known)
+    return ""
+
+
 def check_same_images(there: Rows) -> None:
     """Check that a complete store was made from the same images as all others in its folder, by their content.
 
@@ -88,8 +114,7 @@ def check_same_images(there: Rows) -> None:
     for path, their_ids, theirs in outputs_in(store.path.parent):
         if path in own or theirs is None or their_ids != ids:
             continue
-        both = comparable(ours, theirs) & (ours[:, CONTENT] != 0) & (theirs[:, CONTENT] != 0)
-        if rows := np.flatnonzero(both & (ours[:, CONTENT] != theirs[:, CONTENT])).tolist():
+        if rows := _rows_of_other_content(ours, theirs):
             raise InputError(
                 f"{str(store.path)!r} is complete, but {str(path)!r} was made from other images: "
                 f"{differing_images(rows, ids)}. To keep both, move the store to another folder; if the images were "

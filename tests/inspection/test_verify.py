@@ -336,6 +336,28 @@ def test_a_path_that_can_not_be_checked_does_not_stop_the_others(cli, file, tmp_
     ]
 
 
+def test_files_of_one_folder_that_were_made_from_other_images(cli, file, captions_file, tmp_path):
+    """Such as those of earlier versions; a row that is bad in one of them is not compared."""
+    bad, other = (shutil.copy(file, tmp_path / name) for name in ("a.pt", "z_pool-cls.pt"))
+
+    def mark_bad(content):
+        content["feats"][3] = torch.nan
+        content["metadata"]["bad_input_rows"] = [3]
+
+    def change(content):
+        content["inputs"][[3, 5], 2] += 1
+
+    rewrite(bad, mark_bad)
+    assert cli("verify", tmp_path)[0] == 0
+    rewrite(other, change)
+    code, out, err = cli("verify", tmp_path)
+    assert (code, err) == (2, "")
+    assert [line.partition(": sound")[0] for line in out.splitlines()] == [
+        *map(str, (bad, file, captions_file, other)),
+        f"{tmp_path}: WRONG: z_pool-cls.pt was made from other images than the files before it: 2 of 24 differ: 3, 5",
+    ]
+
+
 def test_a_store_without_features_file_is_to_be_resumed_or_finalized(cli, make_store, tmp_path):
     store, _ = make_store(shards=[0, 2])
     expected = "it is unfinished (2 of 3 shards): the same predict command resumes it\n"
