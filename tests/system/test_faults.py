@@ -252,7 +252,7 @@ def test_a_name_that_is_too_long_is_refused_before_anything_is_done(tmp_path, im
         data = ImageFolderDataModule(str(image_folder), num_workers=0, cache="off")
         trainer = predict_trainer("cpu", 1, precision="32-true")
         if is_refused:
-            with pytest.raises(InputError, match=r"model\.name: 'mmm.* makes a file name of .* 255 at most"):
+            with pytest.raises(InputError, match=r"model\.name: 'mmm.* makes a file name of .* maximum is 255"):
                 extract(model, data, trainer, str(tmp_path / "long"))
             assert not (tmp_path / "long").exists()
         else:
