@@ -79,7 +79,7 @@ def check_same_stimuli(folder: AnyPath, data: StimulusDataModule, own: Collectio
     for path, theirs, images in outputs_in(folder):
         if path in own:
             continue
-        if difference := first_difference(ids, theirs):
+        if theirs != ids and (difference := first_difference(ids, theirs)):
             raise InputError(
                 f"{data.source}: {str(path)!r} has {difference}. All features of one folder must have the same stimuli "
                 "in the same order: name this part with --data.subset NAME, choose another --output_dir, or remove the "

@@ -51,7 +51,8 @@ def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
         The features files.
 
     Raises:
-        InputError: Not a store, rows are missing, another run is writing it, or there is too little disk space.
+        InputError: Not a store, rows are missing, another run is writing it, other features of its folder were made
+            from other images, or there is too little disk space.
     """
     path = to_path(store, "store")
     local = place_of(path).local

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError
+from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.decode import MAX_IMAGE_BYTES
 from lit_extract.datasets.matching import Ids
 from lit_extract.storage.features import Features, load_features
@@ -76,7 +77,8 @@ def comparable(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> NDArray[np
 
 def differing_images(rows: Sequence[int], ids: Ids) -> str:
     """Return how many images differ, and which."""
-    return f"{len(rows)} of {len(ids)} differ: {name_some([str(ids[row]) for row in rows])}"
+    named = ", ".join(shorten(str(ids[row])) for row in rows[:5])
+    return f"{len(rows)} of {len(ids)} differ: {named}{', …' if len(rows) > 5 else ''}"
 
 
 def _rows_of_other_content(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> list[int]:
