@@ -19,7 +19,7 @@ def verify(
     """Check features files for damage and NaN; with --parity, recompute some stimuli independently.
 
     One line is printed for each file. --parity also writes a certificate next to it, <file>.parity.json. Exit code: 0
-    all files are sound, 2 at least one is not.
+    all files are sound, 2 at least one is not, or can't be checked.
 
     Args:
         files: Features files (.pt), or folders that contain them.

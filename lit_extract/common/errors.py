@@ -37,9 +37,13 @@ def name_some(items: list[str], limit: int = 5) -> str:
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 1) -> str:
-    """Return the end of an error's sentence, with the known names most similar to a wrong one; "" if there are none."""
-    close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
-    return f"; did you mean {name_some(close)}?" if close else ""
+    """Return the end of an error's sentence, with the known names most similar to a wrong one; "" if there are none.
+
+    Upper and lower case count as the same.
+    """
+    names = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), names, n=limit, cutoff=0.6)
+    return f"; did you mean {name_some([names[one] for one in close])}?" if close else ""
 
 
 def one_line(error: BaseException | str, limit: int = 400) -> str:

@@ -121,7 +121,7 @@ class StimulusDataModule(LightningDataModule):
     @property
     def source(self) -> str:
         """The setting that chose the stimuli, for errors."""
-        return f"data.root: {self.stimuli.attrs[table.ROOT]!r}"
+        return f"data.root: {str(self.root or self.stimuli.attrs[table.ROOT])!r}"
 
     def read_table(self) -> pd.DataFrame:
         """Return the table of the chosen stimuli, without reading the stimuli themselves."""

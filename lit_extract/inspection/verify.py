@@ -4,49 +4,91 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, name_some, printable
 from lit_extract.common.untrusted import MAX_PATH_BYTES, shorten
 from lit_extract.inspection.soundness import soundness_of
 from lit_extract.parity.certificate import RebuildSettings, describe, read_certificate, write_certificate
-from lit_extract.storage.layout import FEATURES_SUFFIX
+from lit_extract.storage.folder import mixed_images
+from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX
 from lit_extract.storage.listing import features_below
-from lit_extract.storage.places import is_folder, is_there, local_path
+from lit_extract.storage.places import is_folder, is_there, local_path, place_of
+from lit_extract.storage.store import Store
 
 
-def features_files(paths: Sequence[str]) -> list[Path]:
-    """Return the given files and the files below the given folders, in order; raise InputError if one is missing."""
+def features_files(paths: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
+    """Return the given files and the files below the given folders, in order; and why other paths can't be checked."""
     found: dict[Path, None] = {}
-    for path in (local_path(text, "files") for text in paths):
+    problems: dict[str, str] = {}
+    for text in paths:
+        try:
+            path = local_path(text, "files")
+        except InputError:
+            problems[text] = "it is remote; it must be a local path"
+            continue
         if is_folder(path):
+            _, unreadable = place_of(path).list_files((STORE_SUFFIX,), files_like=(FEATURES_SUFFIX,))
+            problems |= {str(place): reason for place, reason in unreadable.items()}
             below = features_below(path, (FEATURES_SUFFIX,))
-            if not below:
-                raise InputError(f"files: no features file (.pt) below {str(path)!r}")
+            if not below and not unreadable:
+                problems[text] = _without_features(path)
             found |= dict.fromkeys(below)
         elif is_there(path):
             found[path] = None
         else:
-            raise InputError(f"files: no file {str(path)!r}")
-    return list(found)
+            problems[text] = "no such file"
+    return list(found), problems
+
+
+def _without_features(folder: Path) -> str:
+    """Return the reason why a folder has no features files, or a store is none."""
+    if folder.suffix == STORE_SUFFIX:
+        return f"it is a store, not a features file (.pt); {_next_step(folder)}"
+    stores = features_below(folder, (STORE_SUFFIX,))
+    if not stores:
+        return "no features file (.pt) below it"
+    others = f" (of {len(stores)}, which lit-extract status lists)" if stores[1:] else ""
+    return f"no features file (.pt) below it, but the store {str(stores[0])!r}{others}; {_next_step(stores[0])}"
+
+
+def _next_step(path: Path) -> str:
+    """Return how a store gets its features files."""
+    try:
+        store = Store(path)
+        done, n_shards = len(store.done_shards()), store.n_shards
+    except InputError as error:
+        return str(error)
+    if done < n_shards:
+        return f"it is unfinished ({done} of {n_shards} shards): the same predict command resumes it"
+    return f"it is complete: lit-extract finalize {path} makes its features file"
 
 
 def verify(files: Sequence[str], parity: int | None, seed: int, where: RebuildSettings) -> int:
     """Print a line for each features file, and return how many are wrong or can't be certified.
 
-    Without ``parity``, no certificate is made; existing ones are read.
+    Without ``parity``, no certificate is made; existing ones are read. A path that can't be checked is wrong too.
 
     Raises:
-        InputError: No such file, or settings that do not apply.
+        InputError: There is nothing to check, or settings do not apply.
     """
     if parity is None:
         if pointless := [name for name, value in asdict(where).items() if value]:
             raise InputError(f"{', '.join(pointless)}: only for a certificate; also pass --parity, such as --parity 8")
     elif parity < 1:
         raise InputError(f"parity: {parity} stimuli; must be 1 or more")
-    n_wrong = 0
-    for file in features_files(files):
+    found, problems = features_files(files)
+    if not found:
+        raise InputError(f"files: {name_some([f'{path!r}: {reason}' for path, reason in problems.items()])}")
+    for path, reason in problems.items():
+        print(printable(f"{shorten(path, MAX_PATH_BYTES)}: NOT CHECKED: {reason}"), flush=True)
+    n_wrong = len(problems)
+    for file in found:
         is_sound, lines = _report(file, parity, seed, where)
         n_wrong += not is_sound
         print("\n".join(lines), flush=True)
+    for folder in dict.fromkeys(file.parent for file in found):
+        if problem := mixed_images(file for file in found if file.parent == folder):
+            n_wrong += 1
+            print(f"{shorten(str(folder), MAX_PATH_BYTES)}: WRONG: {shorten(problem, MAX_PATH_BYTES)}", flush=True)
     return n_wrong
 
 

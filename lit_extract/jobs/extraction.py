@@ -24,8 +24,10 @@ from lit_extract.modules.precision import ieee_float32
 from lit_extract.storage.disk import bytes_there
 from lit_extract.storage.features import load_features
 from lit_extract.storage.finalize import finalize_locked
+from lit_extract.storage.folder import check_same_images
 from lit_extract.storage.layout import ROTATED
 from lit_extract.storage.places import AnyPath, place_of
+from lit_extract.storage.repair import Rows
 from lit_extract.storage.rounding import NOTE, warning
 from lit_extract.storage.store import Store, is_store
 from lit_extract.storage.writer import ActivationWriter
@@ -181,6 +183,7 @@ def _complete(job: FeaturesJob, trainer: Trainer, keep_store: bool) -> None:
         with step(f"{job.model.model_name}: finalizing", *job.finalizing()):
             finalize_locked(store, keep_store or (bool(job.repairable) and store.is_kept))
     elif not job.model.makes_files and not store.is_kept and not store.missing_rows():
+        check_same_images(Rows(store))
         store.keep()  # it is the output
 
 

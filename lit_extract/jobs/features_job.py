@@ -16,7 +16,7 @@ from lit_extract.data.base import Connection, StimulusDataModule
 from lit_extract.data.plan import Plan
 from lit_extract.datasets.table import ROOT
 from lit_extract.jobs.job import Job
-from lit_extract.jobs.outputs import check_one_order, ids_in_folder, output_paths, recorded_provenance
+from lit_extract.jobs.outputs import check_same_stimuli, ids_in_folder, output_paths, recorded_provenance
 from lit_extract.jobs.run_state import SWEEP
 from lit_extract.modules.base import Extractor
 from lit_extract.storage.disk import Size, bytes_there, check_room
@@ -84,7 +84,7 @@ class FeaturesJob(Job):
     def is_done(self) -> bool:
         """Return whether all files exist with this provenance; refuse changed stimuli, or others in the folder."""
         own = {*self.files.values(), self.store_path}
-        check_one_order(self.store_path.parent, self.stimulus_ids, own, self.data.source)
+        check_same_stimuli(self.store_path.parent, self.data, own)
         if self.overwrite:
             return False
         for pool, file in self.files.items():

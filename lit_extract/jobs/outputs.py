@@ -4,9 +4,12 @@ All features of one folder have the same stimuli in the same order, because they
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lit_extract.common.errors import InputError
 from lit_extract.common.untrusted import shorten
@@ -15,14 +18,15 @@ from lit_extract.data.captions import CaptionDataModule
 from lit_extract.data.images import ImageDataModule
 from lit_extract.datasets.matching import Ids, first_difference
 from lit_extract.modules.base import Extractor
-from lit_extract.storage.features import load_features
 from lit_extract.storage.features_file import read_metadata
-from lit_extract.storage.layout import FEATURES_SUFFIX, STORE_SUFFIX, safe_name
+from lit_extract.storage.folder import comparable, differing_images, in_hdf5, outputs_in
+from lit_extract.storage.layout import CONTENT, MTIME, SIZE, safe_name
 from lit_extract.storage.places import AnyPath, place_of
 from lit_extract.storage.provenance import OF_CAPTIONS
 from lit_extract.storage.store import Store, is_store
 
 LONGEST_NAME = 255  # bytes, on most file systems
+MOST_IMAGES_READ = 256  # before a run, to compare them: a second on a slow file system
 
 
 def check_pair(model: object, data: object) -> None:
@@ -76,26 +80,48 @@ def output_paths(
 
 def ids_in_folder(folder: AnyPath) -> Ids:
     """Return the stimuli of the features in a folder, in order; empty if there are no features."""
-    return next((ids for _, ids in _stimuli_of_each(folder)), [])
+    return next((output.stimulus_ids for output in outputs_in(folder)), [])
 
 
-def check_one_order(folder: AnyPath, ids: Ids, own: Collection[AnyPath], setting: str) -> None:
-    """Check that all features and stores in a folder have these stimuli in this order.
+def check_same_stimuli(folder: AnyPath, data: StimulusDataModule, own: Collection[AnyPath]) -> None:
+    """Check that all features and stores in a folder have these stimuli in this order, and were made from these images.
 
-    This run's ``own`` outputs are compared by their provenance instead. ``setting`` is what chose the stimuli.
+    This run's ``own`` outputs are compared by their provenance and inputs instead.
     """
-    for path, theirs in _stimuli_of_each(folder):
-        if path not in own and (difference := first_difference(ids, theirs)):
+    ids = data.stimuli["stimulus_id"].tolist()
+    compared = set()  # notes on images, which most files of a folder share
+    for path, theirs, images in outputs_in(folder):
+        if path in own:
+            continue
+        if theirs != ids and (difference := first_difference(ids, theirs)):
             raise InputError(
-                f"{setting}: {str(path)!r} has {difference}. All features of one folder must have the same stimuli in "
-                "the same order: name this part with --data.subset NAME, choose another --output_dir, or remove the "
+                f"{data.source}: {str(path)!r} has {difference}. All features of one folder must have the same stimuli "
+                "in the same order: name this part with --data.subset NAME, choose another --output_dir, or remove the "
                 "wrong files"
+            )
+        if images is None or not isinstance(data, ImageDataModule) or (noted := images.tobytes()) in compared:
+            continue
+        compared.add(noted)
+        if others := _other_images(data, images, ids):
+            raise InputError(
+                f"{data.source}: {str(path)!r} was made from other images: {others}. All features of one folder must "
+                "have the same images: restore them, name these with --data.subset NAME, or choose another "
+                "--output_dir. If images were corrected, first remove the features of the old ones"
             )
 
 
-def _stimuli_of_each(folder: AnyPath) -> Iterator[tuple[AnyPath, Ids]]:
-    """Yield the stimuli of each readable features file and store; lit-extract status names the others."""
-    outputs = [path for path in place_of(folder).children() if path.suffix in (FEATURES_SUFFIX, STORE_SUFFIX)]
-    for path in sorted(outputs):
-        with suppress(InputError):
-            yield path, Store(path).stimulus_ids() if path.suffix == STORE_SUFFIX else load_features(path).stimulus_ids
+def _other_images(data: ImageDataModule, recorded: NDArray[np.int64], ids: Ids) -> str:
+    """Return how many images are not those of a record (N, 4), and which; "" if none differs.
+
+    Sizes are compared, and the content of some images of the same size but another time. When the run is complete,
+    :func:`check_same_images` compares the content of all, which is known by then.
+    """
+    states = data.input_states
+    both = comparable(states, recorded)
+    of_other_size = both & ~in_hdf5(states) & (states[:, SIZE] != recorded[:, SIZE])
+    is_touched = both & (recorded[:, CONTENT] != 0) & (states != recorded[:, [SIZE, MTIME]]).any(axis=1)
+    touched = np.flatnonzero(is_touched & ~of_other_size)
+    step = max(1, -(-len(touched) // MOST_IMAGES_READ))
+    changed = data.changed(recorded, np.isin(np.arange(len(states)), touched[::step]))
+    others = sorted({*np.flatnonzero(of_other_size).tolist(), *changed})
+    return f"{'at least ' if step > 1 else ''}{differing_images(others, ids)}" if others else ""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_extract.common.errors import InputError, name_some, nearest
+from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.ids import id_key
 from lit_extract.storage.features_export import to_rsatoolbox, to_xarray
 from lit_extract.storage.features_file import open_file
 from lit_extract.storage.features_picture import picture_of
-from lit_extract.storage.features_words import as_html, as_text
+from lit_extract.storage.features_words import as_html, as_text, by_number, in_words
 from lit_extract.storage.layout import STORE_SUFFIX, TOKEN_IDS, Shape, stacked_shape
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import AnyPath, is_folder, place_of, to_path
@@ -91,6 +91,8 @@ class Features:
         Raises:
             InputError: Some of the ids are not in these features.
         """
+        if isinstance(stimulus, slice):  # type: ignore[unreachable]
+            raise InputError(f"stimulus_ids: a slice has no ids; rows by number are {by_number(self)}[start:stop]")
         is_one = isinstance(stimulus, str) or not isinstance(stimulus, Iterable)
         rows = self.rows_of([stimulus] if is_one else stimulus)  # type: ignore[list-item, arg-type]
         by_layer: dict[str, Tensor] = {name: self._read(k, rows) for k, name in enumerate(self.layers)}
@@ -185,13 +187,9 @@ class Features:
         """
         wanted = list(stimulus_ids)
         keys = [id_key(stimulus) for stimulus in wanted]
-        missing = dict.fromkeys(str(given) for given, key in zip(wanted, keys, strict=True) if key not in self._rows)
+        missing = {key: given for given, key in zip(wanted, keys, strict=True) if key not in self._rows}
         if missing:
-            close = nearest(next(iter(missing)), self._rows)
-            raise InputError(
-                f"stimulus_ids: {str(self.path)!r} has no row for {len(missing)} of them: "
-                f"{name_some([shorten(stimulus) for stimulus in missing])}{close}"
-            )
+            raise InputError(f"stimulus_ids: {str(self.path)!r} has no row for {in_words(missing, self)}")
         return [self._rows[key] for key in keys]
 
     @cached_property

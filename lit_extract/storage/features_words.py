@@ -1,8 +1,12 @@
 """Short descriptions of features, for notebooks and the Python prompt."""
 
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from lit_extract.common.errors import name_some, nearest
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage.layout import FLOAT32, shapes_in_words
 
@@ -67,3 +71,19 @@ def as_html(features: "Features") -> str:
         for name, value in facts_of(features).items()
     )
     return f"<table><caption>Features</caption>{rows}</table>"
+
+
+def in_words(missing: Mapping[str, object], features: "Features") -> str:
+    """Return which ids are missing, as they were given, by their keys; and what may have been meant."""
+    key, given = next(iter(missing.items()))
+    if isinstance(given, int | np.integer) and 0 <= given < len(features):
+        hint = f"; row {given} by number is {by_number(features)}[{given}]"
+    else:
+        hint = nearest(key, map(str, features))
+    named = name_some([shorten(str(stimulus)) for stimulus in missing.values()])
+    return f"{f'{len(missing)} stimuli:' if len(missing) > 1 else 'stimulus'} {named}{hint}"
+
+
+def by_number(features: "Features") -> str:
+    """Return the Python expression for rows by number."""
+    return "features.feats" if len({*features.layer_shapes}) == 1 else "features.layer(name)"

@@ -28,11 +28,12 @@ from lit_extract.storage.features_content import (
     tokens_bytes,
     with_tensors,
 )
+from lit_extract.storage.folder import check_same_images
 from lit_extract.storage.layout import KEPT_AS, FeatsArray, feats_arrays
 from lit_extract.storage.listing import refuse_plain_folder
 from lit_extract.storage.places import LARGE, PART_SUFFIX, AnyPath, RemoteError, place_of, to_path
 from lit_extract.storage.plain_pickle import load_plain
-from lit_extract.storage.provenance import CAPTIONS, differing, features_provenance
+from lit_extract.storage.provenance import CAPTIONS, differing, features_provenance, to_keep_both
 from lit_extract.storage.repair import Rows, difference
 from lit_extract.storage.store import Store, is_store, remove_store
 
@@ -50,7 +51,8 @@ def finalize(store: str | AnyPath, keep_store: bool = False) -> list[AnyPath]:
         The features files.
 
     Raises:
-        InputError: Not a store, rows are missing, another run is writing it, or there is too little disk space.
+        InputError: Not a store, rows are missing, another run is writing it, other features of its folder were made
+            from other images, or there is too little disk space.
     """
     path = to_path(store, "store")
     local = place_of(path).local
@@ -71,6 +73,7 @@ def finalize_locked(store: Store, keep_store: bool) -> list[AnyPath]:
             f"{str(store.path)!r} is not complete: {sum(map(len, missing))} of {store.n_stimuli} rows are missing: "
             f"rows {name_some(rows)}; run the same predict command again to resume"
         )
+    check_same_images(there)
     files = {pool: store.path.parent / name for pool, name in store.notes["files"].items()}
     left = [
         pool
@@ -148,8 +151,8 @@ def is_finished(file: AnyPath, provenance: dict[str, Any], root: str | None = No
         ) from None
     if others := difference(found, provenance, root):
         raise InputError(
-            f"{str(file)!r} was made with other settings: {others}. To keep both, name this run with --tag NAME; "
-            "--overwrite replaces the file"
+            f"{str(file)!r} was made with other settings: {others}. To keep both, "
+            f"{to_keep_both(found.provenance, provenance)}; --overwrite replaces the file"
         )
     return found.provenance.get(CAPTIONS) == provenance.get(CAPTIONS)
 

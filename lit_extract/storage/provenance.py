@@ -9,6 +9,7 @@ from lit_extract.common.errors import name_some
 STIMULI = "stimuli_sha256"
 CAPTIONS = "tokens_sha256"
 OF_CAPTIONS = ("language", "text_encoder")  # kinds of models
+_OF_STIMULI = (STIMULI, "n_stimuli", "query", "limit")
 _LONGEST = 60
 
 
@@ -34,14 +35,20 @@ def differing(
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     other_roots = None not in (old_root, new_root) and old_root != new_root
     if STIMULI in keys and other_roots:
-        text = f"the stimuli were the images below {old_root!r}, now those below {new_root!r}, which are different"
-        return f"{text} (--data.subset NAME keeps both)"
+        return f"the stimuli were those of {old_root!r}, now those of {new_root!r}, which are different"
     return name_some([_difference(key, old.get(key), new.get(key)) for key in keys], limit=8)
+
+
+def to_keep_both(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return how a run with other settings gets files of its own; with other stimuli, it needs a folder of its own."""
+    if any(old.get(key) != new.get(key) for key in _OF_STIMULI):
+        return "name these stimuli with --data.subset NAME"
+    return "name this run with --tag NAME"
 
 
 def _difference(key: str, old: Any, new: Any) -> str:
     if key == STIMULI and None not in (old, new):
-        return "the stimuli are different, or in another order (--data.subset NAME keeps both)"
+        return "the stimuli are different, or in another order"
     nested = isinstance(old, dict) and isinstance(new, dict)
     if nested and (names := [name for name in {**old, **new} if old.get(name) != new.get(name)]):
         return name_some([_difference(f"{key}.{name}", old.get(name), new.get(name)) for name in names], limit=8)

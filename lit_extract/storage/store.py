@@ -34,7 +34,7 @@ from lit_extract.storage.layout import (
     store_format,
 )
 from lit_extract.storage.places import AnyPath, RemoteError, place_of
-from lit_extract.storage.provenance import differing
+from lit_extract.storage.provenance import differing, to_keep_both
 from lit_extract.storage.store_files import StoreFiles
 from lit_extract.storage.store_ids import encode_ids, ids_dtype, ids_sha256, read_ids
 from lit_extract.storage.store_metadata import (
@@ -307,7 +307,7 @@ class Store:
         if difference := differing(self.provenance, provenance, self.notes.get("root"), root):
             raise InputError(
                 f"{str(self.path)!r} was started with other settings: {difference}. Run with the same settings to "
-                "resume, name this run with --tag NAME to keep both, or pass --overwrite to start from scratch"
+                f"resume; to keep both, {to_keep_both(self.provenance, provenance)}; --overwrite starts from scratch"
             )
 
     def take_captions(self, provenance: Mapping[str, Any], changed: Sequence[int]) -> None:

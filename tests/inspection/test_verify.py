@@ -304,10 +304,10 @@ def test_something_else(cli, tmp_path, content):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["nowhere.pt"], "files: no file 'nowhere.pt'"),
-        (["."], "files: no features file (.pt) below '.'"),
+        (["nowhere.pt"], "files: 'nowhere.pt': no such file"),
+        (["."], "files: '.': no features file (.pt) below it"),
         ([], "files"),
-        (["s3://bucket/x.pt"], "files: 's3://bucket/x.pt' is remote; it must be a local path"),
+        (["s3://bucket/x.pt"], "files: 's3://bucket/x.pt': it is remote; it must be a local path"),
         (["x.pt", "--parity", "0"], "parity: 0 stimuli; must be 1 or more"),
         (["x.pt", "--root", "/data"], "root: only for a certificate; also pass --parity"),
     ],
@@ -319,6 +319,60 @@ def test_settings_that_make_no_sense(cli, tmp_path, monkeypatch, arguments, name
     assert err.startswith("lit-extract: error: ")
     assert named in err
     assert err.count("\n") == 1
+
+
+def test_a_path_that_can_not_be_checked_does_not_stop_the_others(cli, file, tmp_path):
+    (tmp_path / "b.pt").write_bytes(file.read_bytes())
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "dangling.pt").symlink_to("nowhere")
+    code, out, err = cli("verify", file, "nope.pt", "s3://bucket/x.pt", tmp_path / "links", tmp_path / "b.pt")
+    assert (code, err) == (2, "")
+    assert [line.partition(" (")[0].partition(": sound")[0] for line in out.splitlines()] == [
+        "nope.pt: NOT CHECKED: no such file",
+        "s3://bucket/x.pt: NOT CHECKED: it is remote; it must be a local path",
+        f"{tmp_path / 'links' / 'dangling.pt'}: NOT CHECKED: it is a link that leads to no file",
+        str(file),
+        str(tmp_path / "b.pt"),
+    ]
+
+
+def test_files_of_one_folder_that_were_made_from_other_images(cli, file, captions_file, tmp_path):
+    """Such as those of earlier versions; a row that is bad in one of them is not compared."""
+    bad, other = (shutil.copy(file, tmp_path / name) for name in ("a.pt", "z_pool-cls.pt"))
+
+    def mark_bad(content):
+        content["feats"][3] = torch.nan
+        content["metadata"]["bad_input_rows"] = [3]
+
+    def change(content):
+        content["inputs"][[3, 5], 2] += 1
+
+    rewrite(bad, mark_bad)
+    assert cli("verify", tmp_path)[0] == 0
+    rewrite(other, change)
+    code, out, err = cli("verify", tmp_path)
+    assert (code, err) == (2, "")
+    assert [line.partition(": sound")[0] for line in out.splitlines()] == [
+        *map(str, (bad, file, captions_file, other)),
+        f"{tmp_path}: WRONG: z_pool-cls.pt was made from other images than the files before it: 2 of 24 differ: 3, 5",
+    ]
+
+
+def test_a_store_without_features_file_is_to_be_resumed_or_finalized(cli, make_store, tmp_path):
+    store, _ = make_store(shards=[0, 2])
+    expected = "it is unfinished (2 of 3 shards): the same predict command resumes it\n"
+    code, _, err = cli("verify", store.path)
+    assert code == 2
+    assert err.endswith(f"files: {str(store.path)!r}: it is a store, not a features file (.pt); {expected}")
+    code, _, err = cli("verify", tmp_path)
+    assert code == 2
+    assert err.endswith(f"no features file (.pt) below it, but the store {str(store.path)!r}; {expected}")
+    complete, _ = make_store(name="a")
+    _, _, err = cli("verify", tmp_path)
+    listed = f"{str(complete.path)!r} (of 2, which lit-extract status lists)"
+    assert f"{listed}; it is complete: lit-extract finalize {complete.path} makes its features file\n" in err
+    (complete.path / "zarr.json").write_text("{")
+    assert "not a lit-extract store" in cli("verify", complete.path)[2]
 
 
 def test_in_constant_memory(tmp_path):

@@ -1,14 +1,21 @@
-"""All features files of one folder have the same stimuli in the same order, the dataset's: whole commands."""
+"""All features files of one folder have the same stimuli in the same order, the dataset's, and the same images."""
 
 import csv
 import io
+import os
+import shutil
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from helpers.language_models import save_model
 
-from lit_extract import load_features
+from lit_extract import ImageTableDataModule, NSDDataModule, VisionExtractor, extract, load_features
+from lit_extract.common.errors import InputError
+from lit_extract.jobs.trainer import predict_trainer
+from lit_extract.storage.finalize import finalize
 
 DEMO = ("--config", "configs/demo/language.yaml", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
 SHIPPED = "derivatives/captions/demo-captions-handwritten.csv"
@@ -109,3 +116,146 @@ def test_vision_and_language_features_of_a_folder_can_be_compared(cli, tmp_path,
     assert code == 2
     assert f"data.root: '{other}': " in err
     assert "; 0 are in both" in err
+
+
+@pytest.fixture
+def images(image_folder, tmp_path):
+    """A function that copies the images to a folder, with their times, and changes some of them there."""
+
+    def copy(name, *changed, content=lambda content: content[:-1]):
+        folder = tmp_path / name
+        shutil.copytree(image_folder, folder)
+        for image in changed:
+            path = folder / image
+            stat = path.stat()
+            path.write_bytes(content(path.read_bytes()))
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+        return str(folder)
+
+    return copy
+
+
+def flipped(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_images_under_the_same_names_are_refused_before_a_model_is_loaded(run_job, images, monkeypatch, finished):
+    first = run_job(finalize=finished)
+    assert run_job(tag="copy", data_root=images("copy")).files, "the same images elsewhere"
+    monkeypatch.setattr("lit_extract.modules.vision.VisionExtractor.configure_model", None)  # it would fail
+    for root, which in (
+        (images("shorter", "2.png", "5.png"), "2 of 7 differ: 2.png, 5.png"),
+        (images("as_long", "3.png", content=flipped), "1 of 7 differ: 3.png"),
+    ):
+        with pytest.raises(InputError) as error:
+            run_job(tag="again", data_root=root)
+        assert str(error.value).startswith(
+            f"data.root: {root!r}: {str(first.files[0] if finished else first.store)!r} was made from other images: "
+            f"{which}. All features of one folder must have the same images"
+        )
+
+
+def test_images_of_other_sizes_are_found_without_reading_them(run_job, images, monkeypatch):
+    run_job()
+    other = images("other", *(f"{row}.png" for row in range(7)))
+    monkeypatch.setattr("lit_extract.data.base.contents", lambda places: [0] * len(places) if not places else 1 / 0)
+    with pytest.raises(InputError, match=r"7 of 7 differ: 0\.png, 1\.png"):
+        run_job(tag="again", data_root=other)
+
+
+def test_few_images_are_read_before_a_run_and_the_others_compared_after_it(run_job, images, monkeypatch):
+    monkeypatch.setattr("lit_extract.jobs.outputs.MOST_IMAGES_READ", 2)
+    run_job()
+    other = images("other", *(f"{row}.png" for row in range(7)), content=flipped)
+    with pytest.raises(InputError, match=r"at least 2 of 7 differ: 0\.png, 4\.png"):
+        run_job(tag="again", data_root=other)
+    for row in (0, 4):
+        shutil.copy(Path(other).with_name("images") / f"{row}.png", other)
+    with pytest.raises(InputError, match=r"is complete, but .* made from other images: 5 of 7 differ: 1\.png"):
+        run_job(tag="again", data_root=other)
+
+
+def test_an_image_of_the_same_size_and_time_is_found_when_the_run_is_complete(run_job, images, tmp_path, monkeypatch):
+    first = run_job()
+    root = images("other", "3.png", content=flipped)
+    os.utime(Path(root, "3.png"), ns=(0, Path(root).with_name("images").joinpath("3.png").stat().st_mtime_ns))
+    with pytest.raises(InputError, match=r"is complete, but .*: 1 of 7 differ: 3\.png\. To keep both, move") as error:
+        run_job(tag="again", data_root=root)
+    (store,) = first.files[0].parent.glob("*.zarr")
+    assert str(error.value).startswith(f"{str(store)!r} is complete, but {str(first.files[0])!r} was made")
+    monkeypatch.setattr("lit_extract.jobs.extraction.run_predict", lambda *_: pytest.fail("computed again"))
+    with pytest.raises(InputError, match="is complete, but"):
+        run_job(tag="again", data_root=root)
+    elsewhere = store.rename(tmp_path / store.name)  # the ways out, of which nothing is lost
+    (file,) = finalize(elsewhere, keep_store=True)
+    assert len(load_features(file)) == 7
+    elsewhere.rename(store)
+    first.files[0].unlink()
+    assert run_job(tag="again", data_root=root).files
+
+
+def test_a_bad_image_is_no_other_image(run_job, image_folder):
+    good = (image_folder / "3.png").read_bytes()
+    (image_folder / "3.png").write_bytes(good[:50])
+    for tag in ("a", "b"):
+        assert run_job(tag=tag, data_on_bad_image="skip").bad_input_rows == [3]
+    (image_folder / "3.png").write_bytes(good)
+    for tag in ("c", "a", "b"):  # the last two are repaired
+        assert run_job(tag=tag, data_on_bad_image="skip").bad_input_rows == []
+
+
+def test_images_that_were_corrected_are_computed_once_the_old_features_are_removed(run_job, image_folder):
+    old = [run_job(tag=tag).files[0] for tag in ("a", "b")]
+    (image_folder / "3.png").write_bytes((image_folder / "2.png").read_bytes())
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"1 of 7 differ: 3\.png.* first remove the features of the old ones"):
+            run_job(tag="a", overwrite=overwrite)
+    for file in old:
+        file.unlink()
+    assert all(run_job(tag=tag).files for tag in ("a", "b"))
+
+
+@pytest.mark.parametrize("are_other", [False, True])
+def test_rows_of_an_hdf5_file_are_compared_by_their_pixels(tmp_path, monkeypatch, are_other):
+    """Its size is that of all rows, and differs between copies of the file."""
+    for module in ("lit_extract.storage.folder", "lit_extract.datasets.decode"):
+        monkeypatch.setattr(f"{module}.MAX_IMAGE_BYTES", 1000)
+    bricks = np.random.default_rng(0).integers(0, 256, (6, 425, 425, 3), dtype=np.uint8)
+
+    def run(name, tag, bricks, **how):
+        (tmp_path / name).mkdir()
+        with h5py.File(tmp_path / name / "nsd_stimuli.hdf5", "w") as file:
+            file.create_dataset("imgBrick", data=bricks, **how)
+        model = VisionExtractor("test_vit.r160_in1k", untrained=True)
+        data = NSDDataModule(str(tmp_path / name), num_workers=0)
+        return extract(model, data, predict_trainer("cpu", devices=1), str(tmp_path / "out"), tag=tag).files
+
+    run("plain", "a", bricks)
+    if are_other:
+        bricks[4] += 1
+        with pytest.raises(InputError, match="1 of 6 differ: 4"):
+            run("packed", "b", bricks, compression="gzip")
+    else:
+        assert run("packed", "b", bricks, compression="gzip")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_rows_of_a_table_are_kept_apart_by_a_subset_not_by_a_tag(image_folder, tmp_path, monkeypatch, finished):
+    monkeypatch.chdir(tmp_path)
+
+    def run(table, n_rows, **settings):
+        rows = "".join(f"{row},images/{row}.png\n" for row in range(n_rows))
+        Path(table).write_text(f"stimulus_id,image\n{rows}")
+        model = VisionExtractor("test_vit.r160_in1k", untrained=True)
+        data = ImageTableDataModule(table, num_workers=0, subset=settings.pop("subset", "all"))
+        return extract(model, data, predict_trainer("cpu", devices=1), "out", finalize=finished, **settings)
+
+    run("two.csv", 2)
+    with pytest.raises(InputError, match=r"n_stimuli was 2, now 3.* with --data\.subset NAME") as error:
+        run("three.csv", 3)
+    assert "--tag" not in str(error.value)
+    with pytest.raises(InputError, match=r"^data\.root: 'three\.csv': 'out/table/all-untrained/.*' has 2 stimuli"):
+        run("three.csv", 3, tag="three")
+    run("three.csv", 3, subset="three")
+    run("three.csv", 3, overwrite=True)

@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -360,8 +361,26 @@ def test_stimuli_by_id(saved):
     assert "image_7.jpg" in features
     assert "image_70.jpg" not in features
     assert (len(features), list(features)) == (10, features.stimulus_ids)
-    with pytest.raises(InputError, match=r"no row for 2 of them: imge_7.jpg, x; did you mean image_7.jpg\?"):
+    with pytest.raises(InputError, match=r"no row for 2 stimuli: imge_7.jpg, x; did you mean image_7.jpg\?"):
         _ = features[["image_1.jpg", "imge_7.jpg", "x"]]
+    with pytest.raises(InputError, match=r"no row for stimulus IMAGE_7\.JPG; did you mean image_7\.jpg\?$"):
+        _ = features["IMAGE_7.JPG"]
+
+
+def test_rows_by_number_are_not_looked_up_by_id(saved, make_store):
+    path, feats = saved
+    features = load_features(path)
+    np.testing.assert_array_equal(features.feats[0].numpy(), feats[0])
+    with pytest.raises(InputError, match=r"has no row for stimulus 0; row 0 by number is features\.feats\[0\]$"):
+        _ = features[0]
+    with pytest.raises(InputError, match=r"no row for 2 stimuli: 9, 10; row 9 by number is features\.feats\[9\]$"):
+        _ = features[range(9, 11)]
+    with pytest.raises(InputError, match=r"no row for stimulus 10$"):
+        _ = features[10]
+    with pytest.raises(InputError, match=r"a slice has no ids; rows by number are features\.feats\[start:stop\]$"):
+        _ = features[0:3]
+    with pytest.raises(InputError, match=r"row 3 by number is features\.layer\(name\)\[3\]$"):
+        _ = replace(features, layer_shapes=[(4,), (5,)])[np.int64(3)]
 
 
 def test_numbers_are_ids_as_text_too(make_store):
@@ -369,7 +388,7 @@ def test_numbers_are_ids_as_text_too(make_store):
     features = load_features(finalize(store.path)[0])
     for given in (103, "103", 103.0, np.int64(103)):
         np.testing.assert_array_equal(features[given].numpy(), feats["cls"][3])
-    with pytest.raises(InputError, match=r"no row for 1 of them: 3$"):
+    with pytest.raises(InputError, match=r"no row for stimulus 3; row 3 by number is features\.feats\[3\]$"):
         _ = features[3]
 
 

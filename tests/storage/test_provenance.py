@@ -1,6 +1,8 @@
 """A refusal is one readable sentence, however long the values are."""
 
-from lit_extract.storage.provenance import differing
+import pytest
+
+from lit_extract.storage.provenance import differing, to_keep_both
 
 BLOCKS = [f"blocks.{k}" for k in range(61)]
 
@@ -22,12 +24,9 @@ def test_long_text_is_cut_in_the_middle_and_ends_where_it_differs():
 
 def test_stimuli_are_not_told_by_their_hashes():
     old, new = {"stimuli_sha256": "0" * 64, "rows": 3}, {"stimuli_sha256": "1" * 64, "rows": 4}
-    assert differing(old, new).startswith(
-        "the stimuli are different, or in another order (--data.subset NAME keeps both)"
-    )
+    assert differing(old, new).startswith("the stimuli are different, or in another order, rows was 3")
     said = differing(old, new, "/a", "/b")
-    where = "the stimuli were the images below '/a', now those below '/b', which are different"
-    assert said == f"{where} (--data.subset NAME keeps both)"
+    assert said == "the stimuli were those of '/a', now those of '/b', which are different"
     assert differing(old, old, "/a", "/b") == "", "data that were moved are the same"
 
 
@@ -38,3 +37,10 @@ def test_settings_within_a_setting_are_told_one_by_one():
     assert differing(old, new) == told
     assert differing({"options": {}}, {"options": {"depth": None}}), "another setting, though nothing differs in value"
     assert differing({"options": None}, {"options": {"depth": 3}}) == "options was None, now {'depth': 3}"
+
+
+@pytest.mark.parametrize("key", ["stimuli_sha256", "n_stimuli", "query", "limit"])
+def test_a_tag_is_advised_only_if_the_stimuli_are_the_same(key):
+    """Files of other stimuli can't be in one folder, whatever their names."""
+    assert to_keep_both({"seed": 0, key: 1}, {"seed": 1, key: 1}) == "name this run with --tag NAME"
+    assert to_keep_both({"seed": 0}, {"seed": 1, key: 1}) == "name these stimuli with --data.subset NAME"

@@ -18,7 +18,7 @@ README = REPOSITORY / "README.md"
 DEMO_FILE = "features/demo/all-untrained/vit_tiny_patch16_224.augreg_in21k_pool-cls-untrained.pt"
 # What a command of the README may lack on a machine without datasets, caption files, features and a network.
 LACKING = re.compile(
-    r"data\.root: (no folder given|'/data/)|can't be downloaded|no file '|is not a file\n|is not a folder|"
+    r"data\.root: (no folder given|'/data/)|can't be downloaded|no (such )?file|is not a file\n|is not a folder|"
     r"vLLM is not installed|No supported gpu backend|are not next to it|there is no SLURM here|squeue refuses: "
 )
 # Runs the commands of its input, JSON lists of arguments, in one process: the imports take ten seconds.
