@@ -16,6 +16,7 @@ from lit_extract.common.signals import stoppable
 from lit_extract.data.base import Connection
 from lit_extract.data.plan import Plan
 from lit_extract.data.sources import ImageSourceDataModule
+from lit_extract.datasets import DATASETS
 from lit_extract.datasets.table import RESERVED
 from lit_extract.jobs.job import Job
 from lit_extract.jobs.progress import Progress
@@ -96,7 +97,8 @@ class CaptionJob(Job):
     def __init__(self, model: Captioner, data: ImageSourceDataModule, path: Path) -> None:
         super().__init__(data, {**model.provenance(), **data.provenance()})
         self.model, self.parts, self.done_at_start = model, Parts(path), 0
-        self.table = data.stimuli.drop(columns=list(RESERVED), errors="ignore")
+        id_column = DATASETS[data.dataset_name].id_column
+        self.table = data.stimuli.drop(columns=[name for name in RESERVED if name != id_column], errors="ignore")
         if taken := [column for column in COLUMNS if column in self.table.columns]:
             raise InputError(
                 f"data.dataset: {data.dataset_name} has a column {name_some(taken)}, which the output uses; rename it"

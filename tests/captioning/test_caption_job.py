@@ -11,6 +11,7 @@ from helpers.fake_engine import DiedError
 from PIL import Image
 
 from lit_extract.captioning.engines import Reply
+from lit_extract.datasets import load_captions
 
 EXPECTED = [f"An image of colour {20 * number}." for number in range(10)]
 
@@ -27,6 +28,14 @@ def test_rows_are_in_the_order_of_the_dataset_and_asked_a_shard_at_a_time(captio
     assert set(table["prompt"]) == {"caption"}
     assert [len(asked) for asked in engine.asked] == [4, 4, 2]
     assert not output.with_name("out.csv.parts").exists()
+
+
+def test_captions_of_a_table_keep_its_ids(caption, images):
+    table = images.parent / "table.csv"
+    pd.DataFrame({"stimulus_id": [7, 3], "image": ["images/05.png", "images/01.png"]}).to_csv(table, index=False)
+    output, code, *_ = caption("--data.dataset", "table", "--data.root", table)
+    assert code == 0
+    assert load_captions(output, dataset="table")["stimulus_id"].tolist() == [7, 3]
 
 
 def test_parquet_by_suffix(caption, tmp_path):
