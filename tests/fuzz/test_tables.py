@@ -341,7 +341,7 @@ def test_wrong_captions(tmp_path, content, said):
 
 @pytest.mark.parametrize(
     ("text", "ids"),
-    [("nsd_id", [5, 3]), (" nsd_id", [5, 3]), ("nsd_id ", [5, 3]), ("\xa0nsd_id\t", [5, 3]), ("id", [0, 1])],
+    [("nsd_id", [5, 3]), (" nsd_id", [5, 3]), ("nsd_id ", [5, 3]), ("\xa0nsd_id\t", [5, 3])],
 )
 def test_a_header_with_blanks_is_still_the_id(tmp_path, text, ids):
     for header in (f"{text},caption", f"caption,{text}", f"\ufeffcaption,{text}"):
@@ -353,7 +353,7 @@ def test_a_header_with_blanks_is_still_the_id(tmp_path, text, ids):
 @pytest.mark.parametrize("text", ["NSD_ID", "nsd id", "nsd-id", "\ufeffnsd_id", "Stimulus_ID", "nsd\u200b_id"])
 def test_a_header_that_is_nearly_an_id_is_refused(tmp_path, text):
     (tmp_path / "c.csv").write_text(f"caption,{text}\na,5\nb,3\n")
-    assert "which is not used as an id; rename it to" in refusal(tmp_path / "c.csv")
+    assert re.search("rename the column with the ids to (nsd|stimulus)_id", refusal(tmp_path / "c.csv"))
 
 
 def test_ids_and_paths_stay_the_text_that_they_are(tmp_path):
