@@ -41,7 +41,7 @@ def read_originals(file: Path) -> pd.DataFrame:
 
 def read_edited(file: Path, originals: pd.DataFrame) -> pd.DataFrame:
     """Return an edited file, which must have the same rows in the same order; only captions may differ."""
-    edited = read_captions(file)
+    edited = read_captions(file, check_ids=False)  # which must be those of the originals
     fixed = [column for column in originals.columns if column not in ("caption", "status")]
     if missing := [column for column in fixed if column not in edited.columns]:
         raise InputError(f"{str(file)!r} lost the column {name_some(missing)}")

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import load_captions
 
 CAPTIONS = [
@@ -57,6 +58,28 @@ def test_nothing_to_look_at(cli, captions):
     pd.read_csv(captions).iloc[[0, 4]].to_csv(captions, index=False)
     code, printed, _ = cli("check", captions, "--overwrite")
     assert (code, printed.splitlines()[0]) == (0, "0 of 2 captions are flagged")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 1, 2, 1, 4], "a nsd_id that occurs twice"),
+        ([0, 1, "", 3, 4], "no nsd_id in"),
+        ([0, 1, 2.5, 3, 4], "a nsd_id that is neither a 64-bit integer nor text"),
+        (None, "no known column with ids; it has id, caption, model, prompt"),
+    ],
+)
+def test_ids_that_predict_refuses_are_refused(cli, accept, captions, ids, message):
+    table = pd.read_csv(captions)
+    table = table.rename(columns={"nsd_id": "id"}) if ids is None else table.assign(nsd_id=ids)
+    table.to_csv(captions, index=False)
+    table.to_csv(captions.with_name("copy.csv"), index=False)
+    for code, _, error in (cli("check", captions), accept(captions.with_name("copy.csv"), "--original", captions)):
+        assert code == 2
+        assert message in error
+    with pytest.raises(InputError, match=message):
+        load_captions(captions)
+    assert not captions.with_name("nsd_captions-review.csv").exists()
 
 
 def test_choices_given(cli, captions):
