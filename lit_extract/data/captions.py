@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.untrusted import check_name
+from lit_extract.common.untrusted import check_name, shorten
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import TOKENS_ON_CPU, TOKENS_ON_GPU, Plan
 from lit_extract.data.pooled import pooled_tokens
@@ -239,8 +239,8 @@ class CaptionDataModule(StimulusDataModule):
             pieces = zip(caption, tokenizer.token_texts(caption), strict=True)
             shown = " ".join(f"{token}|{piece}" for token, piece in pieces)
             logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
-        if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
-            raise InputError(f"data.captions: the tokenizer finds no token in the captions of row {name_some(empty)}")
+        if empty := [shorten(str(stimulus)) for stimulus, caption in zip(ids, captions, strict=True) if not caption]:
+            raise InputError(f"data.captions: the tokenizer finds no token in the caption of {name_some(empty)}")
         length = self._check_lengths(captions, ids)
         are_special = None
         if "special" in settings.get("exclude", ()):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, line_of, name_some
 from lit_extract.common.shipped import shipped_file
 from lit_extract.datasets import DATASETS, table
 from lit_extract.datasets.ids import parse_ids
@@ -55,7 +55,9 @@ def load_captions(path: str | Path, query: str | None = None, dataset: str | Non
     if id_column is None:
         _warn_once(f"{what} has no ids, so its rows are counted from 0; to name ids, add a column stimulus_id")
     if empty := [
-        f"row {row} ({id_column} {ids[row]})" if id_column else f"row {row}" for row in range(len(ids)) if not text[row]
+        f"{line_of(row)} ({id_column} {ids[row]})" if id_column else line_of(row)
+        for row in range(len(ids))
+        if not text[row]
     ]:
         raise InputError(f"{what} has no caption in {name_some(empty)}")
     rest = with_numbers(captions.drop(columns=[column, "captions", "stimulus_id"], errors="ignore"))
@@ -128,7 +130,7 @@ def _all_texts(captions: pd.DataFrame, what: str) -> "pd.Series[Any]":
         several = isinstance(value, list)
         texts: list[Any] = value if several else [value]
         if bad := [text for text in texts if not isinstance(text, str) or _LIST_SYNTAX.fullmatch(text.strip())]:
-            wrong.append(f"row {row} ({str(bad[0])[:60]!r})")
+            wrong.append(f"{line_of(row)} ({str(bad[0])[:60]!r})")
             continue
         parts = texts if several or column == "caption" else texts[0].split(SEPARATOR)
         stripped = [part.strip() for part in parts]

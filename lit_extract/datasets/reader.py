@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, line_of, name_some, one_line
 from lit_extract.common.untrusted import read_regular, shorten
 from lit_extract.datasets.parquet import MAX_CELLS, Columns, read_parquet
 
@@ -89,7 +89,7 @@ def as_integers(values: "pd.Series[Any]", what: str, least: int = 0) -> list[int
     read = [_COUNT.fullmatch(_text(value)) for value in values]
     integers = [-1 if match is None else int(match[1]) for match in read]
     if wrong := [row for row, integer in enumerate(integers) if integer < least]:
-        named = name_some([f"row {row} ({shorten(repr(values.iloc[row]))})" for row in wrong])
+        named = name_some([f"{line_of(row)} ({shorten(repr(values.iloc[row]))})" for row in wrong])
         raise InputError(f"{what}: {values.name} must be an integer of {least} or more, and is not in {named}")
     return integers
 

@@ -98,10 +98,10 @@ def test_query_chooses_rows(tmp_path):
     ("text", "message"),
     [
         ("nsd_id,text\n0,a\n", "no column caption or captions; it has nsd_id, text"),
-        ("nsd_id,caption\n0,a\n1,\n2,  \n", r"no caption in row 1 \(nsd_id 1\), row 2 \(nsd_id 2\)"),
-        ("nsd_id,captions\n0,;second\n", r"no caption in row 0"),
-        ("nsd_id,caption\n4,a\n4,b\n5,c\n", r"nsd_id that occurs twice in row 0 \(4\), row 1 \(4\)"),
-        ("nsd_id,caption\n1,a\n,b\n", "no nsd_id in row 1"),
+        ("nsd_id,caption\n0,a\n1,\n2,  \n", r"no caption in line 3 \(nsd_id 1\), line 4 \(nsd_id 2\)"),
+        ("nsd_id,captions\n0,;second\n", r"no caption in line 2"),
+        ("nsd_id,caption\n4,a\n4,b\n5,c\n", r"nsd_id that occurs twice in line 2 \(4\), line 3 \(4\)"),
+        ("nsd_id,caption\n1,a\n,b\n", "no nsd_id in line 3"),
         ("nsd_id,bold_id,caption\n1,2,a\n", "several id columns, nsd_id, bold_id"),
         ('nsd_id,caption\n0,"never closed\n', "can't be read"),
     ],
@@ -113,7 +113,7 @@ def test_files_with_something_wrong_are_refused_with_the_first_offenders(tmp_pat
 
 def test_many_offenders_are_counted(tmp_path):
     path = write(tmp_path, "nsd_id,caption\n" + "".join(f"{i},\n" for i in range(40)))
-    with pytest.raises(InputError, match=r"row 4 \(nsd_id 4\), … \(40 in all\)"):
+    with pytest.raises(InputError, match=r"line 6 \(nsd_id 4\), … \(40 in all\)"):
         load_captions(path)
 
 

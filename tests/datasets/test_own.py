@@ -77,11 +77,18 @@ def test_the_same_table_elsewhere_has_the_same_fingerprint(image_folder, tmp_pat
     ("rows", "said"),
     [
         ({"stimulus_id": [1, 1], "image": ["a", "b"]}, "a stimulus_id that occurs twice"),
-        ({"stimulus_id": ["a", ""], "image": ["a", "b"]}, "no stimulus_id in row 1"),
+        ({"stimulus_id": ["a", ""], "image": ["a", "b"]}, "no stimulus_id in line 3"),
         ({"stimulus_id": [1, 2], "path": ["a", "b"]}, "has no column image; it has stimulus_id, path"),
         ({"id": [1, 2], "image": ["a", "b"]}, "has no column stimulus_id"),
-        ({"stimulus_id": [1, 2], "image": ["a", ""]}, r"an image that is no path.* in row 1 \(\)"),
-        ({"stimulus_id": [1, 2], "image": ["a", "b\x1b[31m"]}, r"an image that is no path.* in row 1"),
+        ({"stimulus_id": [1, 2], "image": ["a", ""]}, r"has no image for stimulus 2 \(line 3\)$"),
+        (
+            {"stimulus_id": [1, 2], "image": ["a", "b\x1b[31m"]},
+            r"has an image with control .*bytes, for stimulus 2 \(line 3\)$",
+        ),
+        (
+            {"stimulus_id": ["s1", "s 2", "s3"], "image": ["", "b", ""]},
+            r"for stimulus 's1' \(line 2\), .* 's3' \(line 4\)$",
+        ),
         ({"stimulus_id": [1], "image": ["a"], "image_row": [1]}, "image_row, which is a reserved name"),
         ({"stimulus_id": [], "image": []}, "has no rows"),
     ],

@@ -321,7 +321,7 @@ def refusal(path):
         (b"nsd_id,caption\n9223372036854775808,a\n", "neither a 64-bit integer nor text"),
         (b"nsd_id,caption\n1.5,a\n2,b\n", "neither a 64-bit integer nor text"),
         (b"nsd_id,caption\n1e300,a\n", "neither a 64-bit integer nor text"),
-        (b"caption\na\n   \nb\n", "no caption in row 1"),
+        (b"caption\na\n   \nb\n", "no caption in line 3"),
         (b"caption,x\na,1\n   \nb,2\n", "line 3 has 1 fields"),
         (b"nsd_id,caption\n0,A dog runs\n1,A cat si", "no line end after its last line"),
         (b"nsd_id,caption\n0,A dog runs\n1", "line 3 has 1 fields"),

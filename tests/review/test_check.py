@@ -126,12 +126,12 @@ def test_edits_come_back_with_the_original(cli, accept, captions, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.drop(index=2), r"lost 1 of 5 rows: row 2 \(2, "),
-        (lambda table: table.iloc[[0, 2, 1, 3, 4]], "rows in another order, from row 1 on"),
+        (lambda table: table.drop(index=2), r"lost 1 of 5 rows: line 4 \(2, "),
+        (lambda table: table.iloc[[0, 2, 1, 3, 4]], "rows in another order, from line 3 on"),
         (lambda table: pd.concat([table, table.tail(1)]), "has 6 rows, but there were 5"),
         (lambda table: table.drop(columns="nsd_id"), "lost the column nsd_id"),
-        (lambda table: table.assign(nsd_id=[0, 1, 2, 3, 9]), r"differs in columns besides caption, in row 4 \(4, "),
-        (lambda table: table.assign(caption=""), "has no caption in row 0, row 1"),
+        (lambda table: table.assign(nsd_id=[0, 1, 2, 3, 9]), r"differs in columns besides caption, in line 6 \(4, "),
+        (lambda table: table.assign(caption=""), "has no caption in line 2, line 3"),
     ],
 )
 def test_rows_lost_reordered_or_changed_are_refused(cli, accept, captions, tmp_path, change, message):
