@@ -36,6 +36,11 @@ def name_some(items: list[str], limit: int = 5) -> str:
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number with the words that follow it: ``one`` after 1, else ``many``."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def line_of(row: int) -> str:
     """Return the place of a row of a table, counted from 0, as a spreadsheet numbers it: the header is line 1."""
     return f"line {row + 2}"

@@ -1,12 +1,14 @@
 """Functions for all stimulus tables: images, fingerprint, queries."""
 
 import hashlib
+import json
 import os
+import shlex
 from pathlib import Path
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, counted, name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.query import evaluate
 
@@ -27,9 +29,15 @@ def image_stats(table: pd.DataFrame) -> list[os.stat_result]:
         except OSError:
             missing.append(path)
     if missing:
+        ids = table["stimulus_id"][~table["image"].isin(known)].tolist()
+        hint = "data.query"
+        if len(ids) == 1 < len(table):
+            query = f"stimulus_id != {json.dumps(ids[0], ensure_ascii=False)}"
+            hint = f"--data.query {shlex.quote(query)} --data.subset NAME"
+        of_all = f"of {counted(len(known) + len(missing), 'image', 'images')}"
         raise InputError(
-            f"{len(missing)} of {len(known) + len(missing)} images are missing: {name_some(missing)}; "
-            "check data.root, or leave rows out with data.query"
+            f"{counted(len(missing), f'{of_all} is missing', f'{of_all} are missing')}: {name_some(missing)}; "
+            f"check data.root, or leave rows out with {hint}"
         )
     return [known[path] for path in table["image"]]
 

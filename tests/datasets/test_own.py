@@ -1,5 +1,6 @@
 """A table of one's own is a dataset: its ids, its order, its images, or one error that says what is wrong."""
 
+import shlex
 import shutil
 
 import pandas as pd
@@ -106,5 +107,18 @@ def test_a_table_that_is_none_is_one_error(tmp_path):
 
 def test_missing_images_are_named_before_anything_runs(tmp_path):
     data = ImageTableDataModule(str(write(tmp_path, {"stimulus_id": [1], "image": ["none.png"]})))
-    with pytest.raises(InputError, match=r"1 of 1 images are missing: .*none\.png"):
+    with pytest.raises(InputError, match=r"1 of 1 image is missing: .*none\.png"):
         data.setup()
+
+
+@pytest.mark.parametrize("stimulus", ['it\'s "b".png', "é", 7])
+def test_the_error_about_a_missing_image_gives_the_query_that_leaves_it_out(image_folder, tmp_path, stimulus):
+    ids = [stimulus, 5 if stimulus == 7 else "5"]
+    path = str(write(tmp_path, {"stimulus_id": ids, "image": ["gone.png", str(image_folder / "0.png")]}))
+    with pytest.raises(InputError, match=r"1 of 2 images is missing: .*gone\.png") as error:
+        ImageTableDataModule(path).setup()
+    option, query, *subset = shlex.split(str(error.value).split("leave rows out with ")[1])
+    assert (option, subset) == ("--data.query", ["--data.subset", "NAME"])
+    data = ImageTableDataModule(path, query=query, subset="NAME")
+    data.setup()
+    assert data.stimuli["stimulus_id"].tolist() == ids[1:]

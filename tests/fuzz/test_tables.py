@@ -420,7 +420,7 @@ def test_a_name_of_more_than_255_bytes_is_a_missing_image(tmp_path):
     (tmp_path / "nsd.csv").write_text(f"nsd_id,name,path\n0,a,{'x' * 300}.jpg\n")
     from lit_extract.datasets.table import image_stats
 
-    with pytest.raises(InputError, match="1 of 1 images are missing"):
+    with pytest.raises(InputError, match="1 of 1 image is missing"):
         image_stats(load_dataset("nsd", tmp_path))
 
 
