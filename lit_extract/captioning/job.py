@@ -11,7 +11,7 @@ from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.output import COLUMNS, CUT_OFF, FAILED, OK, check_output
 from lit_extract.captioning.parts import Parts, inputs_of, is_done, noted_inputs, read_sidecar
 from lit_extract.captioning.writer import CaptionWriter
-from lit_extract.common.errors import InputError, name_some, printable
+from lit_extract.common.errors import InputError, counted, name_some, printable
 from lit_extract.common.signals import stoppable
 from lit_extract.data.base import Connection
 from lit_extract.data.plan import Plan
@@ -129,7 +129,8 @@ class CaptionJob(Job):
         if records and len(done) < plan.n_rows:
             failed = len(records) - len(done)
             again = f", {failed} of them again because they failed" if failed else ""
-            logger.info(f"resuming {self.parts.output}: {len(done)} images done, {plan.n_rows - len(done)} left{again}")
+            images, left = counted(len(done), "image"), plan.n_rows - len(done)
+            logger.info(f"resuming {self.parts.output}: {images} done, {left} left{again}")
         plan = plan.without_rows(done)
         self.data.connect(Connection(self.data.preprocessing, plan=plan))
         return plan

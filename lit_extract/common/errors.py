@@ -36,9 +36,9 @@ def name_some(items: list[str], limit: int = 5) -> str:
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
 
 
-def counted(number: int, one: str, many: str) -> str:
-    """Return a number with the words that follow it: ``one`` after 1, else ``many``."""
-    return f"{number:,} {one if number == 1 else many}"
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with the words that follow it: ``one`` after 1, else ``many``, by default with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def line_of(row: int) -> str:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, counted, name_some
 from lit_extract.common.untrusted import check_name, shorten
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import TOKENS_ON_CPU, TOKENS_ON_GPU, Plan
@@ -238,7 +238,7 @@ class CaptionDataModule(StimulusDataModule):
         for text, caption in zip(texts[: self.show_tokens], captions, strict=False):
             pieces = zip(caption, tokenizer.token_texts(caption), strict=True)
             shown = " ".join(f"{token}|{piece}" for token, piece in pieces)
-            logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
+            logger.info(f"{text!r} has {counted(len(caption), 'token')}: {shown}")
         if empty := [shorten(str(stimulus)) for stimulus, caption in zip(ids, captions, strict=True) if not caption]:
             raise InputError(f"data.captions: the tokenizer finds no token in the caption of {name_some(empty)}")
         length = self._check_lengths(captions, ids)

@@ -34,7 +34,7 @@ def image_stats(table: pd.DataFrame) -> list[os.stat_result]:
         if len(ids) == 1 < len(table):
             query = f"stimulus_id != {json.dumps(ids[0], ensure_ascii=False)}"
             hint = f"--data.query {shlex.quote(query)} --data.subset NAME"
-        of_all = f"of {counted(len(known) + len(missing), 'image', 'images')}"
+        of_all = f"of {counted(len(known) + len(missing), 'image')}"
         raise InputError(
             f"{counted(len(missing), f'{of_all} is missing', f'{of_all} are missing')}: {name_some(missing)}; "
             f"check data.root, or leave rows out with {hint}"
@@ -64,7 +64,6 @@ def select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
     chosen = loaded[evaluate(query, loaded)]
     if chosen.empty:
         columns = name_some([shorten(column) for column in loaded.columns], 20)
-        raise InputError(
-            f"data.query: {shorten(repr(query), 200)} chooses none of {len(loaded)} rows; the columns are {columns}"
-        )
+        rows = counted(len(loaded), "row")
+        raise InputError(f"data.query: {shorten(repr(query), 200)} chooses none of {rows}; the columns are {columns}")
     return chosen.reset_index(drop=True)

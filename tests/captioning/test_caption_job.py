@@ -131,7 +131,7 @@ def test_an_image_that_keeps_failing_is_recorded_and_the_next_run_does_only_it(c
     engine.failures = {"05.png": 4}
     output, code, printed, _ = caption("--model.attempts", "2")
     assert code == 3
-    assert "9 of 10 images have a caption\n  warning: 1 images failed" in printed
+    assert "9 of 10 images have a caption\n  warning: 1 image failed" in printed
     assert "    05.png: it has a cold\n" in printed
     table = pd.read_csv(output, keep_default_na=False)
     assert table["status"].tolist() == [*["ok"] * 5, "failed: it has a cold", *["ok"] * 4]
@@ -187,7 +187,7 @@ def test_a_caption_that_was_cut_off_is_kept_and_counted(caption, engine):
     engine.reply = staticmethod(lambda source, pixels: Reply("An image of", None, source.stimulus == "01.png"))
     output, code, printed, _ = caption()
     assert code == 0
-    assert "1 captions are cut off" in printed
+    assert "1 caption is cut off" in printed
     assert pd.read_csv(output)["status"].value_counts().to_dict() == {"ok": 9, "cut off": 1}
 
 

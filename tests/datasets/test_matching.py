@@ -141,7 +141,7 @@ def test_places_and_differences():
     assert places_of([4, 2, 9], ["9", "4", "2"], "x", "d", False) == [1, 2, 0]
     assert first_difference([1, 2], ["1", "2"]) is None
     assert first_difference([1, 2, 3], [1, 3, 2]) == "the same stimuli in another order: row 1 is 3 there and 2 here"
-    assert first_difference([1, 2, 3], [1, 4]) == "2 stimuli, and this run has 3; 1 are in both"
+    assert first_difference([1, 2, 3], [1, 4]) == "2 stimuli, and this run has 3; 1 is in both"
 
 
 def _damaged(rows, data):
@@ -161,7 +161,7 @@ def _damaged(rows, data):
     }[kind]
     named = {
         "twice": f"occurs twice in line {place + 2}",
-        "unknown": f"stimuli that are not in nsd: {int(stimulus) + 100}",
+        "unknown": f"a stimulus that is not in nsd: {int(stimulus) + 100}",
         "no id": f"no nsd_id in line {place + 2}",
         "no caption": f"no caption in line {place + 2}",
         "comma": f"line {place + 2} has 3 fields",

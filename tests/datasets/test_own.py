@@ -61,7 +61,7 @@ def test_captions_of_the_table_are_put_in_its_order(faces, tmp_path):
     data = CaptionDataModule(str(captions), "own", dataset="table", root=str(faces))
     assert data.stimuli["caption"].tolist() == ["C", "A", "Z", "B"]
     write(tmp_path, {"stimulus_id": list("abcx"), "caption": ["A", "B", "C", "X"]}, "captions.csv")
-    with pytest.raises(InputError, match="1 captions of stimuli that are not in table: x"):
+    with pytest.raises(InputError, match="1 caption of a stimulus that is not in table: x"):
         _ = CaptionDataModule(str(captions), "own", dataset="table", root=str(faces)).stimuli
 
 

@@ -154,7 +154,7 @@ def test_an_edited_copy_of_the_captions_needs_the_original(accept, captions, tmp
     assert "--original FILE" in error
     code, printed, _ = accept(copy, "--original", captions, "--name", "mine", "--dataset", "other")
     assert code == 0
-    assert printed.startswith(f"{tmp_path / 'derivatives' / 'other-captions-mine.csv'}\n  1 captions differ")
+    assert printed.startswith(f"{tmp_path / 'derivatives' / 'other-captions-mine.csv'}\n  1 caption differs")
 
 
 def test_the_dataset_may_be_known_from_the_run_only(accept, captions, tmp_path):
