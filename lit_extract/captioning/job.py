@@ -11,11 +11,12 @@ from lit_extract.captioning.captioner import Captioner
 from lit_extract.captioning.output import COLUMNS, CUT_OFF, FAILED, OK, check_output
 from lit_extract.captioning.parts import Parts, inputs_of, is_done, noted_inputs, read_sidecar
 from lit_extract.captioning.writer import CaptionWriter
-from lit_extract.common.errors import InputError, name_some, printable
+from lit_extract.common.errors import InputError, counted, name_some, printable
 from lit_extract.common.signals import stoppable
 from lit_extract.data.base import Connection
 from lit_extract.data.plan import Plan
 from lit_extract.data.sources import ImageSourceDataModule
+from lit_extract.datasets import DATASETS
 from lit_extract.datasets.table import RESERVED
 from lit_extract.jobs.job import Job
 from lit_extract.jobs.progress import Progress
@@ -96,7 +97,8 @@ class CaptionJob(Job):
     def __init__(self, model: Captioner, data: ImageSourceDataModule, path: Path) -> None:
         super().__init__(data, {**model.provenance(), **data.provenance()})
         self.model, self.parts, self.done_at_start = model, Parts(path), 0
-        self.table = data.stimuli.drop(columns=list(RESERVED), errors="ignore")
+        id_column = DATASETS[data.dataset_name].id_column
+        self.table = data.stimuli.drop(columns=[name for name in RESERVED if name != id_column], errors="ignore")
         if taken := [column for column in COLUMNS if column in self.table.columns]:
             raise InputError(
                 f"data.dataset: {data.dataset_name} has a column {name_some(taken)}, which the output uses; rename it"
@@ -127,7 +129,8 @@ class CaptionJob(Job):
         if records and len(done) < plan.n_rows:
             failed = len(records) - len(done)
             again = f", {failed} of them again because they failed" if failed else ""
-            logger.info(f"resuming {self.parts.output}: {len(done)} images done, {plan.n_rows - len(done)} left{again}")
+            images, left = counted(len(done), "image"), plan.n_rows - len(done)
+            logger.info(f"resuming {self.parts.output}: {images} done, {left} left{again}")
         plan = plan.without_rows(done)
         self.data.connect(Connection(self.data.preprocessing, plan=plan))
         return plan

@@ -15,7 +15,7 @@ import pandas as pd
 from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.files import replacing
 from lit_extract.common.untrusted import absolute_path, open_regular
-from lit_extract.datasets.captions import caption_texts
+from lit_extract.datasets.captions import caption_texts, find_ids
 from lit_extract.datasets.reader import as_text, check_columns, read_table
 from lit_extract.storage.places import local_path
 
@@ -51,13 +51,15 @@ def write_captions(captions: pd.DataFrame, path: Path, before: Callable[[Path], 
             before(partial)
 
 
-def read_captions(path: Path) -> pd.DataFrame:
-    """Return a table of captions with all values as text; empty ones are ""."""
+def read_captions(path: Path, check_ids: bool = True) -> pd.DataFrame:
+    """Return a table of captions with all values as text; empty ones are "". Ids that predict refuses are refused."""
     what = f"captions: {str(path)!r}"
     if path.suffix not in SUFFIXES:
         raise InputError(f"{what} must end in {' or '.join(SUFFIXES)}")
     table = read_table(path, "captions")
     check_columns(table, ["caption"], what)
+    if check_ids:
+        find_ids(table, what)
     return as_text(table.assign(caption=caption_texts(table, what)))
 
 

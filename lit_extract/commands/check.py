@@ -37,6 +37,7 @@ def check(
         prompts: YAML file with further prompts, added to the shipped ones.
         overwrite: Replace an existing review file, or accepted captions.
     """
+    from lit_extract.common.errors import counted
     from lit_extract.review import accept as accepting
     from lit_extract.review import check as checking
 
@@ -44,7 +45,7 @@ def check(
     if accept:
         source = Path(original) if original else None
         accepted, edited = accepting.accept(path, Path(derivatives), source, name, dataset, overwrite)
-        print(f"{accepted}\n  {edited} captions differ from the column original")
+        print(f"{accepted}\n  {counted(edited, 'caption differs', 'captions differ')} from the column original")
         return exit_codes.DONE
     rules = checking.make_rules(choices, sentences, languages)
     reviewed, flags = checking.check(path, rules, prompts, overwrite)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lit_extract.commands.arguments import command
 from lit_extract.common import exit_codes
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, counted
 
 
 def index(dataset: str, root: str | None = None, output: str | None = None, overwrite: bool = False) -> int:
@@ -35,7 +35,8 @@ def index(dataset: str, root: str | None = None, output: str | None = None, over
     found = known.read_published(folder)
     findings = found.attrs[table.FINDINGS]
     write_table(found.drop(columns=[*table.RESERVED], errors="ignore"), path, overwrite)
-    print("\n".join([str(path), f"  {len(found):,} images", *(f"  {finding}" for finding in findings)]))
+    images = counted(len(found), "image")
+    print("\n".join([str(path), f"  {images}", *(f"  {finding}" for finding in findings)]))
     return exit_codes.LOOK if findings else exit_codes.DONE
 
 

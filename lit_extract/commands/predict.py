@@ -27,7 +27,7 @@ from lit_extract.commands.config import check_files, with_found_configs
 from lit_extract.commands.options import NOT_FROM_EXTRACT, PREDICT_OPTIONS
 from lit_extract.common import exit_codes
 from lit_extract.common.console import quiet
-from lit_extract.common.errors import InputError, name_some, one_line, printable, wrong_setting
+from lit_extract.common.errors import InputError, counted, name_some, one_line, printable, wrong_setting
 from lit_extract.common.ranks import is_rank_zero
 from lit_extract.common.timing import seconds_since_start, stopwatch
 from lit_extract.data.base import StimulusDataModule
@@ -195,15 +195,17 @@ def _summarize_captions(captions: Captions) -> tuple[list[str], int]:
     if captions.n_rotated:
         lines.append(_rotated(captions.n_rotated))
     if captions.cut_off:
-        lines.append(f"  warning: {captions.cut_off} captions are cut off, as they are longer than --model.max_tokens")
+        cut_off = counted(captions.cut_off, "caption is cut off, as it is", "captions are cut off, as they are")
+        lines.append(f"  warning: {cut_off} longer than --model.max_tokens")
     if captions.failed:
-        lines.append(f"  warning: {len(captions.failed)} images failed; run the same command to try them again:")
+        failed = counted(len(captions.failed), "image failed", "images failed")
+        lines.append(f"  warning: {failed}; run the same command to try again:")
     lines += [f"    {stimulus}: {reason}" for stimulus, reason in list(captions.failed.items())[:FAILURES_SHOWN]]
     return lines, exit_codes.LOOK if captions.failed else exit_codes.DONE
 
 
 def _rotated(n_images: int) -> str:
-    return f"  {n_images} images have an EXIF rotation, which is not applied"
+    return f"  {counted(n_images, 'image has', 'images have')} an EXIF rotation, which is not applied"
 
 
 def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
@@ -211,8 +213,10 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
     for file in extraction.files:
         features = load_features(file)
         lines.append(f"{'already done: ' if extraction.was_done else ''}{file}")
-        n_stimuli, layers, shapes = len(features.stimulus_ids), features.layers, shapes_in_words(features.layer_shapes)
-        lines.append(f"  {n_stimuli} stimuli × {len(layers)} layers × {shapes} dimensions, {features.dtype}")
+        layers, shapes = features.layers, shapes_in_words(features.layer_shapes)
+        stimuli = counted(len(features.stimulus_ids), "stimulus", "stimuli")
+        in_layers = counted(len(layers), "layer")
+        lines.append(f"  {stimuli} × {in_layers} × {shapes} dimensions, {features.dtype}")
         lines.append(f"  layers {' … '.join(dict.fromkeys([layers[0], layers[-1]]))}")
         lines.append(f"  {rounding.describe(features.metadata, layers, features.provenance['pool'])}")
     if not extraction.files and (store := extraction.store) is not None:
@@ -224,10 +228,10 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
     if extraction.n_rotated:
         lines.append(_rotated(extraction.n_rotated))
     for rows, what in (
-        (extraction.bad_input_rows, "could not be decoded and are NaN"),
-        (extraction.not_finite_rows, "have NaN or infinite activations"),
+        (extraction.bad_input_rows, ("row could not be decoded and is NaN", "rows could not be decoded and are NaN")),
+        (extraction.not_finite_rows, ("row has NaN or infinite activations", "rows have NaN or infinite activations")),
     ):
         if rows:
-            lines.append(f"  warning: {len(rows)} rows {what}: {name_some([str(row) for row in rows], 10)}")
+            lines.append(f"  warning: {counted(len(rows), *what)}: {name_some([str(row) for row in rows], 10)}")
     is_good = not (extraction.bad_input_rows or extraction.not_finite_rows or extraction.warnings)
     return lines, exit_codes.DONE if is_good else exit_codes.LOOK

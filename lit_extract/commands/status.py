@@ -11,6 +11,7 @@ from typing import Any
 from lit_extract.commands.arguments import command
 from lit_extract.common import exit_codes
 from lit_extract.common.console import as_size, as_table
+from lit_extract.common.errors import counted
 from lit_extract.common.untrusted import shorten
 from lit_extract.inspection.survey import LEFTOVER, NOT_OURS, RUNNING, UNREADABLE, Entry, Survey, survey
 from lit_extract.modules.registry import KINDS
@@ -135,7 +136,7 @@ def _columns(entry: Entry, shared: Sequence[str]) -> dict[str, str]:
         "state": entry.state,
         "rows": str(n_stimuli) if entry.rows_done == n_stimuli else f"{entry.rows_done}/{n_stimuli}",
         "bad": str(entry.bad_rows or ""),
-        "left": f"{entry.shards_left} shards" if entry.shards_left else "",
+        "left": counted(entry.shards_left, "shard") if entry.shards_left else "",
         "L×D": f"{len(entry.layer_shapes)}×{shapes_in_words(entry.layer_shapes)}",
         "size": as_size(entry.n_bytes),
         "written": f"{written:%Y-%m-%d %H:%M}" if written else "",

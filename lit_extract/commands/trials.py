@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lit_extract.commands.arguments import command
 from lit_extract.common import exit_codes
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, counted
 
 
 def trials(
@@ -32,9 +32,10 @@ def trials(
     path = Path(output or f"trials-{dataset}-{subject}.csv")
     write_table(table, path, overwrite)
     shown, missing = table["stimulus_id"].nunique(), int(table["row"].isna().sum())
-    print(f"{path}\n  {len(table):,} trials of {table['session'].nunique()} sessions, {shown:,} stimuli")
+    numbers = counted(len(table), "trial"), counted(table["session"].nunique(), "session")
+    print(f"{path}\n  {' of '.join(numbers)}, {counted(shown, 'stimulus', 'stimuli')}")
     if missing:
-        print(f"  {missing} trials have a stimulus whose image is missing")
+        print(f"  {counted(missing, 'trial has', 'trials have')} a stimulus whose image is missing")
     return exit_codes.DONE
 
 

@@ -36,6 +36,16 @@ def name_some(items: list[str], limit: int = 5) -> str:
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with the words that follow it: ``one`` after 1, else ``many``, by default with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def line_of(row: int) -> str:
+    """Return the place of a row of a table, counted from 0, as a spreadsheet numbers it: the header is line 1."""
+    return f"line {row + 2}"
+
+
 def nearest(name: str, known: Iterable[str], limit: int = 1) -> str:
     """Return the end of an error's sentence, with the known names most similar to a wrong one; "" if there are none.
 

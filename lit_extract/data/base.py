@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, counted
 from lit_extract.common.signals import ignore_in_worker
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import check_name, shorten
@@ -197,7 +197,8 @@ class StimulusDataModule(LightningDataModule):
         changed = rows & ~is_known & other_size
         touched = np.flatnonzero(rows & is_known & (other_size | (recorded[:, MTIME] != times)))
         if len(touched):
-            logger.info(f"comparing the content of {len(touched)} stimuli whose file size or time has changed")
+            named = counted(len(touched), "stimulus", "stimuli")
+            logger.info(f"comparing the content of {named} whose file size or time has changed")
             now = np.array(contents(self.image_places(touched.tolist())), dtype=np.int64)
             changed[touched] = now != recorded[touched, CONTENT]
         rows_changed: list[int] = np.flatnonzero(changed).tolist()

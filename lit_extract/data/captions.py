@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from lit_extract.common.errors import InputError, name_some
-from lit_extract.common.untrusted import check_name
+from lit_extract.common.errors import InputError, counted, name_some
+from lit_extract.common.untrusted import check_name, shorten
 from lit_extract.data.base import WHOLE_SUBSET, Batch, StimulusDataModule
 from lit_extract.data.plan import TOKENS_ON_CPU, TOKENS_ON_GPU, Plan
 from lit_extract.data.pooled import pooled_tokens
@@ -108,8 +108,9 @@ class CaptionDataModule(StimulusDataModule):
     """The captions of a file, tokenized for the model, in the order of their dataset.
 
     Args:
-        captions: CSV or Parquet with an id column (nsd_id, bold_id, things_id, demo_id, path of an image folder, or
-            stimulus_id) and a column caption, or captions (several per row, separated by ";").
+        captions: CSV or Parquet with a column caption, or captions (several per row, separated by ";"), and an id
+            column: that of the dataset (nsd_id, bold_id, things_id, demo_id, or path for an image folder), else
+            stimulus_id.
         dataset: Dataset that the captions belong to; names the output folder.
         root: Folder of the dataset, whose index gives the order of the rows. Default: the dataset's environment
             variable, else the known ids of the dataset or the features in the output folder.
@@ -176,13 +177,7 @@ class CaptionDataModule(StimulusDataModule):
         """Return the captions of the file, in the order of the dataset."""
         if self.captions is None:
             raise InputError("data.captions: not given; give --data.captions FILE and --data.prompt_name NAME")
-        captions = load_captions(self.captions, self.query)
-        id_column = DATASETS[self.dataset_name].id_column if self.dataset_name in DATASETS else None
-        if id_column is not None and id_column not in captions:  # ids of different datasets are not comparable
-            raise InputError(
-                f"data.captions: {self.captions!r} has no column {id_column}, which captions of data.dataset "
-                f"{self.dataset_name!r} need; it has {', '.join(captions.columns)}"
-            )
+        captions = load_captions(self.captions, self.query, self.dataset_name)
         attrs, ids = captions.attrs, captions["stimulus_id"].tolist()
         stimuli, is_part = self._stimuli_of_dataset(ids), self.subset not in (WHOLE_SUBSET, f"first{self.limit}")
         if self.limit is not None and not is_part:  # only the first stimuli must have a caption
@@ -243,9 +238,9 @@ class CaptionDataModule(StimulusDataModule):
         for text, caption in zip(texts[: self.show_tokens], captions, strict=False):
             pieces = zip(caption, tokenizer.token_texts(caption), strict=True)
             shown = " ".join(f"{token}|{piece}" for token, piece in pieces)
-            logger.info(f"{text!r} has {len(caption)} tokens: {shown}")
-        if empty := [str(row) for row, caption in enumerate(captions) if not caption]:
-            raise InputError(f"data.captions: the tokenizer finds no token in the captions of row {name_some(empty)}")
+            logger.info(f"{text!r} has {counted(len(caption), 'token')}: {shown}")
+        if empty := [shorten(str(stimulus)) for stimulus, caption in zip(ids, captions, strict=True) if not caption]:
+            raise InputError(f"data.captions: the tokenizer finds no token in the caption of {name_some(empty)}")
         length = self._check_lengths(captions, ids)
         are_special = None
         if "special" in settings.get("exclude", ()):

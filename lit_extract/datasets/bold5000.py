@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, counted, name_some, one_line
 from lit_extract.common.untrusted import is_path_like, read_regular, shorten
 from lit_extract.datasets.dataset import Dataset, images_below
 from lit_extract.datasets.listing import entries_of, finding, packed_in
@@ -53,7 +53,7 @@ class _Bold5000(Dataset):
         if not rows:
             raise InputError(f"bold5000: none of the {len(first):,} presented images is below {str(home / IMAGES)!r}")
         if len(rows) != N_IMAGES:
-            findings.insert(0, f"{len(rows):,} images of {N_IMAGES:,}")
+            findings.insert(0, f"{counted(len(rows), 'image')} of {N_IMAGES:,}")
         if missing:
             findings.append(finding("presented images that are missing", list(missing.values())))
         table = pd.DataFrame(rows, columns=list(self.columns))

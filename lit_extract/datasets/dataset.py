@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, line_of, name_some
 from lit_extract.common.untrusted import MAX_PATH_BYTES, absolute_path, is_path_like, shorten
 from lit_extract.datasets.ids import parse_ids
 from lit_extract.datasets.reader import check_columns, read_table, with_numbers
@@ -105,12 +105,12 @@ class Dataset:
 
 def images_below(root: Path, paths: "pd.Series[str]") -> list[str]:
     """Return the absolute paths of images, which an index gives relative to the root."""
-    if wrong := [str(row) for row, path in enumerate(paths) if not isinstance(path, str) or not path.strip()]:
-        raise InputError(f"the index below {str(root)!r} has no {paths.name} in row {name_some(wrong)}")
-    if wrong := [f"row {row} ({shorten(path)})" for row, path in enumerate(paths) if not _is_below_root(path)]:
+    if wrong := [line_of(row) for row, path in enumerate(paths) if not isinstance(path, str) or not path.strip()]:
+        raise InputError(f"the index below {str(root)!r} has no {paths.name} in {name_some(wrong)}")
+    if wrong := [shorten(path) for path in paths if not _is_below_root(path)]:
         raise InputError(
             f"the index below {str(root)!r} has a {paths.name} that is absolute, or has .., control characters or "
-            f"more than {MAX_PATH_BYTES:,} bytes, in {name_some(wrong)}; give paths relative to the folder"
+            f"more than {MAX_PATH_BYTES:,} bytes: {name_some(wrong)}; give paths relative to the folder"
         )
     return [str(root / path) for path in paths]
 

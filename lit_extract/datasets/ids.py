@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, line_of, name_some
 from lit_extract.common.untrusted import MAX_PATH_BYTES, is_path_like, shorten
 
 _LARGEST = 2**63  # ids are stored as 64-bit integers
@@ -71,5 +71,5 @@ def _is_missing(value: Any) -> bool:
 
 def _refuse(what: str, problem: str, rows: Sequence[int], values: Sequence[Any] | None = None) -> None:
     if rows:
-        named = [f"row {row}" if values is None else f"row {row} ({shorten(repr(values[row]))})" for row in rows]
+        named = [line_of(row) if values is None else f"{line_of(row)} ({shorten(repr(values[row]))})" for row in rows]
         raise InputError(f"{what} has {problem} in {name_some(named)}")

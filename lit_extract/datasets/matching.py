@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, counted, name_some
 from lit_extract.datasets.ids import id_key
 
 Ids = Sequence[int] | Sequence[str]
@@ -27,9 +27,11 @@ def _problem(unknown: list[str], missing: list[str], n_known: int, dataset: str)
     counts_from_one = str(n_known) in unknown and missing[:1] in (["0"], [])
     problems = []
     if unknown:
-        problems.append(f"has {len(unknown)} captions of stimuli that are not in {dataset}: {name_some(unknown)}")
+        count = counted(len(unknown), "caption of a stimulus that is", "captions of stimuli that are")
+        problems.append(f"has {count} not in {dataset}: {name_some(unknown)}")
     if missing:
-        problems.append(f"has no caption for {len(missing)} of {n_known} stimuli of {dataset}: {name_some(missing)}")
+        stimuli = counted(n_known, "stimulus", "stimuli")
+        problems.append(f"has no caption for {len(missing):,} of {stimuli} of {dataset}: {name_some(missing)}")
     if counts_from_one:
         hint = f"the ids of {dataset} are counted from 0, and these probably from 1: subtract 1"
     elif missing and not unknown:
@@ -48,4 +50,5 @@ def first_difference(ours: Ids, theirs: Ids) -> str | None:
         row = next(row for row, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
         return f"the same stimuli in another order: row {row} is {other[row]} there and {mine[row]} here"
     both = len(set(mine) & set(other))
-    return f"{len(other)} stimuli, and this run has {len(mine)}; {both} are in both"
+    stimuli, shared = counted(len(other), "stimulus", "stimuli"), counted(both, "is in both", "are in both")
+    return f"{stimuli}, and this run has {len(mine):,}; {shared}"

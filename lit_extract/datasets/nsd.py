@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, counted, name_some, one_line
 from lit_extract.common.untrusted import read_regular, shorten
 from lit_extract.datasets.dataset import Dataset
 from lit_extract.datasets.reader import as_integers, check_columns, read_table, with_numbers
@@ -57,7 +57,7 @@ class _NSD(Dataset):
         table = pd.DataFrame({"nsd_id": rows, "name": names, "path": path.relative_to(folder).as_posix()})
         table = self._in_hdf5(self.with_stimuli(table, [str(path)] * len(rows)))
         few = len(rows) != N_IMAGES
-        table.attrs[FINDINGS] = [f"{len(rows):,} images of {N_IMAGES:,}"] if few else []
+        table.attrs[FINDINGS] = [f"{counted(len(rows), 'image')} of {N_IMAGES:,}"] if few else []
         return table
 
     def read_index(self, path: Path, folder: Path) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, line_of, name_some
 from lit_extract.common.untrusted import MAX_PATH_BYTES, absolute_path, is_path_like, shorten
 from lit_extract.datasets.dataset import Dataset
 from lit_extract.datasets.ids import parse_ids
@@ -36,13 +36,15 @@ class _Table(Dataset):
             raise InputError(f"{what} has a column image_row, which is a reserved name; rename it")
         if rows.empty:
             raise InputError(f"{what} has no rows")
-        if wrong := [f"row {row} ({shorten(path)})" for row, path in enumerate(rows[IMAGE]) if not _is_path(path)]:
-            raise InputError(
-                f"{what} has an {IMAGE} that is no path, or has control characters or more than "
-                f"{MAX_PATH_BYTES:,} bytes, in {name_some(wrong)}"
-            )
+        ids = parse_ids(rows[ID], ID, what)
+        wrong: dict[str, list[str]] = {}
+        for row, path in enumerate(rows[IMAGE]):
+            if problem := _problem(path):
+                wrong.setdefault(problem, []).append(f"stimulus {shorten(repr(ids[row]))} ({line_of(row)})")
+        if wrong:
+            raise InputError(f"{what} has {'; '.join(f'{why} for {name_some(named)}' for why, named in wrong.items())}")
         found = with_numbers(rows.drop(columns=[*self.columns]))
-        found.insert(0, ID, parse_ids(rows[ID], ID, what))
+        found.insert(0, ID, ids)
         found.insert(1, IMAGE, [str(folder.parent / path) for path in rows[IMAGE]])
         return found
 
@@ -58,5 +60,10 @@ DATASET = _Table(
 )
 
 
-def _is_path(path: object) -> bool:
-    return isinstance(path, str) and bool(path.strip()) and is_path_like(path)
+def _problem(path: object) -> str | None:
+    if not isinstance(path, str):
+        return f"an {IMAGE} that is no text"
+    if not path.strip():
+        return f"no {IMAGE}"
+    unfit = f"an {IMAGE} with control characters, or of more than {MAX_PATH_BYTES:,} bytes,"
+    return None if is_path_like(path) else unfit

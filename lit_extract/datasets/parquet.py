@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, line_of, name_some, one_line
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.thrift import Struct, footer_of
 
@@ -36,8 +36,8 @@ def read_parquet(content: bytes, what: str) -> Columns:
     if sum(_length(value) for _, values in columns for value in values) > MAX_UNPACKED_BYTES:
         raise InputError(f"{what} unpacks to more than {MAX_UNPACKED_BYTES:,} characters, the maximum")
     for name, values in columns:
-        if rows := [str(row) for row, value in enumerate(values) if isinstance(value, str) and "\0" in value]:
-            raise InputError(f"{what} has a NUL character in column {shorten(name)}, row {name_some(rows)}")
+        if rows := [line_of(row) for row, value in enumerate(values) if isinstance(value, str) and "\0" in value]:
+            raise InputError(f"{what} has a NUL character in column {shorten(name)}, {name_some(rows)}")
     return columns
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, counted, line_of, name_some, one_line
 from lit_extract.common.untrusted import read_regular, shorten
 from lit_extract.datasets.parquet import MAX_CELLS, Columns, read_parquet
 
@@ -89,7 +89,7 @@ def as_integers(values: "pd.Series[Any]", what: str, least: int = 0) -> list[int
     read = [_COUNT.fullmatch(_text(value)) for value in values]
     integers = [-1 if match is None else int(match[1]) for match in read]
     if wrong := [row for row, integer in enumerate(integers) if integer < least]:
-        named = name_some([f"row {row} ({shorten(repr(values.iloc[row]))})" for row in wrong])
+        named = name_some([f"{line_of(row)} ({shorten(repr(values.iloc[row]))})" for row in wrong])
         raise InputError(f"{what}: {values.name} must be an integer of {least} or more, and is not in {named}")
     return integers
 
@@ -158,7 +158,8 @@ def _wrong_length(what: str, line: int, record: list[str], expected: int) -> str
         return f"{what}: line {line} is empty; delete it"
     shown = one_line(ValueError(",".join(record)), limit=80)
     hint = "; text with a comma in it needs double quotes around it" if len(record) > expected else ""
-    return f"{what}: line {line} has {len(record)} fields, the header has {expected}: {shown!r}{hint}"
+    fields = counted(len(record), "field")
+    return f"{what}: line {line} has {fields}, the header has {expected}: {shown!r}{hint}"
 
 
 def _other_encoding(content: bytes) -> str:

@@ -1,12 +1,14 @@
 """Functions for all stimulus tables: images, fingerprint, queries."""
 
 import hashlib
+import json
 import os
+import shlex
 from pathlib import Path
 
 import pandas as pd
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, counted, name_some
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets.query import evaluate
 
@@ -27,9 +29,15 @@ def image_stats(table: pd.DataFrame) -> list[os.stat_result]:
         except OSError:
             missing.append(path)
     if missing:
+        ids = table["stimulus_id"][~table["image"].isin(known)].tolist()
+        hint = "data.query"
+        if len(ids) == 1 < len(table):
+            query = f"stimulus_id != {json.dumps(ids[0], ensure_ascii=False)}"
+            hint = f"--data.query {shlex.quote(query)} --data.subset NAME"
+        of_all = f"of {counted(len(known) + len(missing), 'image')}"
         raise InputError(
-            f"{len(missing)} of {len(known) + len(missing)} images are missing: {name_some(missing)}; "
-            "check data.root, or leave rows out with data.query"
+            f"{counted(len(missing), f'{of_all} is missing', f'{of_all} are missing')}: {name_some(missing)}; "
+            f"check data.root, or leave rows out with {hint}"
         )
     return [known[path] for path in table["image"]]
 
@@ -56,7 +64,6 @@ def select(loaded: pd.DataFrame, query: str) -> pd.DataFrame:
     chosen = loaded[evaluate(query, loaded)]
     if chosen.empty:
         columns = name_some([shorten(column) for column in loaded.columns], 20)
-        raise InputError(
-            f"data.query: {shorten(repr(query), 200)} chooses none of {len(loaded)} rows; the columns are {columns}"
-        )
+        rows = counted(len(loaded), "row")
+        raise InputError(f"data.query: {shorten(repr(query), 200)} chooses none of {rows}; the columns are {columns}")
     return chosen.reset_index(drop=True)

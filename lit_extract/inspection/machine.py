@@ -15,7 +15,7 @@ from typing import Literal
 
 from lit_extract import __version__
 from lit_extract.common.console import as_size
-from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, counted, name_some, one_line
 from lit_extract.common.host import host_memory, usable_cores
 from lit_extract.modules.registry import default_models_file, read_models
 from lit_extract.storage.disk import free_bytes
@@ -55,7 +55,8 @@ def examine(output_dir: str) -> Iterator[Finding]:
     yield Finding("ok", "Python", f"{platform.python_version()} at {sys.executable}, {platform.platform()}")
     yield from examine_packages()
     yield Finding("ok", "environment", _variables() or "none of its variables is set")
-    yield Finding("ok", "host", f"{usable_cores()} cores and {as_size(host_memory())} of memory may be used")
+    cores = counted(usable_cores(), "core")
+    yield Finding("ok", "host", f"{cores} and {as_size(host_memory())} of memory may be used")
     yield examine_disk(output_dir)
     yield examine_models_file()
     yield from examine_hub()
@@ -201,7 +202,7 @@ def examine_datasets() -> Iterator[Finding]:
             yield Finding("wrong", dataset.name, str(error), f"lit-extract index {dataset.name} --root DIR")
             continue
         lost = [path for path in {*stimuli["image"].head(100)} if not Path(path).is_file()]
-        found = f"{len(stimuli):,} stimuli in {dataset.find_root(None)}"
+        found = f"{counted(len(stimuli), 'stimulus', 'stimuli')} in {dataset.find_root(None)}"
         if lost:
             advice = "download the images, or leave them out with --data.query"
             yield Finding("wrong", dataset.name, f"{found}, but no {name_some(sorted(lost), 1)}", advice)

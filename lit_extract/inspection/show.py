@@ -1,9 +1,10 @@
 """Describe one features file or store."""
 
+from lit_extract.common.errors import counted
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage import rounding
 from lit_extract.storage.features import Features
-from lit_extract.storage.features_words import count, means_of, size_of
+from lit_extract.storage.features_words import means_of, size_of
 from lit_extract.storage.layout import N_SINKS
 
 _LONGEST = 4000  # characters of a value that is printed
@@ -14,7 +15,7 @@ def describe(features: Features, path: str) -> list[str]:
     """Return the lines that ``lit-extract show`` prints about the features at ``path``."""
     pool, layers, metadata = features.provenance["pool"], features.layers, features.metadata
     lines = [f"{size_of(features)}, pooling {pool}"]
-    lines.append(f"{count(features.n_done, 'row')} done; layers {shorten(', '.join(layers), _LONGEST)}")
+    lines.append(f"{counted(features.n_done, 'row')} done; layers {shorten(', '.join(layers), _LONGEST)}")
     lines += [f"mean {name}: {value}" for name, value in means_of(features).items()]
     known = {**features.provenance, **metadata["notes"]}
     for name in _IN_WORDS:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_extract.common.errors import one_line
+from lit_extract.common.errors import counted, one_line
 from lit_extract.common.imports import heavy_imports
 from lit_extract.common.untrusted import open_regular, shorten
 from lit_extract.storage.archive import TensorRecord, name_of_open, read_content, read_through
@@ -48,9 +48,10 @@ def soundness_of(path: Path) -> Soundness:
         return Soundness([f"not a features file of lit-extract: {reason}"])
     form = form_of(content)
     n_layers, shapes = len(form.layer_shapes), shapes_in_words(form.layer_shapes)
-    facts = [f"{form.n_stimuli} stimuli × {n_layers} layers × {shapes} dimensions"]
+    stimuli, layers = counted(form.n_stimuli, "stimulus", "stimuli"), counted(n_layers, "layer")
+    facts = [f"{stimuli} × {layers} × {shapes} dimensions"]
     if not_finite := int((~rows.finite).sum()):
-        facts.append(f"{not_finite} rows not finite, as listed in it")
+        facts.append(f"{counted(not_finite, 'row')} not finite, as listed in it")
     metadata = content["metadata"]
     if remark := warning(metadata, content["layers"], metadata["provenance"]["pool"]):
         facts.append(f"warning: {remark}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lit_extract.common.errors import InputError, name_some, printable
+from lit_extract.common.errors import InputError, counted, name_some, printable
 from lit_extract.common.untrusted import MAX_PATH_BYTES, shorten
 from lit_extract.inspection.soundness import soundness_of
 from lit_extract.parity.certificate import RebuildSettings, describe, read_certificate, write_certificate
@@ -115,6 +115,7 @@ def _report(file: Path, parity: int | None, seed: int, where: RebuildSettings) -
     facts = found.facts
     if certificate is not None:
         precision, remarks = certificate["precision"], certificate["remarks"]
-        facts.append(f"parity of {len(certificate['stimuli'])} stimuli ({precision} against float32)")
+        stimuli = counted(len(certificate["stimuli"]), "stimulus", "stimuli")
+        facts.append(f"parity of {stimuli} ({precision} against float32)")
         facts += [f"warning: {remark}" for remark in remarks]
     return True, [f"{path}: sound: {'; '.join(facts)}", *table]

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, counted, name_some
 from lit_extract.common.progress import step
 from lit_extract.common.timing import stopwatch
 from lit_extract.data.base import Connection, StimulusDataModule
@@ -146,8 +146,9 @@ class FeaturesJob(Job):
                 logger.info(f"resuming {store.path}: {len(done)} of {store.n_shards} shards done, {left} left")
         if again:
             named = name_some([str(self.stimulus_ids[row]) for row in again])
-            why = "captions were edited" if self.data.takes_changed else "stimuli can be decoded now"
-            logger.info(f"{len(again)} {why} and are computed again: {named}")
+            edited = counted(len(again), "caption was edited", "captions were edited")
+            readable = counted(len(again), "stimulus can be decoded now", "stimuli can be decoded now")
+            logger.info(f"computing again: {edited if self.data.takes_changed else readable}: {named}")
         return plan
 
     def _create(self) -> Store:
@@ -210,7 +211,8 @@ class FeaturesJob(Job):
                 "metadata are damaged: restore them, or pass --overwrite to compute all from scratch"
             )
         if damaged := store.drop_damaged():
-            logger.warning(f"{len(damaged)} shards of {store.path} were damaged on disk and are computed again")
+            lost = counted(len(damaged), f"shard of {store.path} was", f"shards of {store.path} were")
+            logger.warning(f"{lost} damaged on disk and will be computed again")
         store.repair_stimulus_ids(self.stimulus_ids)
         changed = self.data.changed(store.inputs(), ~np.isin(store.status(), (MISSING, BAD_INPUT)))
         if old and old[CAPTIONS] != self.provenance[CAPTIONS]:

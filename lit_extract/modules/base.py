@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, counted
 from lit_extract.common.host import host_memory
 from lit_extract.common.timing import stopwatch
 from lit_extract.common.untrusted import expanded_path, shorten
@@ -267,8 +267,9 @@ class Extractor(Predictor):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self._largest_batch is None and self._batches_at_once is None:
+            n_rows = sum(len(inputs[self.inputs[0]]) for inputs in batches)
             logger.warning(
-                f"{sum(len(inputs[self.inputs[0]]) for inputs in batches)} rows do not fit in the device's memory; "
+                f"{counted(n_rows, 'row does', 'rows do')} not fit in the device's memory; "
                 "continuing with fewer at once (a smaller batch size avoids this)"
             )
         if len(batches) > 1:

@@ -63,7 +63,7 @@ class LanguageReference(HuggingFaceReference):
                 f"captions: missing; pass the file with the captions {known['prompt_name']!r} of {known['dataset']}, "
                 "--captions FILE"
             )
-        captions = load_captions(file, known["query"])
+        captions = load_captions(file, known["query"], known["dataset"])
         of_stimulus = dict(zip(map(id_key, captions["stimulus_id"]), captions["captions"], strict=True))
         if missing := [shorten(str(stimulus)) for stimulus in ids if id_key(stimulus) not in of_stimulus]:
             raise InputError(f"captions: {file!r} has no caption for {name_some(missing)}, which the features file has")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, counted, name_some, one_line
 from lit_extract.common.untrusted import shorten
 from lit_extract.datasets import load_dataset, table
 from lit_extract.datasets.decode import read_stimulus
@@ -41,9 +41,8 @@ class VisionReference(Reference):
         check_same("stimuli_sha256", known["stimuli_sha256"], table.fingerprint(stimuli))
         theirs = stimuli["stimulus_id"].tolist()
         if len(ids) != len(theirs):
-            raise InputError(
-                f"the file has {len(ids)} rows, but there are {len(theirs)} stimuli; they are not those of the file"
-            )
+            rows, expected = counted(len(ids), "row"), counted(len(theirs), "stimulus", "stimuli")
+            raise InputError(f"the file has {rows}, but the dataset has {expected}; they are not those of the file")
         for row, (ours, other) in enumerate(zip(ids, theirs, strict=True)):
             if id_key(ours) != id_key(other):
                 ours, other = shorten(repr(ours)), shorten(repr(other))

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lit_extract import __version__
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, counted, name_some
 from lit_extract.report import similarity
 from lit_extract.report.comparison import Pair, compare
 from lit_extract.report.model import ModelReport, examine_rows, report_model
@@ -65,7 +65,7 @@ def measure(
     examined = [(source, *examine_rows(source, stimuli)) for source in progress]
     enough = [of_source for of_source in examined if len(of_source[2]) >= FEWEST_STIMULI]
     left_out += [
-        f"{source.label}: {len(ids)} rows; {FEWEST_STIMULI} are needed"
+        f"{source.label}: {counted(len(ids), 'row')}; {FEWEST_STIMULI} are needed"
         for source, _, ids in examined
         if len(ids) < FEWEST_STIMULI
     ]
@@ -160,11 +160,14 @@ def _warnings(report: ModelReport) -> list[str]:
     rows, provenance = report.rows, report.source.features.provenance
     found = []
     if rows.bad_input:
-        found.append(f"{rows.bad_input} rows are NaN, because their image could not be read")
+        nan = counted(rows.bad_input, "row is NaN, because its image", "rows are NaN, because their image")
+        found.append(f"{nan} could not be read")
     if rows.not_finite:
-        found.append(f"{rows.not_finite} rows are not finite in some layer")
+        found.append(f"{counted(rows.not_finite, 'row is', 'rows are')} not finite in some layer")
     if rows.unlisted:
-        found.append(f"{rows.unlisted} rows are not finite in the last layer, but the file does not list them")
+        found.append(
+            f"{counted(rows.unlisted, 'row is', 'rows are')} not finite in the last layer, but not listed in the file"
+        )
     if layers := [layer.name for layer in report.layers if layer.not_finite]:
         found.append(f"not finite for some sampled stimuli, so not compared, in {name_some(layers)}")
     if layers := [layer.name for layer in report.layers if layer.follows_length]:

@@ -42,7 +42,7 @@ class Stimuli:
                 raise
             self.note = f"No pictures: {str(error).removeprefix('data.root: ').replace('data.root', 'root')}"
         if captions is not None:
-            texts = load_captions(Path(captions))
+            texts = load_captions(Path(captions), dataset=dataset)
             self._captions = dict(zip(map(id_key, texts["stimulus_id"]), texts["caption"], strict=True))
 
     def open(self, stimulus: Hashable) -> Image.Image | None:

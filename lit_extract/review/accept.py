@@ -8,7 +8,7 @@ import pandas as pd
 
 from lit_extract.captioning.output import read_captions, write_captions
 from lit_extract.captioning.parts import read_sidecar, sidecar_of
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, line_of, name_some
 from lit_extract.common.untrusted import check_name, shorten
 from lit_extract.datasets import DATASETS
 from lit_extract.datasets.captions import ID_COLUMNS
@@ -34,7 +34,7 @@ def accept(
     source = original or original_of(file)
     before = read_captions(source)
     texts = _decided_texts(file, before)
-    if empty := [f"row {row}" for row, text in enumerate(texts) if not text]:
+    if empty := [line_of(row) for row, text in enumerate(texts) if not text]:
         raise InputError(
             f"{str(file)!r} has no caption in {name_some(empty)}; write one, or leave the row out of the dataset"
         )

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.errors import InputError, counted, one_line
 from lit_extract.review.accept import accept_command, dataset_of
 from lit_extract.review.decisions import Decisions
 from lit_extract.review.files import ENDING, original_of, read_originals, review_path
@@ -46,10 +46,11 @@ def review(
     images, id_column = find_images(captions, dataset, root, follow_links)
     with place_of(review_path(file)).write_lock(), _listener(port) as listener:
         if not review_path(file).exists():
-            logger.info("checking %s captions …", f"{len(captions):,}")
+            logger.info("checking %s …", counted(len(captions), "caption"))
         decisions = Decisions(file, captions, id_column, rules, prompts)
         if missing_images := images.paths.count(None):
-            logger.warning("%d captions belong to images that %s does not have", missing_images, dataset)
+            named = counted(missing_images, "caption belongs to an image", "captions belong to images")
+            logger.warning("%s that %s does not have", named, dataset)
         command = accept_command(decisions.path, file, captions, dataset)
         names = {"captions": file.name, "review": decisions.path.name, "dataset": dataset, "id_column": id_column}
         try:
@@ -62,7 +63,8 @@ def review(
         if not up_to_date:
             logger.warning(progress["problem"])
         if progress["empty"]:
-            logger.warning("%s captions are still empty; check --accept refuses these", f"{progress['empty']:,}")
+            still = counted(progress["empty"], "caption is still empty", "captions are still empty")
+            logger.warning("%s; check --accept refuses that", still)
         logger.info("  %s", command)
 
 
@@ -110,8 +112,9 @@ def _serve(server: "ReviewServer", listener: socket.socket, browser: bool) -> No
 def _report(decisions: Decisions) -> dict[str, Any]:
     progress = decisions.progress()
     logger.info(
-        "%s captions, %s of them reviewed, %s edited; flagged and not reviewed: %s; %s",
-        *(f"{progress[count]:,}" for count in ("total", "reviewed", "edited", "flagged_left")),
+        "%s, %s of them reviewed, %s edited; flagged and not reviewed: %s; %s",
+        counted(progress["total"], "caption"),
+        *(f"{progress[count]:,}" for count in ("reviewed", "edited", "flagged_left")),
         decisions.path,
     )
     return progress

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.captioning.output import write_captions
-from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, line_of, name_some, one_line
 from lit_extract.common.files import replacing
 from lit_extract.review.database import Database, database_path, hash_texts
 from lit_extract.review.files import DECISION, check_unchanged, noted, read_edited
@@ -98,7 +98,7 @@ class ReviewOnDisk:
         if missing := [column for column in ("original", "flag") if column not in table]:
             raise InputError(f"{str(self.path)!r} has no column {name_some(missing)}; is it a review file?")
         pairs = zip(table["original"], self._captions["caption"], strict=True)
-        if other := [f"row {row}" for row, (a, b) in enumerate(pairs) if a.split() != b.split()]:
+        if other := [line_of(row) for row, (a, b) in enumerate(pairs) if a.split() != b.split()]:
             raise InputError(
                 f"{str(self.path)!r} was made from other captions, which differ in {name_some(other)}; to start from "
                 f"scratch, move it away, and {database_path(self.path).name}, if it exists"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from lit_extract.captioning.output import read_captions
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, line_of, name_some
 from lit_extract.review.database import Database, hash_texts
 
 ENDING = "-review"
@@ -41,7 +41,7 @@ def read_originals(file: Path) -> pd.DataFrame:
 
 def read_edited(file: Path, originals: pd.DataFrame) -> pd.DataFrame:
     """Return an edited file, which must have the same rows in the same order; only captions may differ."""
-    edited = read_captions(file)
+    edited = read_captions(file, check_ids=False)  # which must be those of the originals
     fixed = [column for column in originals.columns if column not in ("caption", "status")]
     if missing := [column for column in fixed if column not in edited.columns]:
         raise InputError(f"{str(file)!r} lost the column {name_some(missing)}")
@@ -51,8 +51,8 @@ def read_edited(file: Path, originals: pd.DataFrame) -> pd.DataFrame:
     lost, added = Counter(old) - Counter(new), Counter(new) - Counter(old)
     if not lost and not added:
         place = next(row for row, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
-        raise InputError(f"{str(file)!r} has its rows in another order, from row {place} on; sort them back")
-    where = [f"row {row} ({', '.join(key[:2])})" for row, key in enumerate(old) if key in lost]
+        raise InputError(f"{str(file)!r} has its rows in another order, from {line_of(place)} on; sort them back")
+    where = [f"{line_of(row)} ({', '.join(key[:2])})" for row, key in enumerate(old) if key in lost]
     if len(new) < len(old):
         raise InputError(f"{str(file)!r} lost {len(old) - len(new)} of {len(old)} rows: {name_some(where)}")
     if len(new) > len(old):
@@ -80,7 +80,7 @@ def check_unchanged(edited: pd.DataFrame, file: Path, database: Database) -> str
     state = hash_texts(edited["caption"].tolist(), noted(edited))
     if not database.knows(state):
         pairs = zip(edited["caption"], database.rows.texts, strict=True)
-        differing = [f"row {row}" for row, (theirs, ours) in enumerate(pairs) if theirs != ours]
+        differing = [line_of(row) for row, (theirs, ours) in enumerate(pairs) if theirs != ours]
         raise InputError(
             f"review: {str(file)!r} was changed by another program after the review started; it differs from the page "
             f"in {name_some(differing) or 'column decision'}. To keep the page's decisions, move this file away and "

@@ -66,7 +66,7 @@ def find_images(
     found = [places.get(id_key(stimulus)) for stimulus in captions[column]]
     if all(place is None for place in found):
         raise InputError(
-            f"dataset: none of the {len(found)} ids in column {column} is in {dataset}, such as "
+            f"dataset: no id in column {column} is in {dataset}, such as "
             f"{name_some(captions[column].tolist(), 3)}; it has {name_some(list(places), 3)}"
         )
     files = stimuli["image"].tolist()

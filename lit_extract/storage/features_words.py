@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lit_extract.common.errors import name_some, nearest
+from lit_extract.common.errors import counted, name_some, nearest
 from lit_extract.common.untrusted import shorten
 from lit_extract.storage.layout import FLOAT32, shapes_in_words
 
@@ -17,19 +17,12 @@ if TYPE_CHECKING:
 UNITS = {"loss": "nats per token", "bpb": "bits per byte"}
 
 
-def count(number: int, what: str) -> str:
-    """Return a number with its noun: 1 layer, 2 layers."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def size_of(features: "Features") -> str:
     """Return the shape in words, such as 24 stimuli × 12 layers × 768 dimensions."""
-    n = len(features.stimulus_ids)
+    stimuli = counted(len(features.stimulus_ids), "stimulus", "stimuli")
     shapes = shapes_in_words(features.layer_shapes)
     dtype = "" if features.dtype == FLOAT32 else f", {features.dtype}"
-    return (
-        f"{n:,} stimul{'us' if n == 1 else 'i'} × {count(len(features.layers), 'layer')} × {shapes} dimensions{dtype}"
-    )
+    return f"{stimuli} × {counted(len(features.layers), 'layer')} × {shapes} dimensions{dtype}"
 
 
 def means_of(features: "Features") -> dict[str, str]:

@@ -18,7 +18,7 @@ from lit_extract.commands.arguments import CONFIG_OPTIONS
 from lit_extract.commands.options import PREDICT_OPTIONS
 from lit_extract.commands.spelling import check_spelling
 from lit_extract.common import exit_codes
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, counted
 from lit_extract.common.imports import heavy_imports
 from lit_extract.common.progress import clock
 from lit_extract.jobs.run_state import Outcome, read_state
@@ -51,7 +51,7 @@ def main(args: Sequence[str]) -> int:
         return exit_codes.DONE
     output_dir = output_dir_of(own.config, options)
     logs = make_log_folder("sweep", own.log_dir, output_dir)
-    print(f"{len(runs)} models; their output goes to {logs}", flush=True)
+    print(f"{counted(len(runs), 'model; its', 'models; their')} output goes to {logs}", flush=True)
     with Display(runs) as display:
         received = run_models(runs, output_dir, logs, display)
     print("\n".join(summary(runs, ["lit-extract", "sweep", *args] if received else [])), flush=True)
@@ -120,7 +120,7 @@ def summary(runs: Sequence[ModelRun], again: Sequence[str] = ()) -> list[str]:
     """Return lines: how many are in which state, the reasons, and how to resume a stopped sweep: ``again``."""
     counts = Counter(run.state for run in runs)
     states = ", ".join(f"{counts[state]} {_SHOWN_AS.get(state, state)}" for state in _STATES if counts[state])
-    lines = [f"{len(runs)} models: {states}, in {clock(sum(run.seconds for run in runs))}"]
+    lines = [f"{counted(len(runs), 'model')}: {states}, in {clock(sum(run.seconds for run in runs))}"]
     lines += [f"  {run.model}: {run.state}: {run.reason}" for run in runs if run.reason]
     if again:
         lines.append(f"to resume: {shlex.join(again)}")

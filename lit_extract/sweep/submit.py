@@ -18,7 +18,7 @@ from lit_extract.commands.options import PREDICT_OPTIONS, SUBMIT_OPTIONS
 from lit_extract.commands.spelling import check_spelling
 from lit_extract.common import exit_codes
 from lit_extract.common.console import as_size
-from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.errors import InputError, counted, one_line
 from lit_extract.common.imports import heavy_imports
 from lit_extract.modules.registry import own_name
 from lit_extract.storage.layout import safe_name
@@ -159,7 +159,8 @@ def _submit(
         job = _slurm("sbatch", "--parsable", script=_script(own, run, request, logs), what=f" {run.model}")
         # the cluster's name may follow
         print(f"{run.model}: job {job.partition(';')[0].strip()}, {request.memory} GB, {request.time}", flush=True)
-    print(f"{len(runs)} jobs are queued; their output goes to {logs}; squeue --me and lit-extract status show them")
+    queued = counted(len(runs), "job is queued; its", "jobs are queued; their")
+    print(f"{queued} output goes to {logs}; see squeue --me and lit-extract status")
 
 
 def _mark(run: ModelRun) -> str:

@@ -11,6 +11,7 @@ from helpers.fake_engine import DiedError
 from PIL import Image
 
 from lit_extract.captioning.engines import Reply
+from lit_extract.datasets import load_captions
 
 EXPECTED = [f"An image of colour {20 * number}." for number in range(10)]
 
@@ -27,6 +28,14 @@ def test_rows_are_in_the_order_of_the_dataset_and_asked_a_shard_at_a_time(captio
     assert set(table["prompt"]) == {"caption"}
     assert [len(asked) for asked in engine.asked] == [4, 4, 2]
     assert not output.with_name("out.csv.parts").exists()
+
+
+def test_captions_of_a_table_keep_its_ids(caption, images):
+    table = images.parent / "table.csv"
+    pd.DataFrame({"stimulus_id": [7, 3], "image": ["images/05.png", "images/01.png"]}).to_csv(table, index=False)
+    output, code, *_ = caption("--data.dataset", "table", "--data.root", table)
+    assert code == 0
+    assert load_captions(output, dataset="table")["stimulus_id"].tolist() == [7, 3]
 
 
 def test_parquet_by_suffix(caption, tmp_path):
@@ -122,7 +131,7 @@ def test_an_image_that_keeps_failing_is_recorded_and_the_next_run_does_only_it(c
     engine.failures = {"05.png": 4}
     output, code, printed, _ = caption("--model.attempts", "2")
     assert code == 3
-    assert "9 of 10 images have a caption\n  warning: 1 images failed" in printed
+    assert "9 of 10 images have a caption\n  warning: 1 image failed" in printed
     assert "    05.png: it has a cold\n" in printed
     table = pd.read_csv(output, keep_default_na=False)
     assert table["status"].tolist() == [*["ok"] * 5, "failed: it has a cold", *["ok"] * 4]
@@ -178,7 +187,7 @@ def test_a_caption_that_was_cut_off_is_kept_and_counted(caption, engine):
     engine.reply = staticmethod(lambda source, pixels: Reply("An image of", None, source.stimulus == "01.png"))
     output, code, printed, _ = caption()
     assert code == 0
-    assert "1 captions are cut off" in printed
+    assert "1 caption is cut off" in printed
     assert pd.read_csv(output)["status"].value_counts().to_dict() == {"ok": 9, "cut off": 1}
 
 

@@ -289,7 +289,7 @@ def test_fingerprint_is_of_order_ids_and_files_not_of_the_place(image_folder, tm
 
 def test_setup_needs_the_images(image_folder):
     (image_folder / "photographs.csv").write_text("demo_id,name,path\n0,a,0.png\n1,b,gone.png\n")
-    with pytest.raises(InputError, match=r"1 of 2 images are missing: .*gone\.png"):
+    with pytest.raises(InputError, match=r"1 of 2 images is missing: .*gone\.png"):
         DemoDataModule(str(image_folder), preprocessing=SMALL).setup()
 
 

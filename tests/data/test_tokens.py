@@ -134,7 +134,7 @@ def test_provenance_sees_changes_of_the_captions(tmp_path, llama_folder, change)
 
 def test_captions_of_a_known_dataset_need_its_ids(tmp_path, llama_folder):
     data = module(tmp_path, llama_folder, ["a man"], dataset="things")
-    with pytest.raises(InputError, match=r"no column things_id.*it has stimulus_id, caption, captions, nsd_id"):
+    with pytest.raises(InputError, match=r"no column things_id.*it has nsd_id, caption; rename"):
         data.setup()
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from lit_extract.common.errors import InputError
-from lit_extract.datasets import load_captions
+from lit_extract.datasets import DATASETS, load_captions
 
 
 def write(tmp_path, text, name="captions.csv", encoding="utf-8"):
@@ -33,10 +33,42 @@ def test_id_column_becomes_the_stimulus_id(tmp_path, column):
     assert load_captions(path)["stimulus_id"].tolist() == ["b", "a"]
 
 
-def test_without_an_id_column_rows_are_counted(tmp_path):
-    table = load_captions(write(tmp_path, "caption\none\ntwo\n"))
-    assert table["stimulus_id"].tolist() == [0, 1]
-    assert table.attrs["stimulus_id_meaning"] == "row of the caption file, counted from 0"
+@pytest.mark.parametrize("header", ["caption", "caption,model,prompt,status"])
+def test_without_any_ids_rows_are_counted_and_a_warning_says_so_once(tmp_path, caplog, header):
+    rest = ",x" * header.count(",")
+    path = write(tmp_path, f"{header}\none{rest}\ntwo{rest}\n")
+    for _ in range(2):
+        table = load_captions(path)
+        assert table["stimulus_id"].tolist() == [0, 1]
+        assert table.attrs["stimulus_id_meaning"] == "row of the caption file, counted from 0"
+    said = "has no ids, so its rows are counted from 0; to name ids, add a column stimulus_id"
+    assert caplog.messages == [f"data.captions: {str(path)!r} {said}"]
+
+
+@pytest.mark.parametrize("column", ["id", "ID", "image", "name", "coco_id", "split"])
+def test_ids_in_a_column_of_another_name_are_not_taken_for_row_numbers(tmp_path, column):
+    path = write(tmp_path, f"caption,{column}\na,107\nb,103\n")
+    said = f"has no known column with ids; it has caption, {column}; rename the column with the ids to stimulus_id"
+    with pytest.raises(InputError, match=said):
+        load_captions(path)
+
+
+@pytest.mark.parametrize("dataset", ["demo", "folder", "table"])
+def test_captions_of_a_dataset_have_its_ids(tmp_path, dataset):
+    column = DATASETS[dataset].id_column
+    for header in ("nsd_id,caption", "caption,id"):
+        path = write(tmp_path, f"{header}\n0,1\n1,2\n")
+        said = rf"no column {column}, .*'{dataset}' need; it has {header.replace(',', ', ')}; rename .* to {column}"
+        with pytest.raises(InputError, match=said):
+            load_captions(path, dataset=dataset)
+    path = write(tmp_path, f"{column},caption\nb,1\na,2\n")
+    assert load_captions(path, dataset=dataset)["stimulus_id"].tolist() == ["b", "a"]
+
+
+def test_ids_of_a_folder_are_paths_also_next_to_others(tmp_path):
+    path = write(tmp_path, "demo_id,path,caption\n0,a.jpg,x\n")
+    assert load_captions(path)["stimulus_id"].tolist() == [0]
+    assert load_captions(path, dataset="folder")["stimulus_id"].tolist() == ["a.jpg"]
 
 
 def test_of_several_captions_the_first_counts(tmp_path):
@@ -66,10 +98,10 @@ def test_query_chooses_rows(tmp_path):
     ("text", "message"),
     [
         ("nsd_id,text\n0,a\n", "no column caption or captions; it has nsd_id, text"),
-        ("nsd_id,caption\n0,a\n1,\n2,  \n", r"no caption in row 1 \(nsd_id 1\), row 2 \(nsd_id 2\)"),
-        ("nsd_id,captions\n0,;second\n", r"no caption in row 0"),
-        ("nsd_id,caption\n4,a\n4,b\n5,c\n", r"nsd_id that occurs twice in row 0 \(4\), row 1 \(4\)"),
-        ("nsd_id,caption\n1,a\n,b\n", "no nsd_id in row 1"),
+        ("nsd_id,caption\n0,a\n1,\n2,  \n", r"no caption in line 3 \(nsd_id 1\), line 4 \(nsd_id 2\)"),
+        ("nsd_id,captions\n0,;second\n", r"no caption in line 2"),
+        ("nsd_id,caption\n4,a\n4,b\n5,c\n", r"nsd_id that occurs twice in line 2 \(4\), line 3 \(4\)"),
+        ("nsd_id,caption\n1,a\n,b\n", "no nsd_id in line 3"),
         ("nsd_id,bold_id,caption\n1,2,a\n", "several id columns, nsd_id, bold_id"),
         ('nsd_id,caption\n0,"never closed\n', "can't be read"),
     ],
@@ -81,7 +113,7 @@ def test_files_with_something_wrong_are_refused_with_the_first_offenders(tmp_pat
 
 def test_many_offenders_are_counted(tmp_path):
     path = write(tmp_path, "nsd_id,caption\n" + "".join(f"{i},\n" for i in range(40)))
-    with pytest.raises(InputError, match=r"row 4 \(nsd_id 4\), … \(40 in all\)"):
+    with pytest.raises(InputError, match=r"line 6 \(nsd_id 4\), … \(40 in all\)"):
         load_captions(path)
 
 

@@ -219,8 +219,8 @@ def test_missing_column_is_named_beside_those_there(tmp_path, dataset, index, co
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([7, 2, 7], "nsd: the index has a nsd_id that occurs twice in row 0 (7), row 2 (7)"),
-        ([7, None, 5], "nsd: the index has no nsd_id in row 1"),
+        ([7, 2, 7], "nsd: the index has a nsd_id that occurs twice in line 2 (7), line 4 (7)"),
+        ([7, None, 5], "nsd: the index has no nsd_id in line 3"),
     ],
 )
 def test_ids_that_do_not_identify_are_named(tmp_path, ids, message):

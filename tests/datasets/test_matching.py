@@ -112,7 +112,7 @@ def test_captions_of_a_folder_keep_their_identity(image_folder, write):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"captions": ["['A dog', 'A cat']", "b"]}, r"no plain text in column captions, row 0 \(\"\['A dog'"),
+        ({"captions": ["['A dog', 'A cat']", "b"]}, r"no plain text in column captions, line 2 \(\"\['A dog'"),
         ({"caption": ['["A dog"]', "b"]}, "no plain text in column caption"),
         ({"caption": ["['A dog' 'A cat']", "b"]}, "no plain text"),
     ],
@@ -130,7 +130,7 @@ def test_of_lists_in_parquet_the_first_counts(tmp_path):
     frame.to_parquet(tmp_path / "c.parquet")
     assert captions_of(tmp_path / "c.parquet", dataset="mine") == {0: "A dog; it runs", 1: "B"}
     pd.DataFrame({"caption": [["A"], []]}).to_parquet(tmp_path / "c.parquet")
-    with pytest.raises(InputError, match="no caption in row 1"):
+    with pytest.raises(InputError, match="no caption in line 3"):
         captions_of(tmp_path / "c.parquet", dataset="mine")
     pd.DataFrame({"caption": [1, 2]}).to_parquet(tmp_path / "c.parquet")
     with pytest.raises(InputError, match="no plain text"):
@@ -141,7 +141,7 @@ def test_places_and_differences():
     assert places_of([4, 2, 9], ["9", "4", "2"], "x", "d", False) == [1, 2, 0]
     assert first_difference([1, 2], ["1", "2"]) is None
     assert first_difference([1, 2, 3], [1, 3, 2]) == "the same stimuli in another order: row 1 is 3 there and 2 here"
-    assert first_difference([1, 2, 3], [1, 4]) == "2 stimuli, and this run has 3; 1 are in both"
+    assert first_difference([1, 2, 3], [1, 4]) == "2 stimuli, and this run has 3; 1 is in both"
 
 
 def _damaged(rows, data):
@@ -160,13 +160,13 @@ def _damaged(rows, data):
         "number": [(f"{stimulus}.5", text)],
     }[kind]
     named = {
-        "twice": f"occurs twice in row {place}",
-        "unknown": f"stimuli that are not in nsd: {int(stimulus) + 100}",
-        "no id": f"no nsd_id in row {place}",
-        "no caption": f"no caption in row {place}",
+        "twice": f"occurs twice in line {place + 2}",
+        "unknown": f"a stimulus that is not in nsd: {int(stimulus) + 100}",
+        "no id": f"no nsd_id in line {place + 2}",
+        "no caption": f"no caption in line {place + 2}",
         "comma": f"line {place + 2} has 3 fields",
-        "list": f"row {place}",
-        "number": f"row {place}",
+        "list": f"line {place + 2}",
+        "number": f"line {place + 2}",
     }.get(kind)
     return [*rows[:place], *changed, *rows[place + 1 :]], named
 

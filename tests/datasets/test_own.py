@@ -1,5 +1,6 @@
 """A table of one's own is a dataset: its ids, its order, its images, or one error that says what is wrong."""
 
+import shlex
 import shutil
 
 import pandas as pd
@@ -60,7 +61,7 @@ def test_captions_of_the_table_are_put_in_its_order(faces, tmp_path):
     data = CaptionDataModule(str(captions), "own", dataset="table", root=str(faces))
     assert data.stimuli["caption"].tolist() == ["C", "A", "Z", "B"]
     write(tmp_path, {"stimulus_id": list("abcx"), "caption": ["A", "B", "C", "X"]}, "captions.csv")
-    with pytest.raises(InputError, match="1 captions of stimuli that are not in table: x"):
+    with pytest.raises(InputError, match="1 caption of a stimulus that is not in table: x"):
         _ = CaptionDataModule(str(captions), "own", dataset="table", root=str(faces)).stimuli
 
 
@@ -77,11 +78,18 @@ def test_the_same_table_elsewhere_has_the_same_fingerprint(image_folder, tmp_pat
     ("rows", "said"),
     [
         ({"stimulus_id": [1, 1], "image": ["a", "b"]}, "a stimulus_id that occurs twice"),
-        ({"stimulus_id": ["a", ""], "image": ["a", "b"]}, "no stimulus_id in row 1"),
+        ({"stimulus_id": ["a", ""], "image": ["a", "b"]}, "no stimulus_id in line 3"),
         ({"stimulus_id": [1, 2], "path": ["a", "b"]}, "has no column image; it has stimulus_id, path"),
         ({"id": [1, 2], "image": ["a", "b"]}, "has no column stimulus_id"),
-        ({"stimulus_id": [1, 2], "image": ["a", ""]}, r"an image that is no path.* in row 1 \(\)"),
-        ({"stimulus_id": [1, 2], "image": ["a", "b\x1b[31m"]}, r"an image that is no path.* in row 1"),
+        ({"stimulus_id": [1, 2], "image": ["a", ""]}, r"has no image for stimulus 2 \(line 3\)$"),
+        (
+            {"stimulus_id": [1, 2], "image": ["a", "b\x1b[31m"]},
+            r"has an image with control .*bytes, for stimulus 2 \(line 3\)$",
+        ),
+        (
+            {"stimulus_id": ["s1", "s 2", "s3"], "image": ["", "b", ""]},
+            r"for stimulus 's1' \(line 2\), .* 's3' \(line 4\)$",
+        ),
         ({"stimulus_id": [1], "image": ["a"], "image_row": [1]}, "image_row, which is a reserved name"),
         ({"stimulus_id": [], "image": []}, "has no rows"),
     ],
@@ -99,5 +107,18 @@ def test_a_table_that_is_none_is_one_error(tmp_path):
 
 def test_missing_images_are_named_before_anything_runs(tmp_path):
     data = ImageTableDataModule(str(write(tmp_path, {"stimulus_id": [1], "image": ["none.png"]})))
-    with pytest.raises(InputError, match=r"1 of 1 images are missing: .*none\.png"):
+    with pytest.raises(InputError, match=r"1 of 1 image is missing: .*none\.png"):
         data.setup()
+
+
+@pytest.mark.parametrize("stimulus", ['it\'s "b".png', "é", 7])
+def test_the_error_about_a_missing_image_gives_the_query_that_leaves_it_out(image_folder, tmp_path, stimulus):
+    ids = [stimulus, 5 if stimulus == 7 else "5"]
+    path = str(write(tmp_path, {"stimulus_id": ids, "image": ["gone.png", str(image_folder / "0.png")]}))
+    with pytest.raises(InputError, match=r"1 of 2 images is missing: .*gone\.png") as error:
+        ImageTableDataModule(path).setup()
+    option, query, *subset = shlex.split(str(error.value).split("leave rows out with ")[1])
+    assert (option, subset) == ("--data.query", ["--data.subset", "NAME"])
+    data = ImageTableDataModule(path, query=query, subset="NAME")
+    data.setup()
+    assert data.stimuli["stimulus_id"].tolist() == ids[1:]

@@ -520,7 +520,7 @@ def test_accept_takes_plain_names_only(reviewed, tmp_path, settings, said):
 def test_the_dataset_out_of_a_sidecar_is_a_known_one(reviewed, tmp_path, dataset):
     path = copies(reviewed, tmp_path)
     for file in (path, review_path(path)):
-        pd.read_csv(file, keep_default_na=False).rename(columns={"nsd_id": "id"}).to_csv(file, index=False)
+        pd.read_csv(file, keep_default_na=False).rename(columns={"nsd_id": "stimulus_id"}).to_csv(file, index=False)
     database_path(review_path(path)).unlink()
     sidecar_of(path).write_text(json.dumps({"provenance": {"dataset": dataset}}))
     read = lambda: accept(review_path(path), tmp_path / "derivatives")  # noqa: E731

@@ -250,7 +250,7 @@ def test_the_table_has_a_line_a_model_and_says_what_is_missing(features, cli, tm
     assert images[0].endswith("float32, lit-extract 0.1.0")
     assert images[1].split() == "model pool state rows bad left L×D size written".split()
     (begun,) = [line for line in images if line.startswith("  vit_begun ")]
-    assert begun.split()[1:6] == ["cls", "unfinished", "6/10", "1", "shards"]
+    assert begun.split()[1:6] == ["cls", "unfinished", "6/10", "1", "shard"]
     assert len([line for line in images if line.startswith("  vit_a ")]) == 2
     assert any(line.startswith(f"  running: vit_running: process {pid} on ") for line in images)
     assert f"  missing 1 of 3 vision models of {models}: vit_absent" in images

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from lit_extract.common.errors import InputError
 from lit_extract.datasets import load_captions
 
 CAPTIONS = [
@@ -59,6 +60,28 @@ def test_nothing_to_look_at(cli, captions):
     assert (code, printed.splitlines()[0]) == (0, "0 of 2 captions are flagged")
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 1, 2, 1, 4], "a nsd_id that occurs twice"),
+        ([0, 1, "", 3, 4], "no nsd_id in"),
+        ([0, 1, 2.5, 3, 4], "a nsd_id that is neither a 64-bit integer nor text"),
+        (None, "no known column with ids; it has id, caption, model, prompt"),
+    ],
+)
+def test_ids_that_predict_refuses_are_refused(cli, accept, captions, ids, message):
+    table = pd.read_csv(captions)
+    table = table.rename(columns={"nsd_id": "id"}) if ids is None else table.assign(nsd_id=ids)
+    table.to_csv(captions, index=False)
+    table.to_csv(captions.with_name("copy.csv"), index=False)
+    for code, _, error in (cli("check", captions), accept(captions.with_name("copy.csv"), "--original", captions)):
+        assert code == 2
+        assert message in error
+    with pytest.raises(InputError, match=message):
+        load_captions(captions)
+    assert not captions.with_name("nsd_captions-review.csv").exists()
+
+
 def test_choices_given(cli, captions):
     code, printed, _ = cli("check", captions, "--choices", "[dog, cat]")
     assert code == 3
@@ -103,12 +126,12 @@ def test_edits_come_back_with_the_original(cli, accept, captions, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.drop(index=2), r"lost 1 of 5 rows: row 2 \(2, "),
-        (lambda table: table.iloc[[0, 2, 1, 3, 4]], "rows in another order, from row 1 on"),
+        (lambda table: table.drop(index=2), r"lost 1 of 5 rows: line 4 \(2, "),
+        (lambda table: table.iloc[[0, 2, 1, 3, 4]], "rows in another order, from line 3 on"),
         (lambda table: pd.concat([table, table.tail(1)]), "has 6 rows, but there were 5"),
         (lambda table: table.drop(columns="nsd_id"), "lost the column nsd_id"),
-        (lambda table: table.assign(nsd_id=[0, 1, 2, 3, 9]), r"differs in columns besides caption, in row 4 \(4, "),
-        (lambda table: table.assign(caption=""), "has no caption in row 0, row 1"),
+        (lambda table: table.assign(nsd_id=[0, 1, 2, 3, 9]), r"differs in columns besides caption, in line 6 \(4, "),
+        (lambda table: table.assign(caption=""), "has no caption in line 2, line 3"),
     ],
 )
 def test_rows_lost_reordered_or_changed_are_refused(cli, accept, captions, tmp_path, change, message):
@@ -131,7 +154,7 @@ def test_an_edited_copy_of_the_captions_needs_the_original(accept, captions, tmp
     assert "--original FILE" in error
     code, printed, _ = accept(copy, "--original", captions, "--name", "mine", "--dataset", "other")
     assert code == 0
-    assert printed.startswith(f"{tmp_path / 'derivatives' / 'other-captions-mine.csv'}\n  1 captions differ")
+    assert printed.startswith(f"{tmp_path / 'derivatives' / 'other-captions-mine.csv'}\n  1 caption differs")
 
 
 def test_the_dataset_may_be_known_from_the_run_only(accept, captions, tmp_path):

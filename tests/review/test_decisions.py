@@ -234,7 +234,7 @@ def test_an_edited_review_file_is_the_start(cli, decide_on, captions, review_fil
     decisions = decide_on()
     assert [decisions.describe(row)["status"] for row in range(3)] == ["accepted", "edited", "open"]
     assert (decisions.progress()["undo"], decisions.progress()["empty"]) == (None, 1)
-    assert "no caption in row 2" in accept()
+    assert "no caption in line 4" in accept()
     decide(decisions, 2, "Mine.")
     decisions.undo(decisions.rows.last_decision[0])
     assert decisions.rows.texts[2] == ""
@@ -253,11 +253,13 @@ def test_a_change_elsewhere_is_refused_and_nothing_overwritten(decide_on, review
     assert not decisions.disk.write()
     problem = decisions.progress()["problem"]
     assert problem.startswith(f"review: '{review_file}' was changed by another program")
-    assert "row 0, row 4. To keep" in problem
+    assert "line 2, line 6. To keep" in problem
     decide(decisions, 7, "A bus.")
     assert not decisions.disk.close()
     assert review_file.read_bytes() == theirs
-    with pytest.raises(InputError, match=r"^review: .* was changed by another program .* in row 0, row 4, row 7\. To"):
+    with pytest.raises(
+        InputError, match=r"^review: .* was changed by another program .* in line 2, line 6, line 9\. To"
+    ):
         decide_on()
     assert "was changed by another program" in accept()
 
@@ -376,7 +378,7 @@ def test_other_captions_than_were_checked_are_refused(decide_on, captions, revie
     table = read_captions(captions)
     table.loc[2, "caption"] = "Captioned again."
     write_captions(table, captions)
-    with pytest.raises(InputError, match=r"was made from other captions, which differ in row 2"):
+    with pytest.raises(InputError, match=r"was made from other captions, which differ in line 4"):
         decide_on()
     assert "other captions" in accept()
 

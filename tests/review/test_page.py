@@ -265,7 +265,7 @@ def test_another_program_changes_the_review_file(serve, tab, review_file):
     table = read_captions(review_file)
     table.loc[1, "caption"] = "Theirs."
     write_captions(table, review_file)
-    page.says("was changed by another program after the review started; it differs from the page in row 1.")
+    page.says("was changed by another program after the review started; it differs from the page in line 3.")
     page.press("k")
     page.at(101)
     assert page.text == "Mine."

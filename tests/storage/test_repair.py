@@ -86,7 +86,7 @@ def test_one_row_is_repaired_after_finalizing_and_nothing_else_is_computed(
     extraction = run_job(**SKIP)
     assert computed == [1]
     assert (extraction.was_done, extraction.bad_input_rows, extraction.store) == (False, [], None)
-    assert "1 stimuli can be decoded now and are computed again: 4.png" in caplog.text
+    assert "computing again: 1 stimulus can be decoded now: 4.png" in caplog.text
     assert_repaired(file, [4], intact["cls"], before["feats"].numpy())
     after = content_of(file)
     assert after["metadata"]["notes"].pop("repaired_rows") == [4]

@@ -133,7 +133,7 @@ def test_what_is_done_is_skipped(swept):
     process = sweep_process([*swept["arguments"], "--match", "test_vit.*"])
     said, _ = process.communicate()
     assert process.returncode == 0, said
-    assert "1 models: 1 already done" in said
+    assert "1 model: 1 already done" in said
     assert f"[1 of 1] {GOOD}: already done" in said
     assert f"{GOOD}: starts" not in said, "no process was started"
     assert file.stat().st_mtime_ns == before

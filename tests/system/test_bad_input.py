@@ -134,7 +134,7 @@ def test_exit_codes_tell_of_bad_rows(cli, image_folder, tmp_path):
     assert err.startswith("lit-extract: error: stimulus 4.png (row 4)")
     code, out, _ = cli(*command, "--data.on_bad_image", "skip")
     assert code == 3
-    assert "1 rows could not be decoded and are NaN: 4" in out
+    assert "1 row could not be decoded and is NaN: 4" in out
     code, out, _ = cli(*command, "--data.on_bad_image", "skip")
     assert code == 3
     assert "already done: " in out

@@ -68,7 +68,7 @@ def test_damaged_values_of_rows_are_computed_again(run_job, undisturbed, caplog,
         Store(store).status() if array == "status" else Store(store).extra(array)
     caplog.clear()
     extraction = run_job(**SHARDS)
-    assert "1 shards of " in caplog.text
+    assert "1 shard of " in caplog.text
     assert "3 of 4 shards done, 1 left" in caplog.text
     assert feats_of(extraction).tobytes() == undisturbed.tobytes()
     assert load_features(extraction.files[0]).metadata["bad_input_rows"] == []

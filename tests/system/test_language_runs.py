@@ -108,7 +108,7 @@ def test_of_captions_that_were_edited_only_their_rows_are_computed(reference, tm
     captions.loc[[7, 2000], "caption"] = ["another one", "and one more"]
     captions.to_csv(tmp_path / "captions.csv", index=False)
     said = complete(reference, output, "--data.captions", str(tmp_path / "captions.csv"))
-    assert "2 captions were edited and are computed again: 7, 2000" in said
+    assert "computing again: 2 captions were edited: 7, 2000" in said
     found, before = (torch.load(file_of(folder), weights_only=True) for folder in (output, reference / "features"))
     same = (found["feats"] == before["feats"]).flatten(1).all(dim=1)
     assert (~same).nonzero().flatten().tolist() == [7, 2000]

@@ -71,7 +71,7 @@ def test_an_image_that_is_skipped(cli, tiny, image_folder, tmp_path):
     where = ("--data.root", image_folder, "--output_dir", tmp_path / "out", "--data.on_bad_image", "skip")
     code, out, _ = cli("predict", "--config", config, *settings(tiny), *where)
     assert code == 3
-    assert "1 rows could not be decoded" in out
+    assert "1 row could not be decoded" in out
     (file,) = (tmp_path / "out").rglob("*.pt")
     features = load_features(file)
     assert features.layer(0).isnan().any(dim=1).tolist() == [row == 2 for row in range(7)]
