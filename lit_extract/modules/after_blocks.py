@@ -15,7 +15,7 @@ from lit_extract.common.errors import InputError, one_line
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
 from lit_extract.modules.pooling import HEAD, VISION_POOLINGS, LayerForm
-from lit_extract.modules.selection import NORM
+from lit_extract.modules.selection import NORM, Layers
 
 
 class Output(LayerSet):
@@ -30,7 +30,7 @@ class Output(LayerSet):
 
     allowed = tuple(VISION_POOLINGS)
 
-    def __init__(self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: Sequence[int]) -> None:
+    def __init__(self, name: str, skeleton: Any, layers: Layers, size: Sequence[int]) -> None:
         if layers != "blocks":
             raise InputError(f"model.layers: {layers} can't be combined with model.pool head, which has one layer only")
         self._model_name = name

@@ -15,7 +15,7 @@ from lit_extract.modules.after_blocks import norm_tokens
 from lit_extract.modules.hooks import capture
 from lit_extract.modules.layer_set import LayerSet, Pool, columns_of, held_at_once, outputs_noted
 from lit_extract.modules.pooling import CLS, GRID, VISION_POOLINGS, LayerForm
-from lit_extract.modules.selection import NORM, VISION_LAYERS, all_blocks, blocks_among, select_layers
+from lit_extract.modules.selection import NORM, VISION_LAYERS, Layers, all_blocks, blocks_among, select_layers
 
 
 class NoBlocks(Exception):  # noqa: N818  (a finding, not an error: other layers may do)
@@ -35,7 +35,7 @@ class Blocks(LayerSet):
         NoBlocks: The model has no blocks that can be layers.
     """
 
-    def __init__(self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: list[int]) -> None:
+    def __init__(self, name: str, skeleton: Any, layers: Layers, size: list[int]) -> None:
         self._model_name = name
         self._trunk = find_trunk(skeleton)
         trunk = skeleton.get_submodule(self._trunk.rstrip("."))

@@ -190,6 +190,32 @@ def test_a_value_of_the_command_line_is_not_blamed_on_a_config(cli, own):
     assert err.startswith("lit-extract: error: config: 'own.yaml', line 5: model.pool: 'clss' must be")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("pool", "cls,avg", "'cls,avg' must be one of cls, avg, avg_all, tokens, head, gridK, or a list of these, such "
+         "as '[cls, avg]'\n"),
+        ("pool", "[cls, clss]", "['cls', 'clss'] must be one of cls, avg, "),
+        ("layers", "12", "12 out of range; the model has 6 blocks, -6 to 5\n"),
+        ("layers", "[blocks.9]", "'blocks.9' must be blocks, norm, one of the blocks blocks.0, "),
+        ("layers", "[1.5]", "'1.5' must be a whole number (int), or text, or a list\n"),
+        ("options", "x", "'x' must be a mapping, such as '{name: value}'\n"),
+        ("preprocessing", "[1]", "[1] must be a mapping, "),
+    ],
+)  # fmt: skip
+def test_all_that_is_allowed_is_listed(cli, own, option, value, message):
+    _, _, err = cli("predict", "--config", own(), f"--model.{option}", value)
+    assert err.startswith(f"lit-extract: error: model.{option}: {message}")
+
+
+def test_a_single_block_may_be_given_by_index_or_name(cli, own, tmp_path):
+    for folder, layers in (("a", "5"), ("b", "[blocks.5]"), ("a", "blocks.5")):
+        settings = ("--model.untrained", "true", "--model.layers", layers, "--output_dir", tmp_path / folder)
+        code, out, err = cli("predict", "--config", own(), *settings)
+        assert (code, "layers blocks.5\n" in out) == (0, True), err
+    assert "\nalready done: " in out, "it has the same provenance"
+
+
 def test_the_nearest_model_of_timm_is_suggested_with_the_line(cli, own):
     _, _, err = cli("predict", "--config", own(name="vit_tiny_patch16_225"))
     assert err.startswith("lit-extract: error: config: 'own.yaml', line 4: model.name: no model is called")
