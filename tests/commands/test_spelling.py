@@ -218,8 +218,18 @@ def test_a_single_block_may_be_given_by_index_or_name(cli, own, tmp_path):
 
 def test_the_nearest_model_of_timm_is_suggested_with_the_line(cli, own):
     _, _, err = cli("predict", "--config", own(name="vit_tiny_patch16_225"))
-    assert err.startswith("lit-extract: error: config: 'own.yaml', line 4: model.name: no model is called")
+    assert err.startswith("lit-extract: error: config: 'own.yaml', line 4: model.name: no model of timm is called")
     assert "vit_tiny_patch16_224.augreg_in21k" in err.partition("did you mean ")[2]
+
+
+def test_a_model_of_timm_is_not_looked_for_on_the_hub(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    name = "vit_base_patch16_224.mae"
+    for model, config in (("LanguageExtractor", "demo/language"), ("TransformersVisionExtractor", "demo/vision")):
+        _, _, err = cli("predict", "--config", config, "--model", model, "--model.name", name)
+        said = f"model.name: '{name}' is a model of timm, for --model VisionExtractor\n"
+        assert err == f"lit-extract: error: {said}"
 
 
 def test_the_nearest_model_of_models_yml_is_suggested(cli, tmp_path, monkeypatch):
