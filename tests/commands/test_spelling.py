@@ -243,4 +243,4 @@ def test_names_of_subsets_and_hardware_are_named_with_their_line(cli, own):
     _, _, err = cli("predict", "--config", own(subset="../x"))
     assert err.startswith("lit-extract: error: config: 'own.yaml', line 9: data.subset: ")
     _, _, err = cli("predict", "--config", own(), "--trainer.accelerator", "abacus")
-    assert err.startswith("lit-extract: error: trainer: Lightning refuses accelerator 'abacus'")
+    assert err.startswith("lit-extract: error: trainer.accelerator: 'abacus' must be one of auto, gpu, cpu")
