@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.modules.layer_set import CannotComputeError, LayerSet, Pool, held_at_once, outputs_noted
 from lit_extract.modules.pooling import GRID, HEAD, TOKENS, LayerForm
 from lit_extract.modules.selection import NORM, VISION_LAYERS, Layers, blocks_among, select_layers
 
@@ -52,10 +52,7 @@ class Stages(LayerSet):
             with outputs_noted(skeleton) as outputs, torch.no_grad():
                 maps = _maps_of(skeleton, torch.empty(1, *size, device="meta"), [*range(self._n_stages)])
         except Exception as error:  # a timm model may raise anything
-            raise InputError(
-                f"model.name: {self._model_name!r} can't compute an image of {[*size]}: {type(error).__name__}: "
-                f"{one_line(error)}"
-            ) from error
+            raise CannotComputeError(self._model_name, "an image", size, error) from error
         expected = [stage["num_chs"] for stage in skeleton.feature_info]
         if [found.shape[1] if found.ndim == 4 else None for found in maps] != expected:
             shapes = name_some([" × ".join(map(str, found.shape[1:])) for found in maps], limit=4)

@@ -21,7 +21,7 @@ from lit_extract.modules.architecture import check_config, check_preprocessing, 
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.blocks import Blocks, NoBlocks
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
-from lit_extract.modules.layer_set import LayerSet
+from lit_extract.modules.layer_set import CannotComputeError, LayerSet
 from lit_extract.modules.pooling import (
     GRID,
     HEAD,
@@ -111,7 +111,11 @@ class VisionExtractor(Extractor):
         own = preprocessing_of(skeleton, self.options)
         self.preprocessing = {**own, **given}
         self._preprocessing_given = [key for key, value in own.items() if self.preprocessing[key] != value]
-        self.layer_set = _layers_of(name, skeleton, pool, layers, own["input_size"])
+        try:
+            self.layer_set = _layers_of(name, skeleton, pool, layers, own["input_size"])
+        except CannotComputeError as error:
+            with_options = f"options: with {self.options}, " if self.options else "name: "
+            raise InputError(f"model.{with_options}{error}") from error
         if "input_size" in self._preprocessing_given:
             self._use_size(skeleton)
         self.layers, self.notes = self.layer_set.layers, self.layer_set.notes
