@@ -8,7 +8,6 @@ import errno
 import os
 import re
 import stat
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
@@ -244,7 +243,9 @@ class _OneOfEachKey(yaml.SafeLoader):
     """Refuses a mapping that has a key twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, count in counts.items() if count > 1]:
-            raise ValueError(f"line {node.start_mark.line + 1}: the key {twice[0]!r} occurs twice")
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: the key {key.value!r} occurs twice")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)

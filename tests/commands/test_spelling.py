@@ -239,6 +239,29 @@ def test_the_nearest_model_of_models_yml_is_suggested(cli, tmp_path, monkeypatch
     assert "did you mean bigscience/bloomz-560m?" in err
 
 
+def test_options_of_the_command_line_are_not_blamed_on_a_config(cli, own):
+    _, _, err = cli("predict", "--config", own(), "--model.options", "{img_size: 97}")
+    assert err.startswith(
+        "lit-extract: error: model.options: with {'img_size': 97}, 'test_vit.r160_in1k' can't compute"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("224", '224 must be text: write it in quotes, as in "224"\n'),
+        ("yes", 'true (also read as that: yes, no, on, off) must be text: write it in quotes, as in "true"\n'),
+        ("[a]", "['a'] must be text\n"),
+    ],
+)
+def test_text_that_looks_like_something_else_needs_quotes(cli, own, tmp_path, value, message):
+    config = own()
+    with (tmp_path / config).open("a") as file:
+        file.write(f"tag: {value}\n")
+    _, _, err = cli("predict", "--config", config)
+    assert err == f"lit-extract: error: config: 'own.yaml', line 12: tag: {message}"
+
+
 def test_names_of_subsets_and_hardware_are_named_with_their_line(cli, own):
     _, _, err = cli("predict", "--config", own(subset="../x"))
     assert err.startswith("lit-extract: error: config: 'own.yaml', line 9: data.subset: ")

@@ -239,7 +239,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
         (b"a: " + b"[" * 5000, "nested more than"),
         (b"a: 1\na: 2", "occurs twice"),
         (b"!!python/object/apply:os.system ['touch X']", "tag"),
-        (b"", "must hold settings"),
+        (b"", "is empty; it must hold settings"),
         (b"- model", "must hold settings"),
         (b"1: 2", "not text"),
         (b"overwrite: 'a\0b'", "can't be read"),
