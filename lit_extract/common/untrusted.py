@@ -79,8 +79,16 @@ def _read(path: Path, n_bytes: int) -> bytes:
         return file.read(n_bytes)
 
 
+def check_not_empty(path: str, setting: str) -> str:
+    """Return a path unless it is empty, which would be the working directory."""
+    if not path.strip():
+        raise InputError(f"{setting}: {path!r} is empty; give a path (. is the working directory), or leave it out")
+    return path
+
+
 def absolute_path(path: str | Path, setting: str) -> Path:
     """Return an absolute path, with ``~`` and ``~name`` replaced by the home of a user."""
+    check_not_empty(str(path), setting)
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:

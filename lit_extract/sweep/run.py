@@ -22,6 +22,7 @@ from lit_extract.common import exit_codes
 from lit_extract.common.errors import InputError, name_some
 from lit_extract.common.imports import heavy_imports
 from lit_extract.common.progress import clock
+from lit_extract.common.untrusted import check_not_empty
 from lit_extract.jobs.run_state import Outcome, read_state
 from lit_extract.modules.registry import own_name
 from lit_extract.storage.layout import FEATURES_SUFFIX, safe_name
@@ -160,7 +161,9 @@ def exit_code(runs: Sequence[ModelRun]) -> int:
 
 def output_dir_of(configs: Sequence[str], options: Sequence[str]) -> str:
     """Return where the features of a sweep go."""
-    return str(last_given(options, "--output_dir") or read_configs(configs).get("output_dir") or "features")
+    given = last_given(options, "--output_dir")
+    found = read_configs(configs).get("output_dir") if given is None else given
+    return "features" if found is None else check_not_empty(str(found), "output_dir")
 
 
 def log_parent(log_dir: str | None, output_dir: str) -> Path:

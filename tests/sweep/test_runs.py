@@ -155,3 +155,12 @@ def test_a_reason_common_to_all_models_stops_the_sweep(vision, tmp_path, monkeyp
     assert [run.state == "waiting" for run in runs] == [k >= n_run for k in range(3)]
     assert sweep.summary(runs)[1:] == lines
     assert sweep.exit_code(runs) == 1
+
+
+def test_the_output_folder_of_a_sweep(write):
+    config = write("out.yaml", "output_dir: mine\n")
+    assert sweep.output_dir_of([], []) == "features"
+    assert sweep.output_dir_of([config], []) == "mine"
+    assert sweep.output_dir_of([config], ["--output_dir=other"]) == "other"
+    with pytest.raises(InputError, match=r"^output_dir: '' is empty"):
+        sweep.output_dir_of([config], ["--output_dir", ""])
