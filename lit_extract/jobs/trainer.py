@@ -142,7 +142,8 @@ def _check_devices(accelerator: str, devices: int | list[int] | str) -> None:
             f"trainer.devices: {shown} must be a number of processes from 1 to {MAX_DEVICES:,}, or auto, as "
             "the run is on the CPU"
         )
-    if not on_cpu and count != "auto" and not _have_gpus(count, n_gpus):
+    shows_one = TorchElasticEnvironment.detect() and n_gpus == 1  # torchrun may show each process only its own GPU
+    if not on_cpu and not shows_one and count != "auto" and not _have_gpus(count, n_gpus):
         raise InputError(
             f"trainer.devices: {shown} must be a number of GPUs from 1 to {n_gpus}, which are here, a list "
             f"of their numbers from 0 to {n_gpus - 1}, such as '[0]', or auto"

@@ -139,3 +139,6 @@ def test_gpus_that_are_here_are_left_to_lightning(monkeypatch, devices):
     monkeypatch.setattr("lit_extract.jobs.trainer.Trainer", lambda **given: given)
     monkeypatch.setattr("lit_extract.jobs.trainer._check_meeting_place", lambda _: None)
     assert predict_trainer(devices=devices, precision="32-true")["devices"] == devices
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert predict_trainer(devices=4, precision="32-true")["devices"] == 4, "each process sees its own GPU"
