@@ -60,6 +60,8 @@ def read_config(value: str) -> dict[str, Any]:
         hint = nearest(value, known) or "; lit-extract configs lists those that ship with the package"
         raise InputError(f"{what} can't be read: No such file or directory{hint}")
     content = parse_yaml(config_text(value), what)
+    if content is None:
+        raise InputError(f"{what} is empty; it must hold settings")
     if not isinstance(content, dict):
         raise InputError(f"{what} must hold settings, not {shorten(content)}")
     trainer = content.get("trainer", {})

@@ -40,7 +40,8 @@ def _with_origin(message: str, args: Sequence[str]) -> str:
     for config in reversed(values_of(args, CONFIG_OPTIONS)):
         value = _value_at(read_config(config), path)
         # a wrong value in a config is refused also when an option replaces it
-        if value is not None and (not values or f": {str(value)!r} must be" in message):
+        is_refused = any(f": {shown} must be" in message for shown in (repr(str(value)), str(value)))
+        if value is not None and (not values or is_refused):
             return f"{place_of(config, path)}: {message}"
     return message
 

@@ -37,7 +37,7 @@ from lit_extract.jobs.trainer import predict_trainer
 from lit_extract.modules.base import Extractor, Predictor
 from lit_extract.storage import rounding
 from lit_extract.storage.features import load_features
-from lit_extract.storage.layout import shapes_in_words
+from lit_extract.storage.layout import layers_in_words, shapes_in_words
 from lit_extract.storage.store import Store
 
 FAILURES_SHOWN = 10
@@ -217,7 +217,7 @@ def _summarize_features(extraction: Extraction) -> tuple[list[str], int]:
         stimuli = counted(len(features.stimulus_ids), "stimulus", "stimuli")
         in_layers = counted(len(layers), "layer")
         lines.append(f"  {stimuli} × {in_layers} × {shapes} dimensions, {features.dtype}")
-        lines.append(f"  layers {' … '.join(dict.fromkeys([layers[0], layers[-1]]))}")
+        lines.append(f"  layers {layers_in_words(layers)}")
         lines.append(f"  {rounding.describe(features.metadata, layers, features.provenance['pool'])}")
     if not extraction.files and (store := extraction.store) is not None:
         lines.append(f"all rows are in {store}; lit-extract finalize {store} makes the features files")

@@ -3,7 +3,7 @@
 import difflib
 import re
 from argparse import ArgumentError
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_MESSAGE = 4000  # characters
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obeys some; others can't be encoded
@@ -56,6 +56,17 @@ def nearest(name: str, known: Iterable[str], limit: int = 1) -> str:
     return f"; did you mean {name_some([names[one] for one in close])}?" if close else ""
 
 
+def must_be_one_of(value: object, allowed: Sequence[str], or_else: str = "") -> str:
+    """Return the end of an error's sentence about a value that is not allowed, with the nearest one that is."""
+    hint = nearest(str(value), allowed) if re.fullmatch(r"[\w. -]+", str(value)) else ""  # not for a list
+    return f"{shown_as(value)} must be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}{or_else}{hint}"
+
+
+def shown_as(value: object) -> str:
+    """Return a value as it is shown in errors: text in quotes, also if it is the text of a list or a mapping."""
+    return value if isinstance(value, str) and value[:1] in ("[", "{") else repr(value)
+
+
 def one_line(error: BaseException | str, limit: int = 400) -> str:
     """Return an error of another library or program for use in our messages: one line, printable, short."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
@@ -69,26 +80,52 @@ def wrong_setting(error: BaseException) -> InputError | None:
     settings that lead to it. None if there is neither: then the error is a defect of ours.
     """
     names: list[str] = []
+    types = ""
     reason: BaseException | None = error
     while reason is not None:
         if isinstance(reason, InputError):
             return reason
-        if (key := re.match(r'Parser key "(.+?)":', str(reason))) and key[1] not in names:
+        key = re.match(r'Parser key "(.+?)":(?:[^\[]*Subtypes: \[(.+)\]\n)?', str(reason))
+        if key is not None and key[1] not in names:
             names.append(key[1])
+            types = key[2] or ""
         innermost, reason = reason, reason.__cause__ or reason.__context__
     if not isinstance(error, ArgumentError):
         return None
-    return InputError(f"{'.'.join(names)}{': ' if names else ''}{_in_words(one_line(innermost))}")
+    return InputError(f"{'.'.join(names)}{': ' if names else ''}{_in_words(one_line(innermost), types)}")
 
 
-_TYPES = {"int": "a whole number (int)", "float": "a number", "bool": "true or false", "str": "text"}
+_TYPES = {
+    "int": "a whole number (int)",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping, such as '{name: value}'",
+}
 
 
-def _in_words(reason: str) -> str:
-    """Rephrase jsonargparse's message about a value of the wrong type, with the nearest allowed value."""
-    if choice := re.fullmatch(r"Expected a typing\.Literal\[(.+)\]\. Got value: (.*)", reason):
-        allowed = re.findall(r"'([^']*)'", choice[1]) or [choice[1]]
-        return f"{choice[2]!r} must be one of {', '.join(allowed)}{nearest(choice[2], allowed)}"
-    if (kind := re.fullmatch(r"Expected a <class '(\w+)'>\. Got value: (.*)", reason)) and kind[1] in _TYPES:
-        return f"{kind[2]!r} must be {_TYPES[kind[1]]}"
-    return reason
+def _in_words(reason: str, types: str) -> str:
+    """Rephrase jsonargparse's message about a value of the wrong type, with all that is allowed.
+
+    ``types`` are those of the setting if it has several, of which the message names one.
+    """
+    found = re.fullmatch(r"Expected a (typing\.Literal\[.+\]|<class '\w+'>)\. Got value: (.*)", reason)
+    if found is None:
+        return reason
+    value, types = found[2], f"{types}, {found[1]}"
+    classes = [*dict.fromkeys(re.findall(r"<class '(?:jsonargparse\.typing\.)?(\w+)'>", types))]
+    choices = re.findall(r"'([^']*)'", " ".join(re.findall(r"Literal\[(.+?)\]", types)))
+    kinds = [_TYPES[name] for name in classes if name in _TYPES]
+    if choices:
+        choices += [name for name in classes if f"typing.{name}'" in types]  # patterns, such as gridK
+        choices = [*dict.fromkeys(choices)]
+        kinds += [f"a list of these, such as '[{', '.join(choices[:2])}]'"] if "list[" in types else []
+        return must_be_one_of(value, choices, "".join(f", or {kind}" for kind in kinds))
+    if "list[" in types and "list" not in classes:
+        kinds.append("a list")
+    if kinds == ["text"] and value[:1] not in ("[", "{"):
+        also = " (also read as that: yes, no, on, off)" if value in ("True", "False") else ""
+        value = value.lower() if also else value
+        return f'{value}{also} must be text: write it in quotes, as in "{value}"'
+    return f"{shown_as(value)} must be {', or '.join(kinds)}" if kinds else reason

@@ -8,7 +8,6 @@ import errno
 import os
 import re
 import stat
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
@@ -80,6 +79,13 @@ def _read(path: Path, n_bytes: int) -> bytes:
         return file.read(n_bytes)
 
 
+def check_not_empty(path: str, setting: str) -> str:
+    """Return a path unless it is empty, which would be the working directory."""
+    if not path.strip():
+        raise InputError(f"{setting}: {path!r} is empty; give a path (. is the working directory), or leave it out")
+    return path
+
+
 def absolute_path(path: str | Path, setting: str) -> Path:
     """Return an absolute path, with ``~`` and ``~name`` replaced by the home of a user."""
     return expanded_path(path, setting).absolute()
@@ -87,6 +93,7 @@ def absolute_path(path: str | Path, setting: str) -> Path:
 
 def expanded_path(path: str | Path, setting: str) -> Path:
     """Return a path with ``~`` and ``~name`` replaced by the home of a user."""
+    check_not_empty(str(path), setting)
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -249,7 +256,9 @@ class _OneOfEachKey(yaml.SafeLoader):
     """Refuses a mapping that has a key twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, count in counts.items() if count > 1]:
-            raise ValueError(f"line {node.start_mark.line + 1}: the key {twice[0]!r} occurs twice")
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: the key {key.value!r} occurs twice")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)

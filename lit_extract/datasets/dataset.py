@@ -43,7 +43,7 @@ class Dataset:
     def find_root(self, root: str | Path | None) -> Path:
         """Return the dataset's folder: the argument, else the one in the package, else the environment variable."""
         is_given = root is not None or self.ships_at is not None
-        value = (root or self.ships_at) if is_given else os.environ.get(self.root_variable or "")
+        value = (self.ships_at if root is None else root) if is_given else os.environ.get(self.root_variable or "")
         source = "data.root" if is_given else f"the environment variable {self.root_variable}"
         if not value:
             hint = f" or set the environment variable {self.root_variable}" if self.root_variable else ""

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from lit_extract.storage.places import place_of, to_path
 
 PACKAGE = "lit-extract"
 SECONDS_FOR_HUB = 5
+LEAST_FREE = 10**9  # bytes; fewer are reported
 
 # Purposes of the optional dependencies in pyproject.toml.
 PURPOSES = {
@@ -109,11 +111,16 @@ def examine_disk(output_dir: str) -> Finding:
     if folder is None:
         return Finding("ok", "disk", f"{output_dir} is not on a disk of this machine")
     folder = folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = as_size(free_bytes(existing))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Finding("wrong", "disk", f"{existing} can't be written to, {free} free", "--output_dir DIR")
-    return Finding("ok", "disk", f"{free} free for {folder}")
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110 (Path's raises)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            free = free_bytes(existing)
+    except OSError as error:
+        found = f"nothing can be written to {existing}: {error.strerror or one_line(error)}"
+        return Finding("wrong", "disk", found, "--output_dir DIR")
+    state: Literal["ok", "missing"] = "ok" if free >= LEAST_FREE else "missing"
+    advice = "" if state == "ok" else "--output_dir DIR   # on another disk"
+    return Finding(state, "disk", f"{as_size(free)} free for {folder}", advice)
 
 
 def examine_models_file() -> Finding:

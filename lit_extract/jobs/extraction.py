@@ -14,7 +14,7 @@ from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.plan import Plan
 from lit_extract.jobs.features_job import FeaturesJob
 from lit_extract.jobs.float32_check import check_store
-from lit_extract.jobs.outputs import check_pair
+from lit_extract.jobs.outputs import check_pair, make_folder
 from lit_extract.jobs.progress import Progress
 from lit_extract.jobs.run import run_predict
 from lit_extract.jobs.shared_folder import check_shared, wait_for_shards
@@ -105,6 +105,7 @@ def extract(
             try:
                 was_done = job.is_done()
                 if not was_done:
+                    make_folder(job.store_path.parent)
                     locks.enter_context(place_of(job.store_path).write_lock())
                 plan = None if was_done else job.open_store()
             except Exception:

@@ -4,6 +4,7 @@ All features of one folder have the same stimuli in the same order, because they
 """
 
 import re
+import tempfile
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_extract.common.errors import InputError
+from lit_extract.common.errors import InputError, one_line
 from lit_extract.common.untrusted import shorten
 from lit_extract.data.base import StimulusDataModule
 from lit_extract.data.captions import CaptionDataModule
@@ -76,6 +77,19 @@ def output_paths(
             f"maximum is {LONGEST_NAME}. Give a shorter name, and the weights with --model.checkpoint"
         )
     return files, folder / store
+
+
+def make_folder(folder: AnyPath) -> None:
+    """Make the folder of the outputs; raise InputError if nothing can be written to it."""
+    if (local := place_of(folder).local) is None:
+        return
+    try:
+        local.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=local):
+            pass
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise InputError(f"output_dir: nothing can be written to {str(folder)!r}: {reason}") from None
 
 
 def ids_in_folder(folder: AnyPath) -> Ids:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -15,19 +15,21 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import StrategyRegistry
 
-from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.errors import InputError, must_be_one_of, nearest, one_line
 from lit_extract.common.host import is_task_of_srun
 from lit_extract.common.untrusted import shorten
 
 MAX_DEVICES, MAX_NODES = 1024, 100_000  # more than exist; Lightning makes a list of them
 
+ACCELERATORS = ("auto", "gpu", "cpu", "cuda", "mps")
 Precision = Literal["bf16-true", "bf16-mixed", "32-true"]
 
 
 def predict_trainer(
     accelerator: str = "auto",
-    devices: int | str | list[int] = "auto",
+    devices: int | list[int] | str = "auto",
     num_nodes: int = 1,
     strategy: str = "auto",
     precision: Precision | None = None,
@@ -36,7 +38,7 @@ def predict_trainer(
     """Return a Lightning Trainer for :func:`lit_extract.extract` or :func:`lit_extract.caption`.
 
     Args:
-        accelerator: "gpu", "cpu" or "auto".
+        accelerator: "gpu" ("cuda", "mps"), "cpu" or "auto".
         devices: Number of devices, a list of them, or "auto" for all; several devices share the work (DDP).
         num_nodes: Number of machines that share the work.
         strategy: Lightning's strategy for several devices; "auto" is DDP.
@@ -47,7 +49,18 @@ def predict_trainer(
     Raises:
         InputError: Lightning refuses the settings, in general or on this machine.
     """
-    _check_counts(devices, num_nodes)
+    if accelerator not in ACCELERATORS:
+        raise InputError(f"trainer.accelerator: {must_be_one_of(accelerator, ACCELERATORS)}")
+    if precision not in (None, *get_args(Precision)):
+        raise InputError(f"trainer.precision: {must_be_one_of(precision, get_args(Precision))}")
+    strategies = ("auto", *StrategyRegistry.available_strategies())
+    if isinstance(strategy, str) and strategy not in strategies:
+        raise InputError(f"trainer.strategy: Lightning has no {shorten(strategy)!r}{nearest(strategy, strategies)}")
+    if type(num_nodes) is not int or not 1 <= num_nodes <= MAX_NODES:
+        raise InputError(
+            f"trainer.num_nodes: {shorten(repr(num_nodes))} must be a whole number from 1 to {MAX_NODES:,}"
+        )
+    _check_devices(accelerator, devices)
     try:
         with warnings.catch_warnings(), lightning_warnings_only():
             warnings.filterwarnings("ignore", "The `srun` command is available")
@@ -113,14 +126,37 @@ def _check_meeting_place(trainer: Trainer) -> None:
         )
 
 
-def _check_counts(devices: int | str | list[int], num_nodes: int) -> None:
-    count = int(devices) if isinstance(devices, str) and re.fullmatch("[0-9]{1,20}", devices) else devices
-    count = len(count) if isinstance(count, list | str) else count
-    if count > MAX_DEVICES or num_nodes > MAX_NODES:
+def _check_devices(accelerator: str, devices: int | list[int] | str) -> None:
+    """Raise InputError, which names the setting, if this machine does not have the devices."""
+    n_gpus = 1 if torch.backends.mps.is_available() else torch.cuda.device_count()
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not n_gpus)
+    if not on_cpu and not n_gpus:
         raise InputError(
-            f"trainer: devices {shorten(devices)} and num_nodes {shorten(num_nodes)} must be at most {MAX_DEVICES} and "
-            f"{MAX_NODES:,}"
+            f"trainer.accelerator: {accelerator!r}, but PyTorch finds no GPU here (see lit-extract doctor); to run on "
+            "the CPU, pass --config trainer/cpu or --trainer.accelerator cpu"
         )
+    count = int(devices) if isinstance(devices, str) and re.fullmatch("-1|[0-9]{1,20}", devices) else devices
+    shown = shorten(repr(devices))
+    if on_cpu and count != "auto" and not (type(count) is int and 1 <= count <= MAX_DEVICES):
+        raise InputError(
+            f"trainer.devices: {shown} must be a number of processes from 1 to {MAX_DEVICES:,}, or auto, as "
+            "the run is on the CPU"
+        )
+    shows_one = TorchElasticEnvironment.detect() and n_gpus == 1  # torchrun may show each process only its own GPU
+    if not on_cpu and not shows_one and count != "auto" and not _have_gpus(count, n_gpus):
+        raise InputError(
+            f"trainer.devices: {shown} must be a number of GPUs from 1 to {n_gpus}, which are here, a list "
+            f"of their numbers from 0 to {n_gpus - 1}, such as '[0]', or auto"
+        )
+
+
+def _have_gpus(devices: Any, n_gpus: int) -> bool:
+    """Return whether so many GPUs exist, or the GPUs of a list of numbers."""
+    if type(devices) is int:
+        return devices == -1 or 1 <= devices <= n_gpus
+    numbers = devices.removesuffix(",").split(",") if isinstance(devices, str) else devices
+    wanted = [str(number).strip() for number in numbers] if isinstance(numbers, list | tuple) else []
+    return 0 < len(wanted) == len({*wanted} & {str(number) for number in range(n_gpus)})
 
 
 def default_precision(accelerator: str) -> Precision:

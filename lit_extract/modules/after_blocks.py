@@ -11,11 +11,11 @@ from timm.data import infer_imagenet_subset
 from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
-from lit_extract.common.errors import InputError, one_line
+from lit_extract.common.errors import InputError
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
+from lit_extract.modules.layer_set import CannotComputeError, LayerSet, Pool, held_at_once, outputs_noted
 from lit_extract.modules.pooling import HEAD, VISION_POOLINGS, LayerForm
-from lit_extract.modules.selection import NORM
+from lit_extract.modules.selection import NORM, Layers
 
 
 class Output(LayerSet):
@@ -30,7 +30,7 @@ class Output(LayerSet):
 
     allowed = tuple(VISION_POOLINGS)
 
-    def __init__(self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: Sequence[int]) -> None:
+    def __init__(self, name: str, skeleton: Any, layers: Layers, size: Sequence[int]) -> None:
         if layers != "blocks":
             raise InputError(f"model.layers: {layers} can't be combined with model.pool head, which has one layer only")
         self._model_name = name
@@ -121,8 +121,5 @@ def _output_shape(
         with capture({layer: module}, note, last=layer), torch.no_grad():
             skeleton(torch.empty(1, *size, device="meta"))
     except Exception as error:  # a timm model may raise anything
-        raise InputError(
-            f"model.name: {name!r} can't compute {layer} for an image of {[*size]}: {type(error).__name__}: "
-            f"{one_line(error)}"
-        ) from error
+        raise CannotComputeError(name, f"{layer} for an image", size, error) from error
     return shapes[0] if shapes else ()

@@ -36,8 +36,8 @@ def create_skeleton(timm_name: str, model_name: str, options: dict[str, Any], mo
             return timm.create_model(timm_name, pretrained=False, **options).eval()
     except Exception as error:  # timm asserts, and its models may raise anything
         if ":" in model_name or is_timm_name(model_name):
-            what = f"{model_name!r} with {options}"
-            raise InputError(f"model.name, model.options: timm can't build {what}: {one_line(error)}") from None
+            setting, what = ("options", f"{model_name!r} with {options}") if options else ("name", repr(model_name))
+            raise InputError(f"model.{setting}: timm can't build {what}: {one_line(error)}") from None
         known = [entry.name for entry in read_models(models)["vision"]] + timm.list_models(pretrained=True)
         raise unknown_model(model_name, dict.fromkeys(known)) from None
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_extract.common.errors import InputError, name_some, one_line
+from lit_extract.common.errors import InputError, name_some
 from lit_extract.modules.after_blocks import norm_tokens
 from lit_extract.modules.hooks import capture
-from lit_extract.modules.layer_set import LayerSet, Pool, columns_of, held_at_once, outputs_noted
+from lit_extract.modules.layer_set import CannotComputeError, LayerSet, Pool, columns_of, held_at_once, outputs_noted
 from lit_extract.modules.pooling import CLS, GRID, VISION_POOLINGS, LayerForm
-from lit_extract.modules.selection import NORM, VISION_LAYERS, all_blocks, blocks_among, select_layers
+from lit_extract.modules.selection import NORM, VISION_LAYERS, Layers, all_blocks, blocks_among, select_layers
 
 
 class NoBlocks(Exception):  # noqa: N818  (a finding, not an error: other layers may do)
@@ -35,7 +35,7 @@ class Blocks(LayerSet):
         NoBlocks: The model has no blocks that can be layers.
     """
 
-    def __init__(self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: list[int]) -> None:
+    def __init__(self, name: str, skeleton: Any, layers: Layers, size: list[int]) -> None:
         self._model_name = name
         self._trunk = find_trunk(skeleton)
         trunk = skeleton.get_submodule(self._trunk.rstrip("."))
@@ -141,9 +141,7 @@ def block_tokens(name: str, skeleton: nn.Module, trunk: str, size: Sequence[int]
             skeleton(torch.empty(1, *size, device="meta"))
     except Exception as error:  # a timm model may raise anything
         if len(calls) < len(blocks):  # later, the error comes from a part that extraction does not reach
-            raise InputError(
-                f"model.name: {name!r} can't compute an image of {[*size]}: {type(error).__name__}: {one_line(error)}"
-            ) from error
+            raise CannotComputeError(name, "an image", size, error) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -167,13 +167,23 @@ class HuggingFaceExtractor(Extractor):
             self._check_is_folder(Path(local))
             check_shards(local)
         else:
-            self._from.setdefault("revision", self.commit)
+            self._from.setdefault("revision", self._commit_on_hub())
         try:
             config, unused = AutoConfig.from_pretrained(self.source, return_unused_kwargs=True, **self._from)
         except Exception as error:  # raised by the hub, the network, the disk and the format
             raise self.unavailable(error) from error
         self._from, self.other_options = split_options(self._from, unused)
         return config
+
+    def _commit_on_hub(self) -> str:
+        try:
+            return self.commit
+        except InputError:
+            from lit_extract.modules.architecture import is_timm_name  # imports timm, for a few seconds
+
+            if self.checkpoint or not is_timm_name(self.source):
+                raise
+            raise InputError(f"model.name: {self.source!r} is a model of timm, for --model VisionExtractor") from None
 
     def _check_is_folder(self, local: Path) -> None:
         if local.is_dir():

@@ -26,7 +26,7 @@ from lit_extract.modules.pretrained import (
     text_config_of,
 )
 from lit_extract.modules.probe import check_model
-from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
+from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, Layers, blocks_among, select_layers
 from lit_extract.modules.streaming import call_each
 from lit_extract.modules.weights import widest_output
 
@@ -52,7 +52,8 @@ class LanguageExtractor(CaptionExtractor):
             (all tokens, unpooled; every row has as many places as the longest caption has tokens), which stay in the
             store.
         layers: "blocks" (raw block outputs), "hidden_states" (the hidden states of Hugging Face: embeddings, then
-            blocks, the last one after the final norm), or a list of block indices; negative indices count from the end.
+            blocks, the last one after the final norm), one block, by its index or its name ("blocks.3"), or a list of
+            these; negative indices count from the end.
         exclude_bos: Leave the BOS token, whose activations are massive in some models, out of the average. "first":
             leave out the first token, whatever it is, for tokenizers without a BOS token, such as those of Qwen and
             GPT-2.
@@ -84,7 +85,7 @@ class LanguageExtractor(CaptionExtractor):
         revision: str | None = None,
         options: dict[str, Any] | None = None,
         pool: LanguagePooling | list[LanguagePooling] = "avg",
-        layers: LanguageLayers | list[int] = "blocks",
+        layers: Layers = "blocks",
         exclude_bos: bool | Literal["first"] = False,
         loss: bool = False,
         tokenizer: str | None = None,

@@ -16,10 +16,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lit_extract.common.errors import InputError, one_line
 from lit_extract.modules.pooling import LayerForm
 
 # From a layer's tokens (B, T, D) and their form to the pooled numbers (B, P, numbers)
 Pool: TypeAlias = Callable[[Tensor, LayerForm], Tensor]
+
+
+class CannotComputeError(InputError):
+    """The model does not take images of this size. The message does not name the setting that is wrong."""
+
+    def __init__(self, name: str, what: str, size: Sequence[int], error: Exception) -> None:
+        super().__init__(f"{name!r} can't compute {what} of {[*size]}: {type(error).__name__}: {one_line(error)}")
 
 
 class LayerSet(ABC):

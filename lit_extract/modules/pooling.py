@@ -139,7 +139,7 @@ if TYPE_CHECKING:
     TextPooling: TypeAlias = str
     VisionLanguagePooling: TypeAlias = str
 else:  # allowed values of --model.pool
-    GridPooling = restricted_string_type("GridPooling", GRID_NAME, docstring="Means over a grid: grid1 to grid64.")
+    GridPooling = restricted_string_type(GRID, GRID_NAME, docstring="Means over a grid: grid1 to grid64.")
     # otherwise --print_config writes a list of poolings as one string
     register_type(GridPooling, lambda pool: str(GridPooling(pool)), fail_already_registered=False)
     VisionPooling = Literal[tuple(VISION_POOLINGS)] | GridPooling

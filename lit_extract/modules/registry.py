@@ -1,8 +1,8 @@
 """Read ``models.yml``."""
 
-import difflib
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, StringConstraints, TypeAdapter
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, name_some, nearest
 from lit_extract.common.shipped import shipped_file
 from lit_extract.common.untrusted import MAX_PATH_BYTES, Text, expanded_path, read_yaml, shorten, validate_json
 
@@ -100,10 +100,14 @@ def matching_models(kind: str, models: str | Path | None = None, match: str | No
 
 
 def unknown_model(name: str, known: Iterable[str]) -> InputError:
-    """Return the error for an unknown name, with the closest names that exist."""
-    close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
-    hint = f"; did you mean {name_some(close)}?" if close else "; timm.list_models('vit*') lists all names"
-    return InputError(f"model.name: no model is called {name!r}{hint}")
+    """Return the error for a name that timm does not know, with the closest names that it knows."""
+    is_of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    hint = "" if is_of_hub else nearest(name, known, limit=5)
+    hint = hint or (
+        "; timm.list_models('vit*') lists all names; models of the Hugging Face hub need --model LanguageExtractor or "
+        "TransformersVisionExtractor"
+    )
+    return InputError(f"model.name: no model of timm is called {name!r}{hint}")
 
 
 def _entry(what: str, kind: str, raw: Any) -> ModelEntry:

@@ -5,9 +5,9 @@ final norm. Language models also have ``embeddings``, the input of the first blo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TypeAlias
 
-from lit_extract.common.errors import InputError, name_some
+from lit_extract.common.errors import InputError, name_some, nearest
 
 EMBEDDINGS, NORM = "embeddings", "norm"
 _BLOCK = "blocks."
@@ -23,40 +23,39 @@ def hidden_states(n_blocks: int) -> list[str]:
     return [EMBEDDINGS, *all_blocks(n_blocks - 1), NORM]
 
 
-# Values of --model.layers besides block indices, and the layers that they stand for.
+# Values of --model.layers besides single blocks, and the layers that they stand for.
 VISION_LAYERS = {"blocks": all_blocks, NORM: lambda n_blocks: [NORM]}
 LANGUAGE_LAYERS = {"blocks": all_blocks, "hidden_states": hidden_states}
 
-if TYPE_CHECKING:
-    VisionLayers: TypeAlias = str
-    LanguageLayers: TypeAlias = str
-else:
-    VisionLayers = Literal[tuple(VISION_LAYERS)]
-    LanguageLayers = Literal[tuple(LANGUAGE_LAYERS)]
+# Values of --model.layers: names and indices. jsonargparse tries the types in this order.
+Layers: TypeAlias = list[int | str] | int | str
 
 
 def select_layers(
-    layers: str | Sequence[str | int],
+    layers: Layers | Sequence[str | int],
     n_blocks: int,
     known: Mapping[str, Callable[[int], list[str]]],
-    unit: str = "blocks",
+    stages: Sequence[str] = (),
 ) -> list[str]:
-    """Return the names of the wanted layers, in the requested order.
+    """Return the names of the wanted layers, in the requested order; a stage counts as a block.
 
     Args:
-        layers: One of ``known``, or a list of these and of block indices; -1 is the last block.
+        layers: One of ``known``, the index or the name of a block, or a list of these; -1 is the last block.
         n_blocks: Number of blocks of the model.
         known: ``VISION_LAYERS`` or ``LANGUAGE_LAYERS``.
-        unit: Word for blocks in errors.
+        stages: Names of the stages of a model that has stages instead of blocks.
 
     Raises:
         InputError: A layer is unknown, out of range or given twice, or there is none.
     """
-    wanted = [layers] if isinstance(layers, str) else list(layers)
-    if unknown := [repr(name) for name in wanted if isinstance(name, str) and name not in known]:
+    names, unit = [*stages] or all_blocks(n_blocks), "stages" if stages else "blocks"
+    given = [layers] if isinstance(layers, str | int) else list(layers)
+    wanted = [names.index(name) if name in names and name not in known else name for name in given]
+    if unknown := [name for name in wanted if isinstance(name, str) and name not in known]:
         raise InputError(
-            f"model.layers: {name_some(unknown)} must be {' or '.join(known)}, or a list of these and of indices of "
-            f"{unit}"
+            f"model.layers: {name_some([*map(repr, unknown)])} must be {', '.join(known)}, one of the {unit} "
+            f"{name_some(names, 12)} or its index, or a list of these, such as '[0, -1]'"
+            f"{nearest(unknown[0], [*known, *names])}"
         )
     if outside := [k for k in wanted if isinstance(k, int) and not -n_blocks <= k < n_blocks]:
         raise InputError(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_extract.common.errors import InputError, name_some, one_line
-from lit_extract.modules.layer_set import LayerSet, Pool, held_at_once, outputs_noted
+from lit_extract.common.errors import InputError, name_some
+from lit_extract.modules.layer_set import CannotComputeError, LayerSet, Pool, held_at_once, outputs_noted
 from lit_extract.modules.pooling import GRID, HEAD, TOKENS, LayerForm
-from lit_extract.modules.selection import NORM, VISION_LAYERS, blocks_among, select_layers
+from lit_extract.modules.selection import NORM, VISION_LAYERS, Layers, blocks_among, select_layers
 
 
 class Stages(LayerSet):
@@ -22,22 +22,22 @@ class Stages(LayerSet):
     Args:
         name: Name of the model.
         skeleton: The model on the meta device.
-        layers: The requested layers; "blocks" are all stages, and indices count stages.
+        layers: The requested layers; "blocks" are all stages, and indices count stages, which also have names.
         size: Size (3, H, W) of its images.
         no_blocks: Reason why its blocks can't be layers, for the error about a model without stages.
     """
 
     allowed = ("avg", TOKENS, GRID, HEAD)
 
-    def __init__(
-        self, name: str, skeleton: Any, layers: str | Sequence[str | int], size: Sequence[int], no_blocks: str
-    ) -> None:
+    def __init__(self, name: str, skeleton: Any, layers: Layers, size: Sequence[int], no_blocks: str) -> None:
         self._model_name, self._no_blocks = name, no_blocks
         self.why_no_others = f"the layers of {name!r} are maps, which have no class token"
         self._n_stages = len(getattr(skeleton, "feature_info", ()))
         if not (self._n_stages and hasattr(skeleton, "forward_intermediates")):
             raise self._unsupported("timm has no forward_intermediates for it")
-        chosen = select_layers(layers, self._n_stages, VISION_LAYERS, unit="stages")
+        self._chosen = [*range(self._n_stages)]
+        self.measure(skeleton, size)
+        chosen = select_layers(layers, self._n_stages, VISION_LAYERS, stages=self.layers)
         if NORM in chosen:
             raise InputError(
                 f"model.layers: {name!r} has stages, whose maps come before any final norm; for the normed vector use "
@@ -52,10 +52,7 @@ class Stages(LayerSet):
             with outputs_noted(skeleton) as outputs, torch.no_grad():
                 maps = _maps_of(skeleton, torch.empty(1, *size, device="meta"), [*range(self._n_stages)])
         except Exception as error:  # a timm model may raise anything
-            raise InputError(
-                f"model.name: {self._model_name!r} can't compute an image of {[*size]}: {type(error).__name__}: "
-                f"{one_line(error)}"
-            ) from error
+            raise CannotComputeError(self._model_name, "an image", size, error) from error
         expected = [stage["num_chs"] for stage in skeleton.feature_info]
         if [found.shape[1] if found.ndim == 4 else None for found in maps] != expected:
             shapes = name_some([" × ".join(map(str, found.shape[1:])) for found in maps], limit=4)

@@ -30,7 +30,7 @@ from lit_extract.modules.selection import (
     EMBEDDINGS,
     LANGUAGE_LAYERS,
     NORM,
-    LanguageLayers,
+    Layers,
     blocks_among,
     select_layers,
 )
@@ -74,8 +74,8 @@ class TextEncoderExtractor(CaptionExtractor):
             of CLIP and SigLIP), a single layer called head; or "tokens" (all tokens, unpooled; every row has as many
             places as the longest caption has tokens), which stay in the store.
         layers: "blocks" (raw block outputs), "hidden_states" (the hidden states of Hugging Face: embeddings, then
-            blocks, the last one after a final norm in some models), or a list of block indices; negative indices count
-            from the end.
+            blocks, the last one after a final norm in some models), one block, by its index or its name ("blocks.3"),
+            or a list of these; negative indices count from the end.
         special_tokens: "included" or "excluded": whether avg includes the tokens that the tokenizer puts around a
             caption, such as [CLS] and [SEP]. The model always receives them.
         prefix: Text to put before each caption, such as "query: " for E5. Default: the default prompt that the model's
@@ -103,7 +103,7 @@ class TextEncoderExtractor(CaptionExtractor):
         revision: str | None = None,
         options: dict[str, Any] | None = None,
         pool: TextPooling | list[TextPooling] = "avg",
-        layers: LanguageLayers | list[int] = "blocks",
+        layers: Layers = "blocks",
         special_tokens: Literal["included", "excluded"] = "included",
         prefix: str | None = None,
         models: str | None = None,
@@ -207,7 +207,7 @@ class TextEncoderExtractor(CaptionExtractor):
             output = run_tower(tower, inputs).last_hidden_state
         if needs_end:
             assert output is not None
-            kept[self.layers[-1]] = keep(output)
+            kept[HEAD if HEAD in self.layers else NORM] = keep(output)
         return kept
 
     def _run(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:

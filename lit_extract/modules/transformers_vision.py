@@ -28,7 +28,7 @@ from lit_extract.modules.pooling import (
     vision_pooling,
 )
 from lit_extract.modules.pretrained import create_skeleton, find_blocks
-from lit_extract.modules.selection import NORM, VISION_LAYERS, VisionLayers, blocks_among, select_layers
+from lit_extract.modules.selection import NORM, VISION_LAYERS, Layers, blocks_among, select_layers
 from lit_extract.modules.vision_tower import (
     MASK,
     arguments_of,
@@ -64,8 +64,8 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
             image), a single layer called head; "grid4" or another number (means of the patch tokens over 4 × 4 parts of
             the image: 16 vectors per layer); or "tokens" (all tokens, unpooled), which stay in the store unless
             --finalize true asks for files.
-        layers: "blocks" (all), "norm" (the tokens after the final norm), or a list of these and of block indices;
-            negative indices count from the end.
+        layers: "blocks" (all), "norm" (the tokens after the final norm), one block, by its index or its name
+            ("blocks.3"), or a list of these; negative indices count from the end.
         backend: Image processor: "torchvision" (fast) or "pil" (slow); they resize differently. Default: the choice of
             Transformers. The metadata of the features record its class and settings.
         models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
@@ -88,7 +88,7 @@ class TransformersVisionExtractor(HuggingFaceExtractor):
         revision: str | None = None,
         options: dict[str, Any] | None = None,
         pool: VisionPooling | list[VisionPooling] = "cls",
-        layers: VisionLayers | list[VisionLayers | int] = "blocks",
+        layers: Layers = "blocks",
         backend: Literal["torchvision", "pil"] | None = None,
         models: str | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",

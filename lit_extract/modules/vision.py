@@ -21,7 +21,7 @@ from lit_extract.modules.architecture import check_config, check_preprocessing, 
 from lit_extract.modules.base import Extractor
 from lit_extract.modules.blocks import Blocks, NoBlocks
 from lit_extract.modules.checkpoint import Loaded, check_loaded, loading_noted, read_weights, tensors_behind, unwrap
-from lit_extract.modules.layer_set import LayerSet
+from lit_extract.modules.layer_set import CannotComputeError, LayerSet
 from lit_extract.modules.pooling import (
     GRID,
     HEAD,
@@ -33,7 +33,7 @@ from lit_extract.modules.pooling import (
     vision_pooling,
 )
 from lit_extract.modules.room import loading_shown, where_it_runs
-from lit_extract.modules.selection import VisionLayers
+from lit_extract.modules.selection import Layers
 from lit_extract.modules.stages import Stages
 from lit_extract.modules.weights import on_cpu_in_float32, path_sha256
 from lit_extract.modules.weights_on_disk import ScratchFile, stream_blocks
@@ -63,7 +63,8 @@ class VisionExtractor(Extractor):
             image: 16 vectors per layer); or "tokens" (all tokens, unpooled), which stay in the store unless --finalize
             true asks for files. Stages have no class token: they take "avg", "head", "grid4" and "tokens".
         layers: "blocks" (all blocks, or all stages), "norm" (the tokens after the final norm, for models with blocks),
-            or a list of these and of indices; negative indices count from the end.
+            one block or stage, by its index or its name ("blocks.3"), or a list of these; negative indices count from
+            the end.
         models: YAML file with settings for named models; default: ./models.yml, else the one that ships with the
             package.
         channels_last: Use the channels-last memory format for images and convolutions; the last bits of the features
@@ -92,7 +93,7 @@ class VisionExtractor(Extractor):
         revision: str | None = None,
         options: dict[str, Any] | None = None,
         pool: VisionPooling | list[VisionPooling] = "cls",
-        layers: VisionLayers | list[VisionLayers | int] = "blocks",
+        layers: Layers = "blocks",
         models: str | None = None,
         channels_last: bool = False,
         preprocessing: dict[str, Any] | None = None,
@@ -110,7 +111,11 @@ class VisionExtractor(Extractor):
         own = preprocessing_of(skeleton, self.options)
         self.preprocessing = {**own, **given}
         self._preprocessing_given = [key for key, value in own.items() if self.preprocessing[key] != value]
-        self.layer_set = _layers_of(name, skeleton, pool, layers, own["input_size"])
+        try:
+            self.layer_set = _layers_of(name, skeleton, pool, layers, own["input_size"])
+        except CannotComputeError as error:
+            with_options = f"options: with {self.options}, " if self.options else "name: "
+            raise InputError(f"model.{with_options}{error}") from error
         if "input_size" in self._preprocessing_given:
             self._use_size(skeleton)
         self.layers, self.notes = self.layer_set.layers, self.layer_set.notes
@@ -334,9 +339,7 @@ class VisionExtractor(Extractor):
         )
 
 
-def _layers_of(
-    name: str, skeleton: Any, pool: str | Sequence[str], layers: str | Sequence[str | int], size: list[int]
-) -> LayerSet:
+def _layers_of(name: str, skeleton: Any, pool: str | Sequence[str], layers: Layers, size: list[int]) -> LayerSet:
     """Return the wanted layers: the output, the blocks if they output tokens of one width, else the stages."""
     if HEAD in ([pool] if isinstance(pool, str) else pool):
         return Output(name, skeleton, layers, size)

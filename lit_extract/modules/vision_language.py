@@ -20,7 +20,7 @@ from lit_extract.modules.pooling import VISION_LANGUAGE_POOLINGS, VisionLanguage
 from lit_extract.modules.pretrained import check_parts, create_skeleton, find_language_blocks
 from lit_extract.modules.probe import check_looks
 from lit_extract.modules.prompts import find_prompt
-from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, LanguageLayers, blocks_among, select_layers
+from lit_extract.modules.selection import EMBEDDINGS, LANGUAGE_LAYERS, NORM, Layers, blocks_among, select_layers
 from lit_extract.modules.weights import widest_output
 
 # Numbers that a block of a vision tower holds at once for each input number: a patch of 588 numbers has a width of some
@@ -53,7 +53,8 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         pool: "image" (mean of the image's tokens), "prompt" (mean of the prompt's tokens), "last" (the last token, from
             which the reply would be predicted), or a list of these, one file per pooling.
         layers: "blocks" (raw block outputs), "hidden_states" (the hidden states of Hugging Face: embeddings, then
-            blocks, the last one after the final norm), or a list of block indices; negative indices count from the end.
+            blocks, the last one after the final norm), one block, by its index or its name ("blocks.3"), or a list of
+            these; negative indices count from the end.
         prompt: "caption", "motion", "indoor", "scene", another name from prompts, or any text of several words.
         prompt_name: Name of the prompt in the file names; required if prompt is a text.
         prompts: YAML file with further prompts, in the form of the prompts.yml that ships with the package.
@@ -77,7 +78,7 @@ class VisionLanguageExtractor(HuggingFaceExtractor):
         revision: str | None = None,
         options: dict[str, Any] | None = None,
         pool: VisionLanguagePooling | list[VisionLanguagePooling] = "image",
-        layers: LanguageLayers | list[int] = "blocks",
+        layers: Layers = "blocks",
         prompt: str = "caption",
         prompt_name: str | None = None,
         prompts: str | None = None,

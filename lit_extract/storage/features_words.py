@@ -8,7 +8,7 @@ import numpy as np
 
 from lit_extract.common.errors import counted, name_some, nearest
 from lit_extract.common.untrusted import shorten
-from lit_extract.storage.layout import FLOAT32, shapes_in_words
+from lit_extract.storage.layout import FLOAT32, layers_in_words, shapes_in_words
 
 if TYPE_CHECKING:
     from lit_extract.storage.features import Features
@@ -41,7 +41,7 @@ def facts_of(features: "Features") -> dict[str, str]:
         "model": f"{provenance.get('model', 'unknown')}{weights}",
         "dataset": f"{provenance.get('dataset', 'unknown')}{subset}",
         "size": size_of(features),
-        "layers": ", ".join(layers) if len(layers) <= 3 else f"{layers[0]}, {layers[1]}, …, {layers[-1]}",
+        "layers": layers_in_words(layers),
         "pooling": str(provenance.get("pool")),
         "rows done": "" if features.n_done == n else f"{features.n_done:,} of {n:,}",
         **means_of(features),

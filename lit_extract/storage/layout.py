@@ -136,6 +136,11 @@ def stacked_shape(n_stimuli: int, layer_shapes: Sequence[Shape]) -> Shape:
     return n_stimuli, len(layer_shapes), *shared
 
 
+def layers_in_words(layers: Sequence[str]) -> str:
+    """Return the names of up to four layers; of more, the first, the last, and how many there are."""
+    return ", ".join(layers) if len(layers) <= 4 else f"{layers[0]} … {layers[-1]} ({len(layers)} layers)"
+
+
 def shapes_in_words(layer_shapes: Sequence[Shape]) -> str:
     """Return the shape of a row in the layers as text: 768, or from the first layer to the last, 64…2048."""
     known = ["×".join(map(str, shape)) for shape in dict.fromkeys(layer_shapes)]

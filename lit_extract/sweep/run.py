@@ -3,6 +3,7 @@
 import argparse
 import glob
 import os
+import re
 import shlex
 import subprocess
 import tempfile
@@ -18,24 +19,25 @@ from lit_extract.commands.arguments import CONFIG_OPTIONS
 from lit_extract.commands.options import PREDICT_OPTIONS
 from lit_extract.commands.spelling import check_spelling
 from lit_extract.common import exit_codes
-from lit_extract.common.errors import InputError, counted
+from lit_extract.common.errors import InputError, counted, name_some
 from lit_extract.common.imports import heavy_imports
 from lit_extract.common.progress import clock
+from lit_extract.common.untrusted import check_not_empty
 from lit_extract.jobs.run_state import Outcome, read_state
 from lit_extract.modules.registry import own_name
 from lit_extract.storage.layout import FEATURES_SUFFIX, safe_name
 from lit_extract.sweep.display import Display
 from lit_extract.sweep.processes import PassedOn, outcome_of, signal_name, start_process
-from lit_extract.sweep.runs import RUNNING, ModelRun, last_given, plan_runs, read_configs
+from lit_extract.sweep.runs import RUNNING, WAITING, ModelRun, last_given, plan_runs, read_configs
 
 SECONDS_BETWEEN_LOOKS = 0.25
 
 _DESCRIPTION = """Run predict for every model in models.yml that is of the config's kind (vision, language, …), one
-process each. Finished models are skipped, unfinished ones resumed, and a failed model does not stop the others. Options
-that are not listed below are passed on to predict, for every model: lit-extract sweep --config nsd/vision --config
-trainer/a40 --data.root /data/nsd --model.pool '[cls, avg]'. Exit code: 0 all done; 1 some failed (the summary has the
-reasons); 2 wrong input, nothing was run; 3 all done, but some rows are not finite; 130 or 143 stopped by a signal: run
-the same command again to resume."""
+process each. Finished models are skipped, unfinished ones resumed, and a failed model does not stop the others, unless
+the first two are refused for one reason that is not about the model. Options that are not listed below are passed on to
+predict, for every model: lit-extract sweep --config nsd/vision --config trainer/a40 --data.root /data/nsd --model.pool
+'[cls, avg]'. Exit code: 0 all done; 1 some failed (the summary has the reasons); 2 wrong input, nothing was run; 3 all
+done, but some rows are not finite; 130 or 143 stopped by a signal: run the same command again to resume."""
 
 _DRY_RUN = "Print the commands, one per line, without running them: for GNU parallel or a SLURM array."
 
@@ -59,7 +61,11 @@ def main(args: Sequence[str]) -> int:
 
 
 def run_models(runs: Sequence[ModelRun], output_dir: str, logs: Path, display: Display) -> int:
-    """Run one model after the other, until a signal ends it; return its number, or 0."""
+    """Run one model after the other, until a signal ends it; return its number, or 0.
+
+    If the first two are refused for one reason, the reason is common to all, and the others are not started.
+    """
+    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="lit-extract-sweep-") as folder, PassedOn() as signals:
         for run in runs:
             started = time.monotonic()
@@ -70,9 +76,17 @@ def run_models(runs: Sequence[ModelRun], output_dir: str, logs: Path, display: D
             if outcome is not None:
                 run.state, run.reason, run.seconds = outcome.state, outcome.reason, time.monotonic() - started
                 display.end(run)
-            if signals.received:
+                outcomes.append(outcome)
+            if signals.received or has_common_reason(outcomes):
                 break
         return signals.received
+
+
+def has_common_reason(outcomes: Sequence[Outcome]) -> bool:
+    """Return whether these are two refusals for one reason that is not about the model: no GPU, no dataset, …."""
+    if len(outcomes) != 2 or outcomes[0] != outcomes[1]:
+        return False
+    return outcomes[0].exit_code == exit_codes.WRONG_INPUT and not re.search(r"\bmodel\.\w+: ", outcomes[0].reason)
 
 
 def outcome_if_done(run: ModelRun, output_dir: str) -> Outcome | None:
@@ -121,7 +135,11 @@ def summary(runs: Sequence[ModelRun], again: Sequence[str] = ()) -> list[str]:
     counts = Counter(run.state for run in runs)
     states = ", ".join(f"{counts[state]} {_SHOWN_AS.get(state, state)}" for state in _STATES if counts[state])
     lines = [f"{counted(len(runs), 'model')}: {states}, in {clock(sum(run.seconds for run in runs))}"]
-    lines += [f"  {run.model}: {run.state}: {run.reason}" for run in runs if run.reason]
+    for state, reason in dict.fromkeys((run.state, run.reason) for run in runs if run.reason):
+        models = [run.model for run in runs if (run.state, run.reason) == (state, reason)]
+        lines.append(f"  {name_some(models)}: {state}: {reason}")
+    if counts[WAITING] and not again:
+        lines.append("  the other models were not started, because this reason is not about the model")
     if again:
         lines.append(f"to resume: {shlex.join(again)}")
         if last_given(again, "--overwrite") is not None or "--overwrite" in again:
@@ -143,7 +161,9 @@ def exit_code(runs: Sequence[ModelRun]) -> int:
 
 def output_dir_of(configs: Sequence[str], options: Sequence[str]) -> str:
     """Return where the features of a sweep go."""
-    return str(last_given(options, "--output_dir") or read_configs(configs).get("output_dir") or "features")
+    given = last_given(options, "--output_dir")
+    found = read_configs(configs).get("output_dir") if given is None else given
+    return "features" if found is None else check_not_empty(str(found), "output_dir")
 
 
 def log_parent(log_dir: str | None, output_dir: str) -> Path:

@@ -202,10 +202,46 @@ def test_a_value_of_the_command_line_is_not_blamed_on_a_config(cli, own):
     assert err.startswith("lit-extract: error: config: 'own.yaml', line 5: model.pool: 'clss' must be")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("pool", "cls,avg", "'cls,avg' must be one of cls, avg, avg_all, tokens, head, gridK, or a list of these, such "
+         "as '[cls, avg]'\n"),
+        ("pool", "[cls, clss]", "['cls', 'clss'] must be one of cls, avg, "),
+        ("layers", "12", "12 out of range; the model has 6 blocks, -6 to 5\n"),
+        ("layers", "[blocks.9]", "'blocks.9' must be blocks, norm, one of the blocks blocks.0, "),
+        ("layers", "[1.5]", "'1.5' must be a whole number (int), or text, or a list\n"),
+        ("options", "x", "'x' must be a mapping, such as '{name: value}'\n"),
+        ("preprocessing", "[1]", "[1] must be a mapping, "),
+    ],
+)  # fmt: skip
+def test_all_that_is_allowed_is_listed(cli, own, option, value, message):
+    _, _, err = cli("predict", "--config", own(), f"--model.{option}", value)
+    assert err.startswith(f"lit-extract: error: model.{option}: {message}")
+
+
+def test_a_single_block_may_be_given_by_index_or_name(cli, own, tmp_path):
+    for folder, layers in (("a", "5"), ("b", "[blocks.5]"), ("a", "blocks.5")):
+        settings = ("--model.untrained", "true", "--model.layers", layers, "--output_dir", tmp_path / folder)
+        code, out, err = cli("predict", "--config", own(), *settings)
+        assert (code, "layers blocks.5\n" in out) == (0, True), err
+    assert "\nalready done: " in out, "it has the same provenance"
+
+
 def test_the_nearest_model_of_timm_is_suggested_with_the_line(cli, own):
     _, _, err = cli("predict", "--config", own(name="vit_tiny_patch16_225"))
-    assert err.startswith("lit-extract: error: config: 'own.yaml', line 4: model.name: no model is called")
+    assert err.startswith("lit-extract: error: config: 'own.yaml', line 4: model.name: no model of timm is called")
     assert "vit_tiny_patch16_224.augreg_in21k" in err.partition("did you mean ")[2]
+
+
+def test_a_model_of_timm_is_not_looked_for_on_the_hub(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    name = "vit_base_patch16_224.mae"
+    for model, config in (("LanguageExtractor", "demo/language"), ("TransformersVisionExtractor", "demo/vision")):
+        _, _, err = cli("predict", "--config", config, "--model", model, "--model.name", name)
+        said = f"model.name: '{name}' is a model of timm, for --model VisionExtractor\n"
+        assert err == f"lit-extract: error: {said}"
 
 
 def test_the_nearest_model_of_models_yml_is_suggested(cli, tmp_path, monkeypatch):
@@ -215,8 +251,31 @@ def test_the_nearest_model_of_models_yml_is_suggested(cli, tmp_path, monkeypatch
     assert "did you mean bigscience/bloomz-560m?" in err
 
 
+def test_options_of_the_command_line_are_not_blamed_on_a_config(cli, own):
+    _, _, err = cli("predict", "--config", own(), "--model.options", "{img_size: 97}")
+    assert err.startswith(
+        "lit-extract: error: model.options: with {'img_size': 97}, 'test_vit.r160_in1k' can't compute"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("224", '224 must be text: write it in quotes, as in "224"\n'),
+        ("yes", 'true (also read as that: yes, no, on, off) must be text: write it in quotes, as in "true"\n'),
+        ("[a]", "['a'] must be text\n"),
+    ],
+)
+def test_text_that_looks_like_something_else_needs_quotes(cli, own, tmp_path, value, message):
+    config = own()
+    with (tmp_path / config).open("a") as file:
+        file.write(f"tag: {value}\n")
+    _, _, err = cli("predict", "--config", config)
+    assert err == f"lit-extract: error: config: 'own.yaml', line 12: tag: {message}"
+
+
 def test_names_of_subsets_and_hardware_are_named_with_their_line(cli, own):
     _, _, err = cli("predict", "--config", own(subset="../x"))
     assert err.startswith("lit-extract: error: config: 'own.yaml', line 9: data.subset: ")
     _, _, err = cli("predict", "--config", own(), "--trainer.accelerator", "abacus")
-    assert err.startswith("lit-extract: error: trainer: Lightning refuses accelerator 'abacus'")
+    assert err.startswith("lit-extract: error: trainer.accelerator: 'abacus' must be one of auto, gpu, cpu")

@@ -148,7 +148,7 @@ BILLIONS = "a: &a [x]\n" + "".join(f"{chr(98 + k)}: &{chr(98 + k)} [{f'*{chr(97 
         (b'a: !!int "1:1"', "tag"),
         (b"a: 2020-01-01", "date"),
         (b"a: 2020-13-01", "month"),
-        (b"a: 1\nb: 2\na: 3", "'a' occurs twice"),
+        (b"a: 1\nb: 2\na: 3", "line 3: the key 'a' occurs twice"),
         (b"no: 1", "which is not text"),
         (b"1: 1", "which is not text"),
         (b"? [a]\n: b", "unhashable"),

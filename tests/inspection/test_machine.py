@@ -1,7 +1,6 @@
 """What doctor finds on machines that have it, that lack it, and where it is broken."""
 
 import contextlib
-import os
 import threading
 import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -191,8 +190,12 @@ def test_a_disk_that_can_be_written_and_one_that_can_not(tmp_path, monkeypatch):
     assert (found.state, f"free for {tmp_path / 'not' / 'yet'}" in found.found) == ("ok", True)
     (tmp_path / "file").write_text("")
     assert machine.examine_disk(str(tmp_path / "file")).state == "wrong"
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert machine.examine_disk(str(tmp_path)).state == "wrong"
+    found = machine.examine_disk("/proc/foo/bar")
+    assert (found.state, found.found.startswith("nothing can be written to /proc: ")) == ("wrong", True)
+    assert [*tmp_path.iterdir()] == [tmp_path / "file"], "nothing remains"
+    monkeypatch.setattr(machine, "free_bytes", lambda _: 999_999_999)
+    found = machine.examine_disk(str(tmp_path))
+    assert (found.state, found.found) == ("missing", f"1.0 GB free for {tmp_path}")
 
 
 def test_a_models_file_that_can_not_be_read_is_wrong(tmp_path, monkeypatch):

@@ -133,7 +133,13 @@ def test_timm_has_trained_weights_of_each_baseline_that_is_commented_out():
 
 @pytest.mark.parametrize(
     ("name", "named"),
-    [("vit_bas_patch16_224.mae", "did you mean vit_base_patch16_224.mae"), ("zzz", "timm.list_models")],
+    [
+        ("vit_bas_patch16_224.mae", "did you mean vit_base_patch16_224.mae?"),
+        ("VIT_BASE_PATCH16_224.MAE", "did you mean vit_base_patch16_224.mae?"),
+        ("zzz", "timm.list_models"),
+        ("gpt2", "models of the Hugging Face hub need --model LanguageExtractor or TransformersVisionExtractor"),
+        ("timm/vit_base_patch16_224.mae", "models of the Hugging Face hub need --model LanguageExtractor"),
+    ],
 )
 def test_unknown_model_names_close_ones(name, named):
     message = str(unknown_model(name, ["vit_base_patch16_224.mae", "resnet50"]))

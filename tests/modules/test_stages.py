@@ -205,6 +205,8 @@ def test_two_branches_of_tokens():
 def test_selected_stages_in_the_order_asked_for():
     images = images_for(extractor_of(RESNET))
     every = features(extractor_of(RESNET), images)
+    assert extractor_of(RESNET, layers=["layer3", "layer1"]).layers == ["layer3", "layer1"]
+    assert extractor_of(RESNET, layers="layer4").layers == ["layer4"]
     some = extractor_of(RESNET, layers=[3, 0, -3])
     assert (some.layers, some.layer_shapes) == (["layer3", "act1", "layer2"], [(256,), (64,), (128,)])
     for layer, rows in features(some, images).items():
@@ -226,7 +228,7 @@ def test_nothing_after_the_last_wanted_stage_is_computed():
         ({"pool": ["avg", "avg_all"]}, r"model\.pool: .*'avg_all'; allowed: avg, .*head$"),
         ({"layers": "norm"}, r"model\.layers: 'resnet18' has stages.*pool: head"),
         ({"layers": [5]}, r"model\.layers: 5 out of range; the model has 5 stages, -5 to 4"),
-        ({"layers": ["stages"]}, r"model\.layers: 'stages' must be blocks or norm.*indices of stages"),
+        ({"layers": ["stages"]}, r"model\.layers: 'stages' must be blocks, norm, one of the stages act1, layer1, .*"),
         (
             {"preprocessing": {"input_size": [3, 1, 1]}, "name": "vgg11"},
             r"model\.preprocessing: input_size \[3, 1, 1\]",

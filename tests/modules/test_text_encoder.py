@@ -93,6 +93,15 @@ def test_blocks_are_raw_also_the_last(folder, captions):
     torch.testing.assert_close(actual, torch.stack(expected), **CLOSE)
 
 
+def test_a_raw_block_may_come_after_the_norm(saved, captions):
+    folder = saved("t5")
+    states, blocks, both = (
+        features(extractor_of(folder, layers=layers, pool="last"), captions)["last"]
+        for layers in ("hidden_states", [-1], ["hidden_states", -1])
+    )
+    torch.testing.assert_close(both, torch.cat([states, blocks], dim=1), rtol=0, atol=0)
+
+
 def test_a_caption_is_the_same_alone_and_in_company(folder, captions):
     extractor = extractor_of(folder, layers="hidden_states", pool=["avg", "last"])
     alone, together = (features(extractor, captions, token_budget=budget) for budget in (1, 10_000))

@@ -473,7 +473,12 @@ def test_images_need_not_be_square():
     [
         ("vitamin_xlarge_336", {}, r"441 patches and 0 tokens before them, but its blocks have 256 tokens.*img_size"),
         (TINY, {"in_chans": 1}, "in_chans is 1, but RGB images have 3 channels"),
-        (TINY, {"global_pool": "nope"}, "timm can't build"),
+        (TINY, {"global_pool": "nope"}, r"^model\.options: timm can't build '.*' with {'global_pool': 'nope'}: "),
+        (
+            TINY,
+            {"img_size": 97},
+            rf"^model\.options: with {{'img_size': 97}}, '{TINY}' can't compute an image of \[3, 97",
+        ),
     ],
 )
 def test_models_that_fail_are_refused_for_the_real_reason(name, options, message):

@@ -161,7 +161,7 @@ def test_all_models_of_a_file_with_the_reason_for_those_that_can_not_be(plan, pl
     settings = (*DEMO, "--models", models, "--untrained", "--model.pool", "avg")
     content = planned(*settings, code=3)
     assert [bool(model["problem"]) for model in content["models"]] == [False, True, False, False]
-    assert "no model is called 'no_such_model'" in content["models"][1]["problem"]
+    assert "no model of timm is called 'no_such_model'" in content["models"][1]["problem"]
     assert content["models"][2]["layer_shapes"] == [[64], [64], [128], [256], [512]]
     assert content["total"]["features"] == sum(model["features"] for model in content["models"])
     code, out, _ = plan(*settings)
@@ -327,7 +327,7 @@ def test_when_a_model_is_streamed(plan, llama_70b, on_a_large_disk, arguments, f
     ("arguments", "named"),
     [
         (("--config", CONFIGS / "nsd" / "language.yaml"), ["data.captions", "data.prompt_name", "--rows"]),
-        ((*DEMO, "--model.name", "vit_tiny_patch16_225"), ["no model is called 'vit_tiny_patch16_225'"]),
+        ((*DEMO, "--model.name", "vit_tiny_patch16_225"), ["no model of timm is called 'vit_tiny_patch16_225'"]),
         ((*DEMO, "--models", "no.yml"), ["models file no.yml"]),
         ((*DEMO, "--match", "zzz"), ["match", "zzz", "vit_tiny_patch16_224.augreg_in21k"]),
         ((*DEMO, "--models", "--model.revision", "main"), ["model.revision", "--models"]),

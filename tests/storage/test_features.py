@@ -398,7 +398,7 @@ def test_a_notebook_shows_the_same_facts_and_no_markup_of_the_file(make_store):
     lines = [line.split(maxsplit=1) for line in repr(features).splitlines()[1:6]]
     assert lines[0] == ["model", "m, random weights"]
     assert lines[2] == ["size", "10 stimuli × 5 layers × 4 dimensions"]
-    assert lines[3] == ["layers", "blocks.0, blocks.1, …, blocks.4"]
+    assert lines[3] == ["layers", "blocks.0 … blocks.4 (5 layers)"]
     assert "4 of 10" in repr(features)
     html = features._repr_html_()
     assert "a&lt;b.zarr" in html

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lit_extract.storage.layout import PLAIN_STORE_FORMAT
+from lit_extract.storage.layout import PLAIN_STORE_FORMAT, layers_in_words
 from lit_extract.storage.store_metadata import read_layout
 
 
@@ -81,3 +81,9 @@ def test_reading_a_layout_is_light():
     script = "import sys, lit_extract.storage.store_metadata; print({'torch', 'zarr', 'numpy'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert run.stdout == "set()\n"
+
+
+def test_no_layer_of_a_few_is_hidden():
+    assert layers_in_words(["blocks.0", "blocks.5", "norm"]) == "blocks.0, blocks.5, norm"
+    assert layers_in_words(["a", "b", "c", "d"]) == "a, b, c, d"
+    assert layers_in_words(["a", "b", "c", "d", "e"]) == "a … e (5 layers)"

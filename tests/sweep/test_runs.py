@@ -5,6 +5,9 @@ import sys
 import pytest
 
 from lit_extract.common.errors import InputError
+from lit_extract.jobs.run_state import Outcome
+from lit_extract.sweep import run as sweep
+from lit_extract.sweep.display import Display
 from lit_extract.sweep.runs import last_given, plan_runs
 
 MODELS = """
@@ -125,3 +128,39 @@ def test_configs_that_no_sweep_can_have_are_refused(write, tmp_path, config, nam
 def test_last_given():
     options = ["--a", "1", "--b=2", "--a=3", "--c"]
     assert [last_given(options, name) for name in ("--a", "--b", "--c", "--d")] == ["3", "2", None, None]
+
+
+NO_GPU = Outcome("failed", "config: 'a40.yaml', line 3: trainer.accelerator: 'gpu', but there is none", 2)
+OF_MODEL = Outcome("failed", "model.layers: 13 out of range; the model has 12 blocks", 2)
+DONE = Outcome("done", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "n_run", "lines"),
+    [
+        ([NO_GPU] * 3, 2, [f"  vit_a, vit_b: failed: {NO_GPU.reason}",
+                           "  the other models were not started, because this reason is not about the model"]),
+        ([NO_GPU, DONE, NO_GPU], 3, [f"  vit_a, deit_c: failed: {NO_GPU.reason}"]),
+        ([DONE, NO_GPU, NO_GPU], 3, [f"  vit_b, deit_c: failed: {NO_GPU.reason}"]),
+        ([OF_MODEL] * 3, 3, [f"  vit_a, vit_b, deit_c: failed: {OF_MODEL.reason}"]),
+        ([Outcome("failed", "OSError: x", 1)] * 3, 3, ["  vit_a, vit_b, deit_c: failed: OSError: x"]),
+    ],
+)  # fmt: skip
+def test_a_reason_common_to_all_models_stops_the_sweep(vision, tmp_path, monkeypatch, capsys, outcomes, n_run, lines):
+    left = iter(outcomes)
+    monkeypatch.setattr(sweep, "_run_model", lambda *_: next(left))
+    runs = plan_runs([vision], [])
+    with Display(runs) as display:
+        assert sweep.run_models(runs, str(tmp_path), tmp_path, display) == 0
+    assert [run.state == "waiting" for run in runs] == [k >= n_run for k in range(3)]
+    assert sweep.summary(runs)[1:] == lines
+    assert sweep.exit_code(runs) == 1
+
+
+def test_the_output_folder_of_a_sweep(write):
+    config = write("out.yaml", "output_dir: mine\n")
+    assert sweep.output_dir_of([], []) == "features"
+    assert sweep.output_dir_of([config], []) == "mine"
+    assert sweep.output_dir_of([config], ["--output_dir=other"]) == "other"
+    with pytest.raises(InputError, match=r"^output_dir: '' is empty"):
+        sweep.output_dir_of([config], ["--output_dir", ""])

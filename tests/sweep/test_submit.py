@@ -97,7 +97,7 @@ def test_a_model_that_can_not_be_planned_is_not_queued(submit, tmp_path):
     code, out, _ = submit("--dry_run")
     assert code == 3
     assert out.count("#SBATCH --job-name") == 1
-    assert "vit_nobody_has: not queued: model.name: no model is called 'vit_nobody_has'" in out
+    assert "vit_nobody_has: not queued: model.name: no model of timm is called 'vit_nobody_has'" in out
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_extract import VisionExtractor, load_features
+from lit_extract import DemoDataModule, VisionExtractor, load_features
 from lit_extract.common.errors import InputError
 from lit_extract.storage.store import Store
 
@@ -138,3 +138,24 @@ def test_exit_codes_tell_of_bad_rows(cli, image_folder, tmp_path):
     code, out, _ = cli(*command, "--data.on_bad_image", "skip")
     assert code == 3
     assert "already done: " in out
+
+
+@pytest.mark.parametrize("folder", ["/proc/no/such", "file"])
+def test_a_folder_that_can_not_be_made_is_named_with_its_setting(run_job, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(InputError, match=rf"^output_dir: nothing can be written to '{folder}/folder/all-untrained': "):
+        run_job(output_dir=folder)
+
+
+@pytest.mark.parametrize("folder", ["", " "])
+def test_an_empty_folder_is_not_the_working_directory(run_job, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    before = [*tmp_path.iterdir()]
+    with pytest.raises(InputError, match=rf"^output_dir: '{folder}' is empty"):
+        run_job(output_dir=folder)
+    assert [*tmp_path.iterdir()] == before
+    with pytest.raises(InputError, match=r"^data\.root: no folder given"):
+        DemoDataModule(root="").read_table()
+    with pytest.raises(InputError, match=r"^data\.cache: '' is empty"):
+        run_job(data_cache="")

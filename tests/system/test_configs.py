@@ -96,7 +96,7 @@ def test_demo_runs(cli, tmp_path):
     )
     file = tmp_path / "demo" / "all-untrained" / "test_vit.r160_in1k_pool-cls-untrained.pt"
     assert (code, err) == (0, "")
-    assert f"{file}\n  24 stimuli × 6 layers × 64 dimensions, float32\n  layers blocks.0 … blocks.5\n" in out
+    assert f"{file}\n  24 stimuli × 6 layers × 64 dimensions, float32\n  layers blocks.0 … blocks.5 (6 layers)\n" in out
     features = load_features(file)
     assert features.stimulus_ids == list(range(24))
     assert features.feats.isfinite().all()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_extract.common.errors import InputError, one_line
-from lit_extract.common.untrusted import expanded_path
+from lit_extract.common.untrusted import check_not_empty, expanded_path
 from lit_extract.storage.places.base import LARGE as LARGE
 from lit_extract.storage.places.base import LOCK_SUFFIX as LOCK_SUFFIX
 from lit_extract.storage.places.base import PART_SUFFIX as PART_SUFFIX
@@ -28,7 +28,7 @@ def to_path(text: str | AnyPath, setting: str = "path") -> AnyPath:
     """Return a local path, or a remote one when ``text`` has a protocol; the network is not accessed yet."""
     if not isinstance(text, str):
         return text
-    protocol, found, rest = text.partition("://")
+    protocol, found, rest = check_not_empty(text, setting).partition("://")
     if not found or protocol == "file":
         return Path(rest) if found else expanded_path(text, setting)
     if not rest.strip("/"):
@@ -67,4 +67,4 @@ def local_path(text: str, setting: str) -> Path:
     """Return a path that must be local."""
     if "://" in text and not text.startswith("file://"):
         raise InputError(f"{setting}: {text!r} is remote; it must be a local path")
-    return Path(text.removeprefix("file://"))
+    return Path(check_not_empty(text.removeprefix("file://"), setting))
