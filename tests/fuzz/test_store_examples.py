@@ -299,9 +299,9 @@ def test_a_store_stays_when_its_file_has_other_ids(tmp_path, make_store, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("lit_extract.storage.finalize.save_skeleton", other_ids)
         patch.setattr("lit_extract.storage.finalize.read_back", lambda *_: None)
-        with pytest.raises(InputError, match="has other stimulus_ids"):
+        with pytest.raises(InputError, match="differs in stimulus_ids"):
             finalize(store.path)
-    with pytest.raises(InputError, match="has other stimulus_ids"):
+    with pytest.raises(InputError, match="differs in stimulus_ids"):
         finalize(store.path)
     assert Store(store.path).missing_rows() == []
 
