@@ -15,6 +15,7 @@ from lit_extract.report.comparison import Pair, compare
 from lit_extract.report.model import ModelReport, examine_rows, report_model
 from lit_extract.report.sources import FEWEST_STIMULI, Source, find_sources, sample, shared_stimuli
 from lit_extract.report.stimuli import Stimuli
+from lit_extract.storage.folder import mixed_images
 from lit_extract.storage.places import is_folder, is_there, local_path
 
 QUERIES = 4  # stimuli whose neighbours are shown
@@ -83,6 +84,8 @@ def measure(
     pairs = compare(compared, permutations, seed)
     notes += _notes(models, compared, len(shared), len(sampled)) + ([stimuli.note] if stimuli.note else [])
     warnings = [f"left out: {reason}" for reason in left_out]
+    if mixed := mixed_images(dict.fromkeys(source.features.path for source in sources)):
+        warnings.insert(0, mixed)
     numbers = {
         "format": 2,
         "lit_extract": __version__,

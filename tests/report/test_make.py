@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers import oracles
+from PIL import Image
 
 from lit_extract.common.errors import InputError
 from lit_extract.report.make import report
@@ -47,6 +48,15 @@ def test_numbers_of_a_real_run_are_those_of_the_oracles(run_job, image_folder, n
         for entry in last:
             row = int(entry["stimulus"].removesuffix(".png"))
             assert entry["nearest"] == [f"{near}.png" for near in oracles.nearest(values[:, 5], 5)[row]]
+
+
+def test_features_of_other_images_are_a_warning(run_job, image_folder, numbers, tmp_path):
+    (file,) = run_job(pool="cls").files
+    Image.effect_noise((50, 50), 90).convert("RGB").save(image_folder / "2.png")
+    (other,) = run_job(pool="avg", output_dir=tmp_path / "later").files
+    other.rename(file.with_name(other.name))
+    (warning,) = numbers(file.parent, root=str(image_folder))["warnings"]
+    assert warning == f"{file.name} was made from other images than the files before it: 1 of 7 differ: 2.png"
 
 
 def test_rows_are_matched_by_id_not_by_place(save, random_features, numbers):
