@@ -79,7 +79,7 @@ def test_a_file_that_is_there_is_kept(build):
     ("content", "message"),
     [
         ("a,b\n1,2\n", "has no column cocoId, cocoSplit, nsdId"),
-        (STIM_INFO.replace("0.1,0,", "0.1,1,"), "a nsdId that occurs twice in row 0 (1), row 1 (1)"),
+        (STIM_INFO.replace("0.1,0,", "0.1,1,"), "a nsdId that occurs twice in line 2 (1), line 3 (1)"),
         (STIM_INFO.replace("0.1,0,", "0.1,3,"), "must count from 0, each number once"),
     ],
 )

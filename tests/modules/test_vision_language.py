@@ -236,7 +236,7 @@ def test_a_prompt_that_is_a_text_needs_a_name(folders):
         ({"pool": "cls"}, r"model\.pool: 'cls' must be one or more of image, prompt, last"),
         ({"pool": ["image", "image"]}, r"model\.pool: .* none twice"),
         ({"layers": [3]}, r"model\.layers: 3 out of range; the model has 3 blocks"),
-        ({"layers": "norm"}, r"model\.layers: 'norm' must be blocks or hidden_states"),
+        ({"layers": "norm"}, r"model\.layers: 'norm' must be blocks, hidden_states, one of the blocks"),
         ({"options": {"max_pixel": 3}}, r"model\.options: max_pixel: neither"),
     ],
 )
