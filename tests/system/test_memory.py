@@ -46,7 +46,7 @@ def test_predict_needs_no_more_memory_for_ten_times_the_stimuli(tmp_path_factory
             os.link(few_images / f"{number % 16:05d}.jpg", images / f"{number:05d}.jpg")
         with runs.predict(images, output, *options) as run:
             peaks[n_stimuli] = peak_anonymous_memory(run)
-        assert f"{n_stimuli} stimuli × 6 layers" in run.output
+        assert f"{n_stimuli:,} stimuli × 6 layers" in run.output
         shutil.rmtree(images)
         shutil.rmtree(output)
     print({n_stimuli: f"{peak / MB:.0f} MB" for n_stimuli, peak in peaks.items()})
