@@ -31,6 +31,13 @@ from lit_extract.storage.layout import FLOAT32, NUMBER_BYTES, ROW_OF
 logger = logging.getLogger(__name__)
 
 
+def _with_home(checkpoint: str | None) -> str | None:
+    """Return a checkpoint, a path or a repository on the hub, with ``~`` replaced by the home."""
+    if checkpoint is None or not checkpoint.startswith("~"):
+        return checkpoint
+    return str(expanded_path(checkpoint, "model.checkpoint"))
+
+
 class Predictor(LightningModule):
     """A model that ``lit-extract predict`` runs; the data module uses its preprocessing."""
 
@@ -88,13 +95,12 @@ class Extractor(Predictor):
         self.dtype_written = dtype
         entry = find_model(self.kind, name, models)
         self.model_name, self.untrained, self.seed = own_name(name), untrained, seed
-        if checkpoint and checkpoint.startswith("~"):
-            checkpoint = str(expanded_path(checkpoint, "model.checkpoint"))
-        self.checkpoint, self.revision = checkpoint, revision
+        self.checkpoint, self.revision = _with_home(checkpoint), revision
         if entry and not checkpoint:
             # A revision belongs to a repository: if one is given, local weights of the entry are not used.
-            is_local = not self.checkpoint_on_hub or (entry.checkpoint and Path(entry.checkpoint).exists())
-            self.checkpoint = None if revision and is_local else entry.checkpoint
+            theirs = _with_home(entry.checkpoint)
+            is_local = not self.checkpoint_on_hub or (theirs and Path(theirs).exists())
+            self.checkpoint = None if revision and is_local else theirs
             self.revision = revision or entry.revision
         self.options: dict[str, Any] = {**(entry.options if entry else {}), **(options or {})}
         self._largest_batch: int | None = None  # most rows that fitted in the device's memory in one forward pass

@@ -21,6 +21,8 @@ from lit_extract.storage.provenance import CAPTIONS
 from lit_extract.storage.repair import Rows, inputs_of, status_of
 from lit_extract.storage.store import Store
 
+_SUFFIXES = (FEATURES_SUFFIX, STORE_SUFFIX)
+
 
 class Output(NamedTuple):
     """A features file or a store."""
@@ -44,9 +46,6 @@ def _opened(paths: Iterable[AnyPath]) -> Iterator[Output]:
             else:
                 features = load_features(path)
                 yield Output(path, features.stimulus_ids, _images_of(features))
-
-
-_SUFFIXES = (FEATURES_SUFFIX, STORE_SUFFIX)
 
 
 def _images_of(output: Features | Store) -> NDArray[np.int64] | None:

@@ -281,6 +281,17 @@ def test_checkpoint_is_what_runs(tmp_path, suffix):
     torch.testing.assert_close(features(extractor, images)["cls"], expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_checkpoint_may_be_below_the_home(tmp_path, monkeypatch, listed):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(timm.create_model(TINY).state_dict(), tmp_path / "own.pth")
+    models = tmp_path / "models.yml"
+    models.write_text(f"vision: [{{name: {TINY}, checkpoint: ~/own.pth}}]" if listed else "vision: []")
+    extractor = VisionExtractor(TINY, checkpoint=None if listed else "~/own.pth", models="~/models.yml")
+    extractor.configure_model()
+    assert extractor.checkpoint == str(tmp_path / "own.pth")
+
+
 def test_checkpoint_that_lacks_a_weight_is_refused(tmp_path):
     state = reference_model(TINY).state_dict()
     del state["blocks.3.attn.qkv.weight"]

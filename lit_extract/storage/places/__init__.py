@@ -67,4 +67,4 @@ def local_path(text: str, setting: str) -> Path:
     """Return a path that must be local."""
     if "://" in text and not text.startswith("file://"):
         raise InputError(f"{setting}: {text!r} is remote; it must be a local path")
-    return Path(check_not_empty(text.removeprefix("file://"), setting))
+    return expanded_path(text.removeprefix("file://"), setting)
